@@ -1,0 +1,216 @@
+"""How steep an activation function is where a batch put it: mean |phi'(z)|, off, saturated.
+
+Where the derivative follows from the output a = phi(z), it is taken from there: the output is at
+hand also after an in-place call, which overwrites z.
+
+    sigmoid a (1 - a)      tanh 1 - a^2           relu a > 0            softplus 1 - exp(-beta a)
+    softsign (1 - |a|)^2   elu a + alpha, a < 0   log-sigmoid 1 - exp(a)
+
+Everything here stays on the device and never waits for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.kinds import BOUNDS, canonical
+
+_SELU_SCALE = 1.0507009873554804934193349852946
+_SELU_ALPHA = 1.6732632423543772848170429916717
+
+
+class ActivationReadings(NamedTuple):
+    """Readings of one call of an activation function, 0-d float32 tensors on its device."""
+
+    derivative_mean: Tensor
+    zero_fraction: Tensor
+    saturated_fraction: Tensor
+
+
+class _Rule(NamedTuple):
+    """phi' of an activation, elementwise, from its output or from its input."""
+
+    source: str  # "output" or "input"
+    derivative: Callable[[Tensor, Any], Tensor]
+
+
+def activation_readings(
+    activation: nn.Module | str, input: Tensor | None, output: Tensor
+) -> ActivationReadings:
+    """Return how steep and how far off `activation` was in one call.
+
+    Parameters
+    ----------
+    activation : nn.Module or str
+        The module, which holds its settings (slope, alpha, ...), or a kind such as `tanh` or
+        `TanhBackward0`, which stands for torch's defaults.
+    input : Tensor, any shape, or None
+        z as it was before the call; None where it is lost, as after an in-place call.
+    output : Tensor, the same shape
+        phi(z).
+
+    Returns
+    -------
+    ActivationReadings
+        `derivative_mean` = mean |phi'(z)|; `zero_fraction`, the share of the outputs that are
+        exactly 0; `saturated_fraction`, the share of |phi'| below a tenth of the largest value
+        that phi' can take. The first and the last are NaN for a function that is not known here,
+        or whose derivative needs an input that is lost.
+    """
+    with torch.no_grad():
+        zero = (output == 0).sum(dtype=torch.float32) / output.numel()
+        slope = derivative(activation, input, output)
+        if slope is None:
+            unknown = torch.full_like(zero, math.nan)
+            return ActivationReadings(unknown, zero, unknown)
+        flat = slope.abs() < 0.1 * steepest(activation)
+        return ActivationReadings(
+            slope.abs().mean(dtype=torch.float32),
+            zero,
+            flat.sum(dtype=torch.float32) / flat.numel(),
+        )
+
+
+def derivative(activation: nn.Module | str, input: Tensor | None, output: Tensor) -> Tensor | None:
+    """Return phi'(z) element by element, as `torch.autograd` has it; None where it is unknown.
+
+    Parameters and shapes as for `activation_readings`; half precision is computed in float32.
+    """
+    rule = _rule(activation)
+    if rule is None or output.is_complex():
+        return None
+    source = output if rule.source == "output" else input
+    if source is None:
+        return None
+    if source.dtype in (torch.float16, torch.bfloat16):
+        source = source.float()
+    settings = activation if isinstance(activation, nn.Module) else None
+    return rule.derivative(source.detach(), settings)
+
+
+def steepest(activation: nn.Module | str) -> float:
+    """Return the largest |phi'| that `activation` can have, its settings considered."""
+    kind = _kind(activation)
+    settings = activation if isinstance(activation, nn.Module) else None
+    if kind == "leakyrelu":
+        return max(1.0, abs(_get(settings, "negative_slope", 0.01)))
+    if kind == "elu":
+        return max(1.0, abs(_get(settings, "alpha", 1.0)))
+    return BOUNDS[kind]
+
+
+def _kind(activation: nn.Module | str) -> str:
+    return canonical(activation if isinstance(activation, str) else type(activation).__name__)
+
+
+def _get(settings: nn.Module | None, name: str, default: float) -> float:
+    """Return a module's setting, or torch's default for a call without a module."""
+    return float(getattr(settings, name, default))
+
+
+def _rule(activation: nn.Module | str) -> _Rule | None:
+    """Return how to get phi' of `activation`, if it is known."""
+    kind = _kind(activation)
+    settings = activation if isinstance(activation, nn.Module) else None
+    if kind == "leakyrelu" and _get(settings, "negative_slope", 0.01) < 0:
+        return _Rule("input", _leaky_relu)  # the output's sign no longer tells the input's
+    if kind == "elu" and _get(settings, "alpha", 1.0) <= 0:
+        return None
+    if kind == "threshold" and _get(settings, "value", 0) > _get(settings, "threshold", 0):
+        return _Rule("input", _threshold)
+    return _RULES.get(kind)
+
+
+def _leaky_relu(x: Tensor, settings: nn.Module | None) -> Tensor:
+    return torch.where(x > 0, 1.0, _get(settings, "negative_slope", 0.01)).to(x.dtype)
+
+
+def _prelu(z: Tensor, settings: nn.Module | None) -> Tensor:
+    slope = torch.full((), 0.25) if settings is None else settings.weight.detach()
+    if slope.numel() > 1:  # one slope a channel, which is dimension 1
+        slope = slope.view(1, -1, *[1] * (z.dim() - 2)) if z.dim() > 1 else slope
+    return torch.where(z > 0, torch.ones_like(z), slope.to(z))
+
+
+def _elu(a: Tensor, settings: nn.Module | None) -> Tensor:
+    return torch.where(a > 0, torch.ones_like(a), a + _get(settings, "alpha", 1.0))
+
+
+def _celu(a: Tensor, settings: nn.Module | None) -> Tensor:
+    return torch.where(a > 0, torch.ones_like(a), a / _get(settings, "alpha", 1.0) + 1)
+
+
+def _selu(a: Tensor, _: nn.Module | None) -> Tensor:
+    return torch.where(a > 0, torch.full_like(a, _SELU_SCALE), a + _SELU_SCALE * _SELU_ALPHA)
+
+
+def _softplus(a: Tensor, settings: nn.Module | None) -> Tensor:
+    return -torch.expm1(-_get(settings, "beta", 1.0) * a)
+
+
+def _gelu(z: Tensor, settings: nn.Module | None) -> Tensor:
+    if getattr(settings, "approximate", "none") == "tanh":
+        scale = math.sqrt(2 / math.pi)
+        t = torch.tanh(scale * (z + 0.044715 * z**3))
+        return 0.5 * (1 + t) + 0.5 * z * (1 - t**2) * scale * (1 + 3 * 0.044715 * z**2)
+    cdf = 0.5 * (1 + torch.erf(z / math.sqrt(2)))
+    return cdf + z * torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+
+
+def _silu(z: Tensor, _: nn.Module | None) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _mish(z: Tensor, _: nn.Module | None) -> Tensor:
+    t = torch.tanh(nn.functional.softplus(z))
+    return t + z * (1 - t**2) * torch.sigmoid(z)
+
+
+def _hardswish(z: Tensor, _: nn.Module | None) -> Tensor:
+    middle = z / 3 + 0.5
+    return torch.where(z.abs() < 3, middle, (z > 0).to(z.dtype))
+
+
+def _hardtanh(a: Tensor, settings: nn.Module | None) -> Tensor:
+    low, high = _get(settings, "min_val", -1.0), _get(settings, "max_val", 1.0)
+    return ((a > low) & (a < high)).to(a.dtype)
+
+
+def _threshold(x: Tensor, settings: nn.Module | None) -> Tensor:
+    return (x > _get(settings, "threshold", 0)).to(x.dtype)
+
+
+def _shrink(a: Tensor, _: nn.Module | None) -> Tensor:
+    return (a != 0).to(a.dtype)
+
+
+_RULES: dict[str, _Rule] = {
+    "celu": _Rule("output", _celu),
+    "elu": _Rule("output", _elu),
+    "gelu": _Rule("input", _gelu),
+    "hardshrink": _Rule("output", _shrink),
+    "hardsigmoid": _Rule("output", lambda a, _: ((a > 0) & (a < 1)).to(a.dtype) / 6),
+    "hardswish": _Rule("input", _hardswish),
+    "hardtanh": _Rule("output", _hardtanh),
+    "leakyrelu": _Rule("output", _leaky_relu),
+    "logsigmoid": _Rule("output", lambda a, _: -torch.expm1(a)),
+    "mish": _Rule("input", _mish),
+    "prelu": _Rule("input", _prelu),
+    "relu": _Rule("output", lambda a, _: (a > 0).to(a.dtype)),
+    "relu6": _Rule("output", lambda a, _: ((a > 0) & (a < 6)).to(a.dtype)),
+    "selu": _Rule("output", _selu),
+    "sigmoid": _Rule("output", lambda a, _: a * (1 - a)),
+    "silu": _Rule("input", _silu),
+    "softplus": _Rule("output", _softplus),
+    "softshrink": _Rule("output", _shrink),
+    "softsign": _Rule("output", lambda a, _: (1 - a.abs()) ** 2),
+    "tanh": _Rule("output", lambda a, _: 1 - a**2),
+    "tanhshrink": _Rule("input", lambda z, _: torch.tanh(z) ** 2),
+    "threshold": _Rule("output", _threshold),
+}
