@@ -131,7 +131,7 @@ def _leaky_relu(x: Tensor, settings: nn.Module | None) -> Tensor:
 
 
 def _prelu(z: Tensor, settings: nn.Module | None) -> Tensor:
-    slope = torch.full((), 0.25) if settings is None else settings.weight.detach()
+    slope = torch.full((), 0.25) if settings is None else settings.get_parameter("weight").detach()
     if slope.numel() > 1:  # one slope a channel, which is dimension 1
         slope = slope.view(1, -1, *[1] * (z.dim() - 2)) if z.dim() > 1 else slope
     return torch.where(z > 0, torch.ones_like(z), slope.to(z))

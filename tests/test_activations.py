@@ -135,5 +135,6 @@ def test_nothing_waits_for_the_device(module: nn.Module) -> None:
         assert reading.shape == () and reading.device.type == "meta"
 
 
-def test_nan_and_infinity_pass_through() -> None:
-    assert activation_readings("tanh", None, torch.tensor([float("nan"), 0])).derivative_mean.isnan()
+def test_nan_passes_through() -> None:
+    output = torch.tensor([float("nan"), 0.5])
+    assert activation_readings("tanh", None, output).derivative_mean.isnan()
