@@ -1,0 +1,88 @@
+"""Frames of a run with exactly the contract's columns and dtypes, from arrays and `run.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradscope import schema
+from gradscope.errors import GradscopeError
+
+
+def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
+    """Return the layers or shortcuts that `run.json` lists, with the columns of `table`."""
+    try:
+        columns = {
+            column.name: pd.Series(
+                [
+                    clean(row[column.name]) if column.dtype == "str" else row[column.name]
+                    for row in rows
+                ],
+                dtype=column.dtype,
+            )
+            for column in table
+        }
+        frame = pd.DataFrame(columns)
+        if frame.iloc[:, 0].tolist() != list(range(len(frame))):
+            raise ValueError(f"`{table[0].name}` does not count from 0")
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise GradscopeError(
+            f"{file}: broken, its list of {table[0].name}s cannot be read"
+            f" ({type(error).__name__}: {error})"
+        ) from error
+    return frame
+
+
+def clean(text: str) -> str:
+    """Return `text` with what UTF-8 cannot hold (lone surrogates) replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def no_steps() -> pd.DataFrame:
+    """Return the steps of a run that has none."""
+    return pd.DataFrame({c.name: pd.Series([], dtype=c.dtype) for c in schema.STEPS})
+
+
+def readings(
+    key: str, steps: np.ndarray, width: int, metrics: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    """Return steps x width arrays as a frame of one row a step and layer (or shortcut)."""
+    return pd.DataFrame(
+        {
+            "step": np.repeat(steps, width),
+            key: np.tile(np.arange(width, dtype=np.int32), steps.size),
+            **{name: values.ravel() for name, values in metrics.items()},
+        }
+    )
+
+
+def joined(layers: pd.DataFrame, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return the columns of `schema.FRAME` for `steps`."""
+    metrics = {
+        **metrics,
+        "update_ratio": ratio(metrics["update_norm"], metrics["weight_norm"]),
+        "relative_signal": relative(metrics["signal_norm"]),
+    }
+    frame = readings("layer", steps, len(layers), metrics)
+    for place, column in enumerate(schema.names(schema.LAYERS)[1:], start=2):
+        repeated = layers[column].take(frame["layer"].to_numpy())
+        frame.insert(place, column, repeated.reset_index(drop=True))
+    return frame
+
+
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Divide in float64; 0/0 is NaN and x/0 is inf, without a warning."""
+    with np.errstate(all="ignore"):
+        quotient: np.ndarray = np.divide(above, below, dtype=np.float64)
+    return quotient
+
+
+def relative(signal: np.ndarray) -> np.ndarray:
+    """Divide each row by its last value that is not NaN."""
+    if not signal.shape[1]:
+        return signal.astype(np.float64)
+    last = signal.shape[1] - 1 - np.argmax(~np.isnan(signal[:, ::-1]), axis=1)
+    return ratio(signal, np.take_along_axis(signal, last[:, None], axis=1))

@@ -1,0 +1,265 @@
+"""Part files: how the rows of a run's tables lie on disk.
+
+A part is a Parquet file ``part-FIRST-LAST-LEVEL-CRC.parquet``: the first and the last step it
+holds, how often its rows were merged, and the CRC-32 of its footer. Pages carry their own
+checksums, so that a damaged part is noticed before a number is taken from it. Parts sort by name
+in order of steps. They are written as a hidden temporary file, synced and renamed; one that is
+listed is whole. A merged part is renamed in before the parts it replaces are deleted; until then
+these lie within its range of steps and are not listed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+PARTS_PER_MERGE = 8
+"""Adjacent parts of one level that are merged into one of the next level."""
+
+LARGEST_MERGE = 256 * 2**20
+"""Bytes; parts that are larger together stay as they are."""
+
+ROWS_PER_GROUP = 2**18
+"""Rows of a merged part's row groups, so the rows held in memory while merging."""
+
+_NAME = re.compile(r"part-(\d{12})-(\d{12})-(\d)-([0-9a-f]{8})\.parquet")
+_TEMPORARY = ".part.tmp"
+_FOOTER_TAIL = 8  # length of the footer (4 bytes) and the magic bytes "PAR1"
+
+
+class Part(NamedTuple):
+    """One part file: rows of the steps `first` to `last`."""
+
+    path: Path
+    first: int
+    last: int
+    level: int
+    footer_crc: int
+
+
+class DamagedPart(Exception):
+    """A part file whose content is not what was written; internal, never shown to the user."""
+
+
+def list_parts(folder: Path) -> list[Part]:
+    """Return the parts that together hold each row once, in order of steps."""
+    found = []
+    with suppress(FileNotFoundError):
+        for name in os.listdir(folder):
+            if match := _NAME.fullmatch(name):
+                first, last, level, crc = match.groups()
+                found.append(Part(folder / name, int(first), int(last), int(level), int(crc, 16)))
+    found.sort(key=lambda part: (part.first, -part.last, -part.level))
+    parts: list[Part] = []
+    for part in found:
+        if not parts or part.last > parts[-1].last:
+            parts.append(part)
+    return parts
+
+
+def foreign_files(folder: Path) -> list[Path]:
+    """Return the visible files in `folder` that are no parts."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        names = sorted(os.listdir(folder))
+        return [folder / n for n in names if not n.startswith(".") and not _NAME.fullmatch(n)]
+    return []
+
+
+def arrow_table(columns: dict[str, np.ndarray]) -> pa.Table:
+    """Return `columns` as an Arrow table without nulls; the arrays are not copied."""
+    arrays = [pa.array(values) for values in columns.values()]
+    fields = [
+        pa.field(name, array.type, nullable=False)
+        for name, array in zip(columns, arrays, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def write_part(
+    folder: Path, tables: Iterable[pa.Table], layout: pa.Schema, steps: tuple[int, int], level: int
+) -> None:
+    """Write `tables`, one row group each, as one part of the steps `steps[0]` to `steps[1]`.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; no temporary file is left behind.
+    """
+    floats = [field.name for field in layout if pa.types.is_floating(field.type)]
+    temporary = folder / _TEMPORARY
+    try:
+        with open(temporary, "w+b") as file:
+            with pq.ParquetWriter(
+                file,
+                layout,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=False,
+                use_byte_stream_split=floats,
+                write_statistics=["step"],
+                write_page_checksum=True,
+                store_schema=False,
+            ) as writer:
+                for table in tables:
+                    writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+            file.flush()
+            os.fsync(file.fileno())
+            crc = _footer_crc(file)
+        name = f"part-{steps[0]:012d}-{steps[1]:012d}-{level}-{crc:08x}.parquet"
+        os.replace(temporary, folder / name)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(folder)
+
+
+def merge_parts(folder: Path) -> None:
+    """Merge parts while their number at the end of `folder` asks for it.
+
+    Eight parts of a level become one of the next, so that n parts become about 7 log8(n), and a
+    row is rewritten log8(n) times.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    DamagedPart
+        If a part to be merged cannot be trusted.
+    """
+    while True:
+        parts = list_parts(folder)[-PARTS_PER_MERGE:]
+        level = parts[-1].level if parts else 0
+        if len(parts) < PARTS_PER_MERGE or any(part.level != level for part in parts):
+            return
+        if level == 9 or sum(part.path.stat().st_size for part in parts) > LARGEST_MERGE:
+            return
+        layouts = [_open(part).schema_arrow for part in parts]
+        layout = pa.unify_schemas(layouts, promote_options="permissive")
+        steps = (parts[0].first, parts[-1].last)
+        write_part(folder, _regrouped(parts, layout), layout, steps, level + 1)
+        for part in parts:
+            part.path.unlink(missing_ok=True)
+
+
+def read_part(
+    part: Part, columns: Sequence[str] | None, after: int, until: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the rows of the steps `after` < step <= `until`, a dict for each row group.
+
+    Parameters
+    ----------
+    part : Part
+    columns : names of the columns to read, None for all; one the part lacks is left out
+    after, until : steps
+
+    Raises
+    ------
+    FileNotFoundError
+        If the part was merged away since it was listed.
+    DamagedPart
+        If the content is not what was written.
+    """
+    file = _open(part)
+    with _damage(), file:
+        names = file.schema_arrow.names
+        wanted = names if columns is None else [name for name in columns if name in names]
+        where = names.index("step")
+        for group in range(file.num_row_groups):
+            held = file.metadata.row_group(group).column(where).statistics
+            if held.max <= after or held.min > until:
+                continue
+            table = file.read_row_group(group, columns=wanted)
+            rows = {name: table.column(name).to_numpy() for name in wanted}
+            if held.min <= after or held.max > until:
+                asked = (rows["step"] > after) & (rows["step"] <= until)
+                rows = {name: values[asked] for name, values in rows.items()}
+            yield rows
+
+
+def remove_leftovers(folder: Path, committed: int) -> None:
+    """Remove what a crash left behind: temporary files, merged parts, rows of unfinished steps.
+
+    Parameters
+    ----------
+    folder : of one table
+    committed : the last step of the run that counts
+    """
+    listed = {part.path for part in list_parts(folder) if part.first <= committed}
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == _TEMPORARY or (_NAME.fullmatch(path.name) and path not in listed):
+            path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a loss of power, where the platform can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Turn whatever a reader of broken Parquet may raise into `DamagedPart`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, LookupError, AttributeError, MemoryError) as e:
+        raise DamagedPart((str(e) or type(e).__name__).splitlines()[0]) from e
+
+
+def _open(part: Part) -> pq.ParquetFile:
+    with _damage():
+        with open(part.path, "rb") as file:
+            if _footer_crc(file) != part.footer_crc:
+                raise ValueError("its footer does not match the checksum in its name")
+        return pq.ParquetFile(part.path, page_checksum_verification=True)
+
+
+def _footer_crc(file: BinaryIO) -> int:
+    end = file.seek(0, os.SEEK_END)
+    if end < _FOOTER_TAIL:
+        raise ValueError(f"it holds {end} bytes, too few for a Parquet file")
+    file.seek(end - _FOOTER_TAIL)
+    length = int.from_bytes(file.read(4), "little")
+    if length + _FOOTER_TAIL > end or file.read(4) != b"PAR1":
+        raise ValueError("it does not end as a Parquet file does")
+    file.seek(end - _FOOTER_TAIL - length)
+    return zlib.crc32(file.read(length + _FOOTER_TAIL))
+
+
+def _regrouped(parts: Sequence[Part], layout: pa.Schema) -> Iterator[pa.Table]:
+    """Yield the parts' rows as tables of `ROWS_PER_GROUP` rows, the last one shorter."""
+    held: list[pa.Table] = []
+    for part in parts:
+        for rows in read_part(part, None, part.first - 1, part.last):
+            held.append(_conform(arrow_table(rows), layout))
+            if sum(table.num_rows for table in held) >= ROWS_PER_GROUP:
+                yield pa.concat_tables(held)
+                held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _conform(table: pa.Table, layout: pa.Schema) -> pa.Table:
+    """Widen columns to `layout`, and fill those that `table` lacks with NaN."""
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.array(np.full(table.num_rows, np.nan), field.type)
+        for field in layout
+    ]
+    return pa.Table.from_arrays(columns, schema=layout)

@@ -1,0 +1,415 @@
+"""A recorded run as pandas frames, NumPy arrays and CSV.
+
+`load` opens a run at any time, also while it is written; `Run.refresh` takes in what was added.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradscope import frames, parts, schema, store
+from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.readings import Readings, read_rows
+
+_LATEST = 10**12  # later than any step
+_CSV_ROWS = 2**17  # rows of a piece of the CSV
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula
+_LAYER_METRICS = schema.names(schema.LAYER_METRICS)
+_SHORTCUT_METRICS = schema.names(schema.SHORTCUT_METRICS)
+_DERIVED = ("update_ratio", "relative_signal")
+
+
+class Run:
+    """One recorded run; `gradscope.load` makes it.
+
+    The frames are built anew on each access, every layer at every recorded step in layer order,
+    NaN where there was no reading: keep one in a variable, and change it as you like. The run
+    shows the steps that were on disk when it was loaded or last refreshed. Threads may share it.
+
+    Attributes
+    ----------
+    path : Path
+        Folder of the run.
+    name : str
+        Name of that folder.
+    meta : dict
+        What `run.json` holds: `model`, `created`, `every`, ...
+    status : str
+        "running", "closed", or "crashed" where the process ended without closing the run.
+    notes : list of str
+        What the recorder could not do, and why.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.name = frames.clean(self.path.resolve().name)
+        self._lock = threading.RLock()
+        self._told: set[str] = set()
+        self._layer_readings = Readings(self.path / "layers", "layer", self._tell)
+        self._shortcut_readings = Readings(self.path / "shortcuts", "shortcut", self._tell)
+        self._steps = frames.no_steps()
+        self._seen: tuple[Any, ...] = ()
+        self._read_meta()
+        self.refresh()
+        for table in schema.PARTS:
+            for file in parts.foreign_files(self.path / table):
+                self._tell(f"{file}: no part file of gradscope, left out")
+
+    def refresh(self) -> bool:
+        """Take in what was written since; cheap where nothing was.
+
+        Returns
+        -------
+        bool
+            True if there are new steps, or the status, the layers or the notes changed.
+
+        Raises
+        ------
+        GradscopeError
+            If the run was removed or its `run.json` is broken.
+        """
+        with self._lock:
+            grown = self._read_steps()
+            # run.json after the steps: it lists every layer that their rows name
+            return self._read_meta() or grown
+
+    @property
+    def status(self) -> str:
+        """State of the run: "running", "closed", or "crashed" where it ended without a close."""
+        status = str(self.meta.get("status", "crashed"))
+        return "crashed" if status == "running" and not store.is_live(self.path) else status
+
+    @property
+    def notes(self) -> list[str]:
+        """What the recorder could not do, and why."""
+        return [str(note) for note in self.meta.get("notes", [])]
+
+    @property
+    def layers(self) -> pd.DataFrame:
+        """One row a layer, the columns of `schema.LAYERS`."""
+        return self._layers.copy()
+
+    @property
+    def shortcuts(self) -> pd.DataFrame:
+        """One row a residual join, the columns of `schema.SHORTCUTS`."""
+        return self._shortcuts.copy()
+
+    @property
+    def steps(self) -> pd.DataFrame:
+        """One row a recorded step: the columns of `schema.STEPS`, then the logged scalars."""
+        with self._lock:
+            self._tell_if_empty()
+            return self._steps.copy()
+
+    @property
+    def layer_readings(self) -> pd.DataFrame:
+        """One row a step and layer, the columns of `schema.LAYER_READINGS`."""
+        with self._lock:
+            steps, width = self._recorded(), len(self._layers)
+            values = self._layer_readings.matrices(_LAYER_METRICS, steps, width)
+            return frames.readings(
+                "layer", steps, width, dict(zip(_LAYER_METRICS, values, strict=True))
+            )
+
+    @property
+    def shortcut_readings(self) -> pd.DataFrame:
+        """One row a step and shortcut, the columns of `schema.SHORTCUT_READINGS`."""
+        with self._lock:
+            steps, width = self._recorded(), len(self._shortcuts)
+            values = self._shortcut_readings.matrices(_SHORTCUT_METRICS, steps, width)
+            metrics = dict(zip(_SHORTCUT_METRICS, values, strict=True))
+            return frames.readings("shortcut", steps, width, metrics)
+
+    def matrix(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return one metric of all layers, without building a frame.
+
+        Parameters
+        ----------
+        column : a metric of `schema.LAYER_METRICS`, "update_ratio" or "relative_signal"
+
+        Returns
+        -------
+        steps : int64[S], the recorded steps
+        values : float[S, n_layers], read-only, NaN where there was no reading
+
+        Raises
+        ------
+        GradscopeError
+            If there is no such metric.
+        """
+        if column == "update_ratio":
+            steps, (update, weight) = self._matrices(["update_norm", "weight_norm"])
+            return steps, frames.ratio(update, weight)
+        if column == "relative_signal":
+            steps, (signal,) = self._matrices(["signal_norm"])
+            return steps, frames.relative(signal)
+        if column not in _LAYER_METRICS:
+            raise _no_metric(column, [*_LAYER_METRICS, *_DERIVED])
+        steps, (values,) = self._matrices([column])
+        return steps, values
+
+    def shortcut_matrix(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return one metric of all shortcuts, as `matrix` does for layers.
+
+        Parameters
+        ----------
+        column : a metric of `schema.SHORTCUT_METRICS`
+
+        Returns
+        -------
+        steps : int64[S], the recorded steps
+        values : float[S, n_shortcuts], read-only, NaN where there was no reading
+
+        Raises
+        ------
+        GradscopeError
+            If there is no such metric.
+        """
+        if column not in _SHORTCUT_METRICS:
+            raise _no_metric(column, _SHORTCUT_METRICS)
+        with self._lock:
+            steps = self._recorded()
+            return steps, self._shortcut_readings.matrices([column], steps, len(self._shortcuts))[0]
+
+    def frame(self) -> pd.DataFrame:
+        """Return the layer readings with the layers' names and two derived columns.
+
+        Returns
+        -------
+        DataFrame, one row a step and layer
+            The columns of `schema.FRAME`: `update_ratio` is update_norm / weight_norm,
+            `relative_signal` is signal_norm over that of the last layer with a signal at the step.
+        """
+        with self._lock:
+            steps = self._recorded()
+            values = self._layer_readings.matrices(_LAYER_METRICS, steps, len(self._layers))
+            return frames.joined(
+                self._layers, steps, dict(zip(_LAYER_METRICS, values, strict=True))
+            )
+
+    def csv_chunks(self) -> Iterator[str]:
+        """Yield `frame()` as CSV text piece by piece, in memory that does not grow with the run.
+
+        Numbers have all their digits, NaN is an empty cell, infinity is `inf`. A name that a
+        spreadsheet would take for a formula gets a leading apostrophe.
+        """
+        with self._lock:
+            steps, layers = self._recorded(), self._layers.copy()
+        for column in ("name", "kind"):
+            layers[column] = [f"'{t}" if t.startswith(_FORMULA) else t for t in layers[column]]
+        yield ",".join(schema.names(schema.FRAME)) + "\n"
+        height = max(1, _CSV_ROWS // max(1, len(layers)))
+        for start in range(0, steps.size, height):
+            piece = steps[start : start + height]
+            values = self._layer_readings.read(_LAYER_METRICS, piece, len(layers))
+            rows = frames.joined(layers, piece, dict(zip(_LAYER_METRICS, values, strict=True)))
+            yield rows.to_csv(index=False, header=False, lineterminator="\n")
+
+    def to_csv(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write `frame()` to a CSV file, whole or not at all.
+
+        Parameters
+        ----------
+        path : file to write
+        overwrite : bool
+            Replace the file if it exists.
+
+        Raises
+        ------
+        GradscopeError
+            If the file exists and `overwrite` is False, or it cannot be written.
+        """
+        target = Path(path)
+        if target.exists() and not target.is_file():
+            raise GradscopeError(f"{target}: not a file; give the name of a CSV file")
+        if target.exists() and not overwrite:
+            raise GradscopeError(
+                f"{target}: exists already; choose another name, or pass overwrite=True"
+            )
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "w", encoding="utf-8", newline="") as file:
+                file.writelines(self.csv_chunks())
+            os.replace(temporary, target)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise GradscopeError(f"{target}: cannot be written, {reason}") from error
+        finally:
+            with suppress(OSError):
+                temporary.unlink()
+
+    def __repr__(self) -> str:
+        """Return name, model, size and status in a line."""
+        return (
+            f"<Run {self.name!r}: {self.meta.get('model', '?')}, {len(self._layers)} layers,"
+            f" {len(self._shortcuts)} shortcuts, {len(self._steps)} recorded steps, {self.status}>"
+        )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "model": self.meta.get("model", "?"),
+            "status": self.status,
+            "created": self.meta.get("created", "?"),
+            "recorded steps": len(self._steps),
+            "layers": len(self._layers),
+            "shortcuts": len(self._shortcuts),
+            "folder": self.path,
+        }
+        rows = "".join(
+            f"<tr><th>{key}</th><td>{html.escape(frames.clean(str(value)))}</td></tr>"
+            for key, value in facts.items()
+        )
+        return f"<table><caption>{html.escape(self.name)}</caption>{rows}</table>"
+
+    def _matrices(self, columns: list[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        with self._lock:
+            steps = self._recorded()
+            return steps, self._layer_readings.matrices(columns, steps, len(self._layers))
+
+    def _recorded(self) -> np.ndarray:
+        self._tell_if_empty()
+        return self._steps["step"].to_numpy()
+
+    def _read_meta(self) -> bool:
+        file = self.path / store.META_NAME
+        with suppress(OSError):
+            status = file.stat()
+            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if seen == self._seen:
+                return False
+            self._seen = seen
+        self.meta = store.read_meta(self.path)
+        self._layers = frames.listed(file, self.meta.get("layers", []), schema.LAYERS)
+        self._shortcuts = frames.listed(file, self.meta.get("shortcuts", []), schema.SHORTCUTS)
+        if self.meta.get("lost"):
+            self._tell(f"{self.path}: {store.lost_words(self.meta['lost'])}")
+        return True
+
+    def _read_steps(self) -> bool:
+        after = int(self._steps["step"].iloc[-1]) if len(self._steps) else -1
+        folder = self.path / "steps"
+        new = [
+            pd.DataFrame(rows) for _, rows in read_rows(folder, None, after, _LATEST, self._tell)
+        ]
+        if not new:
+            return False
+        known = [self._steps] if len(self._steps) else []
+        joined = pd.concat([*known, *new], ignore_index=True)
+        names = schema.names(schema.STEPS)
+        extras = [name for name in joined.columns if name not in names]
+        self._steps = joined[names + extras].astype({c.name: c.dtype for c in schema.STEPS})
+        return True
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            warnings.warn(message, GradscopeWarning, stacklevel=3)
+
+    def _tell_if_empty(self) -> None:
+        if not len(self._steps):
+            why = "; ".join(self.notes)
+            if not why and self.status == "running":
+                why = "the run is live, and nothing was flushed to disk yet"
+            why = why or "no forward, backward and optimizer step was seen before it ended"
+            self._tell(f"{self.path}: no step is recorded: {why}")
+
+
+def load(path: str | os.PathLike[str]) -> Run:
+    """Open the run in a folder, finished or still being written.
+
+    Parameters
+    ----------
+    path : folder of the run, such as "runs/resnet56"
+
+    Returns
+    -------
+    Run
+        A `GradscopeWarning` tells of steps that were lost and of files that are damaged.
+
+    Raises
+    ------
+    GradscopeError
+        If there is no run, its `run.json` is broken, or a newer gradscope wrote it.
+    """
+    folder = Path(path)
+    if not (folder / store.META_NAME).is_file():
+        if not folder.exists():
+            raise GradscopeError(f"{folder}: there is no such folder")
+        if not folder.is_dir():
+            raise GradscopeError(
+                f"{folder}: not a folder; give the folder of a run, the one that holds"
+                f" {store.META_NAME}"
+            )
+        inside = discover(folder)
+        guess = f"; did you mean {inside[0]}" if inside else ""
+        if len(inside) > 1:
+            guess = "; did you mean one of " + ", ".join(map(str, inside[:3]))
+            guess += f" or {len(inside) - 3} more" if len(inside) > 3 else ""
+        raise GradscopeError(
+            f"{folder}: not a run, it holds no {store.META_NAME}{guess}{'?' if guess else ''}"
+        )
+    return Run(folder)
+
+
+def load_all(folder: str | os.PathLike[str]) -> list[Run]:
+    """Open every run in a folder, in order of their paths.
+
+    Parameters
+    ----------
+    folder : as for `discover`
+
+    Returns
+    -------
+    list of Run
+        A run that cannot be read is left out with a `GradscopeWarning`.
+
+    Raises
+    ------
+    GradscopeError
+        If there is no such folder.
+    """
+    runs = []
+    for path in discover(folder):
+        try:
+            runs.append(load(path))
+        except GradscopeError as error:
+            warnings.warn(f"{error}; this run is left out", GradscopeWarning, stacklevel=2)
+    return runs
+
+
+def discover(folder: str | os.PathLike[str]) -> list[Path]:
+    """List the runs in a folder: itself, its sub-folders, and theirs; no part is read.
+
+    Raises
+    ------
+    GradscopeError
+        If there is no such folder.
+    """
+    top = Path(folder)
+    if not top.is_dir():
+        raise GradscopeError(f"{top}: there is no such folder")
+    return sorted(_runs_in(top, depth=2))
+
+
+def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / store.META_NAME).is_file():
+        yield folder
+    elif depth:
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir() and not entry.name.startswith("."):
+                    yield from _runs_in(folder / entry.name, depth - 1)
+
+
+def _no_metric(column: str, known: list[str]) -> GradscopeError:
+    return GradscopeError(f"there is no metric {column!r}; there are {', '.join(known)}")

@@ -1,0 +1,397 @@
+"""The writing side of a run: its folder, its `run.json`, its rows on their way to part files.
+
+Rows are kept in memory until `RunWriter.flush`; a step counts once its row of the table `steps`
+is on disk, which is written last. A crash loses what was not flushed and nothing else. While the
+disk refuses, rows wait in bounded memory; what had to be dropped is counted in `run.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import warnings
+import weakref
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradscope import parts, schema
+from gradscope.errors import GradscopeError, GradscopeWarning
+
+if sys.platform != "win32":
+    import fcntl
+
+MEMORY_LIMIT = 64 * 2**20
+"""Bytes of rows that wait in memory for the disk; beyond it the oldest steps are dropped."""
+
+LOCK_NAME = ".lock"
+META_NAME = "run.json"
+
+Meta = dict[str, Any]
+Rows = dict[str, np.ndarray]
+
+_LOCK_TRIES = 20  # a reader that asks whether the run is live holds the lock for a moment
+_LOCK_PAUSE = 0.01  # seconds between two tries
+
+
+class RunWriter:
+    """Write one run: `append` rows, `flush` them to disk, `close`.
+
+    Nothing but the construction raises when the disk fails: a `GradscopeWarning` tells of it
+    once, and the rows wait for the next `flush`.
+
+    Parameters
+    ----------
+    path : folder of the run
+        Created with its parents. It may exist if it is empty.
+    meta : what `run.json` holds from the start
+        `name`, `model`, `every`, ...; the format, the time and the status are added.
+    resume : bool
+        Go on with the run in `path` if there is one. `meta` is merged into its `run.json`.
+
+    Attributes
+    ----------
+    next_step : int
+        The step after the last one on disk; 0 in a new run.
+    meta : dict
+        What `run.json` holds.
+
+    Raises
+    ------
+    GradscopeError
+        If there is a run already, the folder holds other files or cannot be written, or another
+        process writes this run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], meta: Meta, *, resume: bool = False) -> None:
+        self.path = Path(path)
+        exists = (self.path / META_NAME).exists()
+        if exists and not resume:
+            raise GradscopeError(
+                f"{self.path}: there is a run already; choose another folder, delete this one,"
+                " or go on with it with resume=True"
+            )
+        old = read_meta(self.path) if exists else {}
+        try:
+            if not exists:
+                self.path.mkdir(parents=True, exist_ok=True)
+                if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+                    raise GradscopeError(
+                        f"{self.path}: the folder is not empty; choose a new one for the run"
+                    )
+            self._lock: int | None = _lock(self.path)
+            created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            self.meta: Meta = {
+                "format": schema.FORMAT_VERSION,
+                "name": self.path.resolve().name,
+                "created": created,
+                **{key: [] for key in ("layers", "shortcuts", "notes", "lost")},
+                **old,
+                **meta,
+                "status": "running",
+            }
+            steps = parts.list_parts(self.path / "steps")
+            self.next_step = steps[-1].last + 1 if steps else 0
+            for table in schema.PARTS:
+                parts.remove_leftovers(self.path / table, committed=self.next_step - 1)
+            _write_meta(self.path, self.meta)
+        except OSError as error:
+            raise GradscopeError(
+                f"{self.path}: the run cannot be written, {_reason(error)};"
+                " choose a folder that can be written"
+            ) from error
+        self._process = os.getpid()
+        self._rows: dict[str, list[Rows]] = {table: [] for table in schema.PARTS}
+        self._meta_written = True
+        self._unmerged: set[str] = set()  # tables with a damaged part: merging stops there
+        self._trouble = ""  # why the last flush failed, empty when it did not
+        _writers.add(self)
+
+    def update(self, **fields: Any) -> None:
+        """Set `fields` of `run.json`, such as `layers`, `shortcuts` or `notes`."""
+        if os.getpid() != self._process:
+            return
+        self.meta.update(fields)
+        self._meta_written = False
+        try:
+            self._flush_meta()
+        except OSError as error:
+            self._warn(error)
+
+    def append(self, table: str, columns: Mapping[str, np.ndarray]) -> None:
+        """Add rows of whole steps, in order of steps; rows of `steps` come last for their steps.
+
+        Parameters
+        ----------
+        table : "layers", "shortcuts" or "steps"
+        columns : arrays of one length
+            The columns of the table in `schema.PARTS`. A metric that is left out is NaN; metrics
+            stay float32 or float64 as they are. `steps` may carry further scalars, by name.
+        """
+        if os.getpid() != self._process:  # a forked worker shares neither buffer nor files
+            return
+        if len(columns["step"]):
+            self._rows[table].append(_contract_rows(table, columns))
+        if table == "steps" and self._bytes() > MEMORY_LIMIT:
+            self.flush()
+            while self._rows["steps"] and self._bytes() > MEMORY_LIMIT:
+                waiting = _joined(self._rows["steps"])["step"]
+                self._drop(int(waiting[waiting.size // 8]))
+
+    def flush(self) -> None:
+        """Write the rows of all finished steps to part files, and merge parts where due."""
+        if os.getpid() != self._process:
+            return
+        try:
+            if self._rows["steps"]:
+                last = int(self._rows["steps"][-1]["step"][-1])
+                for table in schema.PARTS:  # `steps` comes last: it makes the others count
+                    self._flush_table(table, last)
+            self._flush_meta()
+        except OSError as error:
+            self._warn(error)
+            return
+        self._trouble = ""
+        self._merge()
+
+    def close(self, status: str = "closed") -> None:
+        """Flush, set the status, and let go of the run; a second call does nothing."""
+        if self._lock is None or os.getpid() != self._process:
+            return
+        self.flush()
+        if self._rows["steps"]:
+            self._drop(int(self._rows["steps"][-1]["step"][-1]))
+            _warn(f"{self.path}: {lost_words(self.meta['lost'])}")
+        self.update(status=status)
+        _unlock(self)
+
+    def _flush_table(self, table: str, last: int) -> None:
+        if not self._rows[table]:
+            return
+        rows = _joined(self._rows[table])
+        self._rows[table] = [rows]
+        due = int(np.searchsorted(rows["step"], last, side="right"))
+        if due:
+            folder = self.path / table
+            if not folder.is_dir():
+                folder.mkdir()  # not its parents: a run whose folder was removed stays removed
+                parts.sync_folder(self.path)
+            written = parts.arrow_table({name: values[:due] for name, values in rows.items()})
+            steps = (int(rows["step"][0]), int(rows["step"][due - 1]))
+            parts.write_part(folder, [written], written.schema, steps, level=0)
+            rest = {name: values[due:] for name, values in rows.items()}
+            self._rows[table] = [rest] if rest["step"].size else []
+
+    def _flush_meta(self) -> None:
+        if not self._meta_written:
+            _write_meta(self.path, self.meta)
+            self._meta_written = True
+
+    def _merge(self) -> None:
+        for table in schema.PARTS:
+            if table not in self._unmerged:
+                try:
+                    parts.merge_parts(self.path / table)
+                except OSError:
+                    pass  # the small parts are still there, and the next flush tries again
+                except parts.DamagedPart:
+                    self._unmerged.add(table)
+
+    def _bytes(self) -> int:
+        return sum(
+            values.nbytes
+            for table in self._rows.values()
+            for rows in table
+            for values in rows.values()
+        )
+
+    def _drop(self, last: int) -> None:
+        """Give up the rows up to the step `last`, and count them."""
+        first = int(self._rows["steps"][0]["step"][0])
+        for table, held in self._rows.items():
+            if held:
+                rows = _joined(held)
+                cut = int(np.searchsorted(rows["step"], last, side="right"))
+                rest = {name: values[cut:] for name, values in rows.items()}
+                self._rows[table] = [rest] if rest["step"].size else []
+        lost = self.meta["lost"]
+        if lost and lost[-1]["why"] == self._trouble and lost[-1]["last"] < first:
+            lost[-1]["last"] = last
+        else:
+            lost.append({"first": first, "last": last, "why": self._trouble})
+        self._meta_written = False
+
+    def _warn(self, error: OSError) -> None:
+        trouble = _reason(error)
+        if trouble != self._trouble:
+            self._trouble = trouble
+            _warn(
+                f"{self.path}: rows cannot be written, {trouble}; they wait in memory"
+                f" ({MEMORY_LIMIT >> 20} MiB at most) until the disk takes them"
+            )
+
+
+def read_meta(path: Path) -> Meta:
+    """Return what the `run.json` of the run in `path` holds.
+
+    Raises
+    ------
+    GradscopeError
+        If it cannot be read, is broken, or was written by a newer gradscope.
+    """
+    file = path / META_NAME
+    try:
+        meta = json.loads(file.read_bytes())
+    except OSError as error:
+        raise GradscopeError(f"{file}: cannot be read, {_reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise GradscopeError(
+            f"{file}: broken, not JSON ({error}); restore it from a copy, or delete the run"
+        ) from error
+    version = meta.get("format") if isinstance(meta, dict) else None
+    if type(version) is not int or version < 1:
+        raise GradscopeError(f"{file}: not written by gradscope, its format is {version!r}")
+    if version > schema.FORMAT_VERSION:
+        raise GradscopeError(
+            f"{file}: format {version} is newer than this gradscope reads"
+            f" ({schema.FORMAT_VERSION}); upgrade it with: pip install -U gradscope-torch"
+        )
+    checksum = meta.pop("crc32", None)
+    if checksum != _meta_crc(meta):
+        warnings.warn(
+            f"{file}: does not match its checksum; it was edited, or it is damaged",
+            GradscopeWarning,
+            stacklevel=2,
+        )
+    return dict(meta)
+
+
+def lost_words(lost: list[dict[str, Any]]) -> str:
+    """Return the steps that could not be written in words, such as `lost steps 12-35: ...`."""
+    return "; ".join(f"lost steps {gap['first']}-{gap['last']}: {gap['why']}" for gap in lost)
+
+
+def is_live(path: Path) -> bool:
+    """Tell whether a living process writes the run in `path`."""
+    if sys.platform == "win32":
+        return True
+    try:
+        handle = os.open(path / LOCK_NAME, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: believe run.json
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _write_meta(path: Path, meta: Meta) -> None:
+    temporary = path / f".{META_NAME}.tmp"
+    try:
+        with open(temporary, "w", encoding="ascii") as file:
+            json.dump({**meta, "crc32": _meta_crc(meta)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path / META_NAME)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    parts.sync_folder(path)
+
+
+def _meta_crc(meta: Meta) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode("ascii"))
+
+
+def _contract_rows(table: str, columns: Mapping[str, np.ndarray]) -> Rows:
+    contract = schema.PARTS[table]
+    count = len(columns["step"])
+    rows: Rows = {}
+    for column in contract:
+        given = columns.get(column.name)
+        if given is None:
+            assert column.dtype.startswith("float"), f"{table} without its {column.name}"
+            rows[column.name] = np.full(count, np.nan, column.dtype)
+        else:
+            # float64 readings of a float64 model stay so; every other dtype is the contract's
+            wide = column.dtype == "float32" and np.asarray(given).dtype == np.float64
+            rows[column.name] = np.array(given, np.float64 if wide else column.dtype)
+    extras = [name for name in columns if name not in rows]
+    assert table == "steps" or not extras, f"{table} has no columns {extras}"
+    rows.update({name: np.array(columns[name], np.float64) for name in extras})
+    assert all(values.shape == (count,) for values in rows.values()), "columns differ in length"
+    assert bool(np.all(np.diff(rows["step"]) >= 0)), "steps are out of order"
+    return rows
+
+
+def _joined(held: list[Rows]) -> Rows:
+    """Return the rows one after the other; a scalar that some of them lack is NaN there."""
+    if len(held) == 1:
+        return held[0]
+    names = dict.fromkeys(name for rows in held for name in rows)
+    return {
+        name: np.concatenate(
+            [rows[name] if name in rows else np.full(rows["step"].size, np.nan) for rows in held]
+        )
+        for name in names
+    }
+
+
+def _warn(message: str) -> None:
+    with suppress(GradscopeWarning):  # where warnings are errors: training goes on
+        warnings.warn(message, GradscopeWarning, stacklevel=3)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
+def _lock(path: Path) -> int:
+    """Return a handle that holds the run in `path` until it is closed or the process dies."""
+    handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    if sys.platform != "win32":
+        for attempt in range(_LOCK_TRIES):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if attempt == _LOCK_TRIES - 1:
+                    os.close(handle)
+                    raise GradscopeError(
+                        f"{path}: another process writes this run; wait for it to end,"
+                        " or choose another folder"
+                    ) from error
+                time.sleep(_LOCK_PAUSE)
+            except OSError:
+                break  # a file system without locks
+    return handle
+
+
+def _unlock(writer: RunWriter) -> None:
+    if writer._lock is not None:
+        os.close(writer._lock)
+        writer._lock = None
+
+
+def _let_go_in_child() -> None:
+    """Close the locks in a forked worker, so that they end with the process that took them."""
+    for writer in list(_writers):
+        _unlock(writer)
+
+
+_writers: weakref.WeakSet[RunWriter] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
