@@ -29,7 +29,8 @@ LARGEST_MERGE = 256 * 2**20
 """Bytes; parts that are larger together stay as they are."""
 
 ROWS_PER_GROUP = 2**18
-"""Rows of a merged part's row groups, so the rows held in memory while merging."""
+"""Rows from which on a merged part starts another row group, always with a whole step: about as
+many are in memory while merging."""
 
 _NAME = re.compile(r"part-(\d{12})-(\d{12})-(\d)-([0-9a-f]{8})\.parquet")
 _TEMPORARY = ".part.tmp"
@@ -110,7 +111,7 @@ def write_part(
                 store_schema=False,
             ) as writer:
                 for table in tables:
-                    writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+                    writer.write_table(table, row_group_size=table.num_rows)
             file.flush()
             os.fsync(file.fileno())
             crc = _footer_crc(file)
@@ -242,7 +243,7 @@ def _footer_crc(file: BinaryIO) -> int:
 
 
 def _regrouped(parts: Sequence[Part], layout: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the parts' rows as tables of `ROWS_PER_GROUP` rows, the last one shorter."""
+    """Yield the parts' rows as tables of `ROWS_PER_GROUP` rows or more, the last one of fewer."""
     held: list[pa.Table] = []
     for part in parts:
         for rows in read_part(part, None, part.first - 1, part.last):

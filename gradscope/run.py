@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope import frames, parts, schema, store
+from gradscope import export, frames, parts, schema, store
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.readings import Readings, read_rows
 
 _LATEST = 10**12  # later than any step
 _CSV_ROWS = 2**17  # rows of a piece of the CSV
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula
 _LAYER_METRICS = schema.names(schema.LAYER_METRICS)
 _SHORTCUT_METRICS = schema.names(schema.SHORTCUT_METRICS)
 _DERIVED = ("update_ratio", "relative_signal")
@@ -197,23 +196,23 @@ class Run:
                 self._layers, steps, dict(zip(_LAYER_METRICS, values, strict=True))
             )
 
-    def csv_chunks(self) -> Iterator[str]:
-        """Yield `frame()` as CSV text piece by piece, in memory that does not grow with the run.
+    def csv_chunks(self) -> Iterator[bytes]:
+        """Yield `frame()` as CSV piece by piece, in memory that does not grow with the run.
 
-        Numbers have all their digits, NaN is an empty cell, infinity is `inf`. A name that a
-        spreadsheet would take for a formula gets a leading apostrophe.
+        UTF-8 with a header line. Numbers have all their digits, NaN is an empty cell, infinity is
+        `inf`. A name that a spreadsheet would take for a formula gets a leading apostrophe.
         """
         with self._lock:
             steps, layers = self._recorded(), self._layers.copy()
         for column in ("name", "kind"):
-            layers[column] = [f"'{t}" if t.startswith(_FORMULA) else t for t in layers[column]]
-        yield ",".join(schema.names(schema.FRAME)) + "\n"
+            layers[column] = layers[column].map(export.defused)
+        yield (",".join(schema.names(schema.FRAME)) + "\n").encode()
         height = max(1, _CSV_ROWS // max(1, len(layers)))
         for start in range(0, steps.size, height):
             piece = steps[start : start + height]
             values = self._layer_readings.read(_LAYER_METRICS, piece, len(layers))
-            rows = frames.joined(layers, piece, dict(zip(_LAYER_METRICS, values, strict=True)))
-            yield rows.to_csv(index=False, header=False, lineterminator="\n")
+            metrics = dict(zip(_LAYER_METRICS, values, strict=True))
+            yield export.csv_lines(frames.joined(layers, piece, metrics))
 
     def to_csv(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write `frame()` to a CSV file, whole or not at all.
@@ -229,24 +228,7 @@ class Run:
         GradscopeError
             If the file exists and `overwrite` is False, or it cannot be written.
         """
-        target = Path(path)
-        if target.exists() and not target.is_file():
-            raise GradscopeError(f"{target}: not a file; give the name of a CSV file")
-        if target.exists() and not overwrite:
-            raise GradscopeError(
-                f"{target}: exists already; choose another name, or pass overwrite=True"
-            )
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                file.writelines(self.csv_chunks())
-            os.replace(temporary, target)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise GradscopeError(f"{target}: cannot be written, {reason}") from error
-        finally:
-            with suppress(OSError):
-                temporary.unlink()
+        export.write_whole(Path(path), self.csv_chunks(), overwrite=overwrite)
 
     def __repr__(self) -> str:
         """Return name, model, size and status in a line."""
