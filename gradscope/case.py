@@ -1,0 +1,131 @@
+"""The readings that a diagnosis looks at: a run in blocks of steps, each column read once.
+
+One batch may mislead, so nothing is judged by a single step but the state at initialisation: a
+block is `BLOCK` or more consecutive recorded steps and stands for their median. A long run is
+looked at in `MOST_BLOCKS` blocks spread evenly over it, its first and last steps included. Steps
+that the loss scaler skipped are left out: infinite gradients are how it finds its scale.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gradscope.run import Run
+from gradscope.signal_path import Floats, SignalPath, signal_path
+
+BLOCK = 20
+"""Recorded steps that a median takes at least, where the run has as many."""
+
+MOST_BLOCKS = 100
+
+Mask = NDArray[np.bool_]
+
+
+class Case:
+    """One run under diagnosis.
+
+    Attributes
+    ----------
+    run : Run
+    layers : DataFrame, as `Run.layers`
+    steps : DataFrame, as `Run.steps`
+    rows : int64 (R,)
+        The recorded steps that were not skipped, as row numbers of `steps`.
+    blocks : list of int64 arrays
+        Row numbers of each block.
+    path : SignalPath or None
+        The signal along the depth, at all recorded steps.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.layers: pd.DataFrame = run.layers
+        self.steps: pd.DataFrame = run.steps
+        self.rows = np.flatnonzero(~self.steps["skipped"].to_numpy(dtype=bool))
+        self.blocks = _blocks(self.rows)
+        self._columns: dict[str, tuple[Floats, Floats]] = {}
+
+    @cached_property
+    def path(self) -> SignalPath | None:
+        """The signal along the depth; None where no signal was recorded."""
+        return signal_path(self.run)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The layers' names."""
+        return [str(name) for name in self.layers["name"]]
+
+    def median(self, column: str) -> Floats:
+        """Return a layer metric's median in each block, (blocks, layers), NaN where unread."""
+        return self._reduced(column)[0]
+
+    def highest(self, column: str) -> Floats:
+        """Return a layer metric's maximum in each block, (blocks, layers), NaN where unread."""
+        return self._reduced(column)[1]
+
+    def shortcut_median(self, column: str) -> Floats:
+        """Return a shortcut metric's median in each block, (blocks, shortcuts)."""
+        values = self.run.shortcut_matrix(column)[1]
+        return _by_block(values, self.blocks, np.nanmedian)
+
+    def span(self, blocks: Mask) -> tuple[int, int]:
+        """Return the first and the last step of the marked blocks."""
+        marked = np.flatnonzero(blocks)
+        step = self.steps["step"].to_numpy()
+        return int(step[self.blocks[marked[0]][0]]), int(step[self.blocks[marked[-1]][-1]])
+
+    def _reduced(self, column: str) -> tuple[Floats, Floats]:
+        if column not in self._columns:
+            values = self.run.matrix(column)[1]
+            self._columns[column] = (
+                _by_block(values, self.blocks, np.nanmedian),
+                _by_block(values, self.blocks, np.nanmax),
+            )
+        return self._columns[column]
+
+
+def running_median(values: Floats) -> Floats:
+    """Return the median of each `BLOCK` consecutive values, or of all where there are fewer.
+
+    Parameters
+    ----------
+    values : float64 (S,), without NaN
+
+    Returns
+    -------
+    float64 (S - BLOCK + 1,), at least one value
+        The one at place i is about the values i to i + BLOCK - 1.
+    """
+    window = min(BLOCK, len(values))
+    views = np.lib.stride_tricks.sliding_window_view(values, window)
+    with np.errstate(invalid="ignore"):  # the mean of -inf and inf, two middle values
+        medians: Floats = np.median(views, axis=1)
+    return medians
+
+
+def _blocks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return `rows` in blocks; evenly spread ones where there would be too many."""
+    count = max(len(rows) // BLOCK, 1)
+    if len(rows) == 0:
+        return []
+    if count <= MOST_BLOCKS:
+        return list(np.array_split(rows, count))
+    starts = np.linspace(0, len(rows) - BLOCK, MOST_BLOCKS).round().astype(int)
+    return [rows[start : start + BLOCK] for start in starts]
+
+
+def _by_block(
+    values: Floats, blocks: list[NDArray[np.int64]], reduce: Callable[..., Any]
+) -> Floats:
+    if not blocks:
+        return np.empty((0, values.shape[1]))
+    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # blocks without a reading are NaN
+        return np.stack([reduce(values[block].astype(np.float64), axis=0) for block in blocks])

@@ -1,0 +1,167 @@
+"""Is the gradient healthy, if not why, and what would help: a run's frames to findings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from gradscope.case import BLOCK, Case
+from gradscope.errors import GradscopeError
+from gradscope.findings import CANNOT_TELL, Diagnosis, Finding
+from gradscope.rules import blocks, flow, layers
+from gradscope.run import Run
+from gradscope.schema import VERDICTS
+from gradscope.words import compared
+
+RULES = (
+    flow.non_finite,
+    flow.flow,
+    layers.dead,
+    layers.disconnected,
+    layers.collapsed,
+    layers.saturated,
+    blocks.shortcut_dominated,
+    blocks.reparameterised,
+    layers.update_speed,
+)
+
+GRAVEST_FIRST = ("exploding", "dead", "disconnected", "vanishing", "collapsed", "saturated")
+"""Verdicts that a run can have as a whole, beside `healthy`."""
+
+_SEVERITIES = ("critical", "warning", "information")
+
+
+def diagnose(run: Run) -> Diagnosis:
+    """Say whether the gradient flows well through a net, if not why, and what would help.
+
+    Parameters
+    ----------
+    run : Run
+        Recorded, or being recorded.
+
+    Returns
+    -------
+    Diagnosis
+        Its `verdict` is about the whole run, `start` and `end` about its ends. With fewer than
+        20 recorded steps a note says how little is known; without readings of the signal the
+        verdict is `cannot tell`.
+
+    Raises
+    ------
+    GradscopeError
+        If `run` is no `Run`.
+
+    Notes
+    -----
+    ============== ======================================================================
+    vanishing      early gradient <= 1/100 of the late one, by the running median
+    exploding      early gradient >= 100 times the late one, or values that are not finite
+    dead           an activation's outputs are 0 for 99 % or more of units and samples
+    disconnected   a gradient of exactly 0 that is no underflow
+    collapsed      a hidden layer's outputs are all nearly the same number
+    saturated      over half of an activation's units with |phi'| < 0.1 of its maximum
+    ============== ======================================================================
+
+    These decide the verdict, in the order of their gravity. For information only:
+    shortcut-dominated and reparameterised blocks, update speeds out of the usual band, and what
+    was so at the first step alone.
+    """
+    if not isinstance(run, Run):
+        raise GradscopeError(
+            f"diagnose() takes a Run, got {type(run).__name__}; read one with gradscope.load(path)"
+        )
+    case = Case(run)
+    found = list(itertools.chain.from_iterable(rule(case) for rule in RULES))
+    found.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), _gravity(finding)))
+    unknown = _unknown(case)
+    verdict = _headline([f for f in found if f.severity != "information"], unknown)
+    decades, early, late = _medians(case)
+    return Diagnosis(
+        run=run.name,
+        verdict=verdict,
+        summary=_summary(case, verdict, decades, found),
+        start=_headline([f for f in found if _covers(f, case, 0)], unknown),
+        end=_headline(
+            [f for f in found if f.severity != "information" and _covers(f, case, -1)], unknown
+        ),
+        decades=decades,
+        early_signal=early,
+        late_signal=late,
+        findings=tuple(found),
+        notes=tuple(_notes(case)),
+    )
+
+
+def _gravity(finding: Finding) -> int:
+    if finding.verdict in GRAVEST_FIRST:
+        return GRAVEST_FIRST.index(finding.verdict)
+    return len(GRAVEST_FIRST) + VERDICTS.index(finding.verdict)
+
+
+def _headline(found: Sequence[Finding], unknown: str | None) -> str:
+    """Return the gravest verdict among findings; without one `healthy`, if that can be told."""
+    verdicts = {finding.verdict for finding in found}
+    for verdict in GRAVEST_FIRST:
+        if verdict in verdicts:
+            return verdict
+    return f"{CANNOT_TELL}: {unknown}" if unknown else "healthy"
+
+
+def _covers(finding: Finding, case: Case, row: int) -> bool:
+    if len(case.rows) == 0:
+        return False
+    step = int(case.steps["step"].iloc[case.rows[row]])
+    return finding.steps[0] <= step <= finding.steps[1]
+
+
+def _unknown(case: Case) -> str | None:
+    """Return why nothing can be said of the gradient's flow, if so."""
+    if len(case.steps) == 0:
+        return "no step recorded"
+    if len(case.rows) == 0:
+        return "the loss scaler skipped every recorded step"
+    path = case.path
+    if path is None:
+        return "no signal recorded"
+    if np.isnan(path.decades[case.rows]).all():
+        if np.nanmax(path.signal[case.rows], initial=0) == 0:
+            return "the loss gave no gradient"
+        return "no signal recorded at both ends of the net"
+    return None
+
+
+def _medians(case: Case) -> tuple[float, float, float]:
+    """Return the decades, the early and the late signal, medians over the run."""
+    path = case.path
+    if path is None:
+        return np.nan, np.nan, np.nan
+    rows = case.rows[~np.isnan(path.decades[case.rows])]
+    if len(rows) == 0:
+        return np.nan, np.nan, np.nan
+    middle = rows[np.argsort(path.decades[rows])[len(rows) // 2]]
+    return float(path.decades[middle]), float(path.early[middle]), float(path.late[middle])
+
+
+def _summary(case: Case, verdict: str, decades: float, found: Sequence[Finding]) -> str:
+    for finding in found:
+        if finding.verdict == verdict:
+            return finding.sentence
+    if verdict.startswith(CANNOT_TELL):
+        return f"{verdict[0].upper()}{verdict[1:]}."
+    assert case.path is not None
+    early, late = case.path.early_name, case.path.late_name
+    return f"Gradient flow healthy: {early} gets {compared(decades)} {late}."
+
+
+def _notes(case: Case) -> list[str]:
+    """Return what limits the diagnosis, and what the recorder noted."""
+    notes = []
+    if 0 < len(case.rows) < BLOCK:
+        count = f"{len(case.rows)} recorded step{'s' * (len(case.rows) != 1)}"
+        notes.append(f"Only {count}: this tells of the start of training, and little of that.")
+    skipped = len(case.steps) - len(case.rows)
+    if skipped > len(case.rows):
+        notes.append(f"The loss scaler skipped {skipped} of {len(case.steps)} recorded steps.")
+    return notes + list(case.run.notes)

@@ -1,0 +1,168 @@
+"""The ledger of gains: which modules the gradient was lost or won in.
+
+The gain of a module is log10(||gradient at its input|| / ||gradient at its output||), in decades:
+-0.6 for a sigmoid at its steepest. Along a chain the output of one module is the input of the
+next, so that the gains of all modules add up to the decades between the two ends. A residual block
+counts as one entry, from its output to its input, shortcut and branch together.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradscope.blocks import Block, residual_blocks
+from gradscope.errors import GradscopeError
+from gradscope.kinds import group
+from gradscope.run import Run
+from gradscope.signal_path import (
+    Floats,
+    SignalPath,
+    is_weight_layer,
+    log10,
+    ratio,
+    signal_path,
+)
+
+COLUMNS = ["layer", "name", "kind", "group", "gain", "on_path"]
+
+
+def ledger(run: Run, step: int | None = None) -> pd.DataFrame:
+    """Return the gain of every layer and residual block at one recorded step.
+
+    Parameters
+    ----------
+    run : Run
+    step : int, optional
+        A recorded step. By default the one whose loss of gradient is the run's median.
+
+    Returns
+    -------
+    DataFrame, one row a layer or block in order of depth
+        `layer` (index in `run.layers`, missing for blocks and the remainder), `name`, `kind`,
+        `group` (`weight`, `activation`, `normalisation`, `shortcut` or `other`), `gain` (decades,
+        negative where gradient is lost), `on_path`. The gains of the rows with `on_path` add up
+        to the decades between the first and the last hidden layer; what happened between the
+        modules, in functions that are none, is the last of these rows, `(remainder)`. Layers
+        within a residual block have a gain of their own but are not on the path: the block is.
+        No rows where no signal was recorded.
+
+    Raises
+    ------
+    GradscopeError
+        If `step` was not recorded.
+
+    Examples
+    --------
+    The decades lost or won by kind of module::
+
+        frame = gradscope.ledger(run)
+        frame[frame.on_path].groupby("group").gain.sum()
+    """
+    path = signal_path(run)
+    if path is None:
+        return pd.DataFrame(columns=COLUMNS)
+    if step is None:
+        row = _median_row(path)
+    elif step in path.steps:
+        row = int(np.flatnonzero(path.steps == step)[0])
+    else:
+        raise GradscopeError(
+            f"{run.path}: step {step} was not recorded; choose one of run.steps['step']"
+        )
+    return _at_row(run, path, row)
+
+
+def _median_row(path: SignalPath) -> int:
+    """Return the row of the middle one of the steps, ordered by the decades lost."""
+    order = np.argsort(path.decades)  # NaN comes last
+    return int(order[(np.isfinite(path.decades) | np.isinf(path.decades)).sum() // 2])
+
+
+def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
+    layers = run.layers
+    at_output = np.asarray(run.matrix("signal_norm")[1][row], dtype=np.float64)
+    at_input = np.asarray(run.matrix("input_signal_norm")[1][row], dtype=np.float64)
+    gains = log10(ratio(at_input, at_output))
+    weights = is_weight_layer(layers)
+    blocks = residual_blocks(run)
+    totals = _totals(run, blocks, row)
+    start, end, early = _ends(path, row, blocks)
+
+    rows: list[list[Any]] = []
+    for index in range(len(layers)):
+        for number, block in enumerate(blocks):
+            if block.first == index:
+                out = _gradient_behind(number, blocks, totals, at_input)
+                gain = log10(ratio(totals[number : number + 1], np.array([out])))[0]
+                kind = f"{block.form} shortcut"
+                rows.append([None, block.name, kind, "shortcut", gain, start < index <= end])
+        name, kind = str(layers["name"].iloc[index]), str(layers["kind"].iloc[index])
+        inside = any(block.first <= index < block.after for block in blocks)
+        on_path = start < index <= end and not inside
+        what = group(kind, bool(weights[index]))
+        rows.append([index, name, kind, what, gains[index], on_path])
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    frame["on_path"] &= np.isfinite(frame["gain"])
+
+    lost = log10(ratio(np.array([early]), path.late[row : row + 1]))[0]
+    remainder = lost - frame.loc[frame["on_path"], "gain"].sum()
+    frame.loc[len(frame)] = [None, "(remainder)", "between modules", "other", remainder, True]
+    return frame.astype({"layer": "Int64", "gain": "float64", "on_path": "bool"})
+
+
+def _ends(path: SignalPath, row: int, blocks: list[Block]) -> tuple[int, int, float]:
+    """Return the path's ends, as layers `start` < index <= `end`, and the gradient at its start.
+
+    Where the gradient underflowed to 0 on its way, the path starts where it still was some.
+    """
+    hidden = path.layers[:-1] if len(path.layers) > 1 else path.layers
+    signal, early = path.signal[row], float(path.early[row])
+    start, end = int(hidden[0]), int(hidden[-1])
+    if early == 0 and (signal > 0).any():
+        arrived = int(np.flatnonzero(signal > 0)[0])
+        start, early = int(path.layers[arrived]), float(signal[arrived])
+    elif blocks and start >= blocks[0].first:
+        start = blocks[0].first - 1
+    if blocks and end < blocks[-1].after:  # the path ends where the last block begins
+        end = blocks[-1].first - 1
+    return start, end, early
+
+
+def _totals(run: Run, blocks: list[Block], row: int) -> Floats:
+    """Return the gradient at the input of each block, loss/activation."""
+    values = run.shortcut_matrix("total_norm")[1][row] if blocks else []
+    return np.array([values[block.shortcut] for block in blocks], dtype=np.float64)
+
+
+def _gradient_behind(number: int, blocks: list[Block], totals: Floats, at_input: Floats) -> float:
+    """Return the gradient at the output of a block: at the next block's input, or next layer's."""
+    after = blocks[number].after
+    for other, block in enumerate(blocks):
+        if block.first == after:
+            return float(totals[other])
+    return float(at_input[after]) if after < len(at_input) else np.nan
+
+
+def decades_by_group(frame: pd.DataFrame) -> dict[str, float]:
+    """Return the decades of each group of a ledger, in order of their size."""
+    sums = frame[frame["on_path"]].groupby("group")["gain"].sum()
+    return {str(k): float(v) for k, v in sums.sort_values(key=np.abs, ascending=False).items()}
+
+
+def account(frame: pd.DataFrame) -> str:
+    """Return a ledger in words: `weights -20.7, activations (Tanh) -0.5`."""
+    parts = []
+    path = frame[frame["on_path"]]
+    for name, decades in decades_by_group(frame).items():
+        kinds = path.loc[path["group"] == name, "kind"].value_counts().index.tolist()
+        label = {
+            "weight": "weights",
+            "activation": f"activations ({', '.join(kinds[:2])})",
+            "normalisation": f"normalisation ({', '.join(kinds[:2])})",
+            "shortcut": "residual blocks",
+        }.get(name, "the rest")
+        parts.append(f"{label} {decades:+.1f}")
+    return ", ".join(parts)

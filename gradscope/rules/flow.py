@@ -1,0 +1,207 @@
+"""Vanishing and exploding: what becomes of the gradient on its way from output to input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gradscope.case import BLOCK, Case, Mask, running_median
+from gradscope.findings import Finding, Severity
+from gradscope.gains import account, decades_by_group, ledger
+from gradscope.kinds import BOTH_SIDES, canonical
+from gradscope.signal_path import SignalPath, is_weight_layer, log10, ratio
+from gradscope.words import amount, compared
+
+DECADES = 2.0
+"""A gradient that changes by this many decades between last and first hidden layer is ill."""
+
+SLOWER = -1.0
+"""Decades of update speed, early over late third of the layers, that confirm a vanishing."""
+
+
+def flow(case: Case) -> Iterator[Finding]:
+    """Judge D = log10(early / late gradient) by its running median, and the first step apart.
+
+    D <= -2 is vanishing, D >= 2 exploding: no scaling of the loss, batch or width moves D, and an
+    early layer that gets a hundredth of the gradient falls behind by as much under plain SGD
+    (Nielsen, Neural Networks and Deep Learning, chapter 5, where four hidden layers lose two
+    decades and learning stalls).
+    """
+    path = case.path
+    if path is None:
+        return
+    rows = case.rows[~np.isnan(path.decades[case.rows])]
+    if len(rows) == 0:
+        return
+    medians = running_median(path.decades[rows])
+    window = len(rows) - len(medians) + 1
+    for ill, verdict in ((medians <= -DECADES, "vanishing"), (medians >= DECADES, "exploding")):
+        if ill.any():
+            marked = np.flatnonzero(ill)
+            span = rows[marked[0] : marked[-1] + window]
+            now = bool(ill[-1])
+            yield _finding(case, path, verdict, span, "critical" if now else "warning")
+        elif (
+            (path.decades[rows[0]] <= -DECADES)
+            if verdict == "vanishing"
+            else (path.decades[rows[0]] >= DECADES)
+        ):
+            yield _finding(case, path, verdict, rows[:1], "information")
+
+
+def non_finite(case: Case) -> Iterator[Finding]:
+    """Find gradients, activations or losses that are infinite or not a number."""
+    bad = _non_finite_rows(case)
+    if not bad.any():
+        return
+    rows = case.rows[bad]
+    step = case.steps["step"].to_numpy()
+    layers: list[str] = []
+    for column in ("activation_norm", "signal_norm", "grad_norm"):
+        values = case.run.matrix(column)[1]
+        broken = ~np.isfinite(values[rows[0]]) & np.isfinite(values).any(axis=0)
+        layers += [case.names[i] for i in np.flatnonzero(broken) if case.names[i] not in layers]
+    share = len(rows) / len(case.rows)
+    yield Finding(
+        "exploding",
+        "critical" if rows[-1] == case.rows[-1] else "warning",
+        f"Gradients, activations or the loss became infinite or not a number (NaN) at step"
+        f" {step[rows[0]]}, and were so in {len(rows)} of {len(case.rows)} recorded steps.",
+        tuple(sorted(layers, key=case.names.index)),
+        (int(step[rows[0]]), int(step[rows[-1]])),
+        {"share_of_steps": share, "first_step": float(step[rows[0]])},
+        (
+            "lower the learning rate, or warm it up over the first steps",
+            "clip the gradient's norm before the optimizer's step",
+            "look for a division, logarithm or exponential that overflows near the layers named",
+        ),
+    )
+
+
+def _non_finite_rows(case: Case) -> Mask:
+    """Return which of `case.rows` hold an infinite value, or a NaN that is no missing reading."""
+    bad = np.zeros(len(case.rows), dtype=bool)
+    ever_finite = False
+    for column in ("activation_norm", "signal_norm", "grad_norm"):
+        values = case.run.matrix(column)[1][case.rows]
+        bad |= np.isinf(values).any(axis=1)
+        ever_finite |= column == "grad_norm" and bool(np.isfinite(values).any())
+    steps = case.steps.iloc[case.rows]
+    for name in steps.columns:
+        if "loss" in name and name != "loss_scale":
+            # a loss that was not logged at a step is NaN there, too
+            logged = steps[name].to_numpy(dtype=np.float64)
+            bad |= np.isinf(logged)
+            if np.isnan(steps["grad_norm"].to_numpy()).any():
+                bad |= np.isnan(logged) & np.isnan(steps["grad_norm"].to_numpy())
+    if ever_finite:
+        bad |= ~np.isfinite(steps["grad_norm"].to_numpy(dtype=np.float64))
+    return bad
+
+
+def _finding(
+    case: Case, path: SignalPath, verdict: str, rows: NDArray[np.int64], severity: Severity
+) -> Finding:
+    decades = path.decades[rows]
+    middle = rows[np.argsort(decades)[len(decades) // 2]]
+    steps = (int(path.steps[rows[0]]), int(path.steps[rows[-1]]))
+    account_frame = ledger(case.run, int(path.steps[middle]))
+    lost = float(path.decades[middle])
+    evidence = {
+        "decades": lost,
+        "early_signal": float(path.early[middle]),
+        "late_signal": float(path.late[middle]),
+    }
+    evidence |= {f"{group}_decades": d for group, d in decades_by_group(account_frame).items()}
+    sentence = f"{path.early_name} gets {compared(lost)} {path.late_name}."
+    if severity == "information":
+        sentence += " Transient at init: it passed within the first steps."
+    elif severity == "warning":
+        sentence += f" It passed after step {steps[1]}."
+    sentence += f" Decades by kind of module: {account(account_frame)}."
+    if verdict == "vanishing" and severity != "information":
+        speed = _speed_decades(case, rows)
+        if not math.isnan(speed):
+            evidence["update_speed_decades"] = speed
+            sentence += " " + _speed_in_words(speed)
+    with np.errstate(invalid="ignore"):
+        change = np.nanmedian(path.relative[rows], axis=0)
+        # an underflow to 0 is the far end of vanishing
+        far = change <= 10**-DECADES if verdict == "vanishing" else change >= 10**DECADES
+    layers = tuple(case.names[i] for i in path.layers[far])
+    remedies = (_against_vanishing if verdict == "vanishing" else _against_exploding)(
+        case, account_frame
+    )
+    return Finding(verdict, severity, sentence, layers, steps, evidence, tuple(remedies))
+
+
+def _speed_decades(case: Case, rows: NDArray[np.int64]) -> float:
+    """Return log10 of the update speed, early third of the weight layers over the late third."""
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), 5 * BLOCK)).round().astype(int)]
+    updates = case.run.matrix("update_norm")[1][rows].astype(np.float64)
+    weights = case.run.matrix("weight_norm")[1][rows].astype(np.float64)
+    speed = ratio(updates, weights)[:, is_weight_layer(case.layers)]
+    speed = speed[:, ~np.isnan(speed).all(axis=0)]
+    third = max(speed.shape[1] // 3, 1)
+    if speed.shape[1] < 2:
+        return math.nan
+    early, late = np.nanmedian(speed[:, :third]), np.nanmedian(speed[:, -third:])
+    return float(log10(ratio(np.array([early]), np.array([late])))[0])
+
+
+def _speed_in_words(decades: float) -> str:
+    if decades > SLOWER:
+        return (
+            "It is compensated by the optimizer: the early layers change at"
+            f" {10**decades:.2g} times the speed of the late ones."
+        )
+    slower = amount(10**-decades) if decades > -300 else "infinitely many"
+    return f"It is confirmed: the early layers change {slower} times slower than the late ones."
+
+
+def _against_vanishing(case: Case, account_frame: pd.DataFrame) -> Iterator[str]:
+    groups = decades_by_group(account_frame)
+    on_path = account_frame[account_frame["on_path"]]
+    kinds = {canonical(kind) for kind in case.layers["kind"]}
+    worst = min(groups, key=lambda name: groups[name]) if groups else "other"
+    activations = on_path.loc[on_path["group"] == "activation", "kind"]
+    flat = [kind for kind in activations.unique() if canonical(kind) in BOTH_SIDES]
+    if case.run.shortcuts.empty:
+        yield "add a shortcut around every two layers: y = x + branch(x)"
+    if worst == "activation" and flat:
+        yield (
+            f"replace {', '.join(flat)} by ReLU or GELU: its derivative is what the gradient"
+            " is lost in"
+        )
+    if groups.get("weight", 0) < -0.5 or not flat:
+        if kinds & {"tanh", "softsign", "sigmoid"}:
+            yield "start from Xavier weights (torch.nn.init.xavier_normal_, with the gain)"
+        else:
+            yield "start from He weights (torch.nn.init.kaiming_normal_): the default's are smaller"
+    if not any("norm" in kind for kind in kinds):
+        yield "put a normalisation between weights and activation (BatchNorm, LayerNorm)"
+
+
+def _against_exploding(case: Case, account_frame: pd.DataFrame) -> Iterator[str]:
+    groups = decades_by_group(account_frame)
+    kinds = {canonical(kind) for kind in case.layers["kind"]}
+    worst = max(groups, key=lambda name: groups[name]) if groups else "other"
+    if worst == "shortcut":
+        yield (
+            "scale each branch by 1/sqrt(number of blocks), or start its last layer at zero:"
+            " blocks without it grow with depth"
+        )
+    if worst == "normalisation" or any("batchnorm" in kind for kind in kinds):
+        yield (
+            "warm the learning rate up: BatchNorm without shortcuts explodes at initialisation"
+            " and often recovers within the first steps"
+        )
+    if worst in ("weight", "other"):
+        yield "start from smaller weights: Xavier for tanh, He (fan in) for ReLU"
+    if not any("norm" in kind for kind in kinds):
+        yield "put a normalisation before each branch or activation"
+    yield "clip the gradient's norm, so that one step cannot throw the weights far"

@@ -1,0 +1,215 @@
+"""What is wrong with single layers: dead, disconnected, collapsed, saturated, too fast or slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.case import BLOCK, Case, Mask
+from gradscope.findings import Finding, Severity
+from gradscope.kinds import BOTH_SIDES, canonical, group
+from gradscope.signal_path import Floats, composites, is_weight_layer, ratio
+from gradscope.words import listed
+
+OFF = 0.99
+"""Share of an activation's outputs that are 0 from which on the layer counts as switched off."""
+
+SATURATED = 0.5
+"""Share of an activation's elements with |phi'| below a tenth of its maximum."""
+
+COLLAPSED = 1e-3
+"""Standard deviation of an output over its root mean square."""
+
+SPEED = (1e-4, 1e-2)
+"""Usual update speeds ||dW|| / ||W|| a step; Stanford CS231n notes, 'Ratio of weights:updates'."""
+
+
+def dead(case: Case) -> Iterator[Finding]:
+    """Find activations that are switched off for (almost) all inputs over whole blocks of steps."""
+    off = _off(case)
+    if not off.any():
+        return
+    zero = case.median("zero_fraction")
+    layers: Mask = np.any(off, axis=0)
+    names = _names(case, layers)
+    yield Finding(
+        "dead",
+        _severity(off),
+        f"{listed(names)}: the output is 0 for all but {1 - np.nanmax(zero[off]):.1%} of units and"
+        " samples, so that almost no gradient passes; layers before it stop learning.",
+        names,
+        case.span(np.any(off, axis=1)),
+        {"zero_fraction": float(np.nanmedian(zero[off]))},
+        (
+            "lower the learning rate or warm it up: a large step can push all units below zero",
+            "use LeakyReLU, GELU or ELU, whose units come back",
+            "start biases at zero or slightly above",
+        ),
+    )
+
+
+def disconnected(case: Case) -> Iterator[Finding]:
+    """Find layers that a gradient never reaches, though one leaves the output.
+
+    A zero that follows from a gradient too small for its number format is vanishing, one behind
+    a switched-off layer belongs to that layer, and one behind weights that are all zero, as a
+    branch may start, passes with the first step.
+    """
+    path = case.path
+    if path is None or not case.blocks:
+        return
+    signal = case.highest("signal_norm")
+    output = signal[:, path.layers[-1]]
+    cut = (signal == 0) & (output > 0)[:, None] & ~_underflowed(case, signal)
+    cut &= ~_any_behind(_off(case)) & ~_any_behind(_zero_weights(case))
+    parameters = case.layers["parameters"].to_numpy() > 0
+    layers: Mask = np.any(cut, axis=0) & parameters
+    if layers.any():
+        names = _names(case, layers)
+        yield Finding(
+            "disconnected",
+            _severity(cut[:, layers]),
+            f"No gradient at all reaches {listed(names)}: not a small one, exactly 0.",
+            names,
+            case.span(np.any(cut[:, layers], axis=1)),
+            {"layers": float(layers.sum())},
+            (
+                "look for detach(), no_grad() or an argmax between these layers and the loss",
+                "check that the loss uses the output of these layers",
+                "if functional ReLUs follow, check that their units are not all off",
+            ),
+        )
+
+
+def collapsed(case: Case) -> Iterator[Finding]:
+    """Find hidden layers whose outputs are all but one and the same number.
+
+    The readings hold the spread over all of an output's elements, units and samples together, so
+    that an output which differs between units but not between samples is not found.
+    """
+    path = case.path
+    if path is None or not case.blocks:
+        return
+    spread, mean = case.median("activation_std"), case.median("activation_mean")
+    flat = ratio(spread, np.hypot(spread, mean)) < COLLAPSED
+    hidden = np.arange(len(case.layers)) < path.layers[-1]
+    flat &= hidden & ~composites(case.layers, is_weight_layer(case.layers))
+    if flat.any():
+        names = _names(case, np.any(flat, axis=0))
+        yield Finding(
+            "collapsed",
+            _severity(flat),
+            f"{listed(names)}: all outputs are nearly the same number, whatever the input is.",
+            names,
+            case.span(np.any(flat, axis=1)),
+            {"spread_over_size": float(np.nanmin(ratio(spread, np.hypot(spread, mean))[flat]))},
+            (
+                "check that the input varies and is normalised",
+                "start from larger weights, or put a normalisation before these layers",
+            ),
+        )
+
+
+def saturated(case: Case) -> Iterator[Finding]:
+    """Find hidden sigmoids, tanhs and the like that work mostly where they are flat."""
+    path = case.path
+    if path is None or not case.blocks:
+        return
+    share = case.median("saturated_fraction")
+    both_sides = np.array([canonical(kind) in BOTH_SIDES for kind in case.layers["kind"]])
+    flat = (share > SATURATED) & both_sides & (np.arange(len(both_sides)) < path.layers[-1])
+    if flat.any():
+        names = _names(case, np.any(flat, axis=0))
+        slope = case.median("derivative_mean")[flat]
+        yield Finding(
+            "saturated",
+            "warning",
+            f"{listed(names)}: up to {np.nanmax(share[flat]):.0%} of the units work where their"
+            " activation function is flat, and pass on next to no gradient.",
+            names,
+            case.span(np.any(flat, axis=1)),
+            {
+                "saturated_fraction": float(np.nanmedian(share[flat])),
+                "derivative_mean": float(np.nanmedian(slope)),
+            },
+            (
+                "start from smaller weights (Xavier), and normalise the inputs",
+                "put a normalisation before these activations",
+                "use ReLU or GELU instead",
+            ),
+        )
+
+
+def update_speed(case: Case) -> Iterator[Finding]:
+    """Find weight layers that change unusually fast or slowly; advice, not a fault.
+
+    Source: Stanford CS231n, Neural Networks part 3: the ratio of updates to weights should be
+    somewhere around 1e-3.
+    """
+    if len(case.rows) < BLOCK:
+        return
+    speed = ratio(case.median("update_norm"), case.median("weight_norm"))
+    weights = is_weight_layer(case.layers) & ~np.isnan(speed).all(axis=0)
+    if not weights.any():
+        return
+    usual = np.nanmedian(speed[:, weights], axis=0)
+    slow, fast = usual < SPEED[0], usual > SPEED[1]
+    for out, word, advice in (
+        (slow, "slowly", "raise the learning rate if the loss hardly moves"),
+        (fast, "fast", "lower the learning rate if the loss is unsteady"),
+    ):
+        if out.any():
+            names = tuple(np.array(case.names, dtype=object)[weights][out])
+            yield Finding(
+                "update-speed",
+                "information",
+                f"{len(names)} of {int(weights.sum())} weight layers change {word}: by"
+                f" {np.median(usual[out]):.1e} of their size a step; 1e-4 to 1e-2 is usual.",
+                names,
+                case.span(np.ones(len(case.blocks), dtype=bool)),
+                {"update_ratio": float(np.median(usual[out]))},
+                (advice,),
+            )
+
+
+def _names(case: Case, layers: Mask) -> tuple[str, ...]:
+    return tuple(case.names[i] for i in np.flatnonzero(layers))
+
+
+def _severity(found: Mask) -> Severity:
+    """Return how bad a fault is that was found in these blocks: worse if in the last one."""
+    return "critical" if found[-1].any() else "warning"
+
+
+def _off(case: Case) -> Mask:
+    """Return which activations are switched off, (blocks, layers)."""
+    kinds = [group(kind, False) for kind in case.layers["kind"]]
+    activation = np.array([kind == "activation" for kind in kinds])
+    return np.asarray((case.median("zero_fraction") >= OFF) & activation)
+
+
+def _zero_weights(case: Case) -> Mask:
+    """Return which layers own parameters that are all zero, (blocks, layers)."""
+    owner = case.layers["parameters"].to_numpy() > 0
+    return np.asarray((case.median("weight_norm") == 0) & owner)
+
+
+def _any_behind(found: Mask) -> Mask:
+    """Return for each layer whether one after it was found, (blocks, layers)."""
+    behind = np.zeros_like(found)
+    behind[:, :-1] = np.logical_or.accumulate(found[:, ::-1], axis=1)[:, ::-1][:, 1:]
+    return behind
+
+
+def _underflowed(case: Case, signal: Floats) -> Mask:
+    """Return which zeros lie before a layer that had lost two decades already."""
+    assert case.path is not None
+    chain = signal[:, case.path.layers]
+    result = np.zeros(signal.shape, dtype=bool)
+    for block, values in enumerate(chain):
+        arrived = np.flatnonzero(values > 0)
+        late = np.nanmax(case.path.late[case.blocks[block]])
+        if len(arrived) and values[arrived[0]] <= 0.01 * late:
+            result[block, : case.path.layers[arrived[0]]] = True
+    return result

@@ -1,0 +1,38 @@
+"""Numbers in words that a reader understands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+_LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
+
+
+def amount(value: float) -> str:
+    """Return a large factor in words: `634 thousand`, `3.0`, `1.2 million`, `10^21`."""
+    if value >= 1e15:
+        return f"10^{round(math.log10(value))}"
+    for size, name in _LARGE:
+        if value >= size:
+            count = value / size
+            return f"{count:.0f} {name}" if count >= 10 else f"{count:.1f} {name}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def compared(decades: float) -> str:
+    """Return what log10(early / late gradient) means: `634 thousand times less gradient than`."""
+    if math.isinf(decades):
+        return "no gradient at all, beside that of" if decades < 0 else "infinitely more than"
+    if abs(decades) < 0.18:  # a factor of 1.5
+        return "about as much gradient as"
+    # 10 ** decades overflows beyond 308
+    times = amount(10 ** abs(decades)) if abs(decades) < 300 else f"10^{round(abs(decades))}"
+    return f"{times} times {'more' if decades > 0 else 'less'} gradient than"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Return names as `a, b, c`, those beyond `most` counted: `a, b ... y, z (26 in all)`."""
+    if len(names) <= most:
+        return ", ".join(names)
+    half = most // 2
+    return f"{', '.join(names[:half])} ... {', '.join(names[-half:])} ({len(names)} in all)"
