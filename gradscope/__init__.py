@@ -1,0 +1,43 @@
+"""gradscope: see why a deep net does not learn.
+
+>>> scope = gradscope.watch(model)          # then train as before
+>>> scope.run.frame()                       # what each layer got, as a pandas frame
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from gradscope._version import __version__
+from gradscope.errors import GradscopeError, GradscopeWarning
+
+if TYPE_CHECKING:
+    from gradscope.run import Run, load
+    from gradscope.scope import Scope, watch
+
+__all__ = [
+    "GradscopeError",
+    "GradscopeWarning",
+    "Run",
+    "Scope",
+    "__version__",
+    "load",
+    "watch",
+]
+
+_HOMES = {
+    "watch": "gradscope.scope",
+    "Scope": "gradscope.scope",
+    "Run": "gradscope.run",
+    "load": "gradscope.run",
+}
+"""Public name -> module that defines it, imported on first use: training needs no pandas, reading
+no torch, neither of them plotly."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        return value
+    raise AttributeError(f"module 'gradscope' has no attribute {name!r}")

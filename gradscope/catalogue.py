@@ -1,0 +1,113 @@
+"""The layers and shortcuts of one run, numbered once and for all in the order they were met."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A layer as the recorder knows it: `module` is its number among all modules."""
+
+    module: int
+    name: str
+    kind: str
+    parameters: int
+    weight_layer: bool
+    parent: int | None
+
+
+@dataclass(frozen=True)
+class ShortcutInfo:
+    """A residual join as the recorder knows it; `occurrence` tells repeats in one graph apart."""
+
+    name: str
+    form: str
+    split: str
+    join: str
+    branch: str
+    occurrence: int
+    position: float
+
+
+class Catalogue:
+    """Numbers layers and shortcuts; a number, once given, stays."""
+
+    def __init__(self) -> None:
+        self.layers: list[Json] = []
+        self.shortcuts: list[Json] = []
+        self.layer_of: dict[int, int] = {}
+        self._shortcut_of: dict[tuple[object, ...], int] = {}
+
+    def add_layers(self, layers: Iterable[LayerInfo], executed: Sequence[int]) -> None:
+        """Number the layers that have no number yet.
+
+        Parameters
+        ----------
+        layers : LayerInfo of every layer of the model, in order of definition
+        executed : module numbers in the order of their first execution
+            A layer that was never called stands behind the layer that holds it (as the `out_proj`
+            of a MultiheadAttention does), or at the end.
+        """
+        place = {module: i for i, module in enumerate(executed)}
+        last = len(place)
+
+        def key(info: LayerInfo) -> tuple[int, int]:
+            if info.module in place:
+                return place[info.module], 0
+            holder = info.parent if info.parent in holders else None
+            return (place.get(holder, last) if holder is not None else last), 1
+
+        layers = list(layers)
+        holders = {info.module for info in layers if info.module != 0}
+        depth = self.layers[-1]["depth"] if self.layers else 0
+        for info in sorted(layers, key=key):  # stable: ties stay in order of definition
+            if info.module in self.layer_of:
+                continue
+            depth += info.weight_layer
+            self.layer_of[info.module] = len(self.layers)
+            self.layers.append(
+                {
+                    "layer": len(self.layers),
+                    "name": info.name,
+                    "kind": info.kind,
+                    "depth": depth,
+                    "parameters": info.parameters,
+                }
+            )
+
+    def add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
+        """Return the number of each shortcut, given now where it is met for the first time."""
+        numbers = []
+        for info in shortcuts:
+            key = (info.name, info.form, info.split, info.join, info.branch, info.occurrence)
+            if key not in self._shortcut_of:
+                self._shortcut_of[key] = len(self.shortcuts)
+                self.shortcuts.append(
+                    {
+                        "shortcut": len(self.shortcuts),
+                        "name": info.name,
+                        "form": info.form,
+                        "split": info.split,
+                        "join": info.join,
+                        "branch": info.branch,
+                        "position": info.position,
+                    }
+                )
+            numbers.append(self._shortcut_of[key])
+        return numbers
+
+
+def occurrences(names: Iterable[tuple[str, ...]]) -> list[int]:
+    """Return how often each of `names` came before: what tells equal names apart."""
+    seen: Counter[tuple[str, ...]] = Counter()
+    result = []
+    for name in names:
+        result.append(seen[name])
+        seen[name] += 1
+    return result

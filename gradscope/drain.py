@@ -1,0 +1,83 @@
+"""The thread that takes closed rows from the device to disk, so that the training thread never waits."""
+
+from __future__ import annotations
+
+import threading
+
+from gradscope import schema
+from gradscope.catalogue import Catalogue
+from gradscope.decode import Decoder
+from gradscope.store import RunWriter
+from gradscope.tape import Row, Tape
+
+
+class Drain:
+    """Fetches rows, decodes them, writes them: every `seconds`, or when `rows` are waiting.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+        Of the layers and shortcuts that rows speak of.
+    writer : RunWriter
+        Used by the drain alone, one thread at a time.
+    rows : int
+    seconds : float
+    """
+
+    def __init__(self, catalogue: Catalogue, writer: RunWriter, rows: int, seconds: float) -> None:
+        self._catalogue = catalogue
+        self._decoder = Decoder(catalogue)
+        self._writer = writer
+        self._rows = rows
+        self._seconds = seconds
+        self._notes: list[str] = []
+        self._written = (0, 0, 0)
+        self._tape = Tape()
+        self._turn = threading.Lock()
+        self._wake = threading.Event()
+        self._stop = False
+        self._thread = threading.Thread(target=self._loop, name="gradscope-drain", daemon=True)
+        self._thread.start()
+
+    def note(self, sentence: str) -> None:
+        """Keep `sentence` in the run."""
+        self._notes.append(sentence)
+
+    def append(self, row: Row) -> None:
+        """Hand over a closed row; called by the training thread."""
+        self._tape.append(row)
+        if len(self._tape) >= self._rows:
+            self._wake.set()
+
+    def flush(self) -> None:
+        """Write what has been handed over; waits for the device and the disk."""
+        with self._turn:
+            for columns in self._decoder.columns(self._tape.fetch()):
+                for table in schema.PARTS:
+                    self._writer.append(table, columns[table])
+            self._describe()
+            self._writer.flush()
+
+    def _describe(self) -> None:
+        """Bring run.json up to date, before the rows that speak of new layers are on disk."""
+        layers, shortcuts = self._catalogue.layers, self._catalogue.shortcuts
+        now = (len(layers), len(shortcuts), len(self._notes))
+        if now != self._written:
+            self._writer.update(layers=layers, shortcuts=shortcuts, notes=list(self._notes))
+            self._written = now
+
+    def close(self) -> None:
+        """Write the rest and end the thread."""
+        self._stop = True
+        self._wake.set()
+        self._tape.close()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.flush()
+
+    def _loop(self) -> None:
+        while not self._stop:
+            self._wake.wait(self._seconds)
+            self._wake.clear()
+            if len(self._tape):
+                self.flush()

@@ -1,0 +1,141 @@
+"""The taps in the graph of one forward, and the gradients that they read as these arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils.hooks import RemovableHandle
+
+from gradscope import measure
+from gradscope.graph import Call, Graph
+from gradscope.plan import EdgeTap, JoinTap, Plan, ValueTap
+from gradscope.tape import Key, Strips
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Gradients:
+    """Reads the gradients of one forward's graph, in every backward that `arrives` lets count.
+
+    The hooks on the graph hold this object and it holds no node but those of parameters, so that
+    graph and readings go when the user drops the graph.
+
+    Parameters
+    ----------
+    arrives : called with this object before anything is read
+        Says whether the backward under way trains the model.
+    failed : called with keys of what could not be read, and the exception
+        That reading is left out from then on; the backward goes on.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        strips: Strips,
+        arrives: Callable[[Gradients], bool],
+        failed: Callable[[Sequence[Key], Exception], None],
+    ) -> None:
+        self.strips = strips
+        self.leaves: list[Node] = []
+        self._plan = plan
+        self._arrives = arrives
+        self._failed = failed
+        self._sums: list[list[Tensor | None]] = [[] for _ in plan.sums]
+        self._handles: list[RemovableHandle] = []
+
+    def tap(self, graph: Graph, calls: Sequence[Call]) -> None:
+        """Put hooks on the nodes of `graph`."""
+        plan, nodes = self._plan, graph.nodes
+        self.leaves = [nodes[i] for i in plan.leaves]
+        for index, values in plan.values.items():
+            handle = nodes[index].register_prehook(partial(self._guard, self._read_values, values))
+            if graph.names[index].endswith("AccumulateGrad"):  # outlives the graph
+                self._handles.append(handle)
+        for index, edges in plan.edges.items():
+            nodes[index].register_hook(partial(self._guard, self._gather, edges))
+        for call, position, keys in plan.direct:
+            node, slot = calls[call].outputs[position]
+            taps = [ValueTap(slot, keys, [])]
+            node.register_prehook(partial(self._guard, self._read_values, taps))
+
+    def release(self) -> None:
+        """Take out the hooks that would outlive the graph."""
+        for handle in self._handles:
+            handle.remove()
+
+    def end_of_backward(self) -> None:
+        """Read the sums of which some edge got no gradient."""
+        for i in range(len(self._sums)):
+            if self._plan.sums[i].keys and self._sums[i]:
+                self._read_sum(i)
+            self._sums[i].clear()
+
+    def _guard(
+        self,
+        read: Callable[..., None],
+        taps: list[ValueTap] | list[EdgeTap],
+        gradients: tuple[Tensor | None, ...],
+        *_: object,
+    ) -> None:
+        try:
+            if self._arrives(self):
+                read(taps, gradients)
+        except Exception as error:
+            keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
+            taps.clear()
+            self._failed(keys, error)
+
+    def _read_values(
+        self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]
+    ) -> None:
+        for tap in taps:
+            gradient = gradients[tap.slot]
+            if gradient is not None:
+                x = measure.dense(gradient)
+                measure.norm(x, self.strips.slot(x, *tap.keys))
+                for join in tap.joins:
+                    self._read_join(self._plan.joins[join], x)
+
+    def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
+        for tap in taps:
+            gradient = gradients[tap.position]
+            for i in tap.sums:
+                self._sums[i].append(None if gradient is None else measure.dense(gradient))
+                wanted = self._plan.sums[i]
+                if wanted.keys and len(self._sums[i]) == wanted.edges:
+                    self._read_sum(i)
+
+    def _read_sum(self, i: int) -> None:
+        total = self._take_sum(i)
+        if total is not None:
+            measure.norm(total, self.strips.slot(total, *self._plan.sums[i].keys))
+
+    def _take_sum(self, i: int | None) -> Tensor | None:
+        """Return the sum of the gradients gathered for sum `i`, and begin it anew."""
+        if i is None:
+            return None
+        gradients = [g for g in self._sums[i] if g is not None]
+        self._sums[i].clear()
+        if len(gradients) < 2:
+            return gradients[0] if gradients else None
+        wide = [g.float() if g.dtype in _HALF else g for g in gradients]
+        return torch.stack(wide).sum(0) if len(wide) > 2 else wide[0] + wide[1]
+
+    def _read_join(self, join: JoinTap, total: Tensor) -> None:
+        norms: dict[str, tuple[Tensor, Tensor]] = {}
+        for part, i in join.parts.items():
+            gradient = self._take_sum(i)
+            slot = self.strips.slot(total, ("shortcut", f"{part}_norm", join.number))
+            if gradient is None:
+                slot.zero_()
+            else:
+                measure.norm(gradient, slot)
+                norms[part] = gradient, slot
+        if "shortcut" in norms and "branch" in norms:
+            (s, s_norm), (b, b_norm) = norms["shortcut"], norms["branch"]
+            out = self.strips.slot(total, ("shortcut", "cosine", join.number))
+            measure.cosine(s, b, s_norm, b_norm, out)

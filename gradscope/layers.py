@@ -1,0 +1,79 @@
+"""Which modules are layers, and what they are called.
+
+A layer is a module that owns parameters itself, an activation, or a normalisation. Containers are
+none, nor are reshapes, pools and dropouts.
+"""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+ROOT = "(root)"
+"""Name of the layer that holds the parameters of the model itself."""
+
+_WRAPPERS = {
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+"""Class that wraps a module -> the attribute under which it does."""
+
+_INNER_WRAPPERS = frozenset(_WRAPPERS.values()) - {"module"}  # a name that users give, too
+_ACTIVATION = re.compile(
+    r"(activation|relu\d?|gelu|silu|swish|swiglu|mish|sigmoid|tanh|softplus|softsign|elu|hardtanh"
+    r"|hardswish|softmax|threshold|shrink|sine?|snake)$",
+    re.IGNORECASE,
+)
+_NORMALISATION = re.compile(r"norm(\dd)?$", re.IGNORECASE)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the module that DistributedDataParallel, torch.compile and the like wrap."""
+    while (attribute := _WRAPPERS.get(type(model).__name__)) in model._modules:
+        inner = model._modules[attribute]
+        assert inner is not None
+        model = inner
+    return model
+
+
+def clean(name: str) -> str:
+    """Return the path `name` without the names that wrappers inside the model put into it."""
+    return ".".join(part for part in name.split(".") if part not in _INNER_WRAPPERS)
+
+
+def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters that `module` owns itself, as (name, parameter)."""
+    return [(name, p) for name, p in module._parameters.items() if p is not None]
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether `module` is an activation function: torch's own, or one named like it."""
+    if any(True for _ in module.children()):
+        return False
+    if type(module).__module__ == "torch.nn.modules.activation":
+        return not isinstance(module, nn.MultiheadAttention)
+    return bool(_ACTIVATION.search(type(module).__name__))
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether `module` is a layer: it owns parameters, activates or normalises."""
+    if own_parameters(module) or is_activation(module):
+        return True
+    return not any(True for _ in module.children()) and bool(
+        _NORMALISATION.search(type(module).__name__)
+    )
+
+
+def is_weight_layer(module: nn.Module) -> bool:
+    """Whether `module` owns a weight matrix or kernel: what 'a 50-layer net' counts."""
+    return any(
+        is_lazy(parameter) or parameter.dim() >= 2 for _, parameter in own_parameters(module)
+    )
+
+
+def is_lazy(parameter: nn.Parameter) -> bool:
+    """Whether `parameter` still waits for its first input to get a shape."""
+    return isinstance(parameter, nn.parameter.UninitializedTensorMixin)

@@ -1,0 +1,197 @@
+"""One forward of a watched model: the calls of its modules, and what is read of their outputs.
+
+Module hooks (taps.py) report calls to a `Forward`; when the outermost call has returned, its graph
+is tapped (gradients.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
+
+from gradscope import measure
+from gradscope.activations import activation_readings
+from gradscope.graph import Call, Graph, sequence_number, walk
+from gradscope.modules import ModuleInfo
+from gradscope.plan import Plan
+from gradscope.tape import Key, Strips
+
+Edge = tuple[Node, int]
+Place = tuple[int, str, int]
+"""Where a tensor was seen: call, "in" or "out", position among the tensors with a gradient."""
+
+
+
+class OpenCall(NamedTuple):
+    """A call that has not returned yet."""
+
+    module: ModuleInfo
+    ordinal: int
+    start: int
+    inputs: tuple[Edge, ...]
+
+
+class Forward:
+    """The module calls of one outermost forward.
+
+    Parameters
+    ----------
+    strips : where readings go
+    expected : Plan, optional
+        Of the previous forward: where to find the tensors that joins add up. Without one, the
+        inputs and outputs of every module are measured.
+    """
+
+    def __init__(self, strips: Strips, expected: Plan | None) -> None:
+        self.modules: list[ModuleInfo] = []
+        self.strips = strips
+        self._calls: list[Call | None] = []
+        self._expected = expected
+        self._open: list[OpenCall] = []
+        self._measured: list[tuple[Place, Tensor]] = []
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls that returned, in the order in which they began."""
+        return [call for _, call in self.returned()]
+
+    @property
+    def layers(self) -> list[int | None]:
+        """For each of `calls`, the number of the layer, None for other modules."""
+        return [module.number if module.is_layer else None for module, _ in self.returned()]
+
+    def enter(self, module: ModuleInfo, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Note that `module` is called."""
+        tensors = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
+        ordinal = len(self.modules)
+        self.modules.append(module)
+        self._calls.append(None)
+        start = sequence_number()
+        self._open.append(OpenCall(module, ordinal, start, tuple(map(gradient_edge, tensors))))
+        self._measure_for_joins(ordinal, "in", tensors)
+
+    def leave(
+        self, number: int, module: nn.Module, args: tuple[object, ...], output: object
+    ) -> bool:
+        """Note that a module returned; return whether it was the outermost call."""
+        call = self._open.pop()
+        while call.module.number != number:  # a call within it never returned
+            call = self._open.pop()
+        info = call.module
+        found = list(tensors_in(output))
+        tensors = [t for t in found if t.requires_grad]
+        self._calls[call.ordinal] = Call(
+            info.name,
+            info.kind,
+            info.owns_parameters,
+            call.start,
+            sequence_number(),
+            call.inputs,
+            tuple(map(gradient_edge, tensors)),
+        )
+        if info.is_layer:
+            self._measure_output(call, module, args, tensors or found)
+        else:
+            self._measure_for_joins(call.ordinal, "out", tensors)
+        return not self._open
+
+    def returned(self) -> Iterator[tuple[ModuleInfo, Call]]:
+        """Yield the modules whose calls returned, with these, in the order in which they began."""
+        for module, call in zip(self.modules, self._calls, strict=True):
+            if call is not None:
+                yield module, call
+
+    def graph(self) -> Graph | None:
+        """Walk the graph that the outermost call has left; None if it has left none."""
+        call = self._calls[0]
+        if call is None or not call.outputs:
+            return None
+        return walk(call.outputs, {node for node, _ in call.inputs})
+
+    def supply(self, plan: Plan) -> None:
+        """Give what was measured on suspicion, before there was a plan, to the joins in `plan`."""
+        for place, norm in self._measured:
+            if keys := plan.forward.get(place):
+                self.strips.slot_like(norm, *keys).copy_(norm)
+        self._measured.clear()
+
+    def _measure_output(
+        self,
+        call: OpenCall,
+        module: nn.Module,
+        args: tuple[object, ...],
+        tensors: list[Tensor],
+    ) -> None:
+        number = call.module.number
+        for position, tensor in enumerate(tensors):
+            x = measure.dense(tensor)
+            if not x.is_floating_point() or x.numel() == 0:
+                continue
+            n = tensor.numel()
+            place = (call.ordinal, "out", position)
+            norm = self.strips.slot(x, ("layer", "activation_norm", number, n), *self._keys(place))
+            measure.moments(
+                x,
+                norm,
+                self.strips.slot(x, ("layer", "activation_mean", number, n)),
+                self.strips.slot(x, ("layer", "activation_std", number, n)),
+            )
+            if self._expected is None:
+                self._measured.append((place, norm))
+            if call.module.is_activation:
+                self._measure_activation(number, module, args, tensor)
+
+    def _measure_activation(
+        self, number: int, module: nn.Module, args: tuple[object, ...], output: Tensor
+    ) -> None:
+        z = args[0] if args and isinstance(args[0], Tensor) else None
+        if z is output:  # in place: z is lost
+            z = None
+        x = measure.dense(output)
+        readings = activation_readings(module, z, x)
+        for metric, reading in zip(readings._fields, readings, strict=True):
+            self.strips.slot(x, ("layer", metric, number, output.numel())).copy_(reading)
+
+    def _measure_for_joins(self, ordinal: int, side: str, tensors: list[Tensor]) -> None:
+        if self._expected is not None and not self._expected.forward:
+            return
+        for position, tensor in enumerate(tensors):
+            place = (ordinal, side, position)
+            keys = self._keys(place)
+            if keys or self._expected is None:
+                x = measure.dense(tensor)
+                norm = self.strips.slot(x, *keys)
+                measure.norm(x, norm)
+                if self._expected is None:
+                    self._measured.append((place, norm))
+
+    def _keys(self, place: Place) -> tuple[Key, ...]:
+        return () if self._expected is None else self._expected.forward.get(place, ())
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+def gradient_edge(tensor: Tensor) -> Edge:
+    """Return the node and slot in which the gradient of `tensor` arrives."""
+    node = tensor.grad_fn
+    if node is not None:
+        return node, tensor.output_nr
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr

@@ -1,0 +1,210 @@
+"""Where to tap the graph of one forward: decided once for each structure, then looked up.
+
+A plan speaks of nodes by their index in the walk, which is the same at every step of the same
+structure; the nodes themselves are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch.autograd.graph import Node
+
+from gradscope.graph import Call, Edge, Graph, Value
+from gradscope.joins import Join
+from gradscope.tape import Key
+
+SPLIT_FORMS = frozenset({"identity", "projection", "scaled", "gated", "nested"})
+"""Joins whose gradient is split; the others are listed only."""
+
+Part = Literal["shortcut", "branch", "other"]
+_VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
+
+
+@dataclass
+class ValueTap:
+    """A value whose whole gradient is read: as `keys`, and as the total of `joins`."""
+
+    slot: int
+    keys: tuple[Key, ...]
+    joins: list[int]
+
+
+@dataclass
+class EdgeTap:
+    """An edge, `position` among its consumer's, whose gradient goes into a sum of `sums`."""
+
+    position: int
+    sums: list[int]
+
+
+@dataclass
+class Sum:
+    """Edges of one value through one module: summed, then read as `keys` when all have come."""
+
+    edges: int
+    keys: tuple[Key, ...] = ()
+
+
+@dataclass
+class JoinTap:
+    """A join to split: its number and, for each part, the sum of its edges (None: no edge)."""
+
+    number: int
+    parts: dict[Part, int | None]
+
+
+@dataclass
+class Plan:
+    """Taps for the graphs of one structure.
+
+    Attributes
+    ----------
+    values, edges : by index of the node that gets the hook
+    direct : (call, output, keys)
+        Outputs of layers that the model's outputs do not depend on, such as an auxiliary loss's.
+    forward : (call, "in" or "out", tensor) -> keys
+        Tensors whose norm the forward ratio of a join needs.
+    leaves : nodes that accumulate the gradient of a parameter
+    """
+
+    values: dict[int, list[ValueTap]] = field(default_factory=dict)
+    edges: dict[int, list[EdgeTap]] = field(default_factory=dict)
+    sums: list[Sum] = field(default_factory=list)
+    joins: list[JoinTap] = field(default_factory=list)
+    direct: list[tuple[int, int, tuple[Key, ...]]] = field(default_factory=list)
+    forward: dict[tuple[int, str, int], tuple[Key, ...]] = field(default_factory=dict)
+    leaves: list[int] = field(default_factory=list)
+
+
+def make_plan(
+    graph: Graph,
+    calls: Sequence[Call],
+    layers: Sequence[int | None],
+    joins: Sequence[Join],
+    numbers: Sequence[int],
+) -> Plan:
+    """Decide where to tap `graph`.
+
+    Parameters
+    ----------
+    graph, calls
+        Of one forward.
+    layers : for each call, the number of the layer that was called, None for other modules
+    joins, numbers
+        The graph's residual joins and their numbers in the catalogue.
+    """
+    plan = Plan()
+    consumers_of = graph.consumers()
+    whole: dict[Value, list[Key]] = defaultdict(list)
+    totals: dict[Value, list[int]] = defaultdict(list)
+    edges: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+
+    def add_sum(value_edges: Sequence[Edge], keys: tuple[Key, ...] = ()) -> int:
+        for consumer, position in value_edges:
+            edges[consumer][position].append(len(plan.sums))
+        plan.sums.append(Sum(len(value_edges), keys))
+        return len(plan.sums) - 1
+
+    for ordinal, (call, layer) in enumerate(zip(calls, layers, strict=True)):
+        if layer is None:
+            continue
+        for position, edge in enumerate(call.outputs):
+            key: Key = ("layer", "signal_norm", layer, 1)
+            value = locate(graph, edge)
+            if value is None:
+                plan.direct.append((ordinal, position, (key,)))
+            else:
+                whole[value].append(key)
+        key = ("layer", "input_signal_norm", layer, 1)
+        for edge in call.inputs:
+            value = locate(graph, edge)
+            consumers = consumers_of.get(value, []) if value is not None else []
+            inside = [c for c in consumers if call.start <= _sequence(graph.nodes[c[0]]) < call.stop]
+            if value is None or not inside:
+                continue
+            if len(inside) == len(consumers):
+                whole[value].append(key)  # no one else uses the value: its whole gradient it is
+            else:
+                add_sum(inside, (key,))
+    for join, number in zip(joins, numbers, strict=True):
+        if join.form not in SPLIT_FORMS:
+            continue
+        parts: dict[Part, tuple[Edge, ...]] = {
+            "shortcut": join.shortcut_edges,
+            "branch": join.branch_edges,
+            "other": join.other_edges,
+        }
+        whole[join.value].append(("shortcut", "total_norm", number))
+        totals[join.value].append(len(plan.joins))
+        sums = {part: add_sum(some) if some else None for part, some in parts.items()}
+        plan.joins.append(JoinTap(number, sums))
+        _plan_forward(graph, calls, join, number, plan)
+
+    for value, keys in sorted(whole.items()):
+        tap = ValueTap(value[1], tuple(keys), totals.get(value, []))
+        plan.values.setdefault(value[0], []).append(tap)
+    plan.edges = {
+        node: [EdgeTap(position, sums) for position, sums in positions.items()]
+        for node, positions in edges.items()
+    }
+    plan.leaves = [i for i, name in enumerate(graph.names) if "AccumulateGrad" in name]
+    return plan
+
+
+def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
+    """Return where the value of `edge` is in `graph`, None if it is not there.
+
+    A view that was noted before its base was changed in place has left the graph: then it is the
+    base that is meant.
+    """
+    node, slot = edge
+    while node not in graph.index:
+        if not _VIEW.search(node.name()) or node.next_functions[0][0] is None:
+            return None
+        node, slot = node.next_functions[0]
+    return graph.index[node], slot
+
+
+def position(
+    graph: Graph, calls: Sequence[Call], layers: Sequence[int | None], join: Join
+) -> float:
+    """Return the share of the layers' calls that had returned before `join`."""
+    stops = [call.stop for call, layer in zip(calls, layers, strict=True) if layer is not None]
+    when = _sequence(graph.nodes[join.node])
+    return sum(stop <= when for stop in stops) / max(len(stops), 1)
+
+
+def _plan_forward(
+    graph: Graph, calls: Sequence[Call], join: Join, number: int, plan: Plan
+) -> None:
+    for metric, operand in (
+        ("shortcut_forward", join.shortcut_operand),
+        ("branch_forward", join.branch_operand),
+    ):
+        place = _seen_at(graph, calls, operand)
+        if place is not None:
+            key: Key = ("shortcut", metric, number)
+            plan.forward[place] = (*plan.forward.get(place, ()), key)
+
+
+def _seen_at(
+    graph: Graph, calls: Sequence[Call], value: Value
+) -> tuple[int, str, int] | None:
+    """Return a module call that returned or received `value`: there its norm can be taken."""
+    for side in ("out", "in"):
+        for ordinal, call in enumerate(calls):
+            edges = call.outputs if side == "out" else call.inputs
+            for position, (node, slot) in enumerate(edges):
+                if (graph.index.get(node, -1), slot) == value:
+                    return ordinal, side, position
+    return None
+
+
+def _sequence(node: Node) -> int:
+    number: int = node._sequence_nr()
+    return number

@@ -1,0 +1,345 @@
+"""The life of one training step, as seen by the hooks: forward, backward, clip, step, close.
+
+    forward    modules report their calls; the graph of the outermost call is tapped
+    backward   gradients are read as they arrive; at the end those of the parameters, too
+    clip       (whatever the user does to the gradients)
+    step       before: gradients as the optimizer gets them, weights; after: the true update
+    close      the first forward or backward after that hands the row to the tape
+
+Nothing here waits for the device, and nothing that goes wrong here ends a training: the reading
+that failed is switched off and told of once.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.optim.optimizer import Optimizer
+
+from gradscope.catalogue import Catalogue, ShortcutInfo, occurrences
+from gradscope.gradients import Gradients
+from gradscope.graph import Graph, fingerprint
+from gradscope.joins import find_joins
+from gradscope.modules import Modules
+from gradscope.parameters import ParameterReadings, Parameters
+from gradscope.passes import Forward
+from gradscope.plan import Plan, make_plan, position
+from gradscope.tape import Key, Row, Strips
+from gradscope.taps import ModuleTaps, tap_optimizers
+
+queue_callback = torch.autograd.Variable._execution_engine.queue_callback
+
+current_backward: Callable[[], int] = torch._C._current_graph_task_id
+"""The number of the backward under way in this thread, -1 outside of any."""
+
+
+class Step:
+    """What has been read of one step; `number` counts optimizer steps."""
+
+    def __init__(self, number: int, recorded: bool) -> None:
+        self.number = number
+        self.recorded = recorded
+        self.stepped_by: list[weakref.ref[Optimizer]] = []
+        self.ended = math.nan  # when the last of them had stepped
+        self.gradients: dict[Gradients, None] = {}  # those that a backward has reached
+        self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
+        self.parameters: ParameterReadings | None = None
+        self.strips = Strips(16)
+        self.scalars: dict[str, float] = {}
+
+    @property
+    def is_over(self) -> bool:
+        """Whether an optimizer has stepped: the next forward or backward is another step's."""
+        return bool(self.stepped_by)
+
+    def row(self) -> Row:
+        """Return everything that was read."""
+        row = Row(self.number, self.ended, scalars=self.scalars)
+        for gradients in self.gradients:
+            row.segments += gradients.strips.segments()
+        if self.parameters is not None:
+            row.segments += self.parameters.segments()
+        row.segments += self.strips.segments()
+        return row
+
+
+class Recorder:
+    """Records the steps of one model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Held weakly.
+    optimizers : sequence of Optimizer, optional
+        Whose steps count; by default those of every optimizer that has a parameter of the model.
+    every : int
+        Steps 0, `every`, 2 `every` ... are recorded.
+    catalogue : Catalogue
+        Numbers the layers and shortcuts that are met.
+    emit : called with each closed row
+    tell : called with a sentence about what cannot be recorded
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer] | None,
+        every: int,
+        catalogue: Catalogue,
+        emit: Callable[[Row], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._catalogue = catalogue
+        self.rows = 0
+        self.saw_forward = self.saw_backward = False
+        self._model = weakref.ref(model)
+        self._optimizers = None if optimizers is None else weakref.WeakSet(optimizers)
+        self._every = every
+        self._emit = emit
+        self._tell = tell
+        self._start = time.monotonic()
+        self._modules = Modules(model)
+        self._outermost = {0}  # modules that were called from outside the model
+        self._plans: dict[int, Plan] = {}
+        self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
+        self._sizes: dict[int, int] = {}  # outermost module -> readings of its last forward
+        self._forward: Forward | None = None
+        self._unfinished: int | None = None  # the backward whose end is awaited
+        self._ended_backwards = 0
+        self._ended_before_step = 0
+        self._updates: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
+        self._updates = weakref.WeakKeyDictionary()
+        self._off: set[str] = set()
+        self._step = Step(0, recorded=True)
+        self._taps = ModuleTaps(self)
+        self._taps.put_in(self._modules)
+        self._optimizer_taps = tap_optimizers(self)
+
+    # --- forward ------------------------------------------------------------------------------
+
+    def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Module `number` is called."""
+        self._modules.note_call(number)
+        if not builds_graph():
+            return
+        try:
+            if self._forward is None:
+                if current_backward() == -1:  # else it is checkpointing that computes again
+                    self._unfinished = None
+                    if self._step.is_over:
+                        self._close_step()
+                if not self._step.recorded:
+                    return
+                self._outermost.add(number)
+                strips = Strips(self._sizes.get(number, 256))
+                self._forward = Forward(strips, self._expected.get(number))
+            self._forward.enter(self._modules.info(number), args, kwargs)
+        except Exception as error:
+            self._module_failed(number, error)
+
+    def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        """Module `number` returned."""
+        if self._forward is None or not builds_graph():
+            return
+        try:
+            if self._forward.leave(number, module, args, output):
+                forward, self._forward = self._forward, None
+                self._tap(forward)
+        except Exception as error:
+            self._module_failed(number, error)
+
+    def _tap(self, forward: Forward) -> None:
+        """Tap the graph that the outermost call has left, if it has left one."""
+        self.saw_forward = True
+        graph = forward.graph()
+        if graph is None:
+            return
+        calls, outermost = forward.calls, forward.modules[0].number
+        structure = fingerprint(graph, calls)
+        plan = self._plans.get(structure)
+        if plan is None:
+            plan = self._plans[structure] = self._make_plan(graph, forward)
+        forward.supply(plan)
+        self._expected[outermost] = plan
+        gradients = Gradients(plan, forward.strips, self._arrives, self._gradient_failed)
+        gradients.tap(graph, calls)
+        self._sizes[outermost] = 2 * len(forward.strips)
+
+    def _make_plan(self, graph: Graph, forward: Forward) -> Plan:
+        """Analyse a structure that is met for the first time."""
+        self._modules.look_for_new()
+        self._taps.put_in(self._modules)
+        calls, layers = forward.calls, forward.layers
+        joins = find_joins(graph, calls)
+        names = [(j.name, j.form, j.split, j.join, j.branch) for j in joins]
+        numbers = self._catalogue.add_shortcuts(
+            [
+                ShortcutInfo(*name, occurrence, position(graph, calls, layers, join))
+                for name, occurrence, join in zip(names, occurrences(names), joins, strict=True)
+            ]
+        )
+        return make_plan(graph, calls, layers, joins, numbers)
+
+    # --- backward -----------------------------------------------------------------------------
+
+    def _arrives(self, gradients: Gradients) -> bool:
+        """Say whether the backward that reaches `gradients` counts; its first reading asks."""
+        backward = current_backward()
+        counts = self._step.backwards.get(backward)
+        if counts is None:
+            counts = self._begin_backward(backward, gradients)
+        if counts:
+            self._step.gradients.setdefault(gradients)
+        return counts
+
+    def _begin_backward(self, backward: int, gradients: Gradients) -> bool:
+        nested = self._unfinished is not None  # as reentrant checkpointing's backwards are
+        if self._step.is_over and not nested:
+            self._close_step()
+        counts = self._step.recorded and self._optimizer_taps != [] and trains(gradients.leaves)
+        self._step.backwards[backward] = counts
+        if counts and not nested:
+            self._unfinished = backward
+            # DistributedDataParallel queues its all-reduce after this: queue once more behind it
+            queue_callback(lambda: queue_callback(self._end_backward))
+        return counts
+
+    def _end_backward(self) -> None:
+        """Read the parameters' gradients, as accumulated and not yet clipped."""
+        self._unfinished = None
+        self._ended_backwards += 1
+        self.saw_backward = True
+        for gradients in self._step.gradients:
+            gradients.end_of_backward()
+        self._try("gradients of the parameters", lambda: self._readings().after_backward())
+
+    # --- step ---------------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """The step of any optimizer in this process begins."""
+        if not self._updates_model(optimizer):
+            return
+        if any(ref() is optimizer for ref in self._step.stepped_by):
+            self._close_step()  # no forward was seen since it stepped last
+        self._ended_before_step = self._ended_backwards
+        if self._step.recorded:
+            self._try("weights", lambda: self._readings().before_step(optimizer))
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """The step of any optimizer in this process ended."""
+        if not self._updates_model(optimizer):
+            return
+        self._step.stepped_by.append(weakref.ref(optimizer))
+        self._step.ended = time.monotonic() - self._start
+        if self._step.recorded:
+            if self._ended_backwards > self._ended_before_step:  # its closure's backward
+                self._try("gradients of the step", lambda: self._readings().read_clipped(optimizer))
+            self._try("weight updates", lambda: self._readings().after_step(optimizer))
+        if (self._step.number + 1) % self._every == 0:
+            self._taps.put_in(self._modules)
+
+    def _updates_model(self, optimizer: Optimizer) -> bool:
+        if self._optimizers is not None:
+            return optimizer in self._optimizers
+        groups, updates = self._updates.get(optimizer, (-1, False))
+        if groups != len(optimizer.param_groups) or (self._step.recorded and not updates):
+            updates = bool(Parameters(self._modules).of(optimizer))
+            self._updates[optimizer] = len(optimizer.param_groups), updates
+        return updates
+
+    def _readings(self) -> ParameterReadings:
+        if self._step.parameters is None:
+            self._step.parameters = ParameterReadings(Parameters(self._modules))
+        return self._step.parameters
+
+    # --- close --------------------------------------------------------------------------------
+
+    def log(self, scalars: dict[str, float | Tensor]) -> None:
+        """Attach `scalars` to the current step, or to the next recorded one."""
+        for name, value in scalars.items():
+            if not isinstance(value, Tensor):
+                self._step.scalars[name] = float(value)
+            elif value.device.type == "cpu":
+                self._step.scalars[name] = float(value.item())
+            else:
+                self._step.strips.slot(value, ("step", name)).copy_(value.detach().reshape(()))
+
+    def _close_step(self) -> None:
+        """Hand the row to the tape and begin the next step."""
+        step = self._step
+        number = step.number + 1
+        self._step = Step(number, recorded=number % self._every == 0)
+        if step.recorded:
+            self._emit_row(step)
+        else:
+            self._step.scalars, self._step.strips = step.scalars, step.strips
+        if self._step.recorded:
+            self._taps.put_in(self._modules)
+        else:
+            self._taps.take_out(keep=self._outermost)
+
+    def _emit_row(self, step: Step) -> None:
+        for gradients in step.gradients:
+            gradients.release()
+        self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
+        self.rows += 1
+        self._emit(step.row())
+
+    def close(self) -> None:
+        """Hand over what is left and take out every hook."""
+        if not self._optimizer_taps:
+            return
+        step = self._step
+        if step.scalars or len(step.strips) or (step.recorded and step.is_over):
+            self._emit_row(step)
+        self._taps.take_out()
+        for handle in self._optimizer_taps:
+            handle.remove()
+        self._optimizer_taps = []
+        self._forward = None
+
+    # --- survive ------------------------------------------------------------------------------
+
+    def _try(self, what: str, read: Callable[[], None]) -> None:
+        if what in self._off:
+            return
+        try:
+            read()
+        except Exception as error:
+            self._off.add(what)
+            self._failed(what, error)
+
+    def _module_failed(self, number: int, error: Exception) -> None:
+        self._forward = None
+        self._taps.give_up(number)
+        self._failed(f"the calls of layer '{self._modules.info(number).name}'", error)
+
+    def _gradient_failed(self, keys: Sequence[Key], error: Exception) -> None:
+        modules = [self._modules.info(int(str(key[2]))).name for key in keys if key[0] == "layer"]
+        self._failed(f"the signal of layer '{', '.join(modules)}'", error)
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self._tell(
+            f"could not read {what}: {type(error).__name__}: {error}; this reading is switched"
+            " off, training goes on"
+        )
+
+
+def builds_graph() -> bool:
+    """Whether a forward that runs now can be followed: with gradients, outside of torch.func."""
+    return torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def trains(leaves: Sequence[Node]) -> bool:
+    """Whether the backward under way accumulates the gradient of a parameter, as `leaves` name."""
+    try:
+        return not leaves or any(torch._C._will_engine_execute_node(leaf) for leaf in leaves)
+    except RuntimeError:  # it is an autograd.grad: nothing is accumulated
+        return False

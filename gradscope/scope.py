@@ -1,0 +1,307 @@
+"""`watch(model)`: the recorder and the store, joined into the `Scope` that a user holds."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import time
+import warnings
+import weakref
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradscope import layers, schema
+from gradscope._version import __version__
+from gradscope.catalogue import Catalogue
+from gradscope.drain import Drain
+from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.recorder import Recorder
+from gradscope.store import RunWriter
+
+if TYPE_CHECKING:
+    from gradscope.run import Run
+
+_scopes: dict[int, Scope] = {}
+"""Open scopes by the identity of their model; a scope goes when its model does."""
+
+
+def watch(
+    model: nn.Module,
+    run: str | os.PathLike[str] | None = None,
+    *,
+    every: int = 1,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    flush_every: int = 500,
+    flush_seconds: float = 2.0,
+) -> Scope:
+    """Record how gradients reach the layers of `model` while it trains; the loop is unchanged.
+
+    >>> scope = gradscope.watch(model)
+    >>> for x, y in loader:
+    ...     loss_fn(model(x), y).backward(); optimizer.step(); optimizer.zero_grad()
+    >>> scope.close()
+    >>> scope.run.frame()
+
+    A step is one step of the optimizer; it closes at the first forward with gradients, or backward,
+    after that, so that several optimizers of one model share a step. With gradient accumulation
+    `grad_norm` is the norm of what the optimizer gets; signals of the micro-batches, or of several
+    calls of one module, are combined by the root of the sum of their squares.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Plain or residual, on any device. Wrappers (DistributedDataParallel, torch.compile) are
+        seen through.
+    run : path, optional
+        Folder to write, which must not exist yet; `runs/<time>-<class of model>` by default.
+    every : int
+        Steps 0, `every`, 2 `every` ... are recorded; between them nothing is read.
+    optimizer : Optimizer or sequence of them, optional
+        Whose steps count. By default those of every optimizer that has a parameter of the model.
+    flush_every, flush_seconds : int, float
+        Rows are written to disk when so many have been recorded, or so many seconds (at most 10)
+        after the last time, whichever comes first: what a crash can lose.
+
+    Returns
+    -------
+    Scope
+        With `log`, `run`, `close`; also a context manager.
+
+    Raises
+    ------
+    GradscopeError
+        If `model` is no nn.Module, has no trainable parameter or is watched already, `every` is
+        below 1, the run folder exists or cannot be written, or `optimizer` has no parameter of
+        the model.
+
+    Notes
+    -----
+    What is recorded is described column by column in `gradscope.schema`. Training is not changed:
+    same weights to the bit, same random numbers. Memory: while an optimizer steps on a recorded
+    step, a copy of the weights that it updates; besides, a few numbers for each layer.
+    """
+    if not isinstance(model, nn.Module):
+        hint = "; did you mean to pass an instance?" if isinstance(model, type) else ""
+        raise GradscopeError(
+            f"watch() needs a torch.nn.Module, got {type(model).__name__} {model!r:.80}{hint}"
+        )
+    _check_settings(every, flush_every, flush_seconds)
+    inner = layers.unwrap(model)
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    _check_model(inner)
+    _check_optimizers(inner, optimizers)
+    return Scope(inner, _run_folder(inner, run), every, optimizers, flush_every, flush_seconds)
+
+
+class Scope:
+    """A model under watch; made by `watch`. Use `log`, `run` and `close`, or a `with` block."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        path: Path,
+        every: int,
+        optimizers: Sequence[Optimizer] | None,
+        flush_every: int,
+        flush_seconds: float,
+    ) -> None:
+        self.path = path
+        self._model_id = id(model)
+        self._closed = False
+        self._notes: list[str] = []
+        self._writer = RunWriter(
+            path,
+            {
+                "model": type(model).__name__,
+                "every": every,
+                "gradscope": __version__,
+                "torch": torch.__version__,
+            },
+        )
+        catalogue = Catalogue()
+        self._drain = Drain(catalogue, self._writer, flush_every, flush_seconds)
+        self._recorder = Recorder(
+            model, optimizers, every, catalogue, self._drain.append, self._tell
+        )
+        _scopes[id(model)] = self
+        weakref.finalize(model, _close_scope, id(model)).atexit = False
+
+    @property
+    def run(self) -> Run:
+        """The run as recorded up to the last closed step; waits until that is on disk."""
+        from gradscope.run import load  # pandas is not needed to record
+
+        self._drain.flush()
+        return load(self.path)
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Attach scalars, such as losses, to the current step: the one that stepped last.
+
+        Parameters
+        ----------
+        **scalars : number or Tensor of one element
+            A tensor on an accelerator is copied there, without waiting. Between recorded steps the
+            latest value of each name is kept for the next recorded one.
+
+        Raises
+        ------
+        GradscopeError
+            If a name is a column of `run.steps` already, or a value is no single number.
+        """
+        if self._closed:
+            raise GradscopeError(f"{self.path}: the scope is closed; log before close()")
+        for name, value in scalars.items():
+            if name in schema.names(schema.STEPS):
+                raise GradscopeError(
+                    f"log({name}=...): gradscope records a column of this name; choose another"
+                )
+            if isinstance(value, Tensor) and value.numel() == 1:
+                continue
+            if not hasattr(value, "__float__") or isinstance(value, Tensor):
+                shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+                raise GradscopeError(
+                    f"log({name}=...): needs one number, got {type(value).__name__}{shape};"
+                    " log its mean, say"
+                )
+        self._recorder.log(scalars)
+
+    def flush(self) -> None:
+        """Write every closed step to disk now."""
+        self._drain.flush()
+
+    def close(self) -> None:
+        """Stop recording, take out every hook, and write the rest; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._recorder.close()
+        self._explain_if_empty()
+        self._drain.close()
+        self._writer.close()
+        if _scopes.get(self._model_id) is self:
+            del _scopes[self._model_id]
+
+    def __enter__(self) -> Scope:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "recording"
+        return f"<gradscope.Scope {state} to {self.path}>"
+
+    def _explain_if_empty(self) -> None:
+        recorder = self._recorder
+        if recorder.rows:
+            return
+        if not recorder.saw_forward:
+            why = (
+                "no forward with gradients was seen: was the model called, with gradients on,"
+                " through the object given to watch(), and compiled after it, not before?"
+            )
+        elif not recorder.saw_backward:
+            why = "no backward reached the model: was loss.backward() called on its output?"
+        else:
+            why = (
+                "no optimizer that has a parameter of the model made a step: was optimizer.step()"
+                " called, and does the optimizer hold the parameters of this model?"
+            )
+        self._tell(f"no step was recorded: {why}")
+
+    def _tell(self, sentence: str) -> None:
+        """Say what cannot be recorded: as a warning, and in the run; each sentence once."""
+        if sentence not in self._notes:
+            self._notes.append(sentence)
+            self._drain.note(sentence)
+            warnings.warn(f"gradscope: {sentence}", GradscopeWarning, stacklevel=2)
+
+
+def _check_settings(every: int, flush_every: int, flush_seconds: float) -> None:
+    for name, value in (("every", every), ("flush_every", flush_every)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise GradscopeError(
+                f"watch({name}={value!r}): needs a whole number of steps, 1 or more"
+            )
+    if not isinstance(flush_seconds, Real) or not 0 < flush_seconds <= 10:
+        raise GradscopeError(
+            f"watch(flush_seconds={flush_seconds!r}): needs a number of seconds above 0 and at"
+            " most 10, so that a crash loses little"
+        )
+
+
+def _check_model(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise GradscopeError(
+            f"watch(): {type(model).__name__} is a torch.jit.ScriptModule, in which hooks cannot"
+            " see gradients; watch the Python module before it is scripted"
+        )
+    if isinstance(model, nn.DataParallel):
+        raise GradscopeError(
+            "watch(): torch.nn.DataParallel trains copies that hooks do not follow; use"
+            " DistributedDataParallel, or watch the module on one device"
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise GradscopeError(
+            f"watch(): {type(model).__name__} has no trainable parameters, so no gradient reaches"
+            " it; set requires_grad on some, or pass the model that trains"
+        )
+    known = _scopes.get(id(model))
+    if known is not None:
+        raise GradscopeError(
+            f"watch(): this {type(model).__name__} is watched already, into {known.path}; close()"
+            " that scope first"
+        )
+
+
+def _check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer] | None) -> None:
+    own = {id(p) for p in model.parameters()}
+    for optimizer in optimizers or ():
+        if not isinstance(optimizer, Optimizer):
+            raise GradscopeError(
+                f"watch(optimizer=...): needs a torch.optim.Optimizer, got"
+                f" {type(optimizer).__name__} {optimizer!r:.80}"
+            )
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise GradscopeError(
+                f"watch(optimizer=...): this {type(optimizer).__name__} has none of the parameters"
+                f" of {type(model).__name__}; pass the optimizer that trains it, or leave the"
+                " argument out"
+            )
+
+
+def _run_folder(model: nn.Module, run: str | os.PathLike[str] | None) -> Path:
+    if run is not None:
+        return Path(run)
+    kind = re.sub(r"\W", "", type(model).__name__)
+    path = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
+    number = 2
+    while path.exists():
+        path = path.with_name(f"{path.name.partition('_')[0]}_{number}")
+        number += 1
+    return path
+
+
+def _close_scope(model_id: int) -> None:
+    scope = _scopes.get(model_id)
+    if scope is not None:
+        scope.close()
+
+
+@atexit.register
+def _close_all() -> None:
+    for model_id in list(_scopes):
+        _close_scope(model_id)

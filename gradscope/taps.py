@@ -1,0 +1,117 @@
+"""Hooks on modules and optimizers: put in, taken out, harmless when copied or pickled."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.hooks import RemovableHandle
+
+
+class Listener(Protocol):
+    """What hooks report to. None of its methods may raise."""
+
+    def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Module `number` is called."""
+
+    def leave(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], output: object
+    ) -> None:
+        """Module `number` returned; also when it raised, then `output` is None."""
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """The step of any optimizer in this process begins."""
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """The step of any optimizer in this process ended."""
+
+
+class _Hook:
+    """A module hook that does not keep its listener alive.
+
+    Copied or unpickled it is a function that does nothing, from the standard library: a model that
+    was saved while it was watched loads where gradscope is not installed.
+    """
+
+    def __init__(self, listener: weakref.ref[Listener], number: int) -> None:
+        self._listener = listener
+        self._number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class _EnterHook(_Hook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        listener = self._listener()
+        if listener is not None:
+            listener.enter(self._number, args, kwargs)
+
+
+class _LeaveHook(_Hook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if torch.compiler.is_compiling():
+            return
+        listener = self._listener()
+        if listener is not None:
+            listener.leave(self._number, module, args, output)
+
+
+class ModuleTaps:
+    """The hooks on the modules of a model, which may be put in and taken out again and again."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = weakref.ref(listener)
+        self._handles: dict[int, list[RemovableHandle]] = {}
+        self._given_up: set[int] = set()
+
+    def put_in(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
+        """Make `modules`, each with its number, report their calls."""
+        for number, module in modules:
+            if number not in self._handles and number not in self._given_up:
+                enter = _EnterHook(self._listener, number)
+                leave = _LeaveHook(self._listener, number)
+                self._handles[number] = [
+                    module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
+                    module.register_forward_hook(leave, always_call=True),
+                ]
+
+    def take_out(self, keep: Iterable[int] = ()) -> None:
+        """Take out the hooks of all modules but those numbered in `keep`."""
+        for number in self._handles.keys() - set(keep):
+            self._remove(number)
+
+    def give_up(self, number: int) -> None:
+        """Take out the hooks of module `number` for good."""
+        self._given_up.add(number)
+        self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        for handle in self._handles.pop(number, ()):
+            handle.remove()
+
+
+def tap_optimizers(listener: Listener) -> list[RemovableHandle]:
+    """Make every optimizer of this process report its steps, until the handles are removed."""
+    reference = weakref.ref(listener)
+
+    def before(optimizer: Optimizer, args: object, kwargs: object) -> None:
+        if (found := reference()) is not None:
+            found.before_step(optimizer)
+
+    def after(optimizer: Optimizer, args: object, kwargs: object) -> None:
+        if (found := reference()) is not None:
+            found.after_step(optimizer)
+
+    return [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]
