@@ -54,7 +54,7 @@ class DamagedPart(Exception):
 def list_parts(folder: Path) -> list[Part]:
     """Return the parts that together hold each row once, in order of steps."""
     found = []
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):
         for name in os.listdir(folder):
             if match := _NAME.fullmatch(name):
                 first, last, level, crc = match.groups()
@@ -144,7 +144,10 @@ def merge_parts(folder: Path) -> None:
             return
         if level == 9 or sum(part.path.stat().st_size for part in parts) > LARGEST_MERGE:
             return
-        layouts = [_open(part).schema_arrow for part in parts]
+        layouts = []
+        for part in parts:
+            with _open(part) as file:
+                layouts.append(file.schema_arrow)
         layout = pa.unify_schemas(layouts, promote_options="permissive")
         steps = (parts[0].first, parts[-1].last)
         write_part(folder, _regrouped(parts, layout), layout, steps, level + 1)

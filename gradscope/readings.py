@@ -50,6 +50,9 @@ def read_rows(
             return
         except FileNotFoundError:
             continue
+        except OSError as error:
+            warn(f"{folder}: cannot be read, {error.strerror or error}; it is left out")
+            return
 
 
 def left_out(part: parts.Part, why: str) -> str:

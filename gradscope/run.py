@@ -19,6 +19,7 @@ import pandas as pd
 
 from gradscope import export, frames, parts, schema, store
 from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.lock import is_live
 from gradscope.readings import Readings, read_rows
 
 _LATEST = 10**12  # later than any step
@@ -86,7 +87,7 @@ class Run:
     def status(self) -> str:
         """State of the run: "running", "closed", or "crashed" where it ended without a close."""
         status = str(self.meta.get("status", "crashed"))
-        return "crashed" if status == "running" and not store.is_live(self.path) else status
+        return "crashed" if status == "running" and not is_live(self.path) else status
 
     @property
     def notes(self) -> list[str]:
@@ -289,7 +290,9 @@ class Run:
         joined = pd.concat([*known, *new], ignore_index=True)
         names = schema.names(schema.STEPS)
         extras = [name for name in joined.columns if name not in names]
-        self._steps = joined[names + extras].astype({c.name: c.dtype for c in schema.STEPS})
+        self._steps = joined.reindex(columns=names + extras).astype(
+            {c.name: c.dtype for c in schema.STEPS}
+        )
         return True
 
     def _tell(self, message: str) -> None:
@@ -324,10 +327,10 @@ def load(path: str | os.PathLike[str]) -> Run:
         If there is no run, its `run.json` is broken, or a newer gradscope wrote it.
     """
     folder = Path(path)
-    if not (folder / store.META_NAME).is_file():
-        if not folder.exists():
+    if not os.path.isfile(folder / store.META_NAME):
+        if not os.path.exists(folder):
             raise GradscopeError(f"{folder}: there is no such folder")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise GradscopeError(
                 f"{folder}: not a folder; give the folder of a run, the one that holds"
                 f" {store.META_NAME}"
@@ -378,13 +381,13 @@ def discover(folder: str | os.PathLike[str]) -> list[Path]:
         If there is no such folder.
     """
     top = Path(folder)
-    if not top.is_dir():
+    if not os.path.isdir(top):
         raise GradscopeError(f"{top}: there is no such folder")
     return sorted(_runs_in(top, depth=2))
 
 
 def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / store.META_NAME).is_file():
+    if os.path.isfile(folder / store.META_NAME):
         yield folder
     elif depth:
         with suppress(OSError), os.scandir(folder) as entries:

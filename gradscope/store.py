@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 import warnings
-import weakref
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,21 +21,16 @@ import numpy as np
 
 from gradscope import parts, schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-
-if sys.platform != "win32":
-    import fcntl
+from gradscope.lock import Lock
 
 MEMORY_LIMIT = 64 * 2**20
 """Bytes of rows that wait in memory for the disk; beyond it the oldest steps are dropped."""
 
-LOCK_NAME = ".lock"
 META_NAME = "run.json"
+_LISTS = ("layers", "shortcuts", "notes", "lost")
 
 Meta = dict[str, Any]
 Rows = dict[str, np.ndarray]
-
-_LOCK_TRIES = 20  # a reader that asks whether the run is live holds the lock for a moment
-_LOCK_PAUSE = 0.01  # seconds between two tries
 
 
 class RunWriter:
@@ -72,47 +64,56 @@ class RunWriter:
 
     def __init__(self, path: str | os.PathLike[str], meta: Meta, *, resume: bool = False) -> None:
         self.path = Path(path)
-        exists = (self.path / META_NAME).exists()
-        if exists and not resume:
-            raise GradscopeError(
-                f"{self.path}: there is a run already; choose another folder, delete this one,"
-                " or go on with it with resume=True"
-            )
-        old = read_meta(self.path) if exists else {}
+        self._process = os.getpid()
+        self._rows: dict[str, list[Rows]] = {table: [] for table in schema.PARTS}
+        self._unmerged: set[str] = set()  # tables with a damaged part: merging stops there
+        self._trouble = ""  # why the last flush failed, empty when it did not
         try:
+            exists = (self.path / META_NAME).exists()
+            if exists and not resume:
+                raise GradscopeError(
+                    f"{self.path}: there is a run already; choose another folder, delete this"
+                    " one, or go on with it with resume=True"
+                )
             if not exists:
                 self.path.mkdir(parents=True, exist_ok=True)
                 if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
                     raise GradscopeError(
                         f"{self.path}: the folder is not empty; choose a new one for the run"
                     )
-            self._lock: int | None = _lock(self.path)
-            created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            self.meta: Meta = {
-                "format": schema.FORMAT_VERSION,
-                "name": self.path.resolve().name,
-                "created": created,
-                **{key: [] for key in ("layers", "shortcuts", "notes", "lost")},
-                **old,
-                **meta,
-                "status": "running",
-            }
-            steps = parts.list_parts(self.path / "steps")
-            self.next_step = steps[-1].last + 1 if steps else 0
-            for table in schema.PARTS:
-                parts.remove_leftovers(self.path / table, committed=self.next_step - 1)
-            _write_meta(self.path, self.meta)
+            self._lock = Lock(self.path)
         except OSError as error:
-            raise GradscopeError(
-                f"{self.path}: the run cannot be written, {_reason(error)};"
-                " choose a folder that can be written"
-            ) from error
-        self._process = os.getpid()
-        self._rows: dict[str, list[Rows]] = {table: [] for table in schema.PARTS}
+            raise self._unwritable(error) from error
+        try:
+            self._start(meta, read_meta(self.path) if exists else {})
+        except BaseException as error:
+            self._lock.release()
+            if isinstance(error, OSError):
+                raise self._unwritable(error) from error
+            raise
+
+    def _start(self, meta: Meta, old: Meta) -> None:
+        self.meta: Meta = {
+            "format": schema.FORMAT_VERSION,
+            "name": self.path.resolve().name,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **{key: [] for key in _LISTS},
+            **old,
+            **meta,
+            "status": "running",
+        }
+        steps = parts.list_parts(self.path / "steps")
+        self.next_step = steps[-1].last + 1 if steps else 0
+        for table in schema.PARTS:
+            parts.remove_leftovers(self.path / table, committed=self.next_step - 1)
+        _write_meta(self.path, self.meta)
         self._meta_written = True
-        self._unmerged: set[str] = set()  # tables with a damaged part: merging stops there
-        self._trouble = ""  # why the last flush failed, empty when it did not
-        _writers.add(self)
+
+    def _unwritable(self, error: OSError) -> GradscopeError:
+        return GradscopeError(
+            f"{self.path}: the run cannot be written, {_reason(error)};"
+            " choose a folder that can be written"
+        )
 
     def update(self, **fields: Any) -> None:
         """Set `fields` of `run.json`, such as `layers`, `shortcuts` or `notes`."""
@@ -150,6 +151,7 @@ class RunWriter:
         if os.getpid() != self._process:
             return
         try:
+            self._rows = {t: [_joined(held)] if held else [] for t, held in self._rows.items()}
             if self._rows["steps"]:
                 last = int(self._rows["steps"][-1]["step"][-1])
                 for table in schema.PARTS:  # `steps` comes last: it makes the others count
@@ -163,20 +165,19 @@ class RunWriter:
 
     def close(self, status: str = "closed") -> None:
         """Flush, set the status, and let go of the run; a second call does nothing."""
-        if self._lock is None or os.getpid() != self._process:
+        if not self._lock.held or os.getpid() != self._process:
             return
         self.flush()
         if self._rows["steps"]:
             self._drop(int(self._rows["steps"][-1]["step"][-1]))
             _warn(f"{self.path}: {lost_words(self.meta['lost'])}")
         self.update(status=status)
-        _unlock(self)
+        self._lock.release()
 
     def _flush_table(self, table: str, last: int) -> None:
         if not self._rows[table]:
             return
-        rows = _joined(self._rows[table])
-        self._rows[table] = [rows]
+        (rows,) = self._rows[table]
         due = int(np.searchsorted(rows["step"], last, side="right"))
         if due:
             folder = self.path / table
@@ -270,31 +271,19 @@ def read_meta(path: Path) -> Meta:
             GradscopeWarning,
             stacklevel=2,
         )
+    for key in _LISTS:
+        if not isinstance(meta.setdefault(key, []), list):
+            raise GradscopeError(f"{file}: broken, `{key}` is no list")
     return dict(meta)
 
 
 def lost_words(lost: list[dict[str, Any]]) -> str:
     """Return the steps that could not be written in words, such as `lost steps 12-35: ...`."""
-    return "; ".join(f"lost steps {gap['first']}-{gap['last']}: {gap['why']}" for gap in lost)
-
-
-def is_live(path: Path) -> bool:
-    """Tell whether a living process writes the run in `path`."""
-    if sys.platform == "win32":
-        return True
-    try:
-        handle = os.open(path / LOCK_NAME, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # a file system without locks: believe run.json
-        return True
-    finally:
-        os.close(handle)
-    return False
+    words = []
+    for gap in lost:
+        with suppress(LookupError, TypeError):  # a damaged run.json
+            words.append(f"lost steps {gap['first']}-{gap['last']}: {gap['why']}")
+    return "; ".join(words)
 
 
 def _write_meta(path: Path, meta: Meta) -> None:
@@ -333,7 +322,8 @@ def _contract_rows(table: str, columns: Mapping[str, np.ndarray]) -> Rows:
     assert table == "steps" or not extras, f"{table} has no columns {extras}"
     rows.update({name: np.array(columns[name], np.float64) for name in extras})
     assert all(values.shape == (count,) for values in rows.values()), "columns differ in length"
-    assert bool(np.all(np.diff(rows["step"]) >= 0)), "steps are out of order"
+    apart = np.diff(rows["step"])
+    assert np.all(apart > 0 if table == "steps" else apart >= 0), "steps are out of order"
     return rows
 
 
@@ -357,41 +347,3 @@ def _warn(message: str) -> None:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
-
-
-def _lock(path: Path) -> int:
-    """Return a handle that holds the run in `path` until it is closed or the process dies."""
-    handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
-    if sys.platform != "win32":
-        for attempt in range(_LOCK_TRIES):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if attempt == _LOCK_TRIES - 1:
-                    os.close(handle)
-                    raise GradscopeError(
-                        f"{path}: another process writes this run; wait for it to end,"
-                        " or choose another folder"
-                    ) from error
-                time.sleep(_LOCK_PAUSE)
-            except OSError:
-                break  # a file system without locks
-    return handle
-
-
-def _unlock(writer: RunWriter) -> None:
-    if writer._lock is not None:
-        os.close(writer._lock)
-        writer._lock = None
-
-
-def _let_go_in_child() -> None:
-    """Close the locks in a forked worker, so that they end with the process that took them."""
-    for writer in list(_writers):
-        _unlock(writer)
-
-
-_writers: weakref.WeakSet[RunWriter] = weakref.WeakSet()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go_in_child)
