@@ -117,7 +117,7 @@ def saturated(case: Case) -> Iterator[Finding]:
     if path is None or not case.blocks:
         return
     share = case.median("saturated_fraction")
-    both_sides = np.array([canonical(kind) in BOTH_SIDES for kind in case.layers["kind"]])
+    both_sides = np.array([canonical(kind) in BOTH_SIDES for kind in case.layers["kind"]], bool)
     flat = (share > SATURATED) & both_sides & (np.arange(len(both_sides)) < path.layers[-1])
     if flat.any():
         names = _names(case, np.any(flat, axis=0))
@@ -185,7 +185,7 @@ def _severity(found: Mask) -> Severity:
 def _off(case: Case) -> Mask:
     """Return which activations are switched off, (blocks, layers)."""
     kinds = [group(kind, False) for kind in case.layers["kind"]]
-    activation = np.array([kind == "activation" for kind in kinds])
+    activation = np.array([kind == "activation" for kind in kinds], dtype=bool)
     return np.asarray((case.median("zero_fraction") >= OFF) & activation)
 
 
