@@ -151,12 +151,12 @@ class RunWriter:
         if os.getpid() != self._process:
             return
         try:
+            self._flush_meta()  # before the rows: it lists every layer that they name
             self._rows = {t: [_joined(held)] if held else [] for t, held in self._rows.items()}
             if self._rows["steps"]:
                 last = int(self._rows["steps"][-1]["step"][-1])
                 for table in schema.PARTS:  # `steps` comes last: it makes the others count
                     self._flush_table(table, last)
-            self._flush_meta()
         except OSError as error:
             self._warn(error)
             return

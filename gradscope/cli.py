@@ -1,0 +1,217 @@
+"""The command `gradscope`: list runs, diagnose one, export one, open the dashboard."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradscope._version import __version__
+from gradscope.errors import GradscopeError, GradscopeWarning
+
+if TYPE_CHECKING:
+    from gradscope.run import Run
+
+_USER_ERROR = 2
+_INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What follows the command's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code: 0, or 2 after a mistake of the user's, told in one line on stderr.
+    """
+    options = _parser().parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", GradscopeWarning)
+        warnings.showwarning = _show_warning
+        try:
+            options.command(options)
+        except GradscopeError as error:
+            print(f"gradscope: {_plain(str(error))}", file=sys.stderr)
+            return _USER_ERROR
+        except KeyboardInterrupt:
+            return _INTERRUPTED
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gradscope", description="See why a deep net does not learn: look at recorded runs."
+    )
+    parser.add_argument("--version", action="version", version=f"gradscope {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    runs = _command(commands, "runs", _runs, "list the runs in a folder", "gradscope runs runs/")
+    runs.add_argument("folder", metavar="DIR", help="folder of runs")
+    runs.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    diagnose = _command(
+        commands,
+        "diagnose",
+        _diagnose,
+        "say whether a run's gradient is healthy, and if not why",
+        "gradscope diagnose runs/resnet56",
+    )
+    diagnose.add_argument("run", metavar="RUN", help="folder of a run")
+
+    export = _command(
+        commands,
+        "export",
+        _export,
+        "write a run's readings to a CSV file",
+        "gradscope export runs/resnet56 -o report.csv",
+    )
+    export.add_argument("run", metavar="RUN", help="folder of a run")
+    export.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write")
+    export.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+    dashboard = _command(
+        commands,
+        "dashboard",
+        _dashboard,
+        "look at runs in a browser, live while they train",
+        "gradscope dashboard runs/ --port 8050 --no-browser",
+    )
+    dashboard.add_argument("folder", metavar="DIR", help="folder of runs, or a run")
+    dashboard.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
+    )
+    dashboard.add_argument("--port", type=_port, default=0, help="port (default: a free one)")
+    dashboard.add_argument("--no-browser", action="store_true", help="only print the address")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, command: Any, summary: str, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _runs(options: argparse.Namespace) -> None:
+    from gradscope.run import load_all
+
+    rows = [_summary(run) for run in load_all(options.folder)]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    elif rows:
+        print(_text_table(rows))
+    else:
+        print(f"no runs in {_plain(options.folder)}")
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    from gradscope.diagnosis import diagnose
+
+    return {
+        "name": str(run.path.name),
+        "path": str(run.path),
+        "model": str(run.meta.get("model", "")),
+        "steps": len(run.steps),
+        "loss": _last_loss(run),
+        "status": run.status,
+        "verdict": diagnose(run).verdict,
+    }
+
+
+def _last_loss(run: Run) -> float | None:
+    """Return the latest finite value of the first logged scalar that is called a loss."""
+    from gradscope import schema
+
+    logged = run.steps.columns[len(schema.STEPS) :]
+    for name in logged:
+        if "loss" in name.lower():
+            values = [value for value in run.steps[name].tolist() if math.isfinite(value)]
+            return values[-1] if values else None
+    return None
+
+
+def _text_table(rows: list[dict[str, Any]]) -> str:
+    columns = [name for name in rows[0] if name != "path"]
+    cells = [columns] + [[_cell(row[name]) for name in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else _plain(str(value))
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    from gradscope.diagnosis import diagnose
+    from gradscope.run import load
+
+    print("\n".join(_plain(line) for line in str(diagnose(load(options.run))).splitlines()))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from gradscope.run import load
+
+    run = load(options.run)
+    run.to_csv(options.output, overwrite=options.force)
+    rows = len(run.steps) * len(run.layers)
+    print(f"wrote {rows} rows to {_plain(options.output)}")
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    if not Path(options.folder).is_dir():
+        raise GradscopeError(f"{options.folder}: there is no such folder")
+    try:
+        from gradscope_dashboard import serve
+    except ModuleNotFoundError as error:
+        raise GradscopeError(
+            f"the dashboard needs {error.name}, which is not installed;"
+            " run: pip install 'gradscope-torch[dashboard]'"
+        ) from error
+    serve(
+        options.folder,
+        host=options.host,
+        port=options.port,
+        open_browser=not options.no_browser,
+    )
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is no port; give 0 to 65535")
+    return port
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"gradscope: warning: {_plain(str(message))}", file=sys.stderr)
+
+
+def _plain(text: str) -> str:
+    """Return `text` on one line, without what a terminal would take for a command."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

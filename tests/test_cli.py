@@ -1,0 +1,205 @@
+"""The command line: what it prints, what it refuses, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import synthetic
+
+from gradscope.cli import main
+from gradscope.run import load
+from gradscope.store import RunWriter
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    synthetic.write_pair(tmp_path / "runs", n_steps=30)
+    return tmp_path / "runs"
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process of its own, as a user does."""
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [root, *sys.path]))}
+    return subprocess.run(
+        [sys.executable, "-m", "gradscope.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+
+
+def test_runs_lists_name_model_steps_loss_status_and_verdict(runs: Path) -> None:
+    result = command("runs", runs)
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert (result.returncode, result.stderr) == (0, "")
+    assert lines[0] == ["name", "model", "steps", "loss", "status", "verdict"]
+    assert lines[1] == ["plain-50", "PlainNet", "30", "2.192", "closed", "vanishing"]
+    assert lines[2] == ["residual-50", "ResidualNet", "30", "1.992", "closed", "healthy"]
+
+
+def test_runs_as_json_is_for_scripts(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(runs), "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [run["name"] for run in listed] == ["plain-50", "residual-50"]
+    assert listed[0]["loss"] == load(runs / "plain-50").steps["train_loss"].iloc[-1]
+    assert listed[1]["path"] == str(runs / "residual-50")
+    assert listed[1]["verdict"] == "healthy"
+
+
+def test_runs_of_a_folder_without_any_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"no runs in {tmp_path}\n"
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_runs_lists_a_run_without_steps_or_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunWriter(tmp_path / "empty", {"model": "Net"}).close()
+    assert main(["runs", str(tmp_path)]) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[1].split()[:5] == ["empty", "Net", "0", "-", "closed"]
+    assert output.err.startswith("gradscope: warning: ")
+    assert "no step is recorded" in output.err
+
+
+def test_runs_leaves_a_broken_run_out_and_says_so(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "plain-50" / "run.json").write_text("{")
+    assert main(["runs", str(runs)]) == 0
+    output = capsys.readouterr()
+    assert "residual-50" in output.out and "plain-50" not in output.out
+    assert "run.json: broken" in output.err
+
+
+def test_names_cannot_command_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunWriter(tmp_path / "run", {"model": "\x1b[2JNet\nfake"}).close()
+    assert main(["runs", str(tmp_path)]) == 0
+    assert "?[2JNet?fake" in capsys.readouterr().out
+
+
+def test_diagnose_prints_the_verdict(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", str(runs / "plain-50")]) == 0
+    assert capsys.readouterr().out.startswith("plain-50: vanishing\n")
+
+
+def test_export_writes_the_csv_of_the_run(runs: Path) -> None:
+    target = runs / "report.csv"
+    result = command("export", runs / "plain-50", "-o", target)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == f"wrote 1500 rows to {target}\n"
+    frame = load(runs / "plain-50").frame()
+    read = pd.read_csv(target).astype(frame.dtypes)
+    pd.testing.assert_frame_equal(read, frame, check_exact=True)
+
+
+def test_export_overwrites_only_with_force(runs: Path) -> None:
+    target = runs / "report.csv"
+    target.write_text("mine")
+    refused = command("export", runs / "plain-50", "-o", target)
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr.startswith(f"gradscope: {target}: exists already")
+    assert refused.stderr.count("\n") == 1
+    assert target.read_text() == "mine"
+    assert command("export", runs / "plain-50", "-o", target, "--force").returncode == 0
+    assert target.read_text().startswith("step,layer,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["runs", "nowhere"], "gradscope: nowhere: there is no such folder\n"),
+        (["diagnose", "nowhere"], "gradscope: nowhere: there is no such folder\n"),
+        (["export", "nowhere", "-o", "x.csv"], "gradscope: nowhere: there is no such folder\n"),
+        (["dashboard", "nowhere"], "gradscope: nowhere: there is no such folder\n"),
+        (["export", ".", "-o", "x.csv"], "gradscope: .: not a run, it holds no run.json\n"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert capsys.readouterr() == ("", said)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["runs"], ["export", "run"], ["fly"], ["dashboard", ".", "--port", "99999"]],
+)
+def test_a_wrong_call_exits_with_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert "usage: gradscope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["runs", "diagnose", "export", "dashboard"])
+def test_help_of_every_command_shows_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    assert f"example:\n  gradscope {name} " in capsys.readouterr().out
+
+
+def test_a_missing_dashboard_package_gives_the_pip_line(runs: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['dash'] = None; sys.modules['gradscope_dashboard'] = None;"
+        "from gradscope.cli import main; sys.exit(main(['dashboard', sys.argv[1]]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(runs)], capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 2
+    assert "pip install 'gradscope-torch[dashboard]'" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_dashboard_prints_its_address_and_ends_with_ctrl_c(runs: Path) -> None:
+    pytest.importorskip("dash", reason="the dashboard's packages are an extra")
+    import signal
+    import urllib.request
+
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradscope.cli", "dashboard", str(runs), "--no-browser"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        address = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+        with urllib.request.urlopen(address) as page:
+            assert page.status == 200
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert "Traceback" not in errors
+    assert process.returncode in (0, 130)
