@@ -13,16 +13,29 @@ from gradscope._version import __version__
 from gradscope.errors import GradscopeError, GradscopeWarning
 
 if TYPE_CHECKING:
+    from gradscope.comparison import Comparison, compare
+    from gradscope.diagnosis import diagnose
+    from gradscope.findings import Diagnosis, Finding
+    from gradscope.gains import ledger
+    from gradscope.probes import Shattering, shattering
     from gradscope.run import Run, load
     from gradscope.scope import Scope, watch
 
 __all__ = [
+    "Comparison",
+    "Diagnosis",
+    "Finding",
     "GradscopeError",
     "GradscopeWarning",
     "Run",
     "Scope",
+    "Shattering",
     "__version__",
+    "compare",
+    "diagnose",
+    "ledger",
     "load",
+    "shattering",
     "watch",
 ]
 
@@ -31,6 +44,14 @@ _HOMES = {
     "Scope": "gradscope.scope",
     "Run": "gradscope.run",
     "load": "gradscope.run",
+    "diagnose": "gradscope.diagnosis",
+    "Diagnosis": "gradscope.findings",
+    "Finding": "gradscope.findings",
+    "ledger": "gradscope.gains",
+    "compare": "gradscope.comparison",
+    "Comparison": "gradscope.comparison",
+    "shattering": "gradscope.probes",
+    "Shattering": "gradscope.probes",
 }
 """Public name -> module that defines it, imported on first use: training needs no pandas, reading
 no torch, neither of them plotly."""
