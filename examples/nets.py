@@ -6,6 +6,7 @@ them the same weights: only the additions `x + branch(x)` tell them apart.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -78,7 +79,12 @@ def stack(
 ) -> nn.Sequential:
     """Input layer, blocks, output layer."""
     return nn.Sequential(
-        nn.Linear(inputs, width), activation(), *blocks, nn.Linear(width, classes)
+        OrderedDict(
+            first=nn.Linear(inputs, width),
+            start=activation(),
+            blocks=nn.Sequential(*blocks),
+            last=nn.Linear(width, classes),
+        )
     )
 
 
@@ -92,7 +98,7 @@ def plain(
     classes: int = 10,
 ) -> nn.Sequential:
     """`depth` layers, one after the other."""
-    blocks: list[nn.Module] = [dense(width, depth - 2, activation, norm)]
+    blocks: list[nn.Module] = [dense(width, 1, activation, norm) for _ in range(depth - 2)]
     return stack(blocks, width, activation, inputs, classes)
 
 

@@ -88,13 +88,15 @@ def error(output: Tensor, target: Tensor) -> Tensor:
 def print_table(runs: list[gradscope.Run]) -> None:
     """Print for each run the gradient early and late in the net, the accuracy and the verdict."""
     print(f"\n{'run':16}{'first layer':>13}{'last hidden':>13}{'train acc.':>12}  verdict")
-    for run in runs:
-        diagnosis = gradscope.diagnose(run)
+    diagnoses = [gradscope.diagnose(run) for run in runs]
+    for run, diagnosis in zip(runs, diagnoses, strict=True):
         errors = run.steps["train_error"].dropna()
         print(
             f"{run.name:16}{diagnosis.early_signal:13.1e}{diagnosis.late_signal:13.1e}"
-            f"{1 - errors.iloc[-1]:12.1%}  {diagnosis.verdict}: {diagnosis.summary}"
+            f"{1 - errors.iloc[-1]:12.1%}  {diagnosis.verdict}"
         )
+    for diagnosis in diagnoses:
+        print(f"\n{diagnosis.run}: {diagnosis.summary}")
 
 
 def free_folder(parent: Path, name: str) -> Path:

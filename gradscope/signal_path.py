@@ -40,6 +40,7 @@ class SignalPath:
     early, late : float64 (S,), loss/activation
         Signal at the first and the last point of the path.
     early_name, late_name : str
+        What they are, in words: `layer fc1`, `the input of block3`.
     decades : float64 (S,)
         log10(early / late). -inf where the early signal underflowed to 0, NaN where it is 0 for
         another reason or was not read, or where the loss gave no gradient at all.
@@ -103,8 +104,8 @@ def signal_path(run: Run) -> SignalPath | None:
 
     chosen = np.flatnonzero(points)
     hidden = chosen[:-1] if len(chosen) > 1 else chosen
-    early, early_name = signal[:, hidden[0]], str(layers["name"].iloc[hidden[0]])
-    late, late_name = signal[:, hidden[-1]], str(layers["name"].iloc[hidden[-1]])
+    early, early_name = signal[:, hidden[0]], _named(layers, hidden[0])
+    late, late_name = signal[:, hidden[-1]], _named(layers, hidden[-1])
     blocks = residual_blocks(run) if len(chosen) > 1 else []
     if blocks:
         totals = np.asarray(run.shortcut_matrix("total_norm")[1], dtype=np.float64)
@@ -118,6 +119,10 @@ def signal_path(run: Run) -> SignalPath | None:
     return SignalPath(
         steps, chosen, values, early, late, early_name, late_name, _decades(values, early, late)
     )
+
+
+def _named(layers: pd.DataFrame, index: int) -> str:
+    return f"layer {layers['name'].iloc[index]}"
 
 
 def _decades(signal: Floats, early: Floats, late: Floats) -> Floats:

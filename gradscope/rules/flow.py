@@ -117,7 +117,7 @@ def _finding(
         "late_signal": float(path.late[middle]),
     }
     evidence |= {f"{group}_decades": d for group, d in decades_by_group(account_frame).items()}
-    sentence = f"{path.early_name} gets {compared(lost)} {path.late_name}."
+    sentence = f"{path.early_name[0].upper()}{path.early_name[1:]} gets {compared(lost)} {path.late_name}."
     if severity == "information":
         sentence += " Transient at init: it passed within the first steps."
     elif severity == "warning":
@@ -159,7 +159,9 @@ def _speed_in_words(decades: float) -> str:
             "It is compensated by the optimizer: the early layers change at"
             f" {10**decades:.2g} times the speed of the late ones."
         )
-    slower = amount(10**-decades) if decades > -300 else "infinitely many"
+    if math.isinf(decades):
+        return "It is confirmed: the early layers do not change at all."
+    slower = amount(10**-decades) if decades > -300 else f"10^{-decades:.0f}"
     return f"It is confirmed: the early layers change {slower} times slower than the late ones."
 
 
