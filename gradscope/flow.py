@@ -1,0 +1,193 @@
+"""How data flows through an autograd graph: what is a weight, what carries one, what reaches what.
+
+A value is numbered so that producers come before consumers, and a set of values is an integer with
+one bit for each: the highest bit of a set is the value nearest to the outputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+from torch.autograd.function import BackwardCFunction
+
+from gradscope.graph import Edge, Graph, Makers, Value
+
+PRODUCT = frozenset(
+    "Mm Bmm Mv Dot Addmm Addbmm Baddbmm Addmv Addr Linear MkldnnLinear Bilinear Trilinear"
+    " Convolution ConvolutionOverrideable MkldnnConvolution CudnnConvolution SlowConv2D"
+    " ConvDepthwise2D ConvDepthwise3D SlowConvDilated2D SlowConvDilated3D ThnnConv2D"
+    " ScaledMm GroupedMm ScaledGroupedMm MkldnnRnnLayer CudnnRnn MiopenRnn".split()
+)
+"""Operations that mix the elements of one input with the elements of another."""
+
+MIXING = PRODUCT | frozenset(
+    "Softmax LogSoftmax SafeSoftmax ScaledDotProductFlashAttention Cumsum Mean Sum Select Unbind"
+    " ScaledDotProductFlashAttentionForCpu ScaledDotProductEfficientAttention"
+    " ScaledDotProductCudnnAttention ScaledDotProductFusedAttentionOverrideable"
+    " FftC2C FftR2C FftC2R".split()
+)
+"""Operations that no shortcut leads through: they mix, reduce, or pick one element of a series."""
+
+LOOKUP = frozenset("Embedding EmbeddingBag Index IndexSelect Gather".split())
+
+NORM = frozenset(
+    "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm NativeLayerNorm NativeGroupNorm FusedRmsNorm"
+    " RmsNorm BatchNormImpl".split()
+)
+
+ELEMENTWISE = frozenset(
+    "Add Sub Rsub Mul Div Lerp Addcmul Addcdiv Pow PreluKernel Where Maximum Minimum Cat Stack"
+    " CopySlices IndexPut IndexAdd ScatterAdd MaskedScatter MaskedFill Clamp Expand".split()
+)
+"""A parameter in one of these scales, shifts or joins the data: it is no weight of a branch."""
+
+LINEAR = (
+    PRODUCT
+    | NORM
+    | frozenset(
+        "Add Sub Rsub Mul Div Neg View UnsafeView ReshapeAlias Reshape T Transpose Permute Expand"
+        " Squeeze Unsqueeze Slice Clone ToCopy CopyBackwards AsStrided Alias Cat Stack Sum"
+        " Mean NativeDropout FusedDropout ConstantPadNd AvgPool1D AvgPool2D AvgPool3D"
+        " MkldnnAdaptiveAvgPool2D AdaptiveAvgPool2D AdaptiveAvgPool3D UpsampleNearest1D"
+        " UpsampleNearest2D UpsampleNearest3D UpsampleLinear1D UpsampleBilinear2D"
+        " UpsampleBicubic2D UpsampleTrilinear3D PixelShuffle PixelUnshuffle Roll Flip"
+        " CopySlices IndexAdd ScatterAdd Lerp".split()
+    )
+)
+"""Linear in the data once the weights are given; layer norm counts, an unknown operation not."""
+
+
+class Flow:
+    """Which values of a graph are data, where they get a weight, and which reach which.
+
+    Attributes
+    ----------
+    stems : list of str
+        Kind of each node without `Backward0`; "" for a custom Function.
+    data : list of list of (int, Value)
+        Position and value of each input of a node that is data, no parameter and no constant.
+    bears, weighs : list of bool
+        Whether the output depends on parameters of the operation; `weighs` leaves out norms.
+    reach, plain, carry : dict of Value to int
+        Set of values that a value comes from: by any way; without an operation that bears
+        parameters; by a way that a shortcut could take, not through weights, sums or mixing.
+    """
+
+    def __init__(self, graph: Graph, makers: Makers) -> None:
+        self.graph = graph
+        self.makers = makers
+        self.stems = [_stem(graph, node) for node in range(len(graph.nodes))]
+        self.order = graph.order()
+        self.consumers = graph.consumers()
+        self._find_parameters()
+        self.bears = [self._bears(node) for node in range(len(graph.nodes))]
+        self.weighs = [b and s not in NORM for b, s in zip(self.bears, self.stems, strict=True)]
+        self._find_reach()
+
+    def _find_parameters(self) -> None:
+        """Tell parameters, and what is computed from parameters alone, from data."""
+        self.parameter = [False] * len(self.graph.nodes)
+        self.data: list[list[tuple[int, Value]]] = [[] for _ in self.graph.nodes]
+        for node in self.order:
+            values = self.graph.edges[node]
+            self.data[node] = [
+                (position, value)
+                for position, value in enumerate(values)
+                if value[0] >= 0 and not self.parameter[value[0]]
+            ]
+            self.parameter[node] = not self.data[node] and self._is_parameter(node)
+
+    def _is_parameter(self, node: int) -> bool:
+        """Tell whether a node without data is parameters, or has data that needs no gradient."""
+        stem, values = self.stems[node], self.graph.edges[node]
+        if stem == "AccumulateGrad":
+            return self.graph.nodes[node] not in self.graph.inputs
+        weights = [value for value in values if value[0] >= 0]
+        if not weights or stem in LOOKUP:
+            return False
+        if len(weights) == len(values):
+            return True
+        # A tensor without gradient takes part: the model's input, or a mask upon a weight?
+        mask = any(self.graph.shape(value) == self.graph.shape((node, 0)) for value in weights)
+        return mask and stem not in PRODUCT
+
+    def _bears(self, node: int) -> bool:
+        stem, values = self.stems[node], self.graph.edges[node]
+        if stem in ELEMENTWISE or stem == "AccumulateGrad":
+            return False
+        if any(producer >= 0 and self.parameter[producer] for producer, _ in values):
+            return True
+        if not stem and self.makers.hidden(node):
+            return True
+        maker = self.makers.maker(node)
+        frozen = any(producer < 0 for producer, _ in values)
+        return frozen and (stem in PRODUCT or not stem) and bool(maker and maker.owns_parameters)
+
+    def _find_reach(self) -> None:
+        self.values: list[Value] = []
+        self.number: dict[Value, int] = {}
+        self.reach: dict[Value, int] = {}
+        self.plain: dict[Value, int] = {}
+        self.carry: dict[Value, int] = {}
+        self.outputs: list[int] = [0] * len(self.graph.nodes)
+        slots: dict[int, set[int]] = {}
+        for node, slot in self.consumers:
+            slots.setdefault(node, {0}).add(slot)
+        for node in self.order:
+            if self.parameter[node]:
+                continue
+            inputs = [value for _, value in self.data[node]]
+            reach = union(self.reach[value] for value in inputs)
+            plain = 0 if self.bears[node] else union(self.plain[value] for value in inputs)
+            carries = self._carries(node)
+            carry = union(self.carry[value] for value in inputs) if carries else 0
+            for slot in sorted(slots.get(node, {0})):
+                bit = 1 << len(self.values)
+                self.number[node, slot] = len(self.values)
+                self.values.append((node, slot))
+                self.reach[node, slot] = reach | bit
+                self.plain[node, slot] = plain | bit
+                self.carry[node, slot] = carry | bit
+                self.outputs[node] |= bit
+
+    def _carries(self, node: int) -> bool:
+        """Tell whether a shortcut may lead through `node`."""
+        stem = self.stems[node]
+        if stem in MIXING or self.weighs[node] or (not stem and len(self.data[node]) > 1):
+            return False
+        return stem in ("Mul", "Div") or len(self.data[node]) == 1
+
+    def between(self, low: int, high: int) -> Iterator[Value]:
+        """Return the values on the ways from value number `low` to the set `high`, without it."""
+        for number in range(low + 1, high.bit_length()):
+            if high >> number & 1 and self.reach[self.values[number]] >> low & 1:
+                yield self.values[number]
+
+    def only_reader(self, value: Value) -> Edge | None:
+        """Return the edge that reads `value` if there is just one, None otherwise."""
+        readers = self.consumers.get(value, [])
+        return readers[0] if len(readers) == 1 else None
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Return the shape of a value."""
+        return self.graph.shape(value)
+
+
+def _stem(graph: Graph, node: int) -> str:
+    if isinstance(graph.nodes[node], BackwardCFunction):
+        return ""
+    return re.sub(r"Backward\d*$", "", graph.names[node])
+
+
+def union(sets: Iterable[int]) -> int:
+    """Return the union of sets of values."""
+    total = 0
+    for values in sets:
+        total |= values
+    return total
+
+
+def top(values: int) -> int:
+    """Return the number of the value in a set that is nearest to the outputs, -1 if empty."""
+    return values.bit_length() - 1

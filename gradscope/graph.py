@@ -1,0 +1,171 @@
+"""The autograd graph of one forward pass, read from its outputs down to the model's inputs.
+
+A *value* is one output of a node: `(node, slot)`. An *edge* is one input of a node:
+`(consumer, position)`. PyTorch keeps only the edges, and points them from consumer to producer:
+`node.next_functions[position] == (producer, slot)`. Nodes are named by their place in the walk,
+because node objects live for one step only; two steps of one structure number them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.autograd.graph import Node
+
+Value = tuple[int, int]
+"""(walk index of the producer, output slot); (-1, 0) for a tensor that has no gradient."""
+
+Edge = tuple[int, int]
+"""(walk index of the consumer, position among its inputs)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of one module during a forward pass.
+
+    `start` and `stop` are autograd's sequence number before and after the call: every node in
+    between was made in it. `inputs` and `outputs` are `(grad_fn, output_nr)` of each tensor that
+    requires grad; for a leaf the node is its gradient accumulator.
+    """
+
+    name: str
+    kind: str
+    owns_parameters: bool
+    start: int
+    stop: int
+    inputs: tuple[tuple[Node, int], ...]
+    outputs: tuple[tuple[Node, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes in breadth-first order from the outputs, with the kind and the inputs of each."""
+
+    nodes: list[Node]
+    names: list[str]
+    edges: list[tuple[Value, ...]]
+    index: dict[Node | None, int]
+    inputs: frozenset[Node]
+
+    def consumers(self) -> dict[Value, list[Edge]]:
+        """Return for each value the edges that read it."""
+        found: dict[Value, list[Edge]] = {}
+        for consumer, values in enumerate(self.edges):
+            for position, value in enumerate(values):
+                if value[0] >= 0:
+                    found.setdefault(value, []).append((consumer, position))
+        return found
+
+    def order(self) -> list[int]:
+        """Return the walk indices sorted so that producers come before their consumers."""
+        order: list[int] = []
+        unread = [iter(values) for values in self.edges]
+        seen = [False] * len(self.nodes)
+        for root in range(len(self.nodes)):
+            stack = [] if seen[root] else [root]
+            seen[root] = True
+            while stack:
+                for producer, _ in unread[stack[-1]]:
+                    if producer >= 0 and not seen[producer]:
+                        seen[producer] = True
+                        stack.append(producer)
+                        break
+                else:
+                    order.append(stack.pop())
+        return order
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Return the shape of the tensor that `value` stands for."""
+        node, slot = value
+        return tuple(self.nodes[node]._input_metadata[slot].shape)  # type: ignore[attr-defined]
+
+
+def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Graph:
+    """Read the graph below `roots` once, stopping at the model's own `inputs`.
+
+    Parameters
+    ----------
+    roots : iterable of (Node, int)
+        `(grad_fn, output_nr)` of each output of the model.
+    inputs : collection of Node
+        Nodes of the tensors the model was called with; nothing below them is read.
+
+    Returns
+    -------
+    Graph
+        It keeps the nodes, hence the saved activations, alive: drop it with the step.
+    """
+    given = frozenset(inputs)
+    nodes = list(dict.fromkeys(node for node, _ in roots))
+    index: dict[Node | None, int] = {node: place for place, node in enumerate(nodes)}
+    index[None] = -1
+    names = []
+    edges = []
+    for node in nodes:  # the list grows while it is read
+        below = () if node in given else node.next_functions
+        for producer, _ in below:
+            if producer not in index:
+                index[producer] = len(nodes)
+                nodes.append(producer)
+        edges.append(tuple([(index[producer], slot) for producer, slot in below]))
+        names.append(type(node).__name__)
+    return Graph(nodes, names, edges, index, given)
+
+
+def fingerprint(graph: Graph, calls: Sequence[Call] = ()) -> int:
+    """Return a number that is equal for two steps of the same structure, within one process.
+
+    It covers the kinds of the nodes, their edges, and which module made which part of the graph,
+    so that skipping block 3 differs from skipping its twin, block 5. Sizes do not enter.
+    """
+    base = calls[0].start if calls else 0
+    made = tuple([(call.name, call.start - base, call.stop - base) for call in calls])
+    return hash((tuple(graph.names), tuple(graph.edges), made))
+
+
+def sequence_number() -> int:
+    """Return the number that autograd will give to the next node of this thread."""
+    return torch._C._autograd._get_sequence_nr()  # type: ignore[attr-defined, no-any-return]
+
+
+class Makers:
+    """Which module call made which node, told by the sequence numbers."""
+
+    def __init__(self, graph: Graph, calls: Sequence[Call]) -> None:
+        self.graph = graph
+        self.calls = calls
+        self.first = min((call.start for call in calls), default=0)
+        last = max((call.stop for call in calls), default=0)
+        self.innermost: list[Call | None] = [None] * (last - self.first)
+        self.silent: dict[int, Call] = {}
+        for call in calls:  # an inner call starts after the outer one and overwrites its part
+            size = call.stop - call.start
+            self.innermost[call.start - self.first : call.stop - self.first] = [call] * size
+            if not size and call.owns_parameters:
+                self.silent.setdefault(call.start, call)
+
+    def time(self, node: int) -> int:
+        """Return the sequence number of a node: its place in the order of execution."""
+        return self.graph.nodes[node]._sequence_nr()  # type: ignore[attr-defined, no-any-return]
+
+    def maker(self, node: int) -> Call | None:
+        """Return the innermost call that made `node`, None outside of every call."""
+        place = self.time(node) - self.first
+        return self.innermost[place] if 0 <= place < len(self.innermost) else None
+
+    def hidden(self, node: int) -> Call | None:
+        """Return the first call with parameters that ran, without a graph, inside of `node`.
+
+        A custom Function gets its number before its forward, which runs without grad: what it
+        calls starts and stops at the next number. Re-entrant checkpointing works so.
+        """
+        return self.silent.get(self.time(node) + 1)
+
+    def holder(self, nodes: Iterable[int]) -> Call | None:
+        """Return the innermost call that made all of `nodes`."""
+        times = [self.time(node) for node in nodes]
+        low, high = min(times), max(times)
+        fits = [call for call in self.calls if call.start <= low and high < call.stop]
+        return min(fits, key=lambda call: call.stop - call.start, default=None)
