@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope import export, frames, parts, schema, store
+from gradscope import export, frames, parts, schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.lock import is_live
+from gradscope.meta import META_NAME, lost_words, read_meta
 from gradscope.readings import Readings, read_rows
 
 _LATEST = 10**12  # later than any step
@@ -264,18 +265,18 @@ class Run:
         return self._steps["step"].to_numpy()
 
     def _read_meta(self) -> bool:
-        file = self.path / store.META_NAME
+        file = self.path / META_NAME
         with suppress(OSError):
             status = file.stat()
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
             if seen == self._seen:
                 return False
             self._seen = seen
-        self.meta = store.read_meta(self.path)
+        self.meta = read_meta(self.path)
         self._layers = frames.listed(file, self.meta.get("layers", []), schema.LAYERS)
         self._shortcuts = frames.listed(file, self.meta.get("shortcuts", []), schema.SHORTCUTS)
         if self.meta.get("lost"):
-            self._tell(f"{self.path}: {store.lost_words(self.meta['lost'])}")
+            self._tell(f"{self.path}: {lost_words(self.meta['lost'])}")
         return True
 
     def _read_steps(self) -> bool:
@@ -327,13 +328,12 @@ def load(path: str | os.PathLike[str]) -> Run:
         If there is no run, its `run.json` is broken, or a newer gradscope wrote it.
     """
     folder = Path(path)
-    if not os.path.isfile(folder / store.META_NAME):
+    if not os.path.isfile(folder / META_NAME):
         if not os.path.exists(folder):
             raise GradscopeError(f"{folder}: there is no such folder")
         if not os.path.isdir(folder):
             raise GradscopeError(
-                f"{folder}: not a folder; give the folder of a run, the one that holds"
-                f" {store.META_NAME}"
+                f"{folder}: not a folder; give the folder of a run, the one that holds {META_NAME}"
             )
         inside = discover(folder)
         guess = f"; did you mean {inside[0]}" if inside else ""
@@ -341,7 +341,7 @@ def load(path: str | os.PathLike[str]) -> Run:
             guess = "; did you mean one of " + ", ".join(map(str, inside[:3]))
             guess += f" or {len(inside) - 3} more" if len(inside) > 3 else ""
         raise GradscopeError(
-            f"{folder}: not a run, it holds no {store.META_NAME}{guess}{'?' if guess else ''}"
+            f"{folder}: not a run, it holds no {META_NAME}{guess}{'?' if guess else ''}"
         )
     return Run(folder)
 
@@ -387,7 +387,7 @@ def discover(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
-    if os.path.isfile(folder / store.META_NAME):
+    if os.path.isfile(folder / META_NAME):
         yield folder
     elif depth:
         with suppress(OSError), os.scandir(folder) as entries:

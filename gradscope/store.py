@@ -7,10 +7,8 @@ disk refuses, rows wait in bounded memory; what had to be dropped is counted in 
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
-import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -22,14 +20,20 @@ import numpy as np
 from gradscope import parts, schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.lock import Lock
+from gradscope.meta import (
+    LISTS,
+    META_NAME,
+    Meta,
+    free_room,
+    lost_words,
+    read_meta,
+    reason,
+    write_meta,
+)
 
 MEMORY_LIMIT = 64 * 2**20
 """Bytes of rows that wait in memory for the disk; beyond it the oldest steps are dropped."""
 
-META_NAME = "run.json"
-_LISTS = ("layers", "shortcuts", "notes", "lost")
-
-Meta = dict[str, Any]
 Rows = dict[str, np.ndarray]
 
 
@@ -64,7 +68,6 @@ class RunWriter:
 
     def __init__(self, path: str | os.PathLike[str], meta: Meta, *, resume: bool = False) -> None:
         self.path = Path(path)
-        self._process = os.getpid()
         self._rows: dict[str, list[Rows]] = {table: [] for table in schema.PARTS}
         self._unmerged: set[str] = set()  # tables with a damaged part: merging stops there
         self._trouble = ""  # why the last flush failed, empty when it did not
@@ -97,7 +100,7 @@ class RunWriter:
             "format": schema.FORMAT_VERSION,
             "name": self.path.resolve().name,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **{key: [] for key in _LISTS},
+            **{key: [] for key in LISTS},
             **old,
             **meta,
             "status": "running",
@@ -106,18 +109,18 @@ class RunWriter:
         self.next_step = steps[-1].last + 1 if steps else 0
         for table in schema.PARTS:
             parts.remove_leftovers(self.path / table, committed=self.next_step - 1)
-        _write_meta(self.path, self.meta)
+        write_meta(self.path, self.meta)
         self._meta_written = True
 
     def _unwritable(self, error: OSError) -> GradscopeError:
         return GradscopeError(
-            f"{self.path}: the run cannot be written, {_reason(error)};"
+            f"{self.path}: the run cannot be written, {reason(error)};"
             " choose a folder that can be written"
         )
 
     def update(self, **fields: Any) -> None:
         """Set `fields` of `run.json`, such as `layers`, `shortcuts` or `notes`."""
-        if os.getpid() != self._process:
+        if not self._lock.held:
             return
         self.meta.update(fields)
         self._meta_written = False
@@ -136,7 +139,7 @@ class RunWriter:
             The columns of the table in `schema.PARTS`. A metric that is left out is NaN; metrics
             stay float32 or float64 as they are. `steps` may carry further scalars, by name.
         """
-        if os.getpid() != self._process:  # a forked worker shares neither buffer nor files
+        if not self._lock.held:  # closed, or a forked worker: it shares neither rows nor files
             return
         if len(columns["step"]):
             self._rows[table].append(_contract_rows(table, columns))
@@ -148,7 +151,7 @@ class RunWriter:
 
     def flush(self) -> None:
         """Write the rows of all finished steps to part files, and merge parts where due."""
-        if os.getpid() != self._process:
+        if not self._lock.held:
             return
         try:
             self._flush_meta()  # before the rows: it lists every layer that they name
@@ -165,13 +168,14 @@ class RunWriter:
 
     def close(self, status: str = "closed") -> None:
         """Flush, set the status, and let go of the run; a second call does nothing."""
-        if not self._lock.held or os.getpid() != self._process:
+        if not self._lock.held:
             return
         self.flush()
         if self._rows["steps"]:
             self._drop(int(self._rows["steps"][-1]["step"][-1]))
             _warn(f"{self.path}: {lost_words(self.meta['lost'])}")
         self.update(status=status)
+        free_room(self.path)
         self._lock.release()
 
     def _flush_table(self, table: str, last: int) -> None:
@@ -192,7 +196,7 @@ class RunWriter:
 
     def _flush_meta(self) -> None:
         if not self._meta_written:
-            _write_meta(self.path, self.meta)
+            write_meta(self.path, self.meta)
             self._meta_written = True
 
     def _merge(self) -> None:
@@ -230,79 +234,13 @@ class RunWriter:
         self._meta_written = False
 
     def _warn(self, error: OSError) -> None:
-        trouble = _reason(error)
+        trouble = reason(error)
         if trouble != self._trouble:
             self._trouble = trouble
             _warn(
                 f"{self.path}: rows cannot be written, {trouble}; they wait in memory"
                 f" ({MEMORY_LIMIT >> 20} MiB at most) until the disk takes them"
             )
-
-
-def read_meta(path: Path) -> Meta:
-    """Return what the `run.json` of the run in `path` holds.
-
-    Raises
-    ------
-    GradscopeError
-        If it cannot be read, is broken, or was written by a newer gradscope.
-    """
-    file = path / META_NAME
-    try:
-        meta = json.loads(file.read_bytes())
-    except OSError as error:
-        raise GradscopeError(f"{file}: cannot be read, {_reason(error)}") from error
-    except (ValueError, RecursionError) as error:
-        raise GradscopeError(
-            f"{file}: broken, not JSON ({error}); restore it from a copy, or delete the run"
-        ) from error
-    version = meta.get("format") if isinstance(meta, dict) else None
-    if type(version) is not int or version < 1:
-        raise GradscopeError(f"{file}: not written by gradscope, its format is {version!r}")
-    if version > schema.FORMAT_VERSION:
-        raise GradscopeError(
-            f"{file}: format {version} is newer than this gradscope reads"
-            f" ({schema.FORMAT_VERSION}); upgrade it with: pip install -U gradscope-torch"
-        )
-    checksum = meta.pop("crc32", None)
-    if checksum != _meta_crc(meta):
-        warnings.warn(
-            f"{file}: does not match its checksum; it was edited, or it is damaged",
-            GradscopeWarning,
-            stacklevel=2,
-        )
-    for key in _LISTS:
-        if not isinstance(meta.setdefault(key, []), list):
-            raise GradscopeError(f"{file}: broken, `{key}` is no list")
-    return dict(meta)
-
-
-def lost_words(lost: list[dict[str, Any]]) -> str:
-    """Return the steps that could not be written in words, such as `lost steps 12-35: ...`."""
-    words = []
-    for gap in lost:
-        with suppress(LookupError, TypeError):  # a damaged run.json
-            words.append(f"lost steps {gap['first']}-{gap['last']}: {gap['why']}")
-    return "; ".join(words)
-
-
-def _write_meta(path: Path, meta: Meta) -> None:
-    temporary = path / f".{META_NAME}.tmp"
-    try:
-        with open(temporary, "w", encoding="ascii") as file:
-            json.dump({**meta, "crc32": _meta_crc(meta)}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path / META_NAME)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    parts.sync_folder(path)
-
-
-def _meta_crc(meta: Meta) -> int:
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode("ascii"))
 
 
 def _contract_rows(table: str, columns: Mapping[str, np.ndarray]) -> Rows:
@@ -343,7 +281,3 @@ def _joined(held: list[Rows]) -> Rows:
 def _warn(message: str) -> None:
     with suppress(GradscopeWarning):  # where warnings are errors: training goes on
         warnings.warn(message, GradscopeWarning, stacklevel=3)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
