@@ -125,6 +125,11 @@ def fingerprint(graph: Graph, calls: Sequence[Call] = ()) -> int:
     return hash((tuple(graph.names), tuple(graph.edges), made))
 
 
+def contains(outer: Call, inner: Call) -> bool:
+    """Tell whether `inner` was made in `outer`, or is the same."""
+    return outer.start <= inner.start and inner.stop <= outer.stop
+
+
 def sequence_number() -> int:
     """Return the number that autograd will give to the next node of this thread."""
     return torch._C._autograd._get_sequence_nr()  # type: ignore[attr-defined, no-any-return]

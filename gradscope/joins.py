@@ -26,9 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 from gradscope.flow import LINEAR, LOOKUP, NORM, Flow, top, union
-from gradscope.graph import Call, Edge, Graph, Makers, Value
+from gradscope.graph import Call, Edge, Graph, Makers, Value, contains
 from gradscope.sums import Sum, Term, sums
 
 NARROWING = frozenset("Slice Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Select".split())
@@ -127,7 +128,7 @@ def _read(flow: Flow, total: Sum) -> _Way | None:
         way = _direct(flow, shortcut, branch)
         if way is None and stem != "Cat":
             way = _nested(flow, shortcut, branch) or _projection(flow, shortcut, branch, shape)
-        if way is not None and not _is_injected(flow, way.split):
+        if way is not None and not _is_injected(flow, way):
             ways.append(way)
     return min(ways, key=lambda way: (way.weights, -way.split), default=None)
 
@@ -188,11 +189,18 @@ def _form(flow: Flow, shortcut: Term, split: int) -> str:
     )
     if shortcut.gated or gates:
         return "gated"
-    if stems & RESIZING:
+    if stems & RESIZING or _adds_to_a_part(flow, shortcut):
         return "projection"
     if shortcut.scaled or stems & (NORM | {"Mul", "Div", "Neg", "Rsub"}):
         return "scaled"
     return "identity"
+
+
+def _adds_to_a_part(flow: Flow, shortcut: Term) -> bool:
+    """Tell whether `y[:, :n] += x`: the rest is padded with zeros, so to say."""
+    node = shortcut.edges[0][0]
+    sizes = [prod(flow.shape(value)) for value in ((node, 0), shortcut.values[0])]
+    return flow.stems[node] == "CopySlices" and sizes[0] > sizes[1]
 
 
 def _reach(flow: Flow, term: Term) -> int:
@@ -233,20 +241,34 @@ def _is_series(flow: Flow, total: Sum) -> bool:
     return dim == 0 or all(flow.shape(value)[dim] == 1 for value in values)
 
 
-def _is_injected(flow: Flow, split: int) -> bool:
-    """Tell whether a value is a looked-up embedding that is only ever added to others.
+def _is_injected(flow: Flow, way: _Way) -> bool:
+    """Tell whether the split is a looked-up embedding that every layer adds to its own data.
 
-    Such is a position embedding or a relative position bias that every layer adds again.
+    Such is a position embedding that is added to the stream again, or a relative position bias
+    of attention: it skips every layer in between, and is no input of any.
     """
-    value = flow.values[split]
+    value = flow.values[way.split]
+    readers = [node for node, _ in flow.consumers[value]]
     looked_up = any(
-        flow.stems[flow.values[number][0]] in LOOKUP
-        for number in range(split + 1)
-        if flow.carry[value] >> number & 1
+        flow.carry[value] >> number & 1 and flow.stems[node] in LOOKUP
+        for number, (node, _) in enumerate(flow.values[: way.split + 1])
     )
-    return looked_up and all(
-        flow.stems[node] in ("Add", "Sub") for node, _ in flow.consumers[value]
+    if not looked_up or any(flow.stems[node] not in ("Add", "Sub") for node in readers):
+        return False
+    to_attention = all(
+        flow.stems[node] in ("Softmax", "SafeSoftmax")
+        for reader in readers
+        for node, _ in flow.consumers.get((reader, 0), [])
     )
+    return to_attention or any(_is_stream(flow, v) for term in way.branch for v in term.values)
+
+
+def _is_stream(flow: Flow, value: Value) -> bool:
+    """Tell whether a value is a sum, or a normalised one."""
+    node = value[0]
+    while len(flow.data[node]) == 1 and not flow.weighs[node]:
+        node = flow.data[node][0][1][0]
+    return len(flow.data[node]) > 1 and flow.stems[node] in ("Add", "Sub")
 
 
 # --- edges and names ----------------------------------------------------------------------------
@@ -349,7 +371,7 @@ def _names(flow: Flow, total: Sum, way: _Way, edges: Sequence[Edge]) -> tuple[st
     for node in executed:
         call = makers.hidden(node) if not flow.stems[node] else None
         call = call or makers.maker(node)
-        if call is not None and (home is None or not call.start <= home.start < call.stop):
+        if call is not None and (home is None or not contains(call, home)):
             return _name(block), call.name
     return _name(block), _name(home)
 
