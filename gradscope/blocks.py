@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from gradscope.run import Run
 
@@ -25,25 +26,54 @@ class Block(NamedTuple):
 def residual_blocks(run: Run) -> list[Block]:
     """Return the blocks of `run` that lie within no other, from input to output.
 
-    Left out are those whose gradient was never recorded, and those whose branch holds no layer:
-    what lies in them is not known.
+    Left out are those whose gradient was never recorded.
     """
     shortcuts = run.shortcuts
     if shortcuts.empty:
         return []
-    recorded = ~np.isnan(run.shortcut_matrix("total_norm")[1]).all(axis=0)
     names = [str(name) for name in run.layers["name"]]
-    found = []
-    for index, read in enumerate(recorded):
-        shortcut = shortcuts.iloc[index]
-        branch = str(shortcut["branch"])
-        inside = [i for i, name in enumerate(names) if f"{name}.".startswith(f"{branch}.")]
-        if read and shortcut["form"] in SPLIT_FORMS and inside:
-            after = round(float(shortcut["position"]) * len(names))
-            found.append(
-                Block(index, str(shortcut["name"]), str(shortcut["form"]), inside[0], after)
-            )
+    recorded = ~np.isnan(run.shortcut_matrix("total_norm")[1]).all(axis=0)
+    ends = _ends(run, shortcuts, names)
+    found: list[Block] = []
+    for index, (read, after) in enumerate(zip(recorded, ends, strict=True)):
+        row = shortcuts.iloc[index]
+        if read and row["form"] in SPLIT_FORMS:
+            first = _under(names, str(row["split"]))[-1:]
+            start = first[0] + 1 if first and first[0] + 1 < after else 0
+            if start == 0 and found:
+                start = found[-1].after
+            # a module that is called again, as a ReLU may be, lies where it was called first
+            start = max([start, *_under(names, str(row["name"]))[:1]])
+            found.append(Block(index, str(row["name"]), str(row["form"]), start, after))
     return [block for block in found if not any(_holds(other, block) for other in found)]
+
+
+def _ends(run: Run, shortcuts: pd.DataFrame, names: list[str]) -> list[int]:
+    """Return for each shortcut the first layer after its join.
+
+    A join's position counts calls of layers. Where some are called more than once it is no exact
+    place among the layers; then a block ends with the module that holds it.
+    """
+    activations = run.matrix("activation_norm")[1]
+    called = np.flatnonzero(~np.isnan(activations).all(axis=0))
+    if len(activations) == 0 or len(called) == 0:
+        called = np.arange(len(names))
+    bounds = [*called, len(names)]
+    places = shortcuts["position"].to_numpy(dtype=np.float64) * len(called)
+    ends = [int(bounds[min(round(place), len(called))]) for place in places]
+    if np.allclose(places, places.round(), atol=1e-3):
+        return ends
+    holders = shortcuts["name"].astype(str).tolist()
+    for index, holder in enumerate(holders):
+        inside = _under(names, holder)
+        if inside and holder not in holders[index + 1 :]:
+            ends[index] = inside[-1] + 1
+    return ends
+
+
+def _under(names: list[str], module: str) -> list[int]:
+    """Return the layers that are `module` or lie in it; none for the model itself."""
+    return [i for i, name in enumerate(names) if f"{name}.".startswith(f"{module}.")]
 
 
 def _holds(outer: Block, inner: Block) -> bool:

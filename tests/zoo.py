@@ -1,313 +1,236 @@
-"""Small nets with the residual joins that they have, and a collector of their module calls.
-
-Each net is a forward function over a few modules. What is expected of it is one line a join:
-``form name split join branch``, the columns of the shortcuts' table.
-"""
+"""Random nets whose hidden outputs can be had, for judging a diagnosis by plain autograd."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
+import math
+import random
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from gradscope.graph import Call, Graph, sequence_number, walk
-from gradscope.joins import Join, find_joins
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """Return the tensors that require grad in nested arguments or results."""
-    if isinstance(value, Tensor):
-        return [value] if value.requires_grad else []
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [tensor for part in value for tensor in tensors(part)]
-    return []
-
-
-def ends(value: Any) -> tuple[Any, ...]:
-    """Return (node, slot) of the tensors in `value`; a leaf stands for its accumulator."""
-    return tuple(
-        (torch.autograd.graph.get_gradient_edge(t).node, t.output_nr) for t in tensors(value)
-    )
+ACTIVATIONS = {
+    "relu": (nn.ReLU, F.relu),
+    "tanh": (nn.Tanh, torch.tanh),
+    "sigmoid": (nn.Sigmoid, torch.sigmoid),
+    "gelu": (nn.GELU, F.gelu),
+    "silu": (nn.SiLU, F.silu),
+    "elu": (nn.ELU, F.elu),
+    "softplus": (nn.Softplus, F.softplus),
+    "leaky": (partial(nn.LeakyReLU, 0.1), partial(F.leaky_relu, negative_slope=0.1)),
+    "selu": (nn.SELU, F.selu),
+    "softsign": (nn.Softsign, F.softsign),
+    "linear": (nn.Identity, lambda x: x),
+}
 
 
-@dataclass
-class Recording:
-    """One forward pass: what came out, its graph, its calls, its joins."""
+@dataclass(frozen=True)
+class Spec:
+    """What a net of the zoo is made of."""
 
-    output: Any
-    graph: Graph
-    calls: list[Call]
-
-    @property
-    def joins(self) -> list[Join]:
-        return find_joins(self.graph, self.calls)
-
-    @property
-    def lines(self) -> list[str]:
-        return [f"{j.form} {j.name} {j.split} {j.join} {j.branch}" for j in self.joins]
-
-
-def record(model: nn.Module, *args: Any, run: Callable[..., Any] | None = None, **kwargs: Any):
-    """Run a forward pass under hooks that note every module's calls, and walk its graph."""
-    calls: list[Call] = []
-    opened: list[tuple[int, Any, int]] = []
-
-    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        opened.append((len(calls), ends([args, kwargs]), sequence_number()))
-        calls.append(None)  # type: ignore[arg-type]
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            place, inputs, start = opened.pop()
-            owns = next(module.parameters(recurse=False), None) is not None
-            kind = type(module).__name__
-            stop = sequence_number()
-            calls[place] = Call(name, kind, owns, start, stop, inputs, ends(output))
-
-        return hook
-
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after(name), with_kwargs=True))
-    output = (run or model)(*args, **kwargs)
-    for handle in handles:
-        handle.remove()
-    root = calls[0]
-    graph = walk(root.outputs, {node for node, _ in root.inputs})
-    return Recording(output, graph, calls)
+    form: str  # plain, residual, pre-activation, highway, conv, conv-residual, transformer
+    depth: int  # hidden layers, or blocks
+    width: int
+    activation: str
+    functional: bool  # activations as functions, not modules
+    norm: str  # none, batch, layer
+    init: str  # default, xavier, he, orthogonal, small, large
+    loss: str  # cross-entropy, sum, mse
+    batch: int
+    scale: float  # of the loss
+    seed: int
 
 
 class Net(nn.Module):
-    """Modules and a forward function over them."""
+    """A stem, blocks and an output layer; `hidden` returns the blocks' outputs, too."""
 
-    def __init__(self, function: Callable[..., Any], **modules: nn.Module | nn.Parameter):
+    def __init__(self, spec: Spec) -> None:
         super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, copy.deepcopy(module))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self, *args, **kwargs)
-
-
-@dataclass
-class Case:
-    """A net, what it is called on, and its joins."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    inputs: tuple[Any, ...]
-    joins: list[str]
-
-
-ZOO: list[Case] = []
-
-
-def net(*joins: str, x: Any = (4, 8), **modules: Any) -> Callable[..., Any]:
-    """Add a net to the zoo; `x` is the shape of its input, or the inputs themselves."""
-
-    def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        def build() -> nn.Module:
-            return Net(function, **modules)
-
-        inputs = (torch.Size(x),) if isinstance(x[0], int) else x
-        ZOO.append(Case(function.__name__, build, inputs, list(joins)))
-        return function
-
-    return add
-
-
-def prepare(case: Case, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, list[Any]]:
-    """Build the net of a case and its inputs, always the same."""
-    torch.manual_seed(0)
-    model = case.build().to(dtype)
-    inputs = [
-        torch.randn(x, dtype=dtype) if isinstance(x, torch.Size) else copy.deepcopy(x)
-        for x in case.inputs
-    ]
-    return model, inputs
-
-
-def lin(width: int = 8, out: int | None = None) -> nn.Linear:
-    return nn.Linear(width, out or width)
-
-
-def mlp(width: int = 8) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
-
-
-def conv(cin: int = 4, cout: int = 4, stride: int = 1, kernel: int = 3) -> nn.Conv2d:
-    return nn.Conv2d(cin, cout, kernel, stride, kernel // 2, bias=False)
-
-
-IMAGE = (2, 4, 8, 8)
-TEXT = (2, 5, 8)
-
-
-# --- additions, however written -----------------------------------------------------------------
-
-
-@net("identity (root) stem (root) f", stem=lin(), f=lin())
-def functional_add(m, x):
-    x = m.stem(x)
-    return x + m.f(x)
-
-
-@net("identity (root) (root) (root) f", stem=lin(), f=lin())
-def add_in_place(m, x):
-    x = m.stem(x) * 1
-    x += m.f(x)
-    return x
-
-
-@net("identity (root) stem (root) f", x=TEXT, stem=lin(), f=lin())
-def add_in_place_to_a_view(m, x):
-    x = m.stem(x)
-    y = m.f(x)
-    y += x
-    return y
-
-
-@net("identity (root) stem (root) f", stem=lin(), f=lin())
-def alpha_on_the_branch(m, x):
-    x = m.stem(x)
-    return torch.add(x, m.f(x), alpha=0.5)
-
-
-@net("scaled (root) stem (root) f", stem=lin(), f=lin())
-def alpha_on_the_shortcut(m, x):
-    x = m.stem(x)
-    return torch.add(m.f(x), x, alpha=0.5)
-
-
-@net("identity (root) stem (root) f", stem=lin(), f=lin())
-def subtraction(m, x):
-    x = m.stem(x)
-    return x - m.f(x)
-
-
-@net("scaled (root) stem (root) f", stem=lin(), f=lin())
-def lerp(m, x):
-    x = m.stem(x)
-    return torch.lerp(x, m.f(x), 0.3)
-
-
-@net("scaled (root) stem (root) f", stem=lin(), f=lin())
-def lerp_by_hand(m, x):
-    x = m.stem(x)
-    return x + 0.3 * (m.f(x) - x)
-
-
-@net("identity (root) stem (root) f", stem=lin(), f=lin(), gamma=nn.Parameter(torch.ones(8)))
-def addcmul_layer_scale(m, x):
-    x = m.stem(x)
-    return torch.addcmul(x, m.gamma, m.f(x))
-
-
-@net("identity (root) stem (root) f", stem=lin(), f=lin())
-def stack_and_sum(m, x):
-    x = m.stem(x)
-    return torch.stack([x, m.f(x)]).sum(0)
-
-
-@net("identity (root) stem (root) f.0", stem=lin(), f=mlp(), w=nn.Parameter(torch.ones(8, 8)))
-def addmm(m, x):
-    x = m.stem(x)
-    return torch.addmm(x, m.f(x), m.w)
-
-
-@net("scaled (root) stem (root) f", stem=lin(), f=lin())
-def scaled_shortcut(m, x):
-    x = m.stem(x)
-    return 0.5 * x + m.f(x)
-
-
-@net("scaled (root) stem (root) f", stem=lin(), f=lin(), a=nn.Parameter(torch.ones(())))
-def learned_scale_on_the_shortcut(m, x):
-    x = m.stem(x)
-    return m.a * x + m.f(x)
-
-
-@net("identity (root) stem (root) f", stem=lin(), f=lin(), a=nn.Parameter(torch.zeros(())))
-def rezero(m, x):
-    x = m.stem(x)
-    return x + m.a * m.f(x)
-
-
-@net("identity (root) stem (root) f", stem=lin(), f=lin(), g=lin())
-def parallel_branches(m, x):
-    x = m.stem(x)
-    return x + m.f(x) + m.g(x)
-
-
-@net("identity (root) stem (root) f", stem=lin(), f=lin(), g=lin())
-def parallel_branches_before_the_shortcut(m, x):
-    x = m.stem(x)
-    return m.f(x).tanh() + m.g(x).tanh() + x
-
-
-# --- gates --------------------------------------------------------------------------------------
-
-
-@net("gated (root) stem (root) h", stem=lin(), h=lin(), t=lin())
-def highway(m, x):
-    x = m.stem(x)
-    t = torch.sigmoid(m.t(x))
-    return t * torch.tanh(m.h(x)) + (1 - t) * x
-
-
-@net("gated (root) stem (root) h", stem=lin(), h=lin(), t=lin())
-def highway_coupled(m, x):
-    x = m.stem(x)
-    t = torch.sigmoid(m.t(x))
-    return x + t * (torch.tanh(m.h(x)) - x)
-
-
-@net("gated (root) stem (root) t", stem=lin(), h=lin(), t=lin(), c=lin())
-def highway_with_its_own_carry_gate(m, x):
-    x = m.stem(x)
-    return torch.sigmoid(m.t(x)) * m.h(x) + torch.sigmoid(m.c(x)) * x
-
-
-@net("gated (root) stem (root) h", stem=lin(), h=lin(), t=lin())
-def highway_by_lerp(m, x):
-    x = m.stem(x)
-    return torch.lerp(x, m.h(x), torch.sigmoid(m.t(x)))
-
-
-@net(*["gated cell cell cell cell"] * 2, cell=nn.GRUCell(8, 8), x=(4, 3, 8))
-def gru_cell(m, x):
-    h = x.new_zeros(len(x), 8)
-    for t in range(3):
-        h = m.cell(x[:, t], h)
-    return h
-
-
-# --- must not be flagged ------------------------------------------------------------------------
-
-
-@net(f=lin(), g=lin())
-def plain(m, x):
-    return m.g(torch.relu(m.f(x)))
-
-
-@net(f=lin(), g=lin())
-def gelu_by_hand(m, x):
-    x = m.f(x)
-    return m.g(0.5 * x * (1 + torch.tanh(0.8 * (x + 0.0447 * x**3))))
-
-
-@net(f=lin(), g=lin(), w=nn.Parameter(torch.ones(8)), b=nn.Parameter(torch.zeros(8)))
-def layer_norm_by_hand(m, x):
-    x = m.f(x)
-    x = x - x.mean(-1, keepdim=True)
-    return m.g(x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * m.w + m.b)
+        conv = spec.form.startswith("conv")
+        block = {
+            "plain": Plain,
+            "conv": Plain,
+            "residual": Residual,
+            "conv-residual": Residual,
+            "pre-activation": PreActivation,
+            "highway": Highway,
+            "transformer": Transformer,
+        }[spec.form]
+        self.stem = weights(conv, 1 if conv else 64, spec.width)
+        self.act = Activation(spec)
+        self.blocks = nn.ModuleList(block(spec, conv) for _ in range(spec.depth))
+        self.head = nn.Linear(spec.width, 10)
+        self.form = spec.form
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d) and module is not self.head:
+                initialise(module, spec.init)
+
+    def hidden(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the outputs of the stem and of each block, and the net's."""
+        if self.form == "transformer":
+            x = x.view(len(x), 4, 16).repeat(1, 1, 4)  # four tokens
+        h = self.stem(x)
+        if self.form in ("plain", "conv", "residual", "conv-residual", "highway"):
+            h = self.act(h)
+        outputs = [h]
+        for block in self.blocks:
+            h = block(h)
+            outputs.append(h)
+        if h.dim() == 4:
+            return outputs, self.head(h.mean((2, 3)))
+        return outputs, self.head(h.mean(1) if h.dim() == 3 else h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden(x)[1]
+
+
+class Activation(nn.Module):
+    """An activation as a module within, or as a function call in the caller's forward."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        module, self.function = ACTIVATIONS[spec.activation]
+        self.module = None if spec.functional else module()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x) if self.module is None else self.module(x)
+
+
+class Plain(nn.Module):
+    def __init__(self, spec: Spec, conv: bool) -> None:
+        super().__init__()
+        self.fc, self.norm = weights(conv, spec.width, spec.width), normalisation(spec, conv)
+        self.act = Activation(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.fc(x)))
+
+
+class Residual(nn.Module):
+    """He et al. 2015: the activation after the addition."""
+
+    def __init__(self, spec: Spec, conv: bool) -> None:
+        super().__init__()
+        self.fc1, self.norm1 = weights(conv, spec.width, spec.width), normalisation(spec, conv)
+        self.fc2, self.norm2 = weights(conv, spec.width, spec.width), normalisation(spec, conv)
+        self.act1, self.act2 = Activation(spec), Activation(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act2(x + self.norm2(self.fc2(self.act1(self.norm1(self.fc1(x))))))
+
+
+class PreActivation(nn.Module):
+    """He et al. 2016: nothing after the addition."""
+
+    def __init__(self, spec: Spec, conv: bool) -> None:
+        super().__init__()
+        self.fc1, self.norm1 = weights(conv, spec.width, spec.width), normalisation(spec, conv)
+        self.fc2, self.norm2 = weights(conv, spec.width, spec.width), normalisation(spec, conv)
+        self.act1, self.act2 = Activation(spec), Activation(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(self.act2(self.norm2(self.fc1(self.act1(self.norm1(x))))))
+
+
+class Highway(nn.Module):
+    def __init__(self, spec: Spec, conv: bool) -> None:
+        super().__init__()
+        self.transform, self.gate = nn.Linear(spec.width, spec.width), None
+        self.gate = nn.Linear(spec.width, spec.width)
+        self.act = Activation(spec)
+        self.bias = -1.0 - spec.seed % 5
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate(x) + self.bias)
+        return gate * self.act(self.transform(x)) + (1 - gate) * x
+
+
+class Transformer(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, spec: Spec, conv: bool) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(spec.width), nn.LayerNorm(spec.width)
+        self.attention = nn.MultiheadAttention(spec.width, 4, batch_first=True)
+        self.up, self.down = nn.Linear(spec.width, spec.width), nn.Linear(spec.width, spec.width)
+        self.act = Activation(spec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm1(x)
+        x = x + self.attention(z, z, z, need_weights=False)[0]
+        return x + self.down(self.act(self.up(self.norm2(x))))
+
+
+def weights(conv: bool, inputs: int, outputs: int) -> nn.Module:
+    return nn.Conv2d(inputs, outputs, 3, padding=1) if conv else nn.Linear(inputs, outputs)
+
+
+def normalisation(spec: Spec, conv: bool) -> nn.Module:
+    if spec.norm == "batch":
+        return nn.BatchNorm2d(spec.width) if conv else nn.BatchNorm1d(spec.width)
+    if spec.norm == "layer":
+        return nn.GroupNorm(1, spec.width) if conv else nn.LayerNorm(spec.width)
+    return nn.Identity()
+
+
+def initialise(module: nn.Linear | nn.Conv2d, init: str) -> None:
+    if init == "xavier":
+        nn.init.xavier_normal_(module.weight)
+    elif init == "he":
+        nn.init.kaiming_normal_(module.weight)
+    elif init == "orthogonal":
+        nn.init.orthogonal_(module.weight)
+    elif init in ("small", "large"):
+        factor = {"small": 0.7, "large": 1.6}[init]
+        nn.init.normal_(module.weight, std=factor / math.sqrt(module.weight[0].numel()))
+
+
+def random_spec(rng: random.Random) -> Spec:
+    """Return a spec drawn at random; forms and depths such that all verdicts occur."""
+    form = rng.choice(
+        ["plain"] * 8 + ["residual", "pre-activation", "highway", "conv", "conv-residual"] * 2
+        + ["transformer"]
+    )
+    conv = form.startswith("conv")
+    return Spec(
+        form=form,
+        depth=rng.choice([2, 3, 4, 6, 8, 12, 16] if conv else [2, 3, 5, 8, 12, 18, 24, 32]),
+        width=64 if form == "transformer" else rng.choice([8, 16] if conv else [16, 32, 64, 128]),
+        activation=rng.choice(list(ACTIVATIONS)),
+        functional=rng.random() < 0.5,
+        norm=rng.choice(["none", "none", "batch", "layer"]),
+        init=rng.choice(["default", "default", "xavier", "he", "orthogonal", "small", "large"]),
+        loss=rng.choice(["cross-entropy", "sum", "mse"]),
+        batch=rng.choice([16, 64]),
+        scale=rng.choice([1.0, 1.0, 1024.0, 1 / 1024]),
+        seed=rng.randrange(10**6),
+    )
+
+
+def batch_of(spec: Spec) -> tuple[Tensor, Tensor]:
+    x = torch.randn(spec.batch, 64)
+    if spec.form.startswith("conv"):
+        x = x.view(-1, 1, 8, 8)
+    return x, torch.randint(10, (spec.batch,))
+
+
+def loss_of(spec: Spec, output: Tensor, target: Tensor) -> Tensor:
+    if spec.loss == "mse":
+        return spec.scale * F.mse_loss(output, F.one_hot(target, 10).to(output))
+    reduction = "sum" if spec.loss == "sum" else "mean"
+    return spec.scale * F.cross_entropy(output, target, reduction=reduction)
+
+
+def decades_by_autograd(model: Net, spec: Spec, x: Tensor, target: Tensor) -> float:
+    """log10 of the gradient at the first over that at the last hidden output, in float64."""
+    hidden, output = model.hidden(x)
+    early, late = torch.autograd.grad(
+        loss_of(spec, output, target), [hidden[0], hidden[-1]], allow_unused=True
+    )
+    assert early is not None and late is not None
+    early_norm, late_norm = early.double().norm().item(), late.double().norm().item()
+    if late_norm == 0:
+        return math.nan
+    return math.log10(early_norm / late_norm) if early_norm else -math.inf
