@@ -1,0 +1,498 @@
+"""What is left of a run, and of training, when the process, the disk or a file fails."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.run import Run, load
+from gradscope.store import MEMORY_LIMIT, RunWriter
+
+WRITER = """
+import sys
+import numpy as np, synthetic
+from gradscope.store import RunWriter
+
+writer = RunWriter(sys.argv[1], {}, resume=True)
+writer.update(layers=synthetic.layer_table(6), shortcuts=synthetic.shortcut_table(2))
+for step in range(writer.next_step, writer.next_step + int(sys.argv[2])):
+    synthetic.extend(writer, np.array([step]))
+    writer.flush()
+    print(step, flush=True)
+writer.close()
+"""
+"""Writes and flushes step by step, and prints each step that is on disk."""
+
+
+def span(first: int, last: int) -> np.ndarray:
+    return np.arange(first, last + 1, dtype=np.int64)
+
+
+def start_process(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def check_rows(run: Run, n_layers: int = 6, n_shortcuts: int = 2) -> np.ndarray:
+    """Compare every row of `run` with its closed form, and return the steps."""
+    steps, signal = run.matrix("signal_norm")
+    expected = synthetic.signal(n_layers, steps, synthetic.RESIDUAL_DECADES)
+    np.testing.assert_array_equal(signal, expected.astype(np.float32))
+    shortcuts = pd.DataFrame(synthetic.shortcut_rows(n_shortcuts, steps))
+    pd.testing.assert_frame_equal(run.shortcut_readings, shortcuts)
+    assert run.steps["step"].tolist() == steps.tolist()
+    return steps
+
+
+@contextmanager
+def full_disk(limit: int = 0) -> Iterator[None]:
+    """Let no file of this process grow beyond `limit` bytes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder on a file system of 512 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"a small file system cannot be mounted here: {error}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+# --- the process dies ---------------------------------------------------------------------------
+
+
+def test_a_killed_process_loses_only_what_was_not_flushed(tmp_path: Path) -> None:
+    moments = random.Random(0)
+    path = tmp_path / "run"
+    flushed = -1
+    for _ in range(8):
+        with start_process(WRITER, path, 10_000) as process:
+            assert process.stdout is not None
+            for _ in range(moments.randrange(1, 30)):
+                flushed = int(process.stdout.readline())
+            try:  # somewhere within the next flushes
+                process.wait(timeout=moments.uniform(0, 0.02))
+            except subprocess.TimeoutExpired:
+                process.kill()
+            flushed = max([flushed, *map(int, process.stdout.read().split())])
+        run = load(path)
+        assert run.status == "crashed"
+        steps = check_rows(run)
+        assert steps.tolist() == list(range(len(steps)))
+        assert steps[-1] in (flushed, flushed + 1)  # killed after the flush, before the print
+
+
+def test_a_dead_process_holds_no_lock(tmp_path: Path) -> None:
+    with start_process(WRITER, tmp_path / "run", 10_000) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert load(tmp_path / "run").status == "running"
+        with pytest.raises(GradscopeError, match="another process or scope writes this run"):
+            RunWriter(tmp_path / "run", {}, resume=True)
+        process.kill()
+    RunWriter(tmp_path / "run", {}, resume=True).close()
+
+
+FORKING = """
+import os, sys
+import numpy as np, synthetic
+
+writer = synthetic.start(sys.argv[1], n_layers=6, residual=True)
+synthetic.extend(writer, np.arange(5))
+child = os.fork()
+if child == 0:
+    synthetic.extend(writer, np.arange(5, 9))
+    writer.flush()
+    writer.update(notes=["from the worker"])
+    writer.close()
+    print("forked", flush=True)
+    os.read(0, 1)  # lives on until its stdin is closed
+    os._exit(0)
+print("parent", flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_forked_worker_neither_writes_nor_holds_the_lock(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(tmp_path / "run")],
+        stdin=read,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    with process:
+        assert process.stdout is not None
+        assert sorted(process.stdout.readline() for _ in "12") == ["forked\n", "parent\n"]
+        process.wait()
+        assert load(tmp_path / "run").notes == []
+        writer = RunWriter(tmp_path / "run", {}, resume=True)
+        assert writer.next_step == 0
+        writer.close()
+        os.close(write)
+        os.close(read)
+
+
+# --- others read meanwhile ----------------------------------------------------------------------
+
+
+def test_readers_of_a_live_run_never_fail_and_see_whole_steps(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    wrong: list[BaseException] = []
+
+    def poll(process: subprocess.Popen[str]) -> None:
+        try:
+            seen = 0
+            run = load(path)
+            while process.poll() is None or seen == 0:
+                run.refresh()
+                for reader in (run, load(path)):
+                    steps = check_rows(reader)
+                    assert steps.tolist() == list(range(len(steps)))
+                    assert len(steps) >= seen
+                seen = len(steps)
+        except BaseException as error:
+            wrong.append(error)
+
+    with start_process(WRITER, path, 150) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        readers = [threading.Thread(target=poll, args=[process]) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        assert process.stdout.read().split() == [str(step) for step in range(1, 150)]
+    for reader in readers:
+        reader.join()
+    assert wrong == []
+    assert len(load(path).steps) == 150
+
+
+# --- the disk refuses ---------------------------------------------------------------------------
+
+
+def test_rows_wait_for_a_full_disk_to_come_back(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=6, residual=True)
+    synthetic.extend(writer, span(0, 9))
+    writer.flush()
+    with full_disk(), pytest.warns(GradscopeWarning, match="rows cannot be written, file too"):
+        for step in range(10, 40):
+            synthetic.extend(writer, span(step, step))
+            writer.flush()
+    run = load(tmp_path / "run")
+    assert check_rows(run).tolist() == list(range(10))
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    synthetic.extend(writer, span(40, 49))
+    writer.flush()
+    writer.close()
+    assert run.refresh()
+    assert check_rows(run).tolist() == list(range(50))
+    assert run.meta["lost"] == []
+
+
+def test_a_disk_that_takes_some_files_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=6, residual=True)
+
+    def extend(step: int) -> None:
+        rows = span(step, step)
+        writer.append("layers", synthetic.layer_rows(6, rows, synthetic.RESIDUAL_DECADES))
+        writer.append("shortcuts", synthetic.shortcut_rows(2, rows))
+        scalars = {f"accuracy of class {i}": np.array([0.5]) for i in range(50)}
+        writer.append("steps", {**synthetic.step_rows(rows, loss_floor=0.0), **scalars})
+
+    extend(0)
+    writer.flush()
+    sizes = [part.stat().st_size for part in (tmp_path / "run").rglob("part-*")]
+    chance = random.Random(0)
+    torn = 0
+    for step in range(1, 60):
+        with full_disk(chance.choice([*sizes, 2**20])), warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradscopeWarning)
+            extend(step)
+            writer.flush()
+        last = check_rows(load(tmp_path / "run"))[-1]
+        layers = max(part.name[18:30] for part in (tmp_path / "run" / "layers").glob("part-*"))
+        torn += int(layers) > last  # the layers' part fitted, that of the steps did not
+    writer.close()
+    assert torn > 0
+    assert check_rows(load(tmp_path / "run")).tolist() == list(range(60))
+
+
+def test_a_full_disk_is_told_once_and_never_raises(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run")
+    with full_disk():
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for step in range(5):
+                synthetic.extend(writer, span(step, step))
+                writer.flush()
+            writer.update(notes=["x"])
+        assert len(told) == 1
+    writer.flush()
+    with full_disk(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        synthetic.extend(writer, span(5, 5))
+        writer.flush()
+    writer.close()
+    assert len(load(tmp_path / "run").steps) == 6
+
+
+def test_memory_stays_bounded_and_dropped_steps_are_told(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=300)
+    synthetic.extend(writer, span(0, 99))
+    writer.flush()
+    with full_disk(), pytest.warns(GradscopeWarning, match="wait in memory"):
+        for begin in range(100, 6100, 500):
+            synthetic.extend(writer, span(begin, begin + 499))
+            held = sum(a.nbytes for t in writer._rows.values() for r in t for a in r.values())
+            assert held <= MEMORY_LIMIT
+    writer.close()
+    with pytest.warns(GradscopeWarning, match=r"lost steps 100-\d+: file too large"):
+        run = load(tmp_path / "run")
+    (lost,) = run.meta["lost"]
+    steps, signal = run.matrix("signal_norm")
+    assert steps.tolist() == [*range(100), *range(lost["last"] + 1, 6100)]
+    assert lost["last"] < 5000
+    expected = synthetic.signal(300, steps, synthetic.PLAIN_DECADES).astype(np.float32)
+    np.testing.assert_array_equal(signal, expected)
+
+
+def test_a_disk_full_to_the_end_is_told_in_the_run(small_disk: Path) -> None:
+    writer = synthetic.start(small_disk / "run", n_layers=6, residual=True)
+    synthetic.extend(writer, span(0, 9))
+    writer.flush()
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "ballast").write_bytes(bytes(2**20))
+    synthetic.extend(writer, span(10, 29))
+    with pytest.warns(GradscopeWarning, match="no space left on device"):
+        writer.flush()
+    with pytest.warns(GradscopeWarning, match="lost steps 10-29: no space left on device"):
+        writer.close()
+    with pytest.warns(GradscopeWarning, match="lost steps 10-29: no space left on device"):
+        run = load(small_disk / "run")
+    assert run.status == "closed"
+    assert check_rows(run).tolist() == list(range(10))
+
+
+def test_rows_are_written_once_a_full_disk_has_space_again(small_disk: Path) -> None:
+    writer = synthetic.start(small_disk / "run", n_layers=6, residual=True)
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        ballast.write_bytes(bytes(2**20))
+    synthetic.extend(writer, span(0, 29))
+    with pytest.warns(GradscopeWarning, match="no space left on device"):
+        writer.flush()
+    ballast.unlink()
+    writer.close()
+    assert check_rows(load(small_disk / "run")).tolist() == list(range(30))
+
+
+def test_a_disk_that_turns_read_only_keeps_its_run(small_disk: Path) -> None:
+    writer = synthetic.start(small_disk / "run", n_layers=6, residual=True)
+    synthetic.extend(writer, span(0, 9))
+    writer.flush()
+    # another mount of the same files: this one can turn read-only while they are open for writing
+    subprocess.run(["mount", "--bind", str(small_disk), str(small_disk)], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(small_disk)], check=True)
+        with pytest.raises(GradscopeError, match="cannot be written, read-only file system"):
+            RunWriter(small_disk / "other", {})
+        synthetic.extend(writer, span(10, 19))
+        with pytest.warns(GradscopeWarning, match="read-only file system"):
+            writer.flush()
+        assert check_rows(load(small_disk / "run")).tolist() == list(range(10))
+    finally:
+        subprocess.run(["umount", str(small_disk)], check=True)
+    writer.close()
+    assert check_rows(load(small_disk / "run")).tolist() == list(range(20))
+
+
+def test_a_folder_that_comes_back_gets_the_rows_that_waited(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=6, residual=True)
+    synthetic.extend(writer, span(0, 9))
+    writer.flush()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    synthetic.extend(writer, span(10, 19))
+    with pytest.warns(GradscopeWarning, match="no such file or directory"):
+        writer.flush()
+    (tmp_path / "elsewhere").rename(tmp_path / "run")
+    writer.close()
+    assert check_rows(load(tmp_path / "run")).tolist() == list(range(20))
+
+
+def test_a_removed_folder_stays_removed_and_training_goes_on(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=6)
+    synthetic.extend(writer, span(0, 9))
+    writer.flush()
+    run = load(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    synthetic.extend(writer, span(10, 19))
+    with pytest.warns(GradscopeWarning, match="no such file or directory"):
+        writer.flush()
+    with pytest.warns(GradscopeWarning, match="lost steps 10-19"):
+        writer.close()
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(GradscopeError, match="cannot be read, no such file"):
+        run.refresh()
+
+
+# --- a file is damaged --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_path(tmp_path: Path) -> Path:
+    return synthetic.write_run(tmp_path / "run", n_layers=6, n_steps=30, residual=True, flush=10)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"not a part\n" * 50])
+def test_a_truncated_part_costs_its_own_steps_and_is_named(run_path: Path, content: bytes) -> None:
+    expected = load(run_path).layer_readings
+    part = sorted((run_path / "layers").glob("part-*"))[1]
+    part.write_bytes(content)
+    run = load(run_path)
+    with pytest.warns(GradscopeWarning, match=rf"{part.name}: damaged, steps 10-19 of it"):
+        readings = run.layer_readings
+    assert len(readings) == len(expected)
+    gone = readings["step"].between(10, 19)
+    assert readings[gone].drop(columns=["step", "layer"]).isna().all(axis=None)
+    pd.testing.assert_frame_equal(readings[~gone], expected[~gone])
+
+
+def test_a_damaged_steps_part_costs_its_steps(run_path: Path) -> None:
+    part = sorted((run_path / "steps").glob("part-*"))[1]
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.warns(GradscopeWarning, match=rf"{part.name}: damaged"):
+        run = load(run_path)
+    steps = check_rows(run)
+    assert steps.tolist() == [*range(10), *range(20, 30)]
+
+
+def test_a_part_of_another_run_is_left_out(run_path: Path, tmp_path: Path) -> None:
+    other = synthetic.write_run(tmp_path / "other", n_layers=9, n_steps=40, flush=10)
+    stranger = sorted((other / "layers").glob("part-*"))[1]
+    (part,) = (run_path / "layers").glob("part-000000000010-*")
+    part.unlink()
+    shutil.copy(stranger, run_path / "layers")
+    run = load(run_path)
+    with pytest.warns(GradscopeWarning, match=r"run\.json lists 6 layers, it holds more"):
+        signal = run.matrix("signal_norm")[1]
+    assert np.isnan(signal[10:20]).all() and np.isfinite(signal[:10]).all()
+
+
+def test_foreign_files_are_left_out_and_named(run_path: Path) -> None:
+    (run_path / "layers" / "part-copy.parquet").write_bytes(b"x")
+    (run_path / "steps" / "notes.txt").write_text("x")
+    with pytest.warns(GradscopeWarning) as told:
+        run = load(run_path)
+    names = [str(w.message).split(": ")[0].rsplit("/", 2)[1:] for w in told]
+    assert names == [["layers", "part-copy.parquet"], ["steps", "notes.txt"]]
+    check_rows(run)
+
+
+def test_a_table_that_is_a_file_or_missing_costs_its_rows_alone(run_path: Path) -> None:
+    shutil.rmtree(run_path / "layers")
+    (run_path / "layers").write_text("x")
+    run = load(run_path)
+    assert np.isnan(run.matrix("signal_norm")[1]).all()
+    assert len(run.shortcut_readings) == 60
+
+
+def test_pickles_are_never_read(run_path: Path) -> None:
+    part = sorted((run_path / "layers").glob("part-*"))[0]
+    part.write_bytes(b"cos\nsystem\n(S'touch " + bytes(run_path / "owned") + b"'\ntR.")
+    with pytest.warns(GradscopeWarning, match="damaged"):
+        load(run_path).frame()
+    assert not (run_path / "owned").exists()
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """Return `content` with a bit flipped, some bytes overwritten, or its end cut off."""
+    bytes_ = bytearray(content)
+    kind = chance.randrange(4)
+    at = chance.randrange(len(bytes_))
+    if kind <= 1:
+        bytes_[at] ^= 1 << chance.randrange(8)
+    elif kind == 2:
+        bytes_[at : at + 16] = chance.randbytes(len(bytes_[at : at + 16]))
+    else:
+        del bytes_[at:]
+    return bytes(bytes_)
+
+
+def everything(run: Run) -> dict[str, pd.DataFrame]:
+    names = ("layers", "shortcuts", "steps", "layer_readings", "shortcut_readings")
+    return {name: getattr(run, name) for name in names}
+
+
+def check_present_rows(frame: pd.DataFrame, intact: pd.DataFrame) -> None:
+    """Each row that is there is the intact one, but for readings that are NaN."""
+    width = len(intact) // intact["step"].nunique()
+    index = frame.iloc[:, 1] if width > 1 else 0  # of the layer or shortcut
+    true = intact.iloc[(frame["step"] * width + index).to_numpy()]
+    assert (frame.isna().to_numpy() | (frame.to_numpy() == true.to_numpy())).all()
+
+
+def test_no_damage_gives_a_wrong_number_or_a_foreign_exception(run_path: Path) -> None:
+    intact = everything(load(run_path))
+    files = sorted(file for file in run_path.rglob("*") if file.name[0] != ".")
+    files = [file for file in files if file.is_file()]
+    chance = random.Random(0)
+    outcomes = dict.fromkeys(("refused", "warned", "unharmed"), 0)
+    for _ in range(1000):
+        file = chance.choice(files)
+        content = file.read_bytes()
+        file.write_bytes(damaged(content, chance))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                read = everything(load(run_path))
+            except GradscopeError as error:
+                assert str(file) in str(error)
+                outcomes["refused"] += 1
+                continue
+            finally:
+                file.write_bytes(content)
+        assert all(w.category is GradscopeWarning for w in told), [str(w.message) for w in told]
+        if not told:
+            for name, frame in read.items():
+                pd.testing.assert_frame_equal(frame, intact[name])
+            outcomes["unharmed"] += 1
+            continue
+        outcomes["warned"] += 1
+        assert all(str(file) in str(w.message) for w in told)
+        if file.name != "run.json":  # whose warning is about all that it lists
+            for name in ("layer_readings", "shortcut_readings", "steps"):
+                assert list(read[name].columns) == list(intact[name].columns)
+                check_present_rows(read[name], intact[name])
+    assert outcomes["refused"] > 0
+    assert outcomes["warned"] > 700
