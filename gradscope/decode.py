@@ -74,9 +74,13 @@ class Decoder:
             for (kind, name), entries in by_kind.items()
             if kind == "step"
         }
-        scale = scalars.get("loss_scale", np.ones(len(rows)))
-        scales = dict.fromkeys(_SCALED, scale)
-        scales["clipped_grad_norm"] = scalars.pop("grad_scale", np.ones(len(rows)))
+        for name in {name for row in rows for name in row.scalars}:
+            scalars[name] = np.array([row.scalars.get(name, math.nan) for row in rows])
+        none = np.full(len(rows), math.nan)
+        scale, fused = (
+            np.nan_to_num(scalars.pop(name, none), nan=1.0) for name in ("loss_scale", "grad_scale")
+        )
+        scales = {**dict.fromkeys(_SCALED, scale), "clipped_grad_norm": fused}
 
         layer_of = self._catalogue.layer_of
         n_layers, n_shortcuts = len(self._catalogue.layers), len(self._catalogue.shortcuts)
@@ -199,7 +203,6 @@ def _steps(
 ) -> Columns:
     nothing = np.full(len(rows), math.nan)
     found_inf = scalars.pop("found_inf", np.zeros(len(rows)))
-    scalars.pop("loss_scale", None)
     columns: Columns = {
         "step": np.array([row.step for row in rows], dtype=np.int64),
         "time": np.array([row.time for row in rows]),
@@ -208,6 +211,4 @@ def _steps(
         "clipped_grad_norm": totals.get("clipped_grad_norm", nothing),
         "loss_scale": scale,
     }
-    for name in {name for row in rows for name in row.scalars}:
-        columns[name] = np.array([row.scalars.get(name, math.nan) for row in rows])
     return columns | scalars

@@ -4,45 +4,90 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from gradscope import layers, measure
-from gradscope.tape import Key, Segment
+from gradscope.tape import Layout, Segment
 
 _HALF = (torch.float16, torch.bfloat16)
 
+Places = tuple[int, ...]
+
 
 class Parameters:
-    """The trainable parameters of a model at one step, in order of definition, each once.
+    """The trainable parameters of a model, in order of definition, each once.
 
-    `owners` holds, for each, the numbers of the modules that own it: more than one where weights
-    are tied. They are looked up anew at each recorded step, since parameters get frozen, added,
-    materialised and replaced while a model trains.
+    They are looked up anew at each recorded step, since parameters get frozen, added, materialised
+    and replaced while a model trains. `owners` holds, for each, the numbers of the modules that own
+    it: more than one where weights are tied.
     """
 
-    def __init__(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
+    def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.owners: list[tuple[int, ...]] = []
         self._place: dict[int, int] = {}
-        for number, module in modules:
-            for _, parameter in layers.own_parameters(module):
-                if not parameter.requires_grad or layers.is_lazy(parameter):
-                    continue
-                place = self._place.get(id(parameter))
-                if place is None:
-                    self._place[id(parameter)] = len(self.tensors)
-                    self.tensors.append(parameter)
-                    self.owners.append((number,))
-                else:
-                    self.owners[place] += (number,)
+        self._layouts: dict[tuple[Places, tuple[str, ...]], Layout] = {}
 
-    def of(self, optimizer: Optimizer) -> list[int]:
+    def look_up(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
+        """Take the parameters as they are now."""
+        tensors: list[Tensor] = []
+        owners: list[tuple[int, ...]] = []
+        place: dict[int, int] = {}
+        for number, module in modules:
+            for parameter in module._parameters.values():
+                if (
+                    parameter is None
+                    or not parameter.requires_grad
+                    or layers.is_lazy(parameter)
+                ):
+                    continue
+                known = place.get(id(parameter))
+                if known is None:
+                    place[id(parameter)] = len(tensors)
+                    tensors.append(parameter)
+                    owners.append((number,))
+                else:
+                    owners[known] += (number,)
+        if owners != self.owners:
+            self._layouts.clear()
+        self.tensors, self.owners, self._place = tensors, owners, place
+
+    def of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` updates."""
-        places = (self._place.get(id(p)) for g in optimizer.param_groups for p in g["params"])
-        return [place for place in places if place is not None]
+        place = self._place
+        return tuple(
+            place[id(p)]
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if id(p) in place
+        )
+
+    def layout(self, places: Places, metrics: tuple[str, ...]) -> Layout:
+        """Return what the values of a tensor are that holds `metrics` of the ones at `places`."""
+        layout = self._layouts.get((places, metrics))
+        if layout is None:
+            layout = self._layouts[places, metrics] = tuple(
+                tuple(("param", metric, self.owners[i]) for metric in metrics) for i in places
+            )
+        return layout
+
+
+class _Norms(NamedTuple):
+    """Norms of tensors of the parameters at `places`, on one device."""
+
+    places: Places
+    values: Tensor
+
+
+class _Clipped(NamedTuple):
+    """What an optimizer got: gradients as they had been read, and others that were read anew."""
+
+    unchanged: set[int]
+    changed: list[_Norms]
 
 
 class ParameterReadings:
@@ -54,112 +99,139 @@ class ParameterReadings:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
-        self._gradients: dict[int, _Gradient] = {}
-        self._clipped: dict[int, _Gradient] = {}
-        self._snapshot: dict[int, Tensor] = {}
-        self._segments: list[Segment] = []
+        self._gradients: list[_Norms] = []
+        self._states: dict[int, tuple[int, int]] = {}  # of the gradients that were read
+        self._clipped: dict[Optimizer | None, _Clipped] = {}
+        self._weights: list[_Norms] = []
+        self._updates: list[_Norms] = []
+        self._copies: dict[int, Tensor] = {}
+        self._suspected: tuple[list[_Norms], dict[int, int]] = ([], {})
+
+    # --- the usual way: a backward ends, then optimizers tell before and after they step -----------
 
     def after_backward(self) -> None:
         """Read the gradients as accumulated by now; a later backward's reading replaces this."""
-        self._gradients.update(self._read_gradients(range(len(self._parameters.tensors))))
+        found = self._find_gradients(range(len(self._parameters.tensors)))
+        self._gradients = _norms(found)
+        self._states = {i: _state(g) for i, g in found.items()}
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Read the gradients that `optimizer` gets, and the weights that it is about to change."""
         self.read_clipped(optimizer)
-        places, tensors = self._parameters.of(optimizer), self._parameters.tensors
-        self._read("weight_norm", {i: measure.dense(tensors[i]) for i in places})
-        for i in places:
-            weight = measure.dense(tensors[i])
-            self._snapshot[i] = weight.float() if weight.dtype in _HALF else weight.clone()
+        self._weights += self._copy_weights(self._parameters.of(optimizer))
 
     def read_clipped(self, optimizer: Optimizer) -> None:
-        """Read the gradients that changed since `after_backward`: clipping, unscaling."""
-        changed = []
-        for i in self._parameters.of(optimizer):
-            gradient = self._parameters.tensors[i].grad
-            known = self._gradients.get(i)
-            if gradient is None:
-                continue
-            if known is not None and known.is_of(gradient):
-                self._clipped[i] = known
-            else:
-                changed.append(i)
-        self._clipped.update(self._read_gradients(changed))
+        """Read those gradients that changed since `after_backward`: by clipping, by unscaling."""
+        found = self._find_gradients(self._parameters.of(optimizer))
+        unchanged = {i for i, g in found.items() if self._states.get(i) == _state(g)}
+        changed = _norms({i: g for i, g in found.items() if i not in unchanged})
+        self._clipped[optimizer] = _Clipped(unchanged, changed)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
-        places = self._parameters.of(optimizer)
-        moved = {i: self._snapshot.pop(i) for i in places if i in self._snapshot}
+        self._updates += self._read_updates(self._parameters.of(optimizer))
+
+    # --- an optimizer that tells nothing: its step is found by what it did ---------------------------
+
+    def before_update(self) -> None:
+        """Read the weights, which an optimizer that has not been seen yet may change."""
         tensors = self._parameters.tensors
-        for group in _by_device(moved).values():
-            weights = [measure.dense(tensors[i]) for i in group]
-            torch._foreach_sub_([moved[i] for i in group], weights)
-        self._read("update_norm", moved)
+        weights = self._copy_weights(tuple(self._states))
+        self._suspected = weights, {i: tensors[i]._version for i in self._states}
+
+    def was_updated(self, trust_gradients: bool) -> bool:
+        """Whether weights have changed since `before_update`.
+
+        Parameters
+        ----------
+        trust_gradients : bool
+            Believe it when the gradients were consumed. Otherwise, where weights may have changed
+            behind autograd's back (`p.data`), their values are compared: this waits for the device.
+        """
+        tensors, (_, versions) = self._parameters.tensors, self._suspected
+        if any(tensors[i]._version != version for i, version in versions.items()):
+            return True
+        found = self._find_gradients(versions)
+        if versions and all(i in found and _state(found[i]) == self._states[i] for i in versions):
+            return False
+        return any(
+            trust_gradients or not torch.equal(copy, measure.dense(tensors[i]).to(copy.dtype))
+            for i, copy in self._copies.items()
+        )
+
+    def after_update(self) -> None:
+        """Read how far the parameters have moved since `before_update`."""
+        self._weights, versions = self._suspected
+        self._clipped[None] = _Clipped(set(self._states), [])
+        self._updates += self._read_updates(tuple(versions))
+
+    # --- what was read -------------------------------------------------------------------------------
 
     def segments(self) -> list[Segment]:
-        """Return everything that was read."""
-        for i, gradient in self._clipped.items():  # where no backward was seen to end
-            self._gradients.setdefault(i, gradient)
-        readings: dict[int, tuple[Tensor, dict[int, list[Key]]]] = {}
-        for metric, gradients in (
-            ("grad_norm", self._gradients),
-            ("clipped_grad_norm", self._clipped),
-        ):
-            for i, gradient in gradients.items():
-                _, keys = readings.setdefault(id(gradient.norms), (gradient.norms, {}))
-                keys.setdefault(gradient.position, []).append(
-                    ("param", metric, self._parameters.owners[i])
-                )
-        gradients_read = [
-            (tuple(tuple(keys.get(j, ())) for j in range(norms.numel())), norms)
-            for norms, keys in readings.values()
-        ]
-        return self._segments + gradients_read
+        """Return every reading, as (layout, values)."""
+        layout = self._parameters.layout
+        unchanged = {i for clipped in self._clipped.values() for i in clipped.unchanged}
+        segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
+        segments += [(layout(n.places, ("update_norm",)), n.values) for n in self._updates]
+        for norms in self._gradients:
+            if unchanged.issuperset(norms.places):
+                both = layout(norms.places, ("grad_norm", "clipped_grad_norm"))
+                segments.append((both, norms.values))
+            else:
+                segments.append((layout(norms.places, ("grad_norm",)), norms.values))
+                same = [j for j, i in enumerate(norms.places) if i in unchanged]
+                places = tuple(norms.places[j] for j in same)
+                segments.append((layout(places, ("clipped_grad_norm",)), norms.values[same]))
+        for clipped in self._clipped.values():
+            for norms in clipped.changed:
+                # gradients that no end of a backward has shown, as those of an optimizer that steps
+                # within it, are read only now
+                late = [j for j, i in enumerate(norms.places) if i not in self._states]
+                places = tuple(norms.places[j] for j in late)
+                segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
+                segments.append((layout(places, ("grad_norm",)), norms.values[late]))
+        return [(keys, values) for keys, values in segments if keys]
 
-    def _read_gradients(self, places: Iterable[int]) -> dict[int, _Gradient]:
+    def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
         tensors = self._parameters.tensors
-        found = {i: g for i in places if (g := tensors[i].grad) is not None}
-        result = {}
-        for group in _by_device(found).values():
-            norms = _norms([measure.dense(found[i]) for i in group])
-            for position, i in enumerate(group):
-                result[i] = _Gradient(found[i], norms, position)
-        return result
+        return {i: g for i in places if (g := tensors[i].grad) is not None}
 
-    def _read(self, metric: str, tensors: dict[int, Tensor]) -> None:
-        for group in _by_device(tensors).values():
-            layout = tuple((("param", metric, self._parameters.owners[i]),) for i in group)
-            self._segments.append((layout, _norms([tensors[i] for i in group])))
+    def _copy_weights(self, places: Places) -> list[_Norms]:
+        tensors = self._parameters.tensors
+        weights = {i: measure.dense(tensors[i]) for i in places}
+        for i, weight in weights.items():
+            self._copies[i] = weight.float() if weight.dtype in _HALF else weight.clone()
+        return _norms(weights)
 
-
-class _Gradient:
-    """Where the norm of a gradient was written, and which state of the gradient that was."""
-
-    __slots__ = ("_id", "_version", "norms", "position")
-
-    def __init__(self, gradient: Tensor, norms: Tensor, position: int) -> None:
-        self._id = id(gradient)
-        self._version = gradient._version
-        self.norms = norms
-        self.position = position
-
-    def is_of(self, gradient: Tensor) -> bool:
-        """Whether `gradient` is the tensor that was read, unchanged since."""
-        return self._id == id(gradient) and self._version == gradient._version
+    def _read_updates(self, places: Places) -> list[_Norms]:
+        moved = {i: self._copies.pop(i) for i in places if i in self._copies}
+        for group in _by_device(moved).values():
+            weights = [measure.dense(self._parameters.tensors[i]) for i in group]
+            torch._foreach_sub_([moved[i] for i in group], weights)
+        return _norms(moved)
 
 
-def _norms(tensors: Sequence[Tensor]) -> Tensor:
-    device = tensors[0].device
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, measure.reading_dtype(device, tensor.dtype))
-    out = torch.empty(len(tensors), dtype=dtype, device=device)
-    measure.norms(tensors, out)
-    return out
+def _state(gradient: Tensor) -> tuple[int, int]:
+    """Return what changes when a gradient is replaced or overwritten."""
+    return id(gradient), gradient._version
 
 
-def _by_device(tensors: dict[int, Tensor]) -> dict[torch.device, list[int]]:
+def _norms(tensors: dict[int, Tensor]) -> list[_Norms]:
+    """Return the L2 norm of each tensor, read in one go on each device."""
+    result = []
+    for device, places in _by_device(tensors).items():
+        group = [measure.dense(tensors[i]) for i in places]
+        dtype = torch.float32
+        for kind in {tensor.dtype for tensor in group}:
+            dtype = torch.promote_types(dtype, measure.reading_dtype(device, kind))
+        values = torch.empty(len(group), dtype=dtype, device=device)
+        measure.norms(group, values)
+        result.append(_Norms(tuple(places), values))
+    return result
+
+
+def _by_device(tensors: dict[int, Tensor]) -> dict[torch.device, Sequence[int]]:
     groups: dict[torch.device, list[int]] = defaultdict(list)
     for i, tensor in tensors.items():
         groups[tensor.device].append(i)
-    return groups
+    return dict(groups)

@@ -182,10 +182,10 @@ def position(
 def _plan_forward(
     graph: Graph, calls: Sequence[Call], join: Join, number: int, plan: Plan
 ) -> None:
-    for metric, operand in (
-        ("shortcut_forward", join.shortcut_operand),
-        ("branch_forward", join.branch_operand),
-    ):
+    if len(join.branch_operands) != 1:  # the norm of a sum does not follow from its terms' norms
+        return
+    operands = (join.shortcut_operand, *join.branch_operands)
+    for metric, operand in zip(("shortcut_forward", "branch_forward"), operands, strict=True):
         place = _seen_at(graph, calls, operand)
         if place is not None:
             key: Key = ("shortcut", metric, number)

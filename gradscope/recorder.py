@@ -31,6 +31,7 @@ from gradscope.modules import Modules
 from gradscope.parameters import ParameterReadings, Parameters
 from gradscope.passes import Forward
 from gradscope.plan import Plan, make_plan, position
+from gradscope.scaling import ScalerTap, current_scale
 from gradscope.tape import Key, Row, Strips
 from gradscope.taps import ModuleTaps, tap_optimizers
 
@@ -46,22 +47,23 @@ class Step:
     def __init__(self, number: int, recorded: bool) -> None:
         self.number = number
         self.recorded = recorded
+        self.is_over = False  # stepped: the next forward or backward belongs to another step
+        self.skipped = False
+        self.ended = math.nan  # seconds since the start
         self.stepped_by: list[weakref.ref[Optimizer]] = []
-        self.ended = math.nan  # when the last of them had stepped
         self.gradients: dict[Gradients, None] = {}  # those that a backward has reached
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
         self.parameters: ParameterReadings | None = None
         self.strips = Strips(16)
         self.scalars: dict[str, float] = {}
 
-    @property
-    def is_over(self) -> bool:
-        """Whether an optimizer has stepped: the next forward or backward is another step's."""
-        return bool(self.stepped_by)
+    def was_made_by(self, optimizer: Optimizer) -> bool:
+        """Whether `optimizer` has stepped, or its step was skipped."""
+        return any(reference() is optimizer for reference in self.stepped_by)
 
     def row(self) -> Row:
         """Return everything that was read."""
-        row = Row(self.number, self.ended, scalars=self.scalars)
+        row = Row(self.number, self.ended, self.skipped, scalars=self.scalars)
         for gradients in self.gradients:
             row.segments += gradients.strips.segments()
         if self.parameters is not None:
@@ -85,6 +87,8 @@ class Recorder:
         Numbers the layers and shortcuts that are met.
     emit : called with each closed row
     tell : called with a sentence about what cannot be recorded
+    scaler : optional
+        A loss scaler whose class is not torch's.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Recorder:
         catalogue: Catalogue,
         emit: Callable[[Row], None],
         tell: Callable[[str], None],
+        scaler: Any = None,
     ) -> None:
         self._catalogue = catalogue
         self.rows = 0
@@ -106,6 +111,7 @@ class Recorder:
         self._tell = tell
         self._start = time.monotonic()
         self._modules = Modules(model)
+        self._parameters = Parameters()
         self._outermost = {0}  # modules that were called from outside the model
         self._plans: dict[int, Plan] = {}
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
@@ -116,11 +122,12 @@ class Recorder:
         self._ended_before_step = 0
         self._updates: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
         self._updates = weakref.WeakKeyDictionary()
+        self._saw_optimizer = self._hookless = False
         self._off: set[str] = set()
         self._step = Step(0, recorded=True)
         self._taps = ModuleTaps(self)
         self._taps.put_in(self._modules)
-        self._optimizer_taps = tap_optimizers(self)
+        self._step_taps = [*tap_optimizers(self), ScalerTap(self, scaler)]
 
     # --- forward ------------------------------------------------------------------------------
 
@@ -133,6 +140,8 @@ class Recorder:
             if self._forward is None:
                 if current_backward() == -1:  # else it is checkpointing that computes again
                     self._unfinished = None
+                    if not self._saw_optimizer:
+                        self._look_for_update()
                     if self._step.is_over:
                         self._close_step()
                 if not self._step.recorded:
@@ -203,7 +212,7 @@ class Recorder:
         nested = self._unfinished is not None  # as reentrant checkpointing's backwards are
         if self._step.is_over and not nested:
             self._close_step()
-        counts = self._step.recorded and self._optimizer_taps != [] and trains(gradients.leaves)
+        counts = self._step.recorded and bool(self._step_taps) and trains(gradients.leaves)
         self._step.backwards[backward] = counts
         if counts and not nested:
             self._unfinished = backward
@@ -218,7 +227,9 @@ class Recorder:
         self.saw_backward = True
         for gradients in self._step.gradients:
             gradients.end_of_backward()
-        self._try("gradients of the parameters", lambda: self._readings().after_backward())
+        self._try("gradients of the parameters", self._readings().after_backward)
+        if not self._saw_optimizer:
+            self._try("weights", self._readings().before_update)
 
     # --- step ---------------------------------------------------------------------------------
 
@@ -226,22 +237,63 @@ class Recorder:
         """The step of any optimizer in this process begins."""
         if not self._updates_model(optimizer):
             return
-        if any(ref() is optimizer for ref in self._step.stepped_by):
+        if self._step.was_made_by(optimizer):
             self._close_step()  # no forward was seen since it stepped last
+        self._saw_optimizer = True
         self._ended_before_step = self._ended_backwards
         if self._step.recorded:
             self._try("weights", lambda: self._readings().before_step(optimizer))
+            self._try("the loss scale", lambda: self._read_fused_scale(optimizer))
 
     def after_step(self, optimizer: Optimizer) -> None:
         """The step of any optimizer in this process ended."""
         if not self._updates_model(optimizer):
             return
-        self._step.stepped_by.append(weakref.ref(optimizer))
-        self._step.ended = time.monotonic() - self._start
+        self._end_of_step(optimizer)
         if self._step.recorded:
             if self._ended_backwards > self._ended_before_step:  # its closure's backward
                 self._try("gradients of the step", lambda: self._readings().read_clipped(optimizer))
             self._try("weight updates", lambda: self._readings().after_step(optimizer))
+
+    def before_scaled_step(self, scaler: Any, optimizer: Optimizer) -> None:
+        """Read the factor that the gradients carry, or carried until they were unscaled."""
+        if self._updates_model(optimizer) and self._step.recorded:
+            self._try("the loss scale", lambda: self._log("loss_scale", current_scale(scaler)))
+
+    def after_scaled_step(self, scaler: Any, optimizer: Optimizer) -> None:
+        """Note a step that the scaler skipped: then no optimizer hook has told of it."""
+        if self._updates_model(optimizer) and not self._step.was_made_by(optimizer):
+            self._step.skipped = True
+            self._end_of_step(optimizer)
+
+    def _look_for_update(self) -> None:
+        """Find a step of an optimizer without hooks by what it did to weights and gradients.
+
+        A torch.optim.Optimizer reports by hooks; a class that merely looks like one does not.
+        """
+        readings = self._step.parameters
+        if readings is None or self._step.is_over or not readings.was_updated(self._hookless):
+            return
+        if not self._hookless:
+            self._hookless = True
+            self._every = 1
+            self._tell(
+                "the optimizer is no torch.optim.Optimizer and reports no steps: they are told by"
+                " the change of the weights, and every step is recorded"
+            )
+        self._try("weight updates", readings.after_update)
+        self._end_of_step(None)
+
+    def _read_fused_scale(self, optimizer: Optimizer) -> None:
+        """Read what a scaler hands to an optimizer that unscales and skips by itself."""
+        self._log("grad_scale", getattr(optimizer, "grad_scale", None))
+        self._log("found_inf", getattr(optimizer, "found_inf", None))
+
+    def _end_of_step(self, optimizer: Optimizer | None) -> None:
+        if optimizer is not None:
+            self._step.stepped_by.append(weakref.ref(optimizer))
+        self._step.ended = time.monotonic() - self._start
+        self._step.is_over = True
         if (self._step.number + 1) % self._every == 0:
             self._taps.put_in(self._modules)
 
@@ -250,13 +302,15 @@ class Recorder:
             return optimizer in self._optimizers
         groups, updates = self._updates.get(optimizer, (-1, False))
         if groups != len(optimizer.param_groups) or (self._step.recorded and not updates):
-            updates = bool(Parameters(self._modules).of(optimizer))
+            self._parameters.look_up(self._modules)
+            updates = bool(self._parameters.of(optimizer))
             self._updates[optimizer] = len(optimizer.param_groups), updates
         return updates
 
     def _readings(self) -> ParameterReadings:
         if self._step.parameters is None:
-            self._step.parameters = ParameterReadings(Parameters(self._modules))
+            self._parameters.look_up(self._modules)
+            self._step.parameters = ParameterReadings(self._parameters)
         return self._step.parameters
 
     # --- close --------------------------------------------------------------------------------
@@ -264,12 +318,13 @@ class Recorder:
     def log(self, scalars: dict[str, float | Tensor]) -> None:
         """Attach `scalars` to the current step, or to the next recorded one."""
         for name, value in scalars.items():
-            if not isinstance(value, Tensor):
-                self._step.scalars[name] = float(value)
-            elif value.device.type == "cpu":
-                self._step.scalars[name] = float(value.item())
-            else:
-                self._step.strips.slot(value, ("step", name)).copy_(value.detach().reshape(()))
+            self._log(name, value)
+
+    def _log(self, name: str, value: float | Tensor | None) -> None:
+        if isinstance(value, Tensor) and value.device.type != "cpu":  # stays on its device
+            self._step.strips.slot(value, ("step", name)).copy_(value.detach().reshape(()))
+        elif value is not None:
+            self._step.scalars[name] = float(value.item() if isinstance(value, Tensor) else value)
 
     def _close_step(self) -> None:
         """Hand the row to the tape and begin the next step."""
@@ -294,15 +349,15 @@ class Recorder:
 
     def close(self) -> None:
         """Hand over what is left and take out every hook."""
-        if not self._optimizer_taps:
+        if not self._step_taps:
             return
         step = self._step
         if step.scalars or len(step.strips) or (step.recorded and step.is_over):
             self._emit_row(step)
         self._taps.take_out()
-        for handle in self._optimizer_taps:
-            handle.remove()
-        self._optimizer_taps = []
+        for tap in self._step_taps:
+            tap.remove()
+        self._step_taps = []
         self._forward = None
 
     # --- survive ------------------------------------------------------------------------------
