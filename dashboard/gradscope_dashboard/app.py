@@ -1,0 +1,68 @@
+"""The Dash application: the page, its callbacks, its routes, and who may talk to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dash import Dash, dcc, html
+
+from gradscope_dashboard import controls, exports, security
+from gradscope_dashboard.library import Library
+from gradscope_dashboard.views import VIEWS
+
+
+def make_app(path: str | Path, *, trusted_hosts: list[str] | None = None) -> Dash:
+    """Return the dashboard of the runs under `path`, for any WSGI server as `app.server`.
+
+    Parameters
+    ----------
+    path : path
+        A folder of runs, or a run.
+    trusted_hosts : list of str, optional
+        Names by which browsers may address the server; any without it.
+
+    Raises
+    ------
+    GradscopeError
+        If there is no such folder.
+    """
+    library = Library(path)
+    app = Dash(
+        "gradscope_dashboard",
+        title="gradscope",
+        update_title="",
+        serve_locally=True,
+        suppress_callback_exceptions=True,
+        meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
+    )
+    app.layout = _layout
+    names = [view.NAME for view in VIEWS]
+    controls.register(app, library)
+    for view in VIEWS:
+        view.register(app, library, names)
+    exports.register(app, library, names)
+    security.protect(app, trusted_hosts)
+    return app
+
+
+def _layout() -> html.Div:
+    """Return the page; all that depends on the address is filled in by the callbacks."""
+    return html.Div(
+        [
+            dcc.Location(id="url", refresh=False),
+            dcc.Interval(id="poll", interval=1000 * controls.POLL_SECONDS),
+            dcc.Store(id="names"),
+            dcc.Store(id="library"),
+            dcc.Store(id="screen"),
+            dcc.Store(id="shown-view"),
+            html.Button(id="resized", hidden=True),
+            controls.header(),
+            html.Main(
+                [
+                    controls.controls(),
+                    controls.tabs(),
+                    html.Div(id="view"),
+                ]
+            ),
+        ]
+    )

@@ -1,0 +1,281 @@
+"""Header, run and metric buttons, step, tabs: what changes the address, and what follows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
+from dash.exceptions import PreventUpdate
+
+from gradscope.plots import DARK, LIGHT, METRICS, Theme
+from gradscope.plots.theme import DASHES
+from gradscope_dashboard import state
+from gradscope_dashboard.library import Library
+from gradscope_dashboard.page import aria, read_page
+from gradscope_dashboard.views import VIEWS
+
+POLL_SECONDS = 1.5
+NAMES = [view.NAME for view in VIEWS]
+CLICKS = {graph: clicked for view in VIEWS for graph, clicked in view.CLICKS.items()}
+
+
+def header() -> html.Header:
+    """Return the bar on top: name, live state, pause, exports, theme."""
+    return html.Header(
+        [
+            html.H1("gradscope"),
+            html.Span(id="live", role="status"),
+            html.Button("Pause", id="pause", **aria(pressed="false")),
+            html.Span(id="exports"),
+            _button("theme", "other", "Dark"),
+        ]
+    )
+
+
+def controls() -> html.Section:
+    """Return the choice of runs, metric and step."""
+    return html.Section(
+        className="controls",
+        **aria(label="what to show"),
+        children=[
+            html.Div(id="runs", className="choice", role="group", **aria(label="runs")),
+            html.Div(
+                [_button("metric", m.name, m.label, m.meaning) for m in METRICS.values()],
+                id="metrics",
+                className="choice",
+                role="group",
+                **aria(label="quantity"),
+            ),
+            html.Div(
+                id="steps",
+                children=[
+                    dcc.Slider(
+                        id="step",
+                        min=0,
+                        max=1,
+                        step=1,
+                        value=0,
+                        marks=None,
+                        included=False,
+                        updatemode="mouseup",
+                        allow_direct_input=False,
+                    ),
+                    html.Label("Step", htmlFor="step-number"),
+                    dcc.Input(
+                        id="step-number",
+                        type="number",
+                        min=0,
+                        max=0,
+                        step=1,
+                        value=0,
+                        debounce=True,
+                    ),
+                    _button("step", "latest", "Follow latest"),
+                ],
+            ),
+        ],
+    )
+
+
+def tabs() -> html.Nav:
+    """Return the buttons of the views."""
+    buttons = [_button("view", view.NAME, view.LABEL) for view in VIEWS]
+    return html.Nav(buttons, id="tabs", **aria(label="views"))
+
+
+def register(app: Dash, library: Library) -> None:
+    """Add the callbacks of the bar and the controls."""
+
+    @app.callback(
+        Output("names", "data"),
+        Output("library", "data"),
+        Input("poll", "n_intervals"),
+        Input("url", "search"),
+        State("names", "data"),
+        State("library", "data"),
+    )
+    def poll(_: int, search: str, known_names: Any, known: Any) -> Any:
+        """Look for new runs, and for new steps of the selected ones."""
+        names = library.rescan()
+        shown = state.parse(search, NAMES, names).selected(names)
+        found = {"shown": shown, "marks": library.refresh(shown)}
+        return (
+            no_update if names == known_names else names,
+            no_update if found == known else found,
+        )
+
+    @app.callback(
+        Output("poll", "disabled"),
+        Output("pause", "aria-pressed"),
+        Output("pause", "children"),
+        Input("pause", "n_clicks"),
+        prevent_initial_call=True,
+    )
+    def pause(clicks: int) -> tuple[bool, str, str]:
+        paused = clicks % 2 == 1
+        return paused, str(paused).lower(), "Resume" if paused else "Pause"
+
+    app.clientside_callback(  # type: ignore[no-untyped-call]
+        ClientsideFunction("gradscope", "screen"),
+        Output("screen", "data"),
+        Input("url", "search"),
+        Input("resized", "n_clicks"),
+        State("screen", "data"),
+    )
+
+    @app.callback(
+        Output("url", "search"),
+        Output("step", "max"),
+        Output("step", "value"),
+        Output("step-number", "max"),
+        Output("step-number", "value"),
+        Input("url", "search"),
+        Input("library", "data"),
+        Input("step", "value"),
+        Input("step-number", "value"),
+        Input({"set": ALL, "to": ALL}, "n_clicks"),
+        *[Input(graph, "clickData", allow_optional=True) for graph in CLICKS],
+        State("screen", "data"),
+        prevent_initial_call=True,
+    )
+    def navigate(search: str, found: Any, *rest: Any) -> tuple[Any, ...]:
+        """Follow a click, the slider, or the address; the address says what is shown."""
+        screen = rest[-1]
+        names = library.names
+        now = state.parse(search, NAMES, names)
+        marks = (found or {}).get("marks", {})
+        latest = max((mark[1] for mark in marks.values() if mark[1] is not None), default=0)
+        new = now
+        by, value = ctx.triggered_id, ctx.triggered[0]["value"]
+        if by in ("step", "step-number") and value is not None:
+            wanted = max(int(value), 0)
+            new = now.but(step=wanted if wanted < latest else None)
+        elif isinstance(by, dict) and value:
+            new = _pressed(by, now, names, screen)
+        elif isinstance(by, str) and by in CLICKS and value:
+            with library.lock:
+                page = read_page(search, screen, library, NAMES)
+                new = now.but(**CLICKS[by](value["points"][0], page))
+        step = latest if new.step is None else min(new.step, latest)
+        address = new.search(NAMES[0])
+        return (
+            address if address != (search or "") else no_update,
+            max(latest, 1),
+            step,
+            latest,
+            step,
+        )
+
+    @app.callback(
+        Output("runs", "children"),
+        Input("names", "data"),
+        Input("screen", "data"),
+        State("url", "search"),
+    )
+    def list_runs(names: list[str] | None, screen: dict[str, Any] | None, search: str) -> Any:
+        if screen is None or names is None:
+            raise PreventUpdate
+        theme = DARK if screen["theme"] == "dark" else LIGHT
+        return [_run_button(name, theme, library) for name in names]
+
+    @app.callback(
+        Output({"set": ALL, "to": ALL}, "aria-pressed"),
+        Input("url", "search"),
+        Input("runs", "children"),
+        Input("screen", "data"),
+    )
+    def press(search: str, _: Any, screen: dict[str, Any] | None) -> list[str]:
+        """Show as pressed what is chosen; the buttons themselves stay, and keep the focus."""
+        names = library.names
+        now = state.parse(search, NAMES, names)
+        chosen = {("run", name) for name in now.selected(names)}
+        chosen |= {("metric", now.metric), ("view", now.view)}
+        if now.step is None:
+            chosen.add(("step", "latest"))
+        if screen and screen["theme"] == "dark":
+            chosen.add(("theme", "other"))
+        ids = [output["id"] for output in ctx.outputs_list]
+        return [str((button["set"], button["to"]) in chosen).lower() for button in ids]
+
+    @app.callback(
+        Output("live", "children"),
+        Output("live", "className"),
+        Output("exports", "children"),
+        Output("metrics", "hidden"),
+        Output("steps", "hidden"),
+        Input("url", "search"),
+        Input("library", "data"),
+    )
+    def show(search: str, found: Any) -> tuple[Any, ...]:
+        """Say how far the runs are, and offer the controls that the view heeds."""
+        if found is None:
+            raise PreventUpdate
+        now = state.parse(search, NAMES, library.names)
+        used = VIEWS[NAMES.index(now.view)].CONTROLS
+        words, kind = _live(found["marks"])
+        return words, kind, _exports(search), "metric" not in used, "step" not in used
+
+    @app.callback(
+        Output("view", "children"),
+        Output("shown-view", "data"),
+        Input("url", "search"),
+        State("shown-view", "data"),
+    )
+    def open_view(search: str, shown: str | None) -> tuple[Any, str]:
+        wanted = state.parse(search, NAMES, ()).view
+        if wanted == shown:
+            raise PreventUpdate
+        return VIEWS[NAMES.index(wanted)].layout(), wanted
+
+
+def _pressed(
+    button: Any, now: state.State, names: list[str], screen: dict[str, Any]
+) -> state.State:
+    """Return the state after the button with the id `button` was pressed."""
+    key, to = button["set"], button["to"]
+    if key == "run":
+        return now.toggled(to, names)
+    if key == "theme":
+        return now.but(theme="light" if screen["theme"] == "dark" else "dark")
+    if key == "step":
+        return now.but(step=None)
+    if key == "layer":
+        return now.but(layer=to or None)
+    return now.but(**{key: to})
+
+
+def _button(key: str, to: str, label: Any, title: str | None = None) -> html.Button:
+    """Return a button that sets `key` of the state to `to`."""
+    return html.Button(label, id={"set": key, "to": to}, title=title, **aria(pressed="false"))
+
+
+def _run_button(name: str, theme: Theme, library: Library) -> html.Button:
+    """Return the button that shows or hides a run, with a sample of its line."""
+    label = [swatch(library.slot(name), theme), name]
+    return _button("run", name, label, library.problem(name))
+
+
+def swatch(slot: int, theme: Theme) -> html.Span:
+    """Return a short sample of the line of the run at the place `slot`."""
+    styles = {"solid": "solid", "dash": "dashed", "dot": "dotted"}
+    color = theme.lines[slot % len(theme.lines)]
+    style = styles.get(DASHES[slot % len(DASHES)], "dashed")
+    return html.Span(className="swatch", style={"borderTop": f"3px {style} {color}"})
+
+
+def _live(marks: dict[str, list[Any]]) -> tuple[str, str]:
+    """Return in words how far the shown runs are, and the class of the sign before it."""
+    lasts = [mark[1] for mark in marks.values() if mark[1] is not None]
+    if not lasts:
+        return "no step recorded yet", "waiting"
+    running = sum(mark[2] == "running" for mark in marks.values())
+    if running:
+        return f"training, step {max(lasts):,}", "live"
+    return f"finished, step {max(lasts):,}", "finished"
+
+
+def _exports(search: str | None) -> list[Any]:
+    """Return the links to what can be taken away."""
+    return [
+        html.A("CSV", href=f"export/shown.csv{search or ''}", className="button"),
+    ]

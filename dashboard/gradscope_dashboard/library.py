@@ -1,0 +1,132 @@
+"""The runs of a folder: listed cheaply, read when they are selected, refreshed under a lock."""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.run import Run, discover, load
+
+
+class Library:
+    """The runs under a folder, by name; a name from a browser is only ever looked up here.
+
+    Parameters
+    ----------
+    path : path
+        A folder of runs, or a run.
+
+    Attributes
+    ----------
+    lock : RLock
+        Held while a run is read or refreshed: what is drawn comes from one moment.
+
+    Raises
+    ------
+    GradscopeError
+        If there is no such folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise GradscopeError(f"{self.path} is no folder; give a folder of runs, or a run")
+        self.lock = threading.RLock()
+        self._paths: dict[str, Path] = {}
+        self._runs: dict[str, Run] = {}
+        self._problems: dict[str, str] = {}
+        self._notes: dict[str, list[str]] = {}
+        self.rescan()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all runs, in the order in which they were made."""
+        return list(self._paths)
+
+    def rescan(self) -> list[str]:
+        """Look for new and removed runs, reading none; return `names`."""
+        with self.lock:
+            found = discover(self.path)
+            if set(found) != set(self._paths.values()):
+                made = sorted(found, key=lambda path: (_made(path), path.name))
+                self._paths = {self._name(path): path for path in made}
+                self._runs = {name: run for name, run in self._runs.items() if name in self._paths}
+            return self.names
+
+    def get(self, names: Sequence[str]) -> list[Run]:
+        """Return the runs called `names`, as far as they exist and can be read."""
+        with self.lock:
+            runs = [self._open(name) for name in names if name in self._paths]
+        return [run for run in runs if run is not None]
+
+    def refresh(self, names: Sequence[str]) -> dict[str, list[object]]:
+        """Read what is new in the runs called `names`; return a mark of each that then differs.
+
+        Returns
+        -------
+        dict
+            Name of a readable run -> [recorded steps, last step or None, status].
+        """
+        marks: dict[str, list[object]] = {}
+        with self.lock:
+            for name in names:
+                for run in self.get([name]):
+                    with self._notes_of(name):
+                        try:
+                            run.refresh()
+                        except GradscopeError as error:
+                            self._runs.pop(name)
+                            self._problems[name] = str(error)
+                            continue
+                        steps = run.steps["step"]
+                    last = int(steps.iloc[-1]) if len(steps) else None
+                    marks[name] = [len(steps), last, run.status]
+        return marks
+
+    def problem(self, name: str) -> str | None:
+        """Return why the run called `name` cannot be read, None if it can."""
+        return self._problems.get(name)
+
+    def notes(self, name: str) -> list[str]:
+        """Return what reading the run called `name` warned about: lost steps, damaged files."""
+        return list(self._notes.get(name, []))
+
+    def slot(self, name: str) -> int:
+        """Return the place of the run called `name` among all, from 0."""
+        return list(self._paths).index(name)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix() if path != self.path else path.name
+
+    def _open(self, name: str) -> Run | None:
+        if name not in self._runs:
+            with self._notes_of(name):
+                try:
+                    self._runs[name] = load(self._paths[name])
+                except GradscopeError as error:
+                    self._problems[name] = str(error)
+                    return None
+            self._problems.pop(name, None)
+        return self._runs[name]
+
+    @contextmanager
+    def _notes_of(self, name: str) -> Iterator[None]:
+        """Keep the warnings about a run for its card instead of the terminal."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", GradscopeWarning)
+            yield
+        said = [str(warning.message) for warning in caught]
+        self._notes.setdefault(name, []).extend(said)
+
+
+def _made(path: Path) -> str:
+    """Return when the run was made, as its own file says; empty if that cannot be read."""
+    try:
+        return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["created"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""

@@ -1,0 +1,44 @@
+"""Who may talk to the dashboard, and what a page of it may load: itself and nothing else."""
+
+from __future__ import annotations
+
+from dash import Dash
+from flask import Response
+
+LARGEST_REQUEST = 2**20
+
+
+def protect(app: Dash, trusted_hosts: list[str] | None) -> None:
+    """Set the limits and headers; call it when all callbacks are there.
+
+    Parameters
+    ----------
+    app : Dash
+    trusted_hosts : list of str or None
+        Names by which browsers may address the server. They keep other sites from reaching a
+        local dashboard through a name that they resolve to this machine (DNS rebinding).
+    """
+    app.server.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST
+    app.server.config["TRUSTED_HOSTS"] = trusted_hosts
+    scripts = " ".join(["'self'", *app.csp_hashes()])
+    policy = "; ".join(
+        [
+            "default-src 'self'",
+            f"script-src {scripts}",
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data: blob:",
+            "font-src 'self' data:",
+            "object-src 'none'",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'self' http://localhost:* http://127.0.0.1:*",
+        ]
+    )
+
+    def add_headers(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = policy
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    app.server.after_request(add_headers)

@@ -1,0 +1,136 @@
+"""Serving the dashboard: on this machine's loopback unless told otherwise, on a free port."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+from types import TracebackType
+
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from gradscope.errors import GradscopeError
+from gradscope_dashboard.app import make_app
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+WILDCARDS = ("0.0.0.0", "::", "")
+
+
+class Server:
+    """A running dashboard.
+
+    Attributes
+    ----------
+    url : str
+    """
+
+    def __init__(self, server: BaseWSGIServer, host: str) -> None:
+        self._server = server
+        shown = "127.0.0.1" if host in WILDCARDS else host
+        if ":" in shown:
+            shown = f"[{shown}]"
+        self.url = f"http://{shown}:{server.server_port}/"
+        self._thread = threading.Thread(
+            target=server.serve_forever, name="gradscope-dashboard", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the server ends; Ctrl-C ends it."""
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the server and free its port; a second call does nothing."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def start(path: str | Path, *, host: str = "127.0.0.1", port: int = 0) -> Server:
+    """Serve the runs under `path` from a thread of this process and return at once.
+
+    Parameters
+    ----------
+    path : path
+        A folder of runs, or a run.
+    host : str
+        Address to listen on. Others than this machine can reach what is not loopback.
+    port : int
+        0 takes a free one.
+
+    Returns
+    -------
+    Server
+
+    Raises
+    ------
+    GradscopeError
+        If there is no such folder, or the address cannot be listened on.
+    """
+    # Behind a wildcard the names by which others know this machine are unknown.
+    trusted = None if host in WILDCARDS else [*LOOPBACK, host]
+    app = make_app(path, trusted_hosts=trusted)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    try:
+        server = make_server(host, port, app.server, threaded=True)
+    except (OSError, OverflowError, SystemExit) as error:
+        raise GradscopeError(
+            f"cannot listen on {host}, port {port}: {error}; choose another host or port"
+        ) from error
+    return Server(server, host)
+
+
+def serve(
+    path: str | Path, *, host: str = "127.0.0.1", port: int = 0, open_browser: bool = True
+) -> None:
+    """Serve the runs under `path` until Ctrl-C; print the address and open it in a browser.
+
+    Parameters
+    ----------
+    path : path
+        A folder of runs, or a run.
+    host, port
+        As in `start`.
+    open_browser : bool
+        A machine without a display only prints the address.
+
+    Raises
+    ------
+    GradscopeError
+        If there is no such folder, or the address cannot be listened on.
+    """
+    server = start(path, host=host, port=port)
+    if host not in LOOPBACK:
+        print(
+            f"warning: everybody who can reach this machine on {host} can read these runs;"
+            " there is no password",
+            file=sys.stderr,
+        )
+    print(f"gradscope dashboard: {server.url} (Ctrl-C ends it)", flush=True)
+    if open_browser and _has_display():
+        webbrowser.open(server.url)
+    server.wait()
+
+
+def _has_display() -> bool:
+    """Return whether a window can be opened: on Linux only under a display server."""
+    if sys.platform in ("win32", "darwin"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

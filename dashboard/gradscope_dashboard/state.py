@@ -1,0 +1,91 @@
+"""What the page shows, and its address: one is the other, so a link shows the same to everyone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+from gradscope.plots import METRICS
+
+FIRST_METRIC = next(iter(METRICS))
+SHOWN_AT_FIRST = 4
+
+
+@dataclass(frozen=True)
+class State:
+    """What the page shows.
+
+    Parameters
+    ----------
+    view : str
+    runs : tuple of str
+        Names of the selected runs; empty until somebody selects, which shows the newest ones.
+    metric : str
+    step : int or None
+        None follows the latest.
+    layer : str or None
+        Name of the layer whose history is open.
+    theme : str or None
+        "light" or "dark"; None is what the system prefers.
+    """
+
+    view: str
+    runs: tuple[str, ...] = ()
+    metric: str = FIRST_METRIC
+    step: int | None = None
+    layer: str | None = None
+    theme: str | None = None
+
+    def but(self, **changes: Any) -> State:
+        """Return this state with `changes`."""
+        return replace(self, **changes)
+
+    def selected(self, names: Sequence[str]) -> list[str]:
+        """Return the runs to show among `names`, in their order."""
+        chosen = [name for name in names if name in self.runs]
+        return chosen or list(names[-SHOWN_AT_FIRST:])
+
+    def toggled(self, name: str, names: Sequence[str]) -> State:
+        """Return the state with the run `name` shown if it was hidden, and the other way round.
+
+        The last shown run stays.
+        """
+        shown = self.selected(names)
+        left = [run for run in shown if run != name]
+        if name not in shown:
+            left = [run for run in names if run in shown or run == name]
+        return self.but(runs=tuple(left or shown))
+
+    def search(self, first_view: str) -> str:
+        """Return the query part of the address; what is as at first is left out."""
+        pairs: list[tuple[str, Any]] = []
+        if self.view != first_view:
+            pairs.append(("view", self.view))
+        pairs += [("run", name) for name in self.runs]
+        if self.metric != FIRST_METRIC:
+            pairs.append(("metric", self.metric))
+        for key in ("step", "layer", "theme"):
+            value = getattr(self, key)
+            if value is not None:
+                pairs.append((key, value))
+        return f"?{urlencode(pairs)}" if pairs else ""
+
+
+def parse(search: str | None, views: Sequence[str], runs: Collection[str]) -> State:
+    """Return the state of an address; values that are unknown or make no sense are dropped."""
+    query = parse_qs((search or "").lstrip("?"), max_num_fields=1000)
+
+    def last(key: str) -> str:
+        return query.get(key, [""])[-1]
+
+    step = last("step")
+    return State(
+        view=last("view") if last("view") in views else views[0],
+        runs=tuple(name for name in dict.fromkeys(query.get("run", [])) if name in runs),
+        metric=last("metric") if last("metric") in METRICS else FIRST_METRIC,
+        step=int(step) if step.isascii() and step.isdigit() and len(step) < 16 else None,
+        layer=last("layer") or None,
+        theme=last("theme") if last("theme") in ("light", "dark") else None,
+    )

@@ -1,0 +1,59 @@
+"""Depth profile, and under it the survival of the gradient over the training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import Dash, html
+
+from gradscope.plots.depth_profile import (
+    TITLE,
+    depth_profile_caption,
+    depth_profile_figure,
+    depth_profile_info,
+)
+from gradscope.plots.survival import TITLE as SURVIVAL_TITLE
+from gradscope.plots.survival import survival_caption, survival_figure, survival_info
+from gradscope_dashboard.library import Library
+from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+
+NAME = "depth"
+LABEL = "Depth profile"
+CONTROLS = ("metric", "step")
+
+
+def layout() -> html.Div:
+    """Return the two charts."""
+    return html.Div([chart("profile", TITLE), chart("survival", SURVIVAL_TITLE)])
+
+
+def register(app: Dash, library: Library, views: list[str]) -> None:
+    """Add the callbacks that draw them."""
+    draw_with(app, library, views, "profile", _draw_profile)
+    draw_with(app, library, views, "survival", _draw_survival)
+
+
+def _draw_profile(page: Page) -> Drawing:
+    info = depth_profile_info(page.runs, metric=page.state.metric, step=page.state.step)
+    figure = depth_profile_figure(info, page.theme)
+    return Drawing(figure, depth_profile_caption(info))
+
+
+def _draw_survival(page: Page) -> Drawing:
+    lines = survival_info(page.runs)
+    step = page.state.step
+    if step is None and lines:
+        step = max(int(line.steps[-1]) for line in lines)
+    figure = survival_figure(lines, page.theme, marked=step)
+    return Drawing(figure, survival_caption(lines))
+
+
+def _layer_at(point: dict[str, Any], page: Page) -> dict[str, Any]:
+    return {"layer": point["customdata"][-1]}
+
+
+def _step_at(point: dict[str, Any], page: Page) -> dict[str, Any]:
+    return {"step": int(point["x"])}
+
+
+CLICKS = {"profile": _layer_at, "survival": _step_at}

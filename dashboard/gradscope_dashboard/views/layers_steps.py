@@ -1,0 +1,67 @@
+"""Heatmap of layers over steps, binned again where the user zooms in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from dash import Dash, Input, Output, State, dcc, html
+
+from gradscope.plots.heatmap import (
+    TITLE,
+    HeatmapInfo,
+    heatmap_caption,
+    heatmap_figure,
+    heatmap_info,
+)
+from gradscope.plots.metrics import metric_named
+from gradscope_dashboard.library import Library
+from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+
+NAME = "heatmap"
+LABEL = "Layers × steps"
+CONTROLS = ("metric",)
+
+
+def layout() -> html.Div:
+    """Return the chart and the memory of its zoom."""
+    return html.Div([chart("heatmap", TITLE), dcc.Store(id="heatmap-zoom", data={})])
+
+
+def register(app: Dash, library: Library, views: list[str]) -> None:
+    """Add the callbacks that draw it and that remember the zoom of each panel."""
+    draw_with(app, library, views, "heatmap", _draw, Input("heatmap-zoom", "data"))
+
+    @app.callback(
+        Output("heatmap-zoom", "data"),
+        Input("heatmap", "relayoutData"),
+        State("heatmap-zoom", "data"),
+        prevent_initial_call=True,
+    )
+    def remember_zoom(change: dict[str, Any] | None, zoom: dict[str, Any]) -> dict[str, Any]:
+        for key, value in (change or {}).items():
+            if match := re.fullmatch(r"xaxis(\d*)\.range\[([01])\]", key):
+                panel = str(int(match[1] or 1) - 1)
+                zoom.setdefault(panel, [None, None])[int(match[2])] = value
+            elif match := re.fullmatch(r"xaxis(\d*)\.autorange", key):
+                zoom.pop(str(int(match[1] or 1) - 1), None)
+        return zoom
+
+
+def _draw(page: Page, zoom: dict[str, list[float]]) -> Drawing:
+    panels = []
+    for number, run in enumerate(page.runs):
+        first, last = zoom.get(str(number), [None, None])
+        info = heatmap_info(
+            run,
+            metric=page.state.metric,
+            first=None if first is None else int(first),
+            last=None if last is None else int(last) + 1,
+        )
+        panels += [replace(panel, place=number) for panel in info.panels]
+    info = HeatmapInfo(metric_named(page.state.metric), panels)
+    return Drawing(heatmap_figure(info, page.theme), heatmap_caption(info))
+
+
+CLICKS: dict[str, Any] = {}

@@ -1,0 +1,24 @@
+"""Figures of recorded runs: the same in a notebook, in a report, and in the dashboard.
+
+Each plot is one module: an `info` function that computes what is drawn, a `figure` function that
+turns it into plotly's dict, and a function of the plot's own name that composes the two.
+"""
+
+from gradscope.plots.depth_profile import depth_profile
+from gradscope.plots.heatmap import heatmap
+from gradscope.plots.metrics import METRICS, Metric
+from gradscope.plots.speed import speed
+from gradscope.plots.survival import survival
+from gradscope.plots.theme import DARK, LIGHT, Theme
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "METRICS",
+    "Metric",
+    "Theme",
+    "depth_profile",
+    "heatmap",
+    "speed",
+    "survival",
+]

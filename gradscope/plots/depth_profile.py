@@ -1,0 +1,401 @@
+"""How much gradient reaches each layer: one line a run, input on the left, output on the right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from gradscope.plots import words
+from gradscope.plots.metrics import Metric, metric_named
+from gradscope.plots.readings import as_runs, readings, reference
+from gradscope.plots.theme import (
+    LIGHT,
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    log_axis,
+    nothing_to_show,
+    titled,
+    translucent,
+)
+from gradscope.run import Run
+
+TITLE = "How much gradient reaches each layer?"
+WINDOW = 10
+"""The band spans this many recorded steps before and after the one drawn."""
+HEIGHT = 400
+NORMAL = 100.0
+"""Within this factor of the output layer's gradient the background is shaded."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ProfileLine:
+    """One run at one step.
+
+    Parameters
+    ----------
+    place : int
+        Which of the given runs it is.
+    run : str
+    step : int
+        The recorded step that is drawn.
+    names : list of str
+        Layers from input to output.
+    x : array, shape (n_layers,)
+        Number of the layer from 1, or its relative depth in percent.
+    values, low, high : array, shape (n_layers,)
+        The reading, and the 10th and 90th percentile over the steps around it.
+    cut : array, shape (n_layers,), or None
+        The signal with the gradient through the shortcuts set to zero.
+    """
+
+    place: int
+    run: str
+    step: int
+    names: list[str]
+    x: Floats
+    values: Floats
+    low: Floats
+    high: Floats
+    cut: Floats | None
+
+
+@dataclass(frozen=True)
+class ProfileInfo:
+    """What the depth profile draws; `aligned` is true where x is the relative depth."""
+
+    metric: Metric
+    lines: list[ProfileLine]
+    aligned: bool
+
+
+def depth_profile_info(
+    runs: Run | Sequence[Run], *, metric: str = "signal_norm", step: int | None = None
+) -> ProfileInfo:
+    """Return the readings of each layer of each run at `step`; None is each run's latest.
+
+    Runs without a recorded step are left out.
+    """
+    chosen = metric_named(metric)
+    found = [(place, run, readings(run, chosen)) for place, run in enumerate(as_runs(runs))]
+    found = [(place, run, data) for place, run, data in found if not data.empty]
+    aligned = len({len(data.layers) for _, _, data in found}) > 1
+    lines = []
+    for place, run, data in found:
+        row = data.row(step)
+        first = max(row - WINDOW, 0)
+        around = data.values(first, row + WINDOW + 1)
+        low, high = _percentiles(around)
+        count = len(data.layers)
+        x = np.arange(1, count + 1, dtype=float)
+        if aligned:
+            x = (x - 1) / max(count - 1, 1) * 100
+        lines.append(
+            ProfileLine(
+                place=place,
+                run=run.name,
+                step=int(data.steps[row]),
+                names=data.names,
+                x=x,
+                values=around[row - first].astype(float),
+                low=low,
+                high=high,
+                cut=_cut(run, data.layers, row) if metric == "signal_norm" else None,
+            )
+        )
+    return ProfileInfo(chosen, lines, aligned)
+
+
+def _percentiles(values: NDArray[Any]) -> tuple[Floats, Floats]:
+    """Return the 10th and 90th percentile of each column's finite values, NaN without any."""
+    finite = np.where(np.isfinite(values), values, np.nan)
+    low = np.full(values.shape[1], np.nan)
+    high = low.copy()
+    some = ~np.isnan(finite).all(axis=0)
+    if some.any():
+        low[some], high[some] = np.nanpercentile(finite[:, some], [10, 90], axis=0)
+    return low, high
+
+
+def _cut(run: Run, layers: NDArray[Any], row: int) -> Floats | None:
+    """Return the newest cut signal up to `row`, over the uncut signal of the output layer then."""
+    if run.shortcuts.empty:
+        return None
+    cut = run.matrix("cut_signal_norm")[1][: row + 1]
+    taken = np.flatnonzero(~np.isnan(cut).all(axis=1))
+    if not len(taken):
+        return None
+    last = taken[-1]
+    uncut = run.matrix("signal_norm")[1][last : last + 1, layers]
+    return np.asarray(cut[last, layers] / reference(uncut)[0], dtype=float)
+
+
+CUT_NOTE = (
+    "The thin line is the same net with no gradient let through its shortcuts. It is not the plain"
+    " net: its forward pass is unchanged."
+)
+
+
+def depth_profile_caption(info: ProfileInfo) -> str:
+    """Return how to read the figure, in a sentence or two."""
+    if info.metric.relative:
+        text = (
+            "Each run is divided by its own output layer, so all lines meet at 1 on the right."
+            " A line that falls to the left is a net whose early layers hardly learn."
+        )
+    else:
+        text = info.metric.meaning
+    if any(line.cut is not None for line in info.lines):
+        text += " " + CUT_NOTE
+    for line in info.lines:
+        if found := words.specials(line.values, zeros=info.metric.log):
+            text += f" {line.run} at step {line.step}: {found}."
+    return text
+
+
+def depth_profile_figure(info: ProfileInfo, theme: Theme = LIGHT) -> FigureDict:
+    """Return the figure of `info` as a dict for plotly."""
+    if not info.lines:
+        return nothing_to_show(theme, "No step has been recorded yet.")
+    layout = base_layout(theme, HEIGHT)
+    floor, ceiling = _ends(info)
+    data: list[dict[str, Any]] = []
+    for line in info.lines:
+        data += _traces(info, line, theme, floor, ceiling)
+    layout["annotations"] = _labels(info, theme, floor, ceiling)
+    _axes(info, theme, layout, floor, ceiling)
+    return {"data": data, "layout": layout}
+
+
+def depth_profile(
+    runs: Run | Sequence[Run],
+    *,
+    metric: str = "signal_norm",
+    step: int | None = None,
+    theme: Theme = LIGHT,
+) -> go.Figure:
+    """Draw a metric of every layer at one step, one line a run.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    metric : str
+        A name in `gradscope.plots.METRICS`; gradients are shown relative to the output layer's.
+    step : int, optional
+        The last recorded step up to this one; the latest without it.
+    theme : Theme
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+
+    Raises
+    ------
+    GradscopeError
+        If no such metric exists.
+    """
+    info = depth_profile_info(runs, metric=metric, step=step)
+    return titled(depth_profile_figure(info, theme), TITLE, depth_profile_caption(info), theme)
+
+
+def _ends(info: ProfileInfo) -> tuple[float, float]:
+    """Return where exact zeros and infinities are drawn: beyond all finite values."""
+    parts = [part for line in info.lines for part in (line.values, line.cut) if part is not None]
+    values = np.concatenate(parts)
+    values = values[np.isfinite(values) & ((values > 0) | (not info.metric.log))]
+    if not info.metric.log:
+        return 0.0, 1.0
+    low, high = (values.min(), values.max()) if len(values) else (1.0, 1.0)
+    if info.metric.relative:
+        low, high = min(low, 1 / NORMAL), max(high, NORMAL)
+    return float(10 ** (np.log10(low) - 0.5)), float(10 ** (np.log10(high) + 0.5))
+
+
+def _traces(
+    info: ProfileInfo, line: ProfileLine, theme: Theme, floor: float, ceiling: float
+) -> list[dict[str, Any]]:
+    """Return a run's band, line, marks for what is no number, and cut line."""
+    style = theme.line(line.place)
+    name = words.safe(line.run)
+    names = [words.safe(layer) for layer in line.names]
+    drawn = _drawable(line.values, info.metric.log)
+    traces: list[dict[str, Any]] = []
+    known = np.isfinite(_drawable(line.low, info.metric.log))
+    if known.any():
+        traces.append(
+            {
+                "type": "scatter",
+                "x": np.concatenate([line.x[known], line.x[known][::-1]]).tolist(),
+                "y": np.concatenate([line.high[known], line.low[known][::-1]]).tolist(),
+                "fill": "toself",
+                "fillcolor": translucent(style["color"], 0.15),
+                "line": {"width": 0},
+                "mode": "lines",
+                "hoverinfo": "skip",
+            }
+        )
+    traces.append(
+        {
+            "type": "scatter",
+            "name": name,
+            "x": line.x.tolist(),
+            "y": [value if np.isfinite(value) else None for value in drawn],
+            "customdata": [
+                [layer, words.factor(value) if info.metric.relative else words.number(value), raw]
+                for layer, value, raw in zip(names, line.values, line.names, strict=True)
+            ],
+            "mode": "lines" if len(line.x) > 40 else "lines+markers",
+            "marker": {"size": 5, "color": style["color"]},
+            "line": style,
+            "hovertemplate": f"<b>%{{customdata[0]}}</b><br>%{{customdata[1]}}"
+            f"<extra>{name}</extra>",
+        }
+    )
+    for mask, symbol, height, said in (
+        (line.values == 0, "x", floor, "exactly 0"),
+        (np.isposinf(line.values), "triangle-up", ceiling, "inf"),
+        (np.isnan(line.values), "circle-open", ceiling, "NaN"),
+    ):
+        if mask.any() and (info.metric.log or said != "exactly 0"):
+            color = theme.missing if said == "NaN" else style["color"]
+            traces.append(
+                {
+                    "type": "scatter",
+                    "name": name,
+                    "x": line.x[mask].tolist(),
+                    "y": [height] * int(mask.sum()),
+                    "customdata": [
+                        [words.safe(layer), layer]
+                        for layer, hit in zip(line.names, mask, strict=True)
+                        if hit
+                    ],
+                    "mode": "markers",
+                    "marker": {"symbol": symbol, "size": 9, "color": color},
+                    "hovertemplate": f"<b>%{{customdata[0]}}</b><br>{said}<extra>{name}</extra>",
+                }
+            )
+    if line.cut is not None:
+        cut = _drawable(line.cut, True)
+        traces.append(
+            {
+                "type": "scatter",
+                "name": name,
+                "x": line.x.tolist(),
+                "y": [value if np.isfinite(value) else floor for value in cut],
+                "customdata": [
+                    [layer, words.factor(value), raw]
+                    for layer, value, raw in zip(names, line.cut, line.names, strict=True)
+                ],
+                "mode": "lines",
+                "line": {**style, "width": 1},
+                "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}"
+                f"<extra>{name}, shortcuts cut</extra>",
+            }
+        )
+    return traces
+
+
+def _drawable(values: Floats, log: bool) -> Floats:
+    """Return `values` with NaN for what the axis cannot show."""
+    return np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
+
+
+def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> list[dict[str, Any]]:
+    """Return each run's name and first value beside the left end of its line, kept apart."""
+    said: list[tuple[int, str, float]] = []
+    for line in info.lines:
+        value = words.factor if info.metric.relative else words.number
+        name = f"<b>{words.safe(line.run, 24)}</b>"
+        said.append((line.place, f"{name}<br>{value(line.values[0])}", line.values[0]))
+        if line.cut is not None:
+            said.append((line.place, f"shortcuts cut<br>{value(line.cut[0])}", line.cut[0]))
+
+    def height_of(value: float) -> float:
+        if np.isnan(value) or np.isposinf(value):
+            value = ceiling
+        elif info.metric.log:
+            value = max(value, floor)
+        return float(np.log10(value)) if info.metric.log else float(value)
+
+    heights = np.array([height_of(value) for _, _, value in said])
+    low, high = height_of(floor), height_of(ceiling)
+    pixels = (HEIGHT - 70) / max(high - low, 1e-9)
+    shifts = words.spread(heights * pixels, 32) - heights * pixels
+    labels = [
+        annotation(
+            theme,
+            text,
+            x=float(info.lines[0].x[0]),
+            y=height,
+            xshift=-8,
+            yshift=float(shift),
+            xanchor="right",
+            align="right",
+            font={"color": theme.label(place)},
+        )
+        for (place, text, _), height, shift in zip(said, heights, shifts, strict=True)
+    ]
+    return labels
+
+
+def _axes(
+    info: ProfileInfo, theme: Theme, layout: FigureDict, floor: float, ceiling: float
+) -> None:
+    """Add both axes and, for a gradient, the shaded normal range."""
+    title = "depth, input 0 % → output 100 %" if info.aligned else "layer, input → output"
+    left = min(line.x[0] for line in info.lines)
+    right = max(line.x[-1] for line in info.lines)
+    edge = max((right - left) * 0.01, 0.5 if left == right else 0)
+    layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True)
+    layout["margin"]["l"] = 130 if not theme.narrow else 96
+    metric = info.metric
+    if metric.log:
+        decades = float(np.log10(ceiling / floor))
+        layout["yaxis"] = log_axis(theme, metric.axis_title, decades, side="right")
+    else:
+        layout["yaxis"] = axis(theme, metric.axis_title, side="right", rangemode="tozero")
+    if metric.relative:
+        layout["shapes"] = [
+            {
+                "type": "rect",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": 1 / NORMAL,
+                "y1": NORMAL,
+                "fillcolor": theme.band,
+                "line": {"width": 0},
+                "layer": "below",
+            },
+            {
+                "type": "line",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": 1,
+                "y1": 1,
+                "line": {"color": theme.muted, "width": 1, "dash": "dot"},
+                "layer": "below",
+            },
+        ]
+        layout["annotations"].append(
+            annotation(
+                theme,
+                f"within {NORMAL:.0f} × of the output layer",
+                x=1,
+                xref="paper",
+                xanchor="right",
+                y=float(np.log10(NORMAL)),
+                yanchor="top",
+                font={"size": 11},
+            )
+        )

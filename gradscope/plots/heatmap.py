@@ -1,0 +1,297 @@
+"""When and where the gradient vanished or exploded: layers from input (top) over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from gradscope.plots import words
+from gradscope.plots.metrics import Metric, metric_named
+from gradscope.plots.readings import as_runs, readings
+from gradscope.plots.sampling import bin_starts, farthest_from_one
+from gradscope.plots.theme import (
+    LIGHT,
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    nothing_to_show,
+    titled,
+)
+from gradscope.run import Run
+
+TITLE = "When and where did it vanish or explode?"
+BINS = 400
+LIMIT = 6
+"""The colour scale of a gradient ends this many decades below and above the output layer's."""
+
+
+@dataclass(frozen=True)
+class HeatmapPanel:
+    """One run.
+
+    Parameters
+    ----------
+    place : int
+        Which of the given runs it is.
+    run : str
+    names : list of str
+        Layers, input first.
+    steps : array, shape (n_bins,)
+        First recorded step of each bin.
+    values : array, shape (n_layers, n_bins)
+        The reading of each bin that lies farthest from 1.
+    total : int
+        Recorded steps behind the bins.
+    """
+
+    place: int
+    run: str
+    names: list[str]
+    steps: NDArray[np.int64]
+    values: NDArray[np.floating[Any]]
+    total: int
+
+
+@dataclass(frozen=True)
+class HeatmapInfo:
+    """What the heatmap draws."""
+
+    metric: Metric
+    panels: list[HeatmapPanel]
+
+
+def heatmap_info(
+    runs: Run | Sequence[Run],
+    *,
+    metric: str = "signal_norm",
+    first: int | None = None,
+    last: int | None = None,
+    bins: int = BINS,
+) -> HeatmapInfo:
+    """Return the readings of each run between the steps `first` and `last`, in at most `bins` bins.
+
+    Runs without a step there are left out.
+    """
+    chosen = metric_named(metric)
+    panels = []
+    for place, run in enumerate(as_runs(runs)):
+        data = readings(run, chosen)
+        start = 0 if first is None else int(np.searchsorted(data.steps, first))
+        stop = len(data.steps) if last is None else int(np.searchsorted(data.steps, last, "right"))
+        if data.empty or start >= stop:
+            continue
+        starts = bin_starts(stop - start, bins) + start
+        stops = [*starts[1:].tolist(), stop]
+        farthest = np.stack(
+            [
+                farthest_from_one(data.values(begin, end))
+                for begin, end in zip(starts.tolist(), stops, strict=True)
+            ],
+            axis=1,
+        )
+        steps = data.steps[starts]
+        panels.append(HeatmapPanel(place, run.name, data.names, steps, farthest, stop - start))
+    return HeatmapInfo(chosen, panels)
+
+
+def heatmap_caption(info: HeatmapInfo) -> str:
+    """Return how to read the figure, and what the bins hold."""
+    if info.metric.relative:
+        text = (
+            "Each cell is a layer's gradient over the output layer's: blue is vanishing, red"
+            " exploding, no colour is even."
+        )
+    else:
+        text = info.metric.meaning
+    binned_panels = [panel for panel in info.panels if len(panel.steps) < panel.total]
+    if binned_panels:
+        most = max(binned_panels, key=lambda panel: panel.total)
+        text += (
+            f" Each cell holds the most extreme of about {most.total // len(most.steps)} recorded"
+            f" steps ({most.total:,} in {len(most.steps)} cells); zoom in for more."
+        )
+    for panel in info.panels:
+        if found := words.specials(panel.values[:, -1], zeros=info.metric.log):
+            text += f" {panel.run} ends with {found}{' (grey)' * found.endswith('NaN')}."
+    return text
+
+
+def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
+    """Return the figure of `info` as a dict for plotly, one panel a run."""
+    if not info.panels:
+        return nothing_to_show(theme, "No step has been recorded yet.")
+    count = len(info.panels)
+    layout = base_layout(theme, 470 if not theme.narrow else 320 * count + 60)
+    layout["plot_bgcolor"] = theme.missing
+    layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 48}
+    layout["coloraxis"] = _color_axis(info, theme)
+    data: list[dict[str, Any]] = []
+    for number, panel in enumerate(info.panels):
+        suffix = str(number + 1) if number else ""
+        data += _cells(panel, info.metric, theme, suffix)
+        across, down = _domains(number, count, theme.narrow)
+        layout[f"xaxis{suffix}"] = axis(
+            theme,
+            "step" if not theme.narrow or number == count - 1 else "",
+            domain=across,
+            anchor=f"y{suffix}",
+            showgrid=False,
+            **({"tickvals": panel.steps.tolist()} if len(panel.steps) == 1 else {}),
+        )
+        layers = len(panel.names)
+        ticks = _ticks(layers)
+        layout[f"yaxis{suffix}"] = axis(
+            theme,
+            "layer, input on top" if number == 0 else "",
+            domain=down,
+            anchor=f"x{suffix}",
+            autorange="reversed",
+            type="category",
+            tickmode="array",
+            tickvals=[_category(i, panel) for i in ticks],
+            ticktext=[str(i + 1) for i in ticks],
+            showgrid=False,
+        )
+        layout["annotations"].append(
+            annotation(
+                theme,
+                f"<b>{words.safe(panel.run, 40)}</b>",
+                x=sum(across) / 2,
+                y=down[1],
+                xref="paper",
+                yref="paper",
+                yanchor="bottom",
+                font={"color": theme.label(panel.place), "size": 13},
+            )
+        )
+    return {"data": data, "layout": layout}
+
+
+def heatmap(
+    runs: Run | Sequence[Run],
+    *,
+    metric: str = "signal_norm",
+    first: int | None = None,
+    last: int | None = None,
+    bins: int = BINS,
+    theme: Theme = LIGHT,
+) -> go.Figure:
+    """Draw a metric of every layer over the steps, one panel a run on one colour scale.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    metric : str
+        A name in `gradscope.plots.METRICS`.
+    first, last : int, optional
+        Steps to begin and end with.
+    bins : int
+        More recorded steps are put together, the most extreme reading of each bin is drawn.
+    theme : Theme
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+
+    Raises
+    ------
+    GradscopeError
+        If no such metric exists.
+    """
+    info = heatmap_info(runs, metric=metric, first=first, last=last, bins=bins)
+    return titled(heatmap_figure(info, theme), TITLE, heatmap_caption(info), theme)
+
+
+def _cells(panel: HeatmapPanel, metric: Metric, theme: Theme, suffix: str) -> list[dict[str, Any]]:
+    """Return the coloured cells, and cells of their own for what has no logarithm."""
+    where = {"x": panel.steps.tolist(), "y": [_category(i, panel) for i in range(len(panel.names))]}
+    where |= {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "type": "heatmap"}
+    values = panel.values.astype(np.float32)
+    drawn = np.isfinite(values) & ((values > 0) | (not metric.log))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        heights = np.log10(values) if metric.log else values
+    unit = " × output layer" if metric.relative else ""
+    shown_value = "10^%{z:.2f}" if metric.log else "%{z:.3f}"
+    cells = [
+        {
+            **where,
+            "z": np.where(drawn, heights, np.nan).astype(np.float32),
+            "coloraxis": "coloraxis",
+            "hoverongaps": False,
+            "hovertemplate": f"%{{y}}<br>step %{{x}}: {shown_value}{unit}<extra></extra>",
+        }
+    ]
+    for mask, color, said in (
+        (values == 0, theme.diverging[0][1], "exactly 0"),
+        (np.isposinf(values), theme.diverging[-1][1], "inf"),
+        (np.isnan(values), theme.missing, "NaN"),
+    ):
+        if mask.any() and (metric.log or said != "exactly 0"):
+            cells.append(
+                {
+                    **where,
+                    "z": np.where(mask, 1, np.nan).astype(np.float32),
+                    "colorscale": [[0, color], [1, color]],
+                    "showscale": False,
+                    "hoverongaps": False,
+                    "hovertemplate": f"%{{y}}<br>step %{{x}}: {said}<extra></extra>",
+                }
+            )
+    return cells
+
+
+def _category(layer: int, panel: HeatmapPanel) -> str:
+    """Return the row of a layer: its number from 1 and its name."""
+    return f"{layer + 1} · {words.safe(panel.names[layer])}"
+
+
+def _ticks(layers: int) -> list[int]:
+    """Return about ten rows to number, the first and the last among them."""
+    every = max(round(layers / 10), 1)
+    inner = [i for i in range(every - 1, layers - 1, every) if layers - 1 - i >= every / 2]
+    return [0, *(i for i in inner if i > every / 2), layers - 1] if layers > 1 else [0]
+
+
+def _domains(number: int, count: int, narrow: bool) -> tuple[list[float], list[float]]:
+    """Return the share of the figure's width and height of a panel."""
+    if narrow:
+        height = (1 - 0.05 * (count - 1)) / count if count > 1 else 1.0
+        top = 1 - number * (height + 0.05)
+        return [0.0, 1.0], [max(top - height, 0.0), min(top, 1.0)]
+    gap = 0.03
+    width = (1 - gap * (count - 1)) / count
+    return [number * (width + gap), min(number * (width + gap) + width, 1.0)], [0.0, 1.0]
+
+
+def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:
+    """Return the one colour scale of all panels."""
+    bar: dict[str, Any] = {"outlinewidth": 0, "thickness": 14, "tickfont": {"size": 12}}
+    if theme.narrow:
+        bar |= {"orientation": "h", "y": 1.0, "yanchor": "bottom", "ypad": 30, "x": 0.5}
+    if info.metric.relative:
+        top, even, bottom = (
+            f"10<sup>{LIMIT}</sup> exploding",
+            "1 even",
+            (f"10<sup>−{LIMIT}</sup> vanishing"),
+        )
+        half = LIMIT // 2
+        bar |= {
+            "tickvals": [-LIMIT, -half, 0, half, LIMIT],
+            "ticktext": [bottom, f"10<sup>−{half}</sup>", even, f"10<sup>{half}</sup>", top],
+        }
+        scale = [list(stop) for stop in theme.diverging]
+        return {"cmin": -LIMIT, "cmax": LIMIT, "colorscale": scale, "colorbar": bar}
+    colors = theme.sequence
+    scale = [[i / (len(colors) - 1), color] for i, color in enumerate(colors)]
+    bar["title"] = {"text": info.metric.axis_title, "side": "right"}
+    if info.metric.log:
+        bar |= {"tickprefix": "10<sup>", "ticksuffix": "</sup>"}
+        return {"colorscale": scale, "colorbar": bar}
+    return {"cmin": 0, "cmax": 1, "colorscale": scale, "colorbar": bar}

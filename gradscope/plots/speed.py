@@ -1,0 +1,272 @@
+"""Speed of learning: how far each step moves five layers spread over the depth.
+
+The figure of Nielsen, Neural Networks and Deep Learning, chapter 5, with the true update of the
+weights in place of the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from gradscope.plots import words
+from gradscope.plots.metrics import METRICS
+from gradscope.plots.readings import as_runs, readings
+from gradscope.plots.sampling import extremes
+from gradscope.plots.theme import (
+    LIGHT,
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    log_axis,
+    nothing_to_show,
+    titled,
+)
+from gradscope.run import Run
+
+TITLE = "How fast does each layer learn?"
+LAYERS = 5
+POINTS = 250
+USUAL = (1e-4, 1e-2)
+"""Update speeds that are usually seen in nets that train well (CS231n); advice, not a limit."""
+
+
+@dataclass(frozen=True)
+class SpeedCurve:
+    """Update speed of one layer: `number` from 1, `steps` and `values` of shape (n_kept,)."""
+
+    name: str
+    number: int
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SpeedPanel:
+    """Curves of the `place`-th given run from the input to the output."""
+
+    place: int
+    run: str
+    curves: list[SpeedCurve]
+    total: int
+
+
+def speed_info(runs: Run | Sequence[Run], *, layers: int = LAYERS) -> list[SpeedPanel]:
+    """Return the update speeds of `layers` layers spread evenly over the depth of each run."""
+    panels = []
+    for place, run in enumerate(as_runs(runs)):
+        data = readings(run, METRICS["update_ratio"])
+        if data.empty:
+            continue
+        picked = np.unique(np.linspace(0, len(data.layers) - 1, layers).round().astype(int))
+        curves = []
+        for column in picked:
+            values = data.layer(column).astype(float)
+            with np.errstate(divide="ignore"):
+                kept = extremes(np.log10(values), POINTS)
+            curves.append(
+                SpeedCurve(data.names[column], int(column) + 1, data.steps[kept], values[kept])
+            )
+        panels.append(SpeedPanel(place, run.name, curves, len(data.steps)))
+    return panels
+
+
+def speed_caption(panels: list[SpeedPanel]) -> str:
+    """Return how to read the figure, and what was left out of it."""
+    text = (
+        "Update speed = |change of the weights| ÷ |weights| in one step. Lines that lie apart are"
+        f" layers that learn at different speeds. Shaded: {USUAL[0]:g} to {USUAL[1]:g}, usual in"
+        " nets that train well."
+    )
+    dropped = max((panel.total for panel in panels if panel.total > 2 * POINTS), default=0)
+    if dropped:
+        text += f" Drawn: the extremes of each of {POINTS} stretches of {dropped:,} steps."
+    stuck = [
+        f"{panel.run}: layer {curve.number} moves exactly 0 at {int((curve.values == 0).sum())}"
+        " of the drawn steps."
+        for panel in panels
+        for curve in panel.curves
+        if (curve.values == 0).any()
+    ]
+    return " ".join([text, *stuck[:3]])
+
+
+def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
+    """Return the figure of `panels` as a dict for plotly, one panel a run on one scale."""
+    if not panels:
+        return nothing_to_show(theme, "No weight update has been recorded yet.")
+    count = len(panels)
+    layout = base_layout(theme, 460 if not theme.narrow else 320 * count + 40)
+    layout["margin"]["t"] = 30
+    low, high = _range(panels)
+    decades = float(np.log10(high / low))
+    data: list[dict[str, Any]] = []
+    for number, panel in enumerate(panels):
+        suffix = str(number + 1) if number else ""
+        across, down = _domains(number, count, theme.narrow)
+        for rank, curve in enumerate(panel.curves):
+            share = rank / max(len(panel.curves) - 1, 1)
+            color = theme.sequence[round(share * (len(theme.sequence) - 1))]
+            data += _curve(curve, color, low, high, suffix)
+        layout[f"xaxis{suffix}"] = axis(
+            theme, "step", domain=across, anchor=f"y{suffix}", showline=True
+        )
+        side_by_side = number > 0 and not theme.narrow
+        layout[f"yaxis{suffix}"] = log_axis(
+            theme,
+            "" if side_by_side else "|update| ÷ |weights| per step",
+            decades,
+            domain=down,
+            anchor=f"x{suffix}",
+            showticklabels=not side_by_side,
+            **({"matches": "y"} if number else {}),
+        )
+        layout["shapes"].append(
+            {
+                "type": "rect",
+                "xref": f"x{suffix} domain",
+                "x0": 0,
+                "x1": 1,
+                "yref": f"y{suffix}",
+                "y0": USUAL[0],
+                "y1": USUAL[1],
+                "fillcolor": theme.band,
+                "line": {"width": 0},
+                "layer": "below",
+            }
+        )
+        layout["annotations"].append(
+            annotation(
+                theme,
+                f"<b>{words.safe(panel.run, 40)}</b>",
+                x=sum(across) / 2,
+                y=down[1],
+                xref="paper",
+                yref="paper",
+                yanchor="bottom",
+                font={"color": theme.label(panel.place), "size": 13},
+            )
+        )
+        layout["annotations"] += _labels(panel, theme, suffix, (low, high), layout["height"])
+    return {"data": data, "layout": layout}
+
+
+def speed(runs: Run | Sequence[Run], *, layers: int = LAYERS, theme: Theme = LIGHT) -> go.Figure:
+    """Draw the update speed of layers spread evenly over the depth, one panel a run.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    layers : int
+        How many layers to draw, the first and the last among them.
+    theme : Theme
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    panels = speed_info(runs, layers=layers)
+    return titled(speed_figure(panels, theme), TITLE, speed_caption(panels), theme)
+
+
+def _drawable(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.isfinite(values) & (values > 0)
+
+
+def _range(panels: list[SpeedPanel]) -> tuple[float, float]:
+    """Return the ends of the scale; zeros and infinities are drawn there."""
+    values = np.concatenate([curve.values for panel in panels for curve in panel.curves])
+    values = values[_drawable(values)]
+    low, high = (values.min(), values.max()) if len(values) else USUAL
+    return float(min(low, USUAL[0]) / 2), float(max(high, USUAL[1]) * 2)
+
+
+def _curve(
+    curve: SpeedCurve, color: str, low: float, high: float, suffix: str
+) -> list[dict[str, Any]]:
+    """Return a layer's line, and marks where the speed is zero or no number."""
+    name = f"{curve.number} · {words.safe(curve.name)}"
+    where = {"type": "scatter", "name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    drawn = _drawable(curve.values)
+    traces: list[dict[str, Any]] = [
+        {
+            **where,
+            "x": curve.steps.tolist(),
+            "y": [value if good else None for value, good in zip(curve.values, drawn, strict=True)],
+            "mode": "lines" if len(curve.steps) > 1 else "markers",
+            "line": {"color": color, "width": 2},
+            "marker": {"color": color, "size": 7},
+            "customdata": [[name]] * len(curve.steps),
+            "hovertemplate": "<b>%{customdata[0]}</b><br>step %{x}: %{y:.1e}<extra></extra>",
+        }
+    ]
+    for mask, symbol, height, said in (
+        (curve.values == 0, "x", low, "exactly 0"),
+        (np.isposinf(curve.values), "triangle-up", high, "inf"),
+        (np.isnan(curve.values), "circle-open", high, "NaN"),
+    ):
+        if mask.any():
+            traces.append(
+                {
+                    **where,
+                    "x": curve.steps[mask].tolist(),
+                    "y": [height] * int(mask.sum()),
+                    "mode": "markers",
+                    "marker": {"symbol": symbol, "size": 7, "color": color},
+                    "customdata": [[name]] * int(mask.sum()),
+                    "hovertemplate": f"<b>%{{customdata[0]}}</b><br>step %{{x}}: {said}"
+                    "<extra></extra>",
+                }
+            )
+    return traces
+
+
+def _labels(
+    panel: SpeedPanel, theme: Theme, suffix: str, ends: tuple[float, float], height: int
+) -> list[dict[str, Any]]:
+    """Return the number of each layer at the right end of its line, kept apart."""
+    low, high = ends
+    lasts = [
+        curve.values[drawn][-1] if (drawn := _drawable(curve.values)).any() else low
+        for curve in panel.curves
+    ]
+    heights = np.log10(lasts)
+    pixels = (height - 90) / np.log10(high / low)
+    shifts = words.spread(heights * pixels, 15) - heights * pixels
+    labels = []
+    for rank, (curve, at, shift) in enumerate(zip(panel.curves, heights, shifts, strict=True)):
+        share = rank / max(len(panel.curves) - 1, 1)
+        end = {0.0: "layer 1, input", 1.0: f"{curve.number}, output"}.get(share, str(curve.number))
+        labels.append(
+            annotation(
+                theme,
+                end,
+                x=1,
+                xref=f"x{suffix} domain",
+                y=float(at),
+                yref=f"y{suffix}",
+                xanchor="right",
+                yanchor="bottom",
+                yshift=float(shift),
+                font={"color": theme.sequence[round(share * (len(theme.sequence) - 1))]},
+            )
+        )
+    return labels
+
+
+def _domains(number: int, count: int, narrow: bool) -> tuple[list[float], list[float]]:
+    """Return the share of the figure's width and height of a panel."""
+    if narrow:
+        height = (1 - 0.14 * (count - 1)) / count
+        top = 1 - number * (height + 0.14)
+        return [0.0, 1.0], [max(top - height, 0.0), min(top, 1.0)]
+    gap = 0.03
+    width = (1 - gap * (count - 1)) / count
+    return [number * (width + gap), min(number * (width + gap) + width, 1.0)], [0.0, 1.0]

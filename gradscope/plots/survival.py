@@ -1,0 +1,181 @@
+"""How much of the gradient survives the way to the first layer, over the whole training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from gradscope.plots import words
+from gradscope.plots.metrics import METRICS
+from gradscope.plots.readings import as_runs, readings
+from gradscope.plots.sampling import extremes
+from gradscope.plots.theme import (
+    LIGHT,
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    log_axis,
+    nothing_to_show,
+    titled,
+)
+from gradscope.run import Run
+
+TITLE = "Gradient at the first layer ÷ gradient at the output layer, over the training"
+CAPTION = "1 means that the whole gradient arrives. Click to look at that moment."
+POINTS = 400
+HEIGHT = 150
+
+
+@dataclass(frozen=True)
+class SurvivalLine:
+    """The `place`-th given run: `ratio` of the first to the output layer's signal at `steps`.
+
+    Both have the shape (n_kept_steps,): the ends and extremes of `total` recorded steps.
+    """
+
+    place: int
+    run: str
+    steps: NDArray[np.int64]
+    ratio: NDArray[np.float64]
+    total: int
+
+
+def survival_info(runs: Run | Sequence[Run]) -> list[SurvivalLine]:
+    """Return the ratio of the first to the output layer's signal of each run with a step."""
+    lines = []
+    for place, run in enumerate(as_runs(runs)):
+        data = readings(run, METRICS["signal_norm"])
+        if not data.empty:
+            ratio = data.layer(0).astype(float)
+            with np.errstate(divide="ignore"):
+                kept = extremes(np.log10(ratio), POINTS)
+            steps = data.steps[kept]
+            lines.append(SurvivalLine(place, run.name, steps, ratio[kept], len(ratio)))
+    return lines
+
+
+def survival_figure(
+    lines: list[SurvivalLine], theme: Theme = LIGHT, *, marked: int | None = None
+) -> FigureDict:
+    """Return the figure of `lines`, with a vertical line at the step `marked`."""
+    if not lines:
+        return nothing_to_show(theme, "No step has been recorded yet.")
+    layout = base_layout(theme, HEIGHT)
+    layout["hovermode"] = "x"  # a click anywhere means the step below it
+    layout["margin"] = {"l": 130 if not theme.narrow else 96, "r": 16, "t": 8, "b": 40}
+    finite = np.concatenate([line.ratio[_drawable(line.ratio)] for line in lines])
+    low, high = (finite.min(), finite.max()) if len(finite) else (1.0, 1.0)
+    low, high = min(low, 0.1), max(high, 10.0)
+    data: list[dict[str, Any]] = []
+    for line in lines:
+        name = words.safe(line.run)
+        data.append(
+            {
+                "type": "scatter",
+                "name": name,
+                "x": line.steps.tolist(),
+                "y": [
+                    value if good else None
+                    for value, good in zip(line.ratio, _drawable(line.ratio), strict=True)
+                ],
+                "mode": "lines" if len(line.steps) > 1 else "markers",
+                "line": theme.line(line.place, 2),
+                "marker": {"color": theme.line(line.place)["color"]},
+                "customdata": [[words.factor(value)] for value in line.ratio],
+                "hovertemplate": f"step %{{x}}: %{{customdata[0]}}<extra>{name}</extra>",
+            }
+        )
+        for mask, symbol, height, said in (
+            (line.ratio == 0, "x", low, "exactly 0"),
+            (np.isposinf(line.ratio), "triangle-up", high, "inf"),
+            (np.isnan(line.ratio), "circle-open", high, "NaN"),
+        ):
+            if mask.any():
+                color = theme.missing if said == "NaN" else theme.line(line.place)["color"]
+                data.append(
+                    {
+                        "type": "scatter",
+                        "name": name,
+                        "x": line.steps[mask].tolist(),
+                        "y": [float(height)] * int(mask.sum()),
+                        "mode": "markers",
+                        "marker": {"symbol": symbol, "size": 7, "color": color},
+                        "hovertemplate": f"step %{{x}}: {said}<extra>{name}</extra>",
+                    }
+                )
+    layout["xaxis"] = axis(theme, "step", showline=True)
+    decades = float(np.log10(high / low))
+    layout["yaxis"] = log_axis(theme, "", decades, dtick=max(1, round(decades / 3)), side="right")
+    layout["shapes"] = [
+        {
+            "type": "line",
+            "xref": "paper",
+            "x0": 0,
+            "x1": 1,
+            "y0": 1,
+            "y1": 1,
+            "line": {"color": theme.muted, "width": 1, "dash": "dot"},
+        }
+    ]
+    if marked is not None:
+        layout["shapes"].append(
+            {
+                "type": "line",
+                "yref": "paper",
+                "y0": 0,
+                "y1": 1,
+                "x0": marked,
+                "x1": marked,
+                "line": {"color": theme.text, "width": 2},
+            }
+        )
+    layout["annotations"] = [
+        annotation(
+            theme,
+            "first layer<br>÷ output layer",
+            x=0,
+            xref="paper",
+            xanchor="right",
+            xshift=-8,
+            y=0.5,
+            yref="paper",
+            align="right",
+        )
+    ]
+    return {"data": data, "layout": layout}
+
+
+def survival_caption(lines: list[SurvivalLine]) -> str:
+    """Return how to read the figure, and what was left out of it."""
+    left_out = [line for line in lines if len(line.steps) < line.total]
+    if not left_out:
+        return CAPTION
+    most = max(left_out, key=lambda line: line.total)
+    return f"{CAPTION} Drawn: the extremes of each of {POINTS} stretches of {most.total:,} steps."
+
+
+def survival(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:
+    """Draw the first over the output layer's gradient signal at every step, one line a run.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    theme : Theme
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    lines = survival_info(runs)
+    return titled(survival_figure(lines, theme), TITLE, survival_caption(lines), theme)
+
+
+def _drawable(ratio: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.isfinite(ratio) & (ratio > 0)

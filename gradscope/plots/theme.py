@@ -1,0 +1,207 @@
+"""How the figures look: colours, line styles, and the layout that all of them share.
+
+The runs' colours are Okabe and Ito's (Color Universal Design, 2008), which stay apart for
+colour-blind readers; every run has a line style of its own besides, and a label beside its line.
+Text in a run's colour is darkened (or lightened) until it reads at 4.5 : 1 on its background.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, replace
+from typing import Any
+
+import plotly.graph_objects as go
+
+FigureDict = dict[str, Any]
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The colours of a page, and what the figures must know about it.
+
+    Parameters
+    ----------
+    dark : bool
+    text, muted, grid, surface, band : str
+        Colours of text, secondary text, grid lines, the page, and the shaded normal range.
+    missing : str
+        Colour of NaN: a grey that the scales do not contain.
+    trunk, shortcut, branch : str
+        Colours of the flow map's paths.
+    lines, labels : tuple of str
+        One colour a run, for its line and for text beside it.
+    diverging : tuple of (position, colour)
+        Scale of the heatmap from vanishing (0) over even (0.5) to exploding (1).
+    sequence : tuple of str
+        Colours from the input to the output.
+    slots : tuple of int
+        Place of each drawn run among all runs; it keeps its colour when others are hidden.
+    narrow : bool
+        The page is a phone's: panels go below each other instead of side by side.
+    """
+
+    dark: bool
+    text: str
+    muted: str
+    grid: str
+    surface: str
+    band: str
+    missing: str
+    trunk: str
+    shortcut: str
+    branch: str
+    lines: tuple[str, ...]
+    labels: tuple[str, ...]
+    diverging: tuple[tuple[float, str], ...]
+    sequence: tuple[str, ...]
+    slots: tuple[int, ...] = ()
+    narrow: bool = False
+
+    def slot(self, run: int) -> int:
+        """Return the place among all runs of the `run`-th drawn one."""
+        return self.slots[run] if run < len(self.slots) else run
+
+    def line(self, run: int, width: float = 2.5) -> dict[str, Any]:
+        """Return plotly's line style of the `run`-th drawn run."""
+        slot = self.slot(run)
+        color = self.lines[slot % len(self.lines)]
+        return {"color": color, "dash": DASHES[slot % len(DASHES)], "width": width}
+
+    def label(self, run: int) -> str:
+        """Return the colour of text about the `run`-th drawn run."""
+        return self.labels[self.slot(run) % len(self.labels)]
+
+    def for_page(self, slots: tuple[int, ...], narrow: bool) -> Theme:
+        """Return this theme for the runs at `slots` on a wide or narrow page."""
+        return replace(self, slots=slots, narrow=narrow)
+
+
+LIGHT = Theme(
+    dark=False,
+    text="#1f2933",
+    muted="#52606d",
+    grid="#e4e7eb",
+    surface="#ffffff",
+    band="rgba(82, 96, 109, 0.08)",
+    missing="#adb5bd",
+    trunk="#7b8794",
+    shortcut="#0072B2",
+    branch="#E69F00",
+    lines=("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#B8860B"),
+    labels=("#B34E00", "#0072B2", "#00724F", "#A33C78", "#1B6F9E", "#8A6400"),
+    diverging=(
+        (0.0, "#053061"),
+        (0.2, "#2166ac"),
+        (0.35, "#67a9cf"),
+        (0.5, "#f7f7f7"),
+        (0.65, "#f4a582"),
+        (0.8, "#b2182b"),
+        (1.0, "#67001f"),
+    ),
+    sequence=("#440154", "#3b528b", "#21918c", "#35a853", "#b5a300"),
+)
+
+DARK = Theme(
+    dark=True,
+    text="#e6edf3",
+    muted="#9aa7b4",
+    grid="#27313c",
+    surface="#11181f",
+    band="rgba(154, 167, 180, 0.10)",
+    missing="#6b7580",
+    trunk="#8b98a5",
+    shortcut="#56B4E9",
+    branch="#F0A93B",
+    lines=("#F28E52", "#56B4E9", "#3FC79A", "#E79AC4", "#A5D8F3", "#E3C567"),
+    labels=("#F28E52", "#56B4E9", "#3FC79A", "#E79AC4", "#A5D8F3", "#E3C567"),
+    diverging=(
+        (0.0, "#9ccbff"),
+        (0.2, "#4a90d9"),
+        (0.35, "#1f4e80"),
+        (0.5, "#161c22"),
+        (0.65, "#7a3010"),
+        (0.8, "#e06a2b"),
+        (1.0, "#ffd0a8"),
+    ),
+    sequence=("#b58cff", "#7aa2ff", "#45c4c0", "#74d66b", "#fde725"),
+)
+
+
+def base_layout(theme: Theme, height: int) -> dict[str, Any]:
+    """Return the layout that every figure starts from, for a figure of `height` pixels."""
+    return {
+        "height": height,
+        "margin": {"l": 16, "r": 16, "t": 16, "b": 48},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": theme.text, "size": 13, "family": "system-ui, sans-serif"},
+        "showlegend": False,
+        "hoverlabel": {"bgcolor": theme.surface, "font": {"color": theme.text}, "align": "left"},
+        "annotations": [],
+        "shapes": [],
+    }
+
+
+def axis(theme: Theme, title: str = "", **settings: Any) -> dict[str, Any]:
+    """Return an axis in the theme's colours; `settings` are plotly's and win."""
+    return {
+        "title": {"text": title, "font": {"size": 13}, "standoff": 8},
+        "gridcolor": theme.grid,
+        "linecolor": theme.grid,
+        "zeroline": False,
+        "tickfont": {"size": 12},
+        "automargin": True,
+        **settings,
+    }
+
+
+def log_axis(theme: Theme, title: str, decades: float, **settings: Any) -> dict[str, Any]:
+    """Return a logarithmic axis that labels whole powers of ten over `decades` decades."""
+    # Plotly draws the 10 of a power larger than the other labels.
+    settings.setdefault("tickfont", {"size": 10})
+    if decades > 1.5:
+        settings.setdefault("dtick", max(1, round(decades / 9)))
+    return axis(theme, title, type="log", exponentformat="power", **settings)
+
+
+def annotation(theme: Theme, text: str, **settings: Any) -> dict[str, Any]:
+    """Return a text without an arrow; `settings` are plotly's and win."""
+    font = {"color": theme.muted, "size": 12, **settings.pop("font", {})}
+    return {"text": text, "showarrow": False, "font": font, **settings}
+
+
+def translucent(color: str, alpha: float) -> str:
+    """Return the colour `#rrggbb` at opacity `alpha`."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red}, {green}, {blue}, {alpha})"
+
+
+def nothing_to_show(theme: Theme, reason: str) -> FigureDict:
+    """Return a figure that says in words why there is nothing to draw."""
+    layout = base_layout(theme, 260)
+    layout["xaxis"] = layout["yaxis"] = {"visible": False}
+    layout["annotations"] = [
+        annotation(theme, reason, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 15})
+    ]
+    return {"data": [], "layout": layout}
+
+
+def titled(figure: FigureDict, title: str, caption: str, theme: Theme) -> go.Figure:
+    """Return `figure` as a plotly Figure under its title and caption, for use outside a page."""
+    lines = textwrap.wrap(caption, 130)
+    figure["layout"]["title"] = {
+        "text": f"<b>{title}</b>",
+        "subtitle": {"text": "<br>".join(lines), "font": {"color": theme.muted, "size": 12}},
+        "x": 0.02,
+        "yref": "container",
+        "y": 0.98,
+        "yanchor": "top",
+    }
+    top = 56 + 16 * len(lines)
+    figure["layout"]["margin"]["t"] += top
+    figure["layout"]["height"] += top
+    figure["layout"]["paper_bgcolor"] = theme.surface
+    return go.Figure(figure)

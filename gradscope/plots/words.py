@@ -1,0 +1,119 @@
+"""Numbers and names in words that a reader understands and that a browser cannot execute."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
+
+
+def safe(text: str, limit: int = 60) -> str:
+    """Return `text` for a figure: its markup inert, its middle left out beyond `limit` characters.
+
+    Plotly reads a small HTML in every text, links included, and layer names come from outside.
+    """
+    if len(text) > limit:
+        half = (limit - 1) // 2
+        text = f"{text[:half]}…{text[-half:]}"
+    return html.escape(text, quote=True)
+
+
+def number(value: float) -> str:
+    """Return `value` to two digits: `0.21`, `6.2`, `3.0e-7`, `exactly 0`, `NaN`, `inf`."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if value == 0:
+        return "exactly 0"
+    if 0.01 <= abs(value) < 10_000:
+        digits = 2 - 1 - math.floor(math.log10(abs(value)))
+        return f"{value:.{max(digits, 0)}f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def factor(value: float) -> str:
+    """Return `number(value)` with a times sign where it is a finite factor: `0.21 ×`."""
+    text = number(value)
+    return f"{text} ×" if math.isfinite(value) and value != 0 else text
+
+
+def amount(value: float) -> str:
+    """Return a large factor in words: `634 thousand`, `3`, `1.2 million`, `10^21`."""
+    if value >= 1e15:
+        return f"10^{round(math.log10(value))}"
+    for size, name in _LARGE:
+        if value >= size:
+            count = value / size
+            return f"{count:.0f} {name}" if count >= 10 else f"{count:.1f} {name}"
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def compared(ratio: float) -> str:
+    """Return what `ratio` of early to late gradient means: `634 thousand times less`."""
+    if math.isnan(ratio):
+        return "NaN"
+    if ratio == 0:
+        return "exactly 0"
+    if math.isinf(ratio):
+        return "infinitely more"
+    if 1 / 1.5 < ratio < 1.5:
+        return "about as much"
+    return f"{amount(ratio)} times more" if ratio > 1 else f"{amount(1 / ratio)} times less"
+
+
+def specials(values: NDArray[np.floating[Any]], *, zeros: bool = True) -> str:
+    """Return how many of the layers' `values` are no healthy number; empty if none.
+
+    Returns
+    -------
+    str
+        Such as `5 of 50 layers exactly 0, 2 inf, 5 NaN`.
+    """
+    counts = (
+        (int((values == 0).sum()) if zeros else 0, "exactly 0"),
+        (int(np.isinf(values).sum()), "inf"),
+        (int(np.isnan(values).sum()), "NaN"),
+    )
+    parts = [f"{count} {said}" for count, said in counts if count]
+    if not parts:
+        return ""
+    first, *rest = parts
+    count, _, said = first.partition(" ")
+    return ", ".join([f"{count} of {len(values)} layers {said}", *rest])
+
+
+def spread(heights: NDArray[np.float64], gap: float) -> NDArray[np.float64]:
+    """Return `heights` moved apart by the least needed for neighbours to be `gap` apart.
+
+    Parameters
+    ----------
+    heights : array, shape (n,), pixels
+    gap : float, pixels
+
+    Returns
+    -------
+    array, shape (n,), in the order given
+    """
+    order = np.argsort(heights, kind="stable")
+    # Blocks of (wanted centre, count): those that overlap merge, and share their mean as centre.
+    blocks: list[list[float]] = []
+    for height in heights[order]:
+        blocks.append([float(height), 1])
+        while len(blocks) > 1:
+            (low, below), (high, above) = blocks[-2:]
+            if high - low >= gap * (below + above) / 2:
+                break
+            blocks[-2:] = [[(low * below + high * above) / (below + above), below + above]]
+    moved = [
+        centre + gap * (i - (count - 1) / 2) for centre, count in blocks for i in range(int(count))
+    ]
+    result = np.empty(len(moved))
+    result[order] = moved
+    return result

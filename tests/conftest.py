@@ -1,0 +1,88 @@
+"""Fixtures: runs on disk, and a browser that fails a test on any error on its console."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import synthetic
+
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the synthetic runs `plain-50` and `residual-50`."""
+    folder = tmp_path_factory.mktemp("pair")
+    synthetic.write_pair(folder, n_layers=21, n_steps=60)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[object]:
+    """Start one Chromium for all tests; where there is none, skip, or fail in CI."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    with sync_api.sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        except sync_api.Error as error:
+            reason = f"no Chromium could be started: {str(error).splitlines()[0]}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium: object) -> Iterator[Callable[..., object]]:
+    """Return a function that opens an address in a fresh context and returns its page.
+
+    The test fails if one of its pages wrote an error to the console or requested anything from
+    another host.
+    """
+    problems: list[str] = []
+    contexts = []
+
+    def open_page(url: str, **options: object) -> object:
+        options.setdefault("viewport", {"width": 1440, "height": 900})
+        context = chromium.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on(
+            "console",
+            lambda said: problems.append(said.text) if said.type in ("error", "warning") else None,
+        )
+        host = url.split("/")[2] if "://" in url else ""
+        page.on(
+            "request",
+            lambda request: (
+                problems.append(f"request to {request.url}")
+                if request.url.startswith("http") and request.url.split("/")[2] != host
+                else None
+            ),
+        )
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not problems
