@@ -13,46 +13,52 @@ from torch.autograd.function import BackwardCFunction
 
 from gradscope.graph import Edge, Graph, Makers, Value
 
-PRODUCT = frozenset(
+
+def kinds(names: str) -> frozenset[str]:
+    """Return a set of kinds of nodes, given in one string without `Backward0`."""
+    return frozenset(names.split())
+
+
+PRODUCT = kinds(
     "Mm Bmm Mv Dot Addmm Addbmm Baddbmm Addmv Addr Linear MkldnnLinear Bilinear Trilinear"
     " Convolution ConvolutionOverrideable MkldnnConvolution CudnnConvolution SlowConv2D"
     " ConvDepthwise2D ConvDepthwise3D SlowConvDilated2D SlowConvDilated3D ThnnConv2D"
-    " ScaledMm GroupedMm ScaledGroupedMm MkldnnRnnLayer CudnnRnn MiopenRnn".split()
+    " ScaledMm GroupedMm ScaledGroupedMm MkldnnRnnLayer CudnnRnn MiopenRnn"
 )
 """Operations that mix the elements of one input with the elements of another."""
 
-MIXING = PRODUCT | frozenset(
+MIXING = PRODUCT | kinds(
     "Softmax LogSoftmax SafeSoftmax ScaledDotProductFlashAttention Cumsum Mean Sum Select Unbind"
     " ScaledDotProductFlashAttentionForCpu ScaledDotProductEfficientAttention"
     " ScaledDotProductCudnnAttention ScaledDotProductFusedAttentionOverrideable"
-    " FftC2C FftR2C FftC2R".split()
+    " FftC2C FftR2C FftC2R"
 )
 """Operations that no shortcut leads through: they mix, reduce, or pick one element of a series."""
 
-LOOKUP = frozenset("Embedding EmbeddingBag Index IndexSelect Gather".split())
+LOOKUP = kinds("Embedding EmbeddingBag Index IndexSelect Gather")
 
-NORM = frozenset(
+NORM = kinds(
     "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm NativeLayerNorm NativeGroupNorm FusedRmsNorm"
-    " RmsNorm BatchNormImpl".split()
+    " RmsNorm BatchNormImpl"
 )
 
-ELEMENTWISE = frozenset(
+ELEMENTWISE = kinds(
     "Add Sub Rsub Mul Div Lerp Addcmul Addcdiv Pow PreluKernel Where Maximum Minimum Cat Stack"
-    " CopySlices IndexPut IndexAdd ScatterAdd MaskedScatter MaskedFill Clamp Expand".split()
+    " CopySlices IndexPut IndexAdd ScatterAdd MaskedScatter MaskedFill Clamp Expand"
 )
 """A parameter in one of these scales, shifts or joins the data: it is no weight of a branch."""
 
 LINEAR = (
     PRODUCT
     | NORM
-    | frozenset(
+    | kinds(
         "Add Sub Rsub Mul Div Neg View UnsafeView ReshapeAlias Reshape T Transpose Permute Expand"
         " Squeeze Unsqueeze Slice Clone ToCopy CopyBackwards AsStrided Alias Cat Stack Sum"
         " Mean NativeDropout FusedDropout ConstantPadNd AvgPool1D AvgPool2D AvgPool3D"
         " MkldnnAdaptiveAvgPool2D AdaptiveAvgPool2D AdaptiveAvgPool3D UpsampleNearest1D"
         " UpsampleNearest2D UpsampleNearest3D UpsampleLinear1D UpsampleBilinear2D"
         " UpsampleBicubic2D UpsampleTrilinear3D PixelShuffle PixelUnshuffle Roll Flip"
-        " CopySlices IndexAdd ScatterAdd Lerp".split()
+        " CopySlices IndexAdd ScatterAdd Lerp"
     )
 )
 """Linear in the data once the weights are given; layer norm counts, an unknown operation not."""
@@ -87,6 +93,8 @@ class Flow:
 
     def _find_parameters(self) -> None:
         """Tell parameters, and what is computed from parameters alone, from data."""
+        made_for = {node for call in self.makers.calls for node, _ in call.inputs}
+        self.handed = {self.graph.index[node] for node in made_for if node in self.graph.index}
         self.parameter = [False] * len(self.graph.nodes)
         self.data: list[list[tuple[int, Value]]] = [[] for _ in self.graph.nodes]
         for node in self.order:
@@ -97,6 +105,8 @@ class Flow:
                 if value[0] >= 0 and not self.parameter[value[0]]
             ]
             self.parameter[node] = not self.data[node] and self._is_parameter(node)
+            if self.parameter[node] and node in self.handed and self._is_token(node):
+                self.parameter[node] = False
 
     def _is_parameter(self, node: int) -> bool:
         """Tell whether a node without data is parameters, or has data that needs no gradient."""
@@ -111,6 +121,19 @@ class Flow:
         # A tensor without gradient takes part: the model's input, or a mask upon a weight?
         mask = any(self.graph.shape(value) == self.graph.shape((node, 0)) for value in weights)
         return mask and stem not in PRODUCT
+
+    def _is_token(self, node: int) -> bool:
+        """Tell whether parameters are data: spread over the batch and handed to a module.
+
+        So are learned latents and queries, unless they are only added to data, like positions.
+        """
+        if all(self.stems[reader] in ("Add", "Sub") for reader, _ in self.consumers[node, 0]):
+            return False
+        while self.stems[node] not in ("Expand", "Repeat"):
+            if len(self.graph.edges[node]) != 1:
+                return False
+            node = self.graph.edges[node][0][0]
+        return True
 
     def _bears(self, node: int) -> bool:
         stem, values = self.stems[node], self.graph.edges[node]

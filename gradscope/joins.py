@@ -28,19 +28,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from gradscope.flow import LINEAR, LOOKUP, NORM, Flow, top, union
+from gradscope.flow import LINEAR, LOOKUP, NORM, Flow, kinds, top, union
 from gradscope.graph import Call, Edge, Graph, Makers, Value, contains
 from gradscope.sums import Sum, Term, sums
 
-NARROWING = frozenset("Slice Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Select".split())
-RESIZING = frozenset(
+NARROWING = kinds("Slice Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Select")
+RESIZING = kinds(
     "ConstantPadNd ReflectionPad1D ReflectionPad2D ReplicationPad1D ReplicationPad2D Cat CopySlices"
     " AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool2D MaxPool2DWithIndices UpsampleNearest1D"
-    " UpsampleNearest2D UpsampleNearest3D UpsampleLinear1D UpsampleBilinear2D".split()
+    " UpsampleNearest2D UpsampleNearest3D UpsampleLinear1D UpsampleBilinear2D"
 )
 """On a shortcut these make a projection without weights: He's option A, pooling, upsampling."""
 
-SQUARES = frozenset("Pow Abs Norm LinalgVectorNorm".split())
+SQUARES = kinds("Pow Abs Norm LinalgVectorNorm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,17 @@ def _read(flow: Flow, total: Sum) -> _Way | None:
 def _direct(flow: Flow, shortcut: Term, branch: tuple[Term, ...]) -> _Way | None:
     """Read a sum by the rule: x comes to one term without a weight, to another only with."""
     carried = _carry(flow, shortcut)
+    reach = union(_reach(flow, term) for term in branch)
     split = top(union(carried & _reach(flow, term) & ~_plain(flow, term) for term in branch))
-    return _Way(shortcut, branch, split, _form(flow, shortcut, split)) if split >= 0 else None
+    if split < 0:
+        return None
+    apart = any(
+        _leads(flow, edge, [shortcut]) and not _leads(flow, edge, branch)
+        for edge in flow.consumers[flow.values[split]]
+    )
+    if top(carried & reach) > split and not apart:
+        return None  # a norm, say, stands in front of both terms
+    return _Way(shortcut, branch, split, _form(flow, shortcut, split))
 
 
 def _nested(flow: Flow, shortcut: Term, branch: tuple[Term, ...]) -> _Way | None:
@@ -203,6 +212,13 @@ def _adds_to_a_part(flow: Flow, shortcut: Term) -> bool:
     return flow.stems[node] == "CopySlices" and sizes[0] > sizes[1]
 
 
+def _leads(flow: Flow, edge: Edge, terms: Sequence[Term]) -> bool:
+    """Tell whether data that takes `edge` comes to one of the terms."""
+    return any(
+        edge in term.edges or bool(flow.outputs[edge[0]] & _reach(flow, term)) for term in terms
+    )
+
+
 def _reach(flow: Flow, term: Term) -> int:
     return union(flow.reach[value] for value in term.values)
 
@@ -227,9 +243,7 @@ def _is_loss(flow: Flow, total: Sum) -> bool:
     readers = {node for node, _ in flow.consumers.get((total.node, 0), [])}
     twice = [node for node in readers if flow.stems[node] == "Mul" and len(flow.data[node]) == 2]
     square = [node for node in twice if len({value for _, value in flow.data[node]}) == 1]
-    return bool(readers) and all(
-        flow.stems[node] in SQUARES or node in square for node in readers
-    )
+    return bool(readers) and all(flow.stems[node] in SQUARES or node in square for node in readers)
 
 
 def _is_series(flow: Flow, total: Sum) -> bool:
@@ -274,24 +288,14 @@ def _is_stream(flow: Flow, value: Value) -> bool:
 # --- edges and names ----------------------------------------------------------------------------
 
 
-def _describe(
-    flow: Flow, total: Sum, way: _Way, partial: Sequence[tuple[Sum, _Way]]
-) -> Join:
+def _describe(flow: Flow, total: Sum, way: _Way, partial: Sequence[tuple[Sum, _Way]]) -> Join:
     """Divide the split's edges, and name the ends of the join."""
     value = flow.values[way.split]
-    by_shortcut = _reach(flow, way.shortcut)
-    by_branch = union(_reach(flow, term) for term in way.branch)
-    by_gate = union(flow.reach[flow.graph.edges[node][place]] for node, place in total.gates)
-    branch_cut = tuple(edge for term in way.branch for edge in term.edges)
-    ways = (
-        (way.shortcut.edges, by_shortcut),
-        (branch_cut, by_branch),
-        (total.gates, by_gate),
-    )
+    gates = [Term((edge,), (flow.graph.edges[edge[0]][edge[1]],)) for edge in total.gates]
     parts: dict[tuple[bool, ...], list[Edge]] = {}
     for edge in flow.consumers[value]:
-        leads = (edge in ends or bool(flow.outputs[edge[0]] & reach) for ends, reach in ways)
-        parts.setdefault(tuple(leads), []).append(edge)
+        leads = tuple(_leads(flow, edge, w) for w in ((way.shortcut,), way.branch, gates))
+        parts.setdefault(leads, []).append(edge)
     shortcut_edges = parts.pop((True, False, False), [])
     branch_edges = parts.pop((False, True, False), [])
     if not branch_edges:  # gate and branch by one fused operation
@@ -321,7 +325,7 @@ def _describe(
         branch_edges=tuple(branch_edges),
         other_edges=tuple(other_edges),
         shortcut_cut=way.shortcut.edges,
-        branch_cut=branch_cut,
+        branch_cut=tuple(edge for term in way.branch for edge in term.edges),
         shortcut_operand=way.shortcut.values[0],
         branch_operands=tuple(
             value for term in way.branch for value in term.values if len(term.values) == 1

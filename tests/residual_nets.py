@@ -634,9 +634,7 @@ def conv1d(m, x):
     return x + m.f(x)
 
 
-@net(
-    "identity (root) stem (root) (root)", stem=lin(), w=nn.Parameter(torch.ones(8, 8)), x=TEXT
-)
+@net("identity (root) stem (root) (root)", stem=lin(), w=nn.Parameter(torch.ones(8, 8)), x=TEXT)
 def einsum_branch(m, x):
     x = m.stem(x)
     return x + torch.einsum("btd,de->bte", x, m.w)
