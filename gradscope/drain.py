@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from gradscope import schema
 from gradscope.catalogue import Catalogue
 from gradscope.decode import Decoder
 from gradscope.store import RunWriter
-from gradscope.tape import Row, Tape
+from gradscope.tape import HostRow, Row, Tape
 
 
 class Drain:
@@ -20,14 +21,23 @@ class Drain:
         Of the layers and shortcuts that rows speak of.
     writer : RunWriter
         Used by the drain alone, one thread at a time.
+    tell : called with a sentence about rows that are lost
     rows : int
     seconds : float
     """
 
-    def __init__(self, catalogue: Catalogue, writer: RunWriter, rows: int, seconds: float) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        writer: RunWriter,
+        tell: Callable[[str], None],
+        rows: int,
+        seconds: float,
+    ) -> None:
         self._catalogue = catalogue
         self._decoder = Decoder(catalogue)
         self._writer = writer
+        self._tell = tell
         self._rows = rows
         self._seconds = seconds
         self._notes: list[str] = []
@@ -52,11 +62,20 @@ class Drain:
     def flush(self) -> None:
         """Write what has been handed over; waits for the device and the disk."""
         with self._turn:
-            for columns in self._decoder.columns(self._tape.fetch()):
-                for table in schema.PARTS:
-                    self._writer.append(table, columns[table])
+            rows = self._tape.fetch()
+            if rows:
+                self._decode(rows)
             self._describe()
             self._writer.flush()
+
+    def _decode(self, rows: list[HostRow]) -> None:
+        try:
+            for columns in self._decoder.columns(rows):
+                for table in schema.PARTS:
+                    self._writer.append(table, columns[table])
+        except Exception as error:
+            steps = f"{rows[0].step}-{rows[-1].step}"
+            self._tell(f"lost steps {steps}: {type(error).__name__}: {error}")
 
     def _describe(self) -> None:
         """Bring run.json up to date, before the rows that speak of new layers are on disk."""

@@ -53,6 +53,11 @@ class Modules:
         if number not in self.executed:
             self.executed[number] = None
 
+    @property
+    def met(self) -> tuple[int, int]:
+        """How many modules there are, and how many have been called: grows with either."""
+        return len(self._infos), len(self.executed)
+
     def look_for_new(self) -> None:
         """Number the modules that were added since the last look."""
         model = self._model()

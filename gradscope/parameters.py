@@ -120,6 +120,10 @@ class ParameterReadings:
         self.read_clipped(optimizer)
         self._weights += self._copy_weights(self._parameters.of(optimizer))
 
+    def expect_changes(self) -> None:
+        """Believe no gradient to be unchanged: unscaling leaves no mark on a tensor's version."""
+        self._states = dict.fromkeys(self._states, (0, -1))
+
     def read_clipped(self, optimizer: Optimizer) -> None:
         """Read those gradients that changed since `after_backward`: by clipping, by unscaling."""
         found = self._find_gradients(self._parameters.of(optimizer))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
@@ -65,8 +66,10 @@ class Forward:
         return [module.number if module.is_layer else None for module, _ in self.returned()]
 
     def enter(self, module: ModuleInfo, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        """Note that `module` is called."""
+        """Note that `module` is called; without gradients, as checkpointing does, only that."""
         tensors = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
+        if not torch.is_grad_enabled():
+            tensors = []
         ordinal = len(self.modules)
         self.modules.append(module)
         self._calls.append(None)
@@ -93,7 +96,9 @@ class Forward:
             call.inputs,
             tuple(map(gradient_edge, tensors)),
         )
-        if info.is_layer:
+        if not torch.is_grad_enabled():
+            pass  # what is computed here is computed again, or not trained
+        elif info.is_layer:
             self._measure_output(call, module, args, tensors or found)
         else:
             self._measure_for_joins(call.ordinal, "out", tensors)

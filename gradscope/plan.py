@@ -152,7 +152,12 @@ def make_plan(
         node: [EdgeTap(position, sums) for position, sums in positions.items()]
         for node, positions in edges.items()
     }
-    plan.leaves = [i for i, name in enumerate(graph.names) if "AccumulateGrad" in name]
+    own = {node for node, _ in calls[0].inputs}
+    plan.leaves = [
+        i
+        for i, name in enumerate(graph.names)
+        if name == "AccumulateGrad" and graph.nodes[i] not in own
+    ]
     return plan
 
 

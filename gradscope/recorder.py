@@ -12,6 +12,7 @@ that failed is switched off and told of once.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 import weakref
@@ -27,6 +28,7 @@ from gradscope.catalogue import Catalogue, ShortcutInfo, occurrences
 from gradscope.gradients import Gradients
 from gradscope.graph import Graph, fingerprint
 from gradscope.joins import find_joins
+from gradscope.layers import ROOT
 from gradscope.modules import Modules
 from gradscope.parameters import ParameterReadings, Parameters
 from gradscope.passes import Forward
@@ -70,6 +72,24 @@ class Step:
             row.segments += self.parameters.segments()
         row.segments += self.strips.segments()
         return row
+
+
+def guarded(what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a method of the recorder survive its errors: the first switches it off, and is told."""
+
+    def guard(method: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(method)
+        def survive(self: Recorder, *args: Any) -> None:
+            if what in self._off:
+                return
+            try:
+                method(self, *args)
+            except Exception as error:
+                self.failed(what, error)
+
+        return survive
+
+    return guard
 
 
 class Recorder:
@@ -124,6 +144,7 @@ class Recorder:
         self._updates = weakref.WeakKeyDictionary()
         self._saw_optimizer = self._hookless = False
         self._off: set[str] = set()
+        self._numbered = (0, 0)
         self._step = Step(0, recorded=True)
         self._taps = ModuleTaps(self)
         self._taps.put_in(self._modules)
@@ -132,37 +153,36 @@ class Recorder:
     # --- forward ------------------------------------------------------------------------------
 
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Module `number` is called."""
+        """Note that module `number` is called."""
         self._modules.note_call(number)
-        if not builds_graph():
+        if in_transform():
             return
-        try:
-            if self._forward is None:
-                if current_backward() == -1:  # else it is checkpointing that computes again
-                    self._unfinished = None
-                    if not self._saw_optimizer:
-                        self._look_for_update()
-                    if self._step.is_over:
-                        self._close_step()
-                if not self._step.recorded:
-                    return
-                self._outermost.add(number)
-                strips = Strips(self._sizes.get(number, 256))
-                self._forward = Forward(strips, self._expected.get(number))
-            self._forward.enter(self._modules.info(number), args, kwargs)
-        except Exception as error:
-            self._module_failed(number, error)
+        if self._forward is None:
+            if not torch.is_grad_enabled():
+                return
+            if current_backward() == -1:  # else it is checkpointing that computes again
+                self._begin_forward()
+            if not self._step.recorded:
+                return
+            self._outermost.add(number)
+            strips = Strips(self._sizes.get(number, 256))
+            self._forward = Forward(strips, self._expected.get(number))
+        self._forward.enter(self._modules.info(number), args, kwargs)
 
     def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        """Module `number` returned."""
-        if self._forward is None or not builds_graph():
+        """Note that module `number` returned."""
+        if self._forward is None or in_transform():
             return
-        try:
-            if self._forward.leave(number, module, args, output):
-                forward, self._forward = self._forward, None
-                self._tap(forward)
-        except Exception as error:
-            self._module_failed(number, error)
+        if self._forward.leave(number, module, args, output):
+            forward, self._forward = self._forward, None
+            self._tap(forward)
+
+    def _begin_forward(self) -> None:
+        self._unfinished = None
+        if not self._saw_optimizer:
+            self._look_for_update()
+        if self._step.is_over:
+            self._close_step()
 
     def _tap(self, forward: Forward) -> None:
         """Tap the graph that the outermost call has left, if it has left one."""
@@ -220,6 +240,7 @@ class Recorder:
             queue_callback(lambda: queue_callback(self._end_backward))
         return counts
 
+    @guarded("the end of the backward")
     def _end_backward(self) -> None:
         """Read the parameters' gradients, as accumulated and not yet clipped."""
         self._unfinished = None
@@ -227,14 +248,18 @@ class Recorder:
         self.saw_backward = True
         for gradients in self._step.gradients:
             gradients.end_of_backward()
-        self._try("gradients of the parameters", self._readings().after_backward)
+        self._read_gradients()
+
+    @guarded("the gradients of the parameters")
+    def _read_gradients(self) -> None:
+        self._readings().after_backward()
         if not self._saw_optimizer:
-            self._try("weights", self._readings().before_update)
+            self._readings().before_update()
 
     # --- step ---------------------------------------------------------------------------------
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """The step of any optimizer in this process begins."""
+        """Read what any optimizer in this process, if it is one of the model's, is about to use."""
         if not self._updates_model(optimizer):
             return
         if self._step.was_made_by(optimizer):
@@ -242,30 +267,44 @@ class Recorder:
         self._saw_optimizer = True
         self._ended_before_step = self._ended_backwards
         if self._step.recorded:
-            self._try("weights", lambda: self._readings().before_step(optimizer))
-            self._try("the loss scale", lambda: self._read_fused_scale(optimizer))
+            self._read_weights(optimizer)
+
+    @guarded("weights and clipped gradients")
+    def _read_weights(self, optimizer: Optimizer) -> None:
+        # what a scaler hands to an optimizer that unscales and skips by itself:
+        self._log("grad_scale", getattr(optimizer, "grad_scale", None))
+        self._log("found_inf", getattr(optimizer, "found_inf", None))
+        self._readings().before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """The step of any optimizer in this process ended."""
+        """Read what a step of an optimizer of the model has changed."""
         if not self._updates_model(optimizer):
             return
         self._end_of_step(optimizer)
         if self._step.recorded:
-            if self._ended_backwards > self._ended_before_step:  # its closure's backward
-                self._try("gradients of the step", lambda: self._readings().read_clipped(optimizer))
-            self._try("weight updates", lambda: self._readings().after_step(optimizer))
+            self._read_updates(optimizer)
 
+    @guarded("weight updates")
+    def _read_updates(self, optimizer: Optimizer) -> None:
+        if self._ended_backwards > self._ended_before_step:  # its closure went backward
+            self._readings().read_clipped(optimizer)
+        self._readings().after_step(optimizer)
+
+    @guarded("the loss scale")
     def before_scaled_step(self, scaler: Any, optimizer: Optimizer) -> None:
         """Read the factor that the gradients carry, or carried until they were unscaled."""
         if self._updates_model(optimizer) and self._step.recorded:
-            self._try("the loss scale", lambda: self._log("loss_scale", current_scale(scaler)))
+            self._log("loss_scale", current_scale(scaler))
+            self._readings().expect_changes()
 
+    @guarded("steps that the scaler skips")
     def after_scaled_step(self, scaler: Any, optimizer: Optimizer) -> None:
         """Note a step that the scaler skipped: then no optimizer hook has told of it."""
         if self._updates_model(optimizer) and not self._step.was_made_by(optimizer):
             self._step.skipped = True
             self._end_of_step(optimizer)
 
+    @guarded("steps of an optimizer without hooks")
     def _look_for_update(self) -> None:
         """Find a step of an optimizer without hooks by what it did to weights and gradients.
 
@@ -281,21 +320,25 @@ class Recorder:
                 "the optimizer is no torch.optim.Optimizer and reports no steps: they are told by"
                 " the change of the weights, and every step is recorded"
             )
-        self._try("weight updates", readings.after_update)
+        readings.after_update()
         self._end_of_step(None)
-
-    def _read_fused_scale(self, optimizer: Optimizer) -> None:
-        """Read what a scaler hands to an optimizer that unscales and skips by itself."""
-        self._log("grad_scale", getattr(optimizer, "grad_scale", None))
-        self._log("found_inf", getattr(optimizer, "found_inf", None))
 
     def _end_of_step(self, optimizer: Optimizer | None) -> None:
         if optimizer is not None:
             self._step.stepped_by.append(weakref.ref(optimizer))
         self._step.ended = time.monotonic() - self._start
         self._step.is_over = True
+        if self._step.recorded:
+            self._number_layers()
         if (self._step.number + 1) % self._every == 0:
             self._taps.put_in(self._modules)
+
+    def _number_layers(self) -> None:
+        """Give numbers to the layers that were met, while the model is sure to be there."""
+        met = self._modules.met
+        if met != self._numbered:
+            self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
+            self._numbered = met
 
     def _updates_model(self, optimizer: Optimizer) -> bool:
         if self._optimizers is not None:
@@ -340,17 +383,20 @@ class Recorder:
         else:
             self._taps.take_out(keep=self._outermost)
 
+    @guarded("a row")
     def _emit_row(self, step: Step) -> None:
         for gradients in step.gradients:
             gradients.release()
-        self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
-        self.rows += 1
+        self._number_layers()
         self._emit(step.row())
+        self.rows += 1
 
     def close(self) -> None:
         """Hand over what is left and take out every hook."""
         if not self._step_taps:
             return
+        if not self._saw_optimizer:
+            self._look_for_update()
         step = self._step
         if step.scalars or len(step.strips) or (step.recorded and step.is_over):
             self._emit_row(step)
@@ -362,34 +408,28 @@ class Recorder:
 
     # --- survive ------------------------------------------------------------------------------
 
-    def _try(self, what: str, read: Callable[[], None]) -> None:
-        if what in self._off:
-            return
-        try:
-            read()
-        except Exception as error:
-            self._off.add(what)
-            self._failed(what, error)
-
-    def _module_failed(self, number: int, error: Exception) -> None:
+    def module_failed(self, number: int, error: Exception) -> None:
+        """Go on without module `number`, whose call could not be read."""
         self._forward = None
         self._taps.give_up(number)
-        self._failed(f"the calls of layer '{self._modules.info(number).name}'", error)
+        self.failed(f"the calls of layer '{self._modules.info(number).name or ROOT}'", error)
 
     def _gradient_failed(self, keys: Sequence[Key], error: Exception) -> None:
-        modules = [self._modules.info(int(str(key[2]))).name for key in keys if key[0] == "layer"]
-        self._failed(f"the signal of layer '{', '.join(modules)}'", error)
+        names = {self._modules.info(int(str(key[2]))).name for key in keys if key[0] == "layer"}
+        self.failed(f"the gradient at layer '{', '.join(sorted(names))}'", error)
 
-    def _failed(self, what: str, error: Exception) -> None:
+    def failed(self, what: str, error: Exception) -> None:
+        """Tell that `what` could not be read; training goes on."""
+        self._off.add(what)
         self._tell(
             f"could not read {what}: {type(error).__name__}: {error}; this reading is switched"
             " off, training goes on"
         )
 
 
-def builds_graph() -> bool:
-    """Whether a forward that runs now can be followed: with gradients, outside of torch.func."""
-    return torch.is_grad_enabled() and torch._C._functorch.peek_interpreter_stack() is None
+def in_transform() -> bool:
+    """Whether torch.func (grad, vmap, ...) is at work: its tensors are not those of a training."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def trains(leaves: Sequence[Node]) -> bool:

@@ -128,7 +128,7 @@ class Scope:
             },
         )
         catalogue = Catalogue()
-        self._drain = Drain(catalogue, self._writer, flush_every, flush_seconds)
+        self._drain = Drain(catalogue, self._writer, self._tell, flush_every, flush_seconds)
         self._recorder = Recorder(
             model, optimizers, every, catalogue, self._drain.append, self._tell
         )

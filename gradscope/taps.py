@@ -18,25 +18,31 @@ from torch.utils.hooks import RemovableHandle
 
 
 class Listener(Protocol):
-    """What hooks report to. None of its methods may raise."""
+    """What hooks report to."""
 
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Module `number` is called."""
+        """Take note that module `number` is called."""
 
     def leave(
         self, number: int, module: nn.Module, args: tuple[Any, ...], output: object
     ) -> None:
-        """Module `number` returned; also when it raised, then `output` is None."""
+        """Take note that module `number` returned, or raised; then `output` is None."""
+
+    def module_failed(self, number: int, error: Exception) -> None:
+        """Take note that one of these raised `error`, which goes no further."""
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """The step of any optimizer in this process begins."""
+        """Take note that the step of an optimizer, any in this process, begins."""
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """The step of any optimizer in this process ended."""
+        """Take note that the step of an optimizer, any in this process, ended."""
+
+    def failed(self, what: str, error: Exception) -> None:
+        """Take note that one of these raised `error`, which goes no further."""
 
 
 class _Hook:
-    """A module hook that does not keep its listener alive.
+    """A module hook that does not keep its listener alive, and never raises.
 
     Copied or unpickled it is a function that does nothing, from the standard library: a model that
     was saved while it was watched loads where gradscope is not installed.
@@ -52,20 +58,24 @@ class _Hook:
 
 class _EnterHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling():
-            return
         listener = self._listener()
-        if listener is not None:
+        if listener is None or torch.compiler.is_compiling():
+            return
+        try:
             listener.enter(self._number, args, kwargs)
+        except Exception as error:
+            listener.module_failed(self._number, error)
 
 
 class _LeaveHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-        if torch.compiler.is_compiling():
-            return
         listener = self._listener()
-        if listener is not None:
+        if listener is None or torch.compiler.is_compiling():
+            return
+        try:
             listener.leave(self._number, module, args, output)
+        except Exception as error:
+            listener.module_failed(self._number, error)
 
 
 class ModuleTaps:
@@ -108,10 +118,16 @@ def tap_optimizers(listener: Listener) -> list[RemovableHandle]:
 
     def before(optimizer: Optimizer, args: object, kwargs: object) -> None:
         if (found := reference()) is not None:
-            found.before_step(optimizer)
+            try:
+                found.before_step(optimizer)
+            except Exception as error:
+                found.failed("the beginning of steps", error)
 
     def after(optimizer: Optimizer, args: object, kwargs: object) -> None:
         if (found := reference()) is not None:
-            found.after_step(optimizer)
+            try:
+                found.after_step(optimizer)
+            except Exception as error:
+                found.failed("the end of steps", error)
 
     return [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]

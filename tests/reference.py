@@ -15,7 +15,7 @@ Loss = Callable[[nn.Module], Tensor]
 class Reference:
     """One forward and backward of a copy of `model`, everything kept.
 
-    Outputs are kept with `retain_grad`, so the net must not change them in place afterwards.
+    The net must not change the outputs of its modules in place.
     """
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
@@ -25,21 +25,24 @@ class Reference:
         handles = []
         for name, module in self.model.named_modules():
             handles.append(module.register_forward_hook(self._keep(name)))
-        loss(self.model).backward()
+        value = loss(self.model)
         for handle in handles:
             handle.remove()
+        outputs = [o for found in self.outputs.values() for o in found if o.requires_grad]
+        gradients = torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
+        self.gradients = {id(o): g for o, g in zip(outputs, gradients, strict=True)}
+        value.backward()
 
     def _keep(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if output.requires_grad:
-                output.retain_grad()
             self.outputs[name].append(output)
             self.inputs[name].append(args[0])
 
         return hook
 
     def signal(self, name: str) -> float:
-        return root_sum_square(o.grad for o in self.outputs[name] if o.grad is not None)
+        gradients = (self.gradients.get(id(o)) for o in self.outputs[name])
+        return root_sum_square(g for g in gradients if g is not None)
 
     def input_signal(self, name: str) -> float:
         """The gradient at the input through this module alone: one vector-Jacobian product."""
@@ -47,7 +50,7 @@ class Reference:
         parts = []
         for x, y in zip(self.inputs[name], self.outputs[name], strict=True):
             leaf = x.detach().requires_grad_()
-            (part,) = torch.autograd.grad(module(leaf), leaf, y.grad)
+            (part,) = torch.autograd.grad(module(leaf), leaf, self.gradients[id(y)])
             parts.append(part)
         return root_sum_square(parts)
 
