@@ -33,6 +33,7 @@ ROWS_PER_GROUP = 2**18
 many are in memory while merging."""
 
 _NAME = re.compile(r"part-(\d{12})-(\d{12})-(\d)-([0-9a-f]{8})\.parquet")
+_RUN_ID = "gradscope run"  # key in the footer
 _TEMPORARY = ".part.tmp"
 _FOOTER_TAIL = 8  # length of the footer (4 bytes) and the magic bytes "PAR1"
 
@@ -86,7 +87,12 @@ def arrow_table(columns: dict[str, np.ndarray]) -> pa.Table:
 
 
 def write_part(
-    folder: Path, tables: Iterable[pa.Table], layout: pa.Schema, steps: tuple[int, int], level: int
+    folder: Path,
+    run_id: str,
+    tables: Iterable[pa.Table],
+    layout: pa.Schema,
+    steps: tuple[int, int],
+    level: int,
 ) -> None:
     """Write `tables`, one row group each, as one part of the steps `steps[0]` to `steps[1]`.
 
@@ -112,6 +118,7 @@ def write_part(
             ) as writer:
                 for table in tables:
                     writer.write_table(table, row_group_size=table.num_rows)
+                writer.add_key_value_metadata({_RUN_ID: run_id})
             file.flush()
             os.fsync(file.fileno())
             crc = _footer_crc(file)
@@ -124,7 +131,7 @@ def write_part(
     sync_folder(folder)
 
 
-def merge_parts(folder: Path) -> None:
+def merge_parts(folder: Path, run_id: str) -> None:
     """Merge parts while their number at the end of `folder` asks for it.
 
     Eight parts of a level become one of the next, so that n parts become about 7 log8(n), and a
@@ -146,23 +153,24 @@ def merge_parts(folder: Path) -> None:
             return
         layouts = []
         for part in parts:
-            with _open(part) as file:
+            with _open(part, run_id) as file:
                 layouts.append(file.schema_arrow)
         layout = pa.unify_schemas(layouts, promote_options="permissive")
         steps = (parts[0].first, parts[-1].last)
-        write_part(folder, _regrouped(parts, layout), layout, steps, level + 1)
+        write_part(folder, run_id, _regrouped(parts, layout, run_id), layout, steps, level + 1)
         for part in parts:
             part.path.unlink(missing_ok=True)
 
 
 def read_part(
-    part: Part, columns: Sequence[str] | None, after: int, until: int
+    part: Part, run_id: str, columns: Sequence[str] | None, after: int, until: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield the rows of the steps `after` < step <= `until`, a dict for each row group.
 
     Parameters
     ----------
     part : Part
+    run_id : of the run that the part is to belong to
     columns : names of the columns to read, None for all; one the part lacks is left out
     after, until : steps
 
@@ -173,7 +181,7 @@ def read_part(
     DamagedPart
         If the content is not what was written.
     """
-    file = _open(part)
+    file = _open(part, run_id)
     with _damage(), file:
         names = file.schema_arrow.names
         wanted = names if columns is None else [name for name in columns if name in names]
@@ -225,12 +233,16 @@ def _damage() -> Iterator[None]:
         raise DamagedPart((str(e) or type(e).__name__).splitlines()[0]) from e
 
 
-def _open(part: Part) -> pq.ParquetFile:
+def _open(part: Part, run_id: str) -> pq.ParquetFile:
     with _damage():
         with open(part.path, "rb") as file:
             if _footer_crc(file) != part.footer_crc:
                 raise ValueError("its footer does not match the checksum in its name")
-        return pq.ParquetFile(part.path, page_checksum_verification=True)
+        opened = pq.ParquetFile(part.path, page_checksum_verification=True)
+        if (opened.metadata.metadata or {}).get(_RUN_ID.encode()) != run_id.encode():
+            opened.close()
+            raise ValueError("it belongs to another run")
+        return opened
 
 
 def _footer_crc(file: BinaryIO) -> int:
@@ -245,11 +257,11 @@ def _footer_crc(file: BinaryIO) -> int:
     return zlib.crc32(file.read(length + _FOOTER_TAIL))
 
 
-def _regrouped(parts: Sequence[Part], layout: pa.Schema) -> Iterator[pa.Table]:
+def _regrouped(parts: Sequence[Part], layout: pa.Schema, run_id: str) -> Iterator[pa.Table]:
     """Yield the parts' rows as tables of `ROWS_PER_GROUP` rows or more, the last one of fewer."""
     held: list[pa.Table] = []
     for part in parts:
-        for rows in read_part(part, None, part.first - 1, part.last):
+        for rows in read_part(part, run_id, None, part.first - 1, part.last):
             held.append(_conform(arrow_table(rows), layout))
             if sum(table.num_rows for table in held) >= ROWS_PER_GROUP:
                 yield pa.concat_tables(held)

@@ -21,13 +21,19 @@ Warn = Callable[[str], None]
 
 
 def read_rows(
-    folder: Path, columns: Sequence[str] | None, after: int, until: int, warn: Warn
+    folder: Path,
+    run_id: str,
+    columns: Sequence[str] | None,
+    after: int,
+    until: int,
+    warn: Warn,
 ) -> Iterator[tuple[parts.Part, Rows]]:
     """Yield the rows of the steps `after` < step <= `until`, piece by piece, each row once.
 
     Parameters
     ----------
     folder : of one table
+    run_id : what `run.json` calls the run; parts of another run are left out
     columns : names of columns to read, None for all; "step" has to be among them
     after, until : steps
     warn : called with a message for each part that had to be left out
@@ -38,7 +44,7 @@ def read_rows(
                 if part.last <= after or part.first > until:
                     continue
                 try:
-                    for rows in parts.read_part(part, columns, after, until):
+                    for rows in parts.read_part(part, run_id, columns, after, until):
                         yield part, rows
                 except parts.DamagedPart as error:
                     warn(left_out(part, str(error)))
@@ -66,12 +72,14 @@ class Readings:
     Parameters
     ----------
     folder : of the table
+    run_id : what `run.json` calls the run
     key : "layer" or "shortcut", the column that numbers the columns of the arrays
     warn : called with a message for each part that had to be left out
     """
 
-    def __init__(self, folder: Path, key: str, warn: Warn) -> None:
+    def __init__(self, folder: Path, run_id: str, key: str, warn: Warn) -> None:
         self._folder = folder
+        self._run_id = run_id
         self._key = key
         self._warn = warn
         self._kept: dict[str, np.ndarray] = {}
@@ -112,23 +120,39 @@ class Readings:
             return result
         wanted = ["step", self._key, *columns]
         first, last = int(steps[0]), int(steps[-1])
-        for part, rows in read_rows(self._folder, wanted, first - 1, last, self._warn):
+        missing = np.ones(steps.size, bool)
+        told: list[str] = []
+
+        def warn(message: str) -> None:
+            told.append(message)
+            self._warn(message)
+
+        for part, rows in read_rows(self._folder, self._run_id, wanted, first - 1, last, warn):
             step, index = rows["step"], rows[self._key]
             if index.size and not 0 <= int(index.min()) <= int(index.max()) < width:
-                self._warn(left_out(part, f"run.json lists {width} {self._key}s, it holds more"))
+                warn(left_out(part, f"run.json lists {width} {self._key}s, it holds more"))
                 continue
-            where = _grid(step, index, width)
-            at = np.searchsorted(steps, step if where is None else where)
-            counts = steps[at] == (step if where is None else where)
+            grid = _grid(step, index, width)
+            named = step if grid is None else grid
+            at = np.searchsorted(steps, named)
+            counts = steps[at] == named  # others are written, but not in `steps`: they do not count
+            at = at[counts]
+            missing[at] = False
             for i, column in enumerate(columns):
                 if column not in rows:
                     continue
                 values = rows[column]
                 result[i] = result[i].astype(np.result_type(result[i], values), copy=False)
-                if where is not None:
-                    result[i][at[counts]] = values.reshape(-1, width)[counts]
+                if grid is None:
+                    result[i][at, index[counts]] = values[counts]
                 else:
-                    result[i][at[counts], index[counts]] = values[counts]
+                    result[i][at] = values.reshape(-1, width)[counts]
+        if width and missing.any() and not told:
+            gone = steps[missing]
+            self._warn(
+                f"{self._folder}: no rows of {gone.size} recorded steps, {gone[0]} to {gone[-1]};"
+                " a part is missing"
+            )
         return result
 
 

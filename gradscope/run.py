@@ -56,11 +56,14 @@ class Run:
         self.name = frames.clean(self.path.resolve().name)
         self._lock = threading.RLock()
         self._told: set[str] = set()
-        self._layer_readings = Readings(self.path / "layers", "layer", self._tell)
-        self._shortcut_readings = Readings(self.path / "shortcuts", "shortcut", self._tell)
         self._steps = frames.no_steps()
         self._seen: tuple[Any, ...] = ()
         self._read_meta()
+        self._id = str(self.meta.get("id", ""))
+        self._layer_readings = Readings(self.path / "layers", self._id, "layer", self._tell)
+        self._shortcut_readings = Readings(
+            self.path / "shortcuts", self._id, "shortcut", self._tell
+        )
         self.refresh()
         for table in schema.PARTS:
             for file in parts.foreign_files(self.path / table):
@@ -281,10 +284,8 @@ class Run:
 
     def _read_steps(self) -> bool:
         after = int(self._steps["step"].iloc[-1]) if len(self._steps) else -1
-        folder = self.path / "steps"
-        new = [
-            pd.DataFrame(rows) for _, rows in read_rows(folder, None, after, _LATEST, self._tell)
-        ]
+        pieces = read_rows(self.path / "steps", self._id, None, after, _LATEST, self._tell)
+        new = [pd.DataFrame(rows) for _, rows in pieces]
         if not new:
             return False
         known = [self._steps] if len(self._steps) else []

@@ -8,6 +8,7 @@ disk refuses, rows wait in bounded memory; what had to be dropped is counted in 
 from __future__ import annotations
 
 import os
+import uuid
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -98,6 +99,7 @@ class RunWriter:
     def _start(self, meta: Meta, old: Meta) -> None:
         self.meta: Meta = {
             "format": schema.FORMAT_VERSION,
+            "id": uuid.uuid4().hex,
             "name": self.path.resolve().name,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **{key: [] for key in LISTS},
@@ -190,7 +192,7 @@ class RunWriter:
                 parts.sync_folder(self.path)
             written = parts.arrow_table({name: values[:due] for name, values in rows.items()})
             steps = (int(rows["step"][0]), int(rows["step"][due - 1]))
-            parts.write_part(folder, [written], written.schema, steps, level=0)
+            parts.write_part(folder, self.meta["id"], [written], written.schema, steps, level=0)
             rest = {name: values[due:] for name, values in rows.items()}
             self._rows[table] = [rest] if rest["step"].size else []
 
@@ -203,7 +205,7 @@ class RunWriter:
         for table in schema.PARTS:
             if table not in self._unmerged:
                 try:
-                    parts.merge_parts(self.path / table)
+                    parts.merge_parts(self.path / table, self.meta["id"])
                 except OSError:
                     pass  # the small parts are still there, and the next flush tries again
                 except parts.DamagedPart:

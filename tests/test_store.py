@@ -242,7 +242,9 @@ def test_resume_removes_rows_of_steps_that_never_counted(tmp_path: Path) -> None
     path = synthetic.write_run(tmp_path / "run", n_steps=10, n_layers=3)
     stray = synthetic.layer_rows(3, span(10, 29), decades=9.0)  # a crash before `steps` followed
     table = parts.arrow_table(stray)
-    parts.write_part(path / "layers", [table], table.schema, (10, 29), level=0)
+    parts.write_part(
+        path / "layers", load(path).meta["id"], [table], table.schema, (10, 29), level=0
+    )
     (path / "layers" / ".part.tmp").write_bytes(b"half a part")
     writer = RunWriter(path, {}, resume=True)
     assert writer.next_step == 10
