@@ -37,7 +37,8 @@ class Case:
     layers : DataFrame, as `Run.layers`
     steps : DataFrame, as `Run.steps`
     rows : int64 (R,)
-        The recorded steps that were not skipped, as row numbers of `steps`.
+        The recorded steps that were not skipped, as row numbers of `steps`. A step of which only
+        logged scalars are known is none of them.
     blocks : list of int64 arrays
         Row numbers of each block.
     path : SignalPath or None
@@ -48,7 +49,10 @@ class Case:
         self.run = run
         self.layers: pd.DataFrame = run.layers
         self.steps: pd.DataFrame = run.steps
-        self.rows = np.flatnonzero(~self.steps["skipped"].to_numpy(dtype=bool))
+        read = ~np.isnan(self.steps["grad_norm"].to_numpy(dtype=np.float64))
+        for column in ("weight_norm", "signal_norm"):
+            read |= ~np.isnan(run.matrix(column)[1]).all(axis=1)
+        self.rows = np.flatnonzero(read & ~self.steps["skipped"].to_numpy(dtype=bool))
         self.blocks = _blocks(self.rows)
         self._columns: dict[str, tuple[Floats, Floats]] = {}
 

@@ -20,6 +20,7 @@ from gradscope.run import Run
 from gradscope.signal_path import (
     Floats,
     SignalPath,
+    gradient_behind,
     is_weight_layer,
     log10,
     ratio,
@@ -89,13 +90,14 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
     weights = is_weight_layer(layers)
     blocks = residual_blocks(run)
     totals = _totals(run, blocks, row)
-    start, end, early = _ends(path, row, blocks)
+    start, early = _start(path, row)
+    end = path.end
 
     rows: list[list[Any]] = []
     for index in range(len(layers)):
         for number, block in enumerate(blocks):
             if block.first == index:
-                out = _gradient_behind(number, blocks, totals, at_input)
+                out = _behind(run, row, number, blocks, totals, at_input)
                 gain = log10(ratio(totals[number : number + 1], np.array([out])))[0]
                 kind = f"{block.form} shortcut"
                 rows.append([None, block.name, kind, "shortcut", gain, start < index <= end])
@@ -113,22 +115,16 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
     return frame.astype({"layer": "Int64", "gain": "float64", "on_path": "bool"})
 
 
-def _ends(path: SignalPath, row: int, blocks: list[Block]) -> tuple[int, int, float]:
-    """Return the path's ends, as layers `start` < index <= `end`, and the gradient at its start.
+def _start(path: SignalPath, row: int) -> tuple[int, float]:
+    """Return the layer behind which the path starts, and the gradient there.
 
     Where the gradient underflowed to 0 on its way, the path starts where it still was some.
     """
-    hidden = path.layers[:-1] if len(path.layers) > 1 else path.layers
     signal, early = path.signal[row], float(path.early[row])
-    start, end = int(hidden[0]), int(hidden[-1])
     if early == 0 and (signal > 0).any():
         arrived = int(np.flatnonzero(signal > 0)[0])
-        start, early = int(path.layers[arrived]), float(signal[arrived])
-    elif blocks and start >= blocks[0].first:
-        start = blocks[0].first - 1
-    if blocks and end < blocks[-1].after:  # the path ends where the last block begins
-        end = blocks[-1].first - 1
-    return start, end, early
+        return int(path.layers[arrived]), float(signal[arrived])
+    return path.start, early
 
 
 def _totals(run: Run, blocks: list[Block], row: int) -> Floats:
@@ -137,13 +133,17 @@ def _totals(run: Run, blocks: list[Block], row: int) -> Floats:
     return np.array([values[block.shortcut] for block in blocks], dtype=np.float64)
 
 
-def _gradient_behind(number: int, blocks: list[Block], totals: Floats, at_input: Floats) -> float:
-    """Return the gradient at the output of a block: at the next block's input, or next layer's."""
-    after = blocks[number].after
-    for other, block in enumerate(blocks):
-        if block.first == after:
+def _behind(
+    run: Run, row: int, number: int, blocks: list[Block], totals: Floats, at_input: Floats
+) -> float:
+    """Return the gradient at a block's output, or else at the next block's or layer's input."""
+    block = blocks[number]
+    if block.form == "identity":
+        return float(gradient_behind(run, block)[row])
+    for other, following in enumerate(blocks):
+        if following.first == block.after:
             return float(totals[other])
-    return float(at_input[after]) if after < len(at_input) else np.nan
+    return float(at_input[block.after]) if block.after < len(at_input) else np.nan
 
 
 def decades_by_group(frame: pd.DataFrame) -> dict[str, float]:

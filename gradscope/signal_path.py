@@ -4,8 +4,12 @@ The decades D = log10(early / late) of the signal norm ||dL/d(output)||, early a
 layer, late at the last one: negative where the gradient vanishes toward the input, positive where
 it explodes. A scaling of the loss cancels out. Weight layers stand for the depth, activations and
 normalisations between them do not count as steps of their own. In a residual net the layers of a
-branch see only the branch's part of the gradient, so there the first and the last block's input,
-where both parts are together, stand for the ends unless a layer lies outside of all blocks.
+branch see only the branch's part of the gradient, so there the ends are the first block's input
+and the last block's output, where both parts are together, unless layers lie outside of them.
+
+Where a hidden layer ends is a matter of taste: before or behind its activation. Both are looked
+at, and the one that says less counts, as long as they are alike; an activation makes a difference
+of at most a decade.
 
 Source: Glorot & Bengio, AISTATS 2010, section 4: back-propagated gradients, not weight gradients,
 tell of vanishing; the latter's variance can stay constant across layers while the former shrinks.
@@ -14,12 +18,13 @@ tell of vanishing; the latter's variance can stay constant across layers while t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gradscope.blocks import residual_blocks
+from gradscope.blocks import Block, residual_blocks
 from gradscope.run import Run
 
 Floats = NDArray[np.float64]
@@ -41,6 +46,8 @@ class SignalPath:
         Signal at the first and the last point of the path.
     early_name, late_name : str
         What they are, in words: `layer fc1`, `the input of block3`.
+    start, end : int
+        The layers start < index <= end lie between the two ends.
     decades : float64 (S,)
         log10(early / late). -inf where the early signal underflowed to 0, NaN where it is 0 for
         another reason or was not read, or where the loss gave no gradient at all.
@@ -53,6 +60,8 @@ class SignalPath:
     late: Floats
     early_name: str
     late_name: str
+    start: int
+    end: int
     decades: Floats
 
     @property
@@ -104,21 +113,77 @@ def signal_path(run: Run) -> SignalPath | None:
 
     chosen = np.flatnonzero(points)
     hidden = chosen[:-1] if len(chosen) > 1 else chosen
-    early, early_name = signal[:, hidden[0]], _named(layers, hidden[0])
-    late, late_name = signal[:, hidden[-1]], _named(layers, hidden[-1])
+    at_input = np.asarray(run.matrix("input_signal_norm")[1], dtype=np.float64)
+    # each end twice: at the layer's output, and behind its activation, where the next one begins
+    second = chosen[min(1, len(chosen) - 1)]
+    early = [
+        _End(signal[:, hidden[0]], int(hidden[0]), _named(layers, hidden[0])),
+        _End(at_input[:, second], int(second) - 1, _named(layers, hidden[0])),
+    ]
+    late = [
+        _End(signal[:, hidden[-1]], int(hidden[-1]), _named(layers, hidden[-1])),
+        _End(at_input[:, chosen[-1]], int(chosen[-1]) - 1, _named(layers, hidden[-1])),
+    ]
     blocks = residual_blocks(run) if len(chosen) > 1 else []
-    if blocks:
-        totals = np.asarray(run.shortcut_matrix("total_norm")[1], dtype=np.float64)
-        first, last = blocks[0], blocks[-1]
-        if hidden[0] >= first.first:
-            early, early_name = totals[:, first.shortcut], f"the input of {first.name}"
-        if hidden[-1] < last.after:
-            late, late_name = totals[:, last.shortcut], f"the input of {last.name}"
-
+    if blocks and (hidden < blocks[0].first).sum() <= 1:
+        early = [_before(run, blocks[0])] * 2
+    if blocks and hidden[-1] < blocks[-1].after:
+        late = [_behind(run, blocks[-1])] * 2
     values = signal[:, chosen]
-    return SignalPath(
-        steps, chosen, values, early, late, early_name, late_name, _decades(values, early, late)
+    at_output, behind = (
+        _decades(values, a.signal, b.signal) for a, b in zip(early, late, strict=True)
     )
+    which = int(_says_less(behind, at_output))
+    return SignalPath(
+        steps,
+        chosen,
+        values,
+        early[which].signal,
+        late[which].signal,
+        early[which].name,
+        late[which].name,
+        early[which].place,
+        late[which].place,
+        behind if which else at_output,
+    )
+
+
+class _End(NamedTuple):
+    """An end of the path: the signal there, (S,), the last layer before it, and its name."""
+
+    signal: Floats
+    place: int
+    name: str
+
+
+def _before(run: Run, block: Block) -> _End:
+    totals = run.shortcut_matrix("total_norm")[1][:, block.shortcut]
+    return _End(np.asarray(totals, dtype=np.float64), block.first - 1, f"the input of {block.name}")
+
+
+def _behind(run: Run, block: Block) -> _End:
+    if block.form == "identity":
+        name = f"the output of {block.name}"
+        return _End(gradient_behind(run, block), block.after - 1, name)
+    return _before(run, block)
+
+
+def gradient_behind(run: Run, block: Block) -> Floats:
+    """Return the norm of the gradient at the output of a block, (S,), loss/activation.
+
+    An identity shortcut passes it on as it is, so that its own part is all of it.
+    """
+    values = run.shortcut_matrix("shortcut_norm")[1]
+    return np.asarray(values[:, block.shortcut], dtype=np.float64)
+
+
+def _says_less(decades: Floats, other: Floats) -> bool:
+    """Whether `decades` is alike `other`, but closer to 0, in the middle of the run."""
+    both = np.isfinite(decades) & np.isfinite(other)
+    if not both.any():
+        return False
+    here, there = float(np.median(decades[both])), float(np.median(other[both]))
+    return abs(here) < abs(there) and abs(here - there) < 1
 
 
 def _named(layers: pd.DataFrame, index: int) -> str:

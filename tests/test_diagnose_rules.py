@@ -193,7 +193,9 @@ def test_a_constant_output_layer_is_no_collapse(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_explode(tmp_path: Path, value: float) -> None:
     signal, grad, total = np.ones((40, N)), np.ones((40, N)), np.ones(40)
     signal[30:] = grad[30:] = total[30:] = value
-    readings = {"signal_norm": signal, "grad_norm": grad}
+    weights = np.ones((40, N))
+    weights[31:] = np.nan  # that step made them so
+    readings = {"signal_norm": signal, "grad_norm": grad, "weight_norm": weights}
     run = make_run(tmp_path / "r", LAYERS, readings, steps={"grad_norm": total})
     diagnosis = diagnose(run)
     assert (diagnosis.start, diagnosis.verdict) == ("healthy", "exploding")
@@ -246,9 +248,13 @@ def test_the_ledger_adds_up_along_a_chain(tmp_path: Path) -> None:
     gains = rng.uniform(-1, 0.2, N)
     after = np.concatenate([np.cumsum(gains[::-1])[::-1][1:], [0]])  # log10 signal at each output
     readings = {"signal_norm": 10.0**after, "input_signal_norm": 10.0 ** (after + gains)}
-    frame = ledger(make_run(tmp_path / "r", LAYERS, readings))
+    run = make_run(tmp_path / "r", LAYERS, readings)
+    frame = ledger(run)
     path = frame[frame.on_path]
-    assert path["gain"].sum() == pytest.approx(after[0] - after[8], abs=1e-5)
+    # behind the activations of the first and last hidden layer, or before them: what says less
+    decades = min(after[1] - after[9], after[0] - after[8], key=abs)
+    assert path["gain"].sum() == pytest.approx(decades, abs=1e-5)
+    assert diagnose(run).decades == pytest.approx(decades, abs=1e-5)
     assert frame["gain"].iloc[-1] == pytest.approx(0, abs=1e-5)
     np.testing.assert_allclose(frame["gain"].iloc[:N], gains, atol=1e-5)
     assert frame["group"].iloc[:2].tolist() == ["weight", "activation"]

@@ -190,7 +190,8 @@ def initialise(module: nn.Linear | nn.Conv2d, init: str) -> None:
 def random_spec(rng: random.Random) -> Spec:
     """Return a spec drawn at random; forms and depths such that all verdicts occur."""
     form = rng.choice(
-        ["plain"] * 8 + ["residual", "pre-activation", "highway", "conv", "conv-residual"] * 2
+        ["plain"] * 8
+        + ["residual", "pre-activation", "highway", "conv", "conv-residual"] * 2
         + ["transformer"]
     )
     conv = form.startswith("conv")

@@ -65,15 +65,17 @@ def non_finite(case: Case) -> Iterator[Finding]:
         values = case.run.matrix(column)[1]
         broken = ~np.isfinite(values[rows[0]]) & np.isfinite(values).any(axis=0)
         layers += [case.names[i] for i in np.flatnonzero(broken) if case.names[i] not in layers]
-    share = len(rows) / len(case.rows)
+    # once the weights are NaN nothing more can be read
+    to_the_end = bool(bad[-1])
+    last = step[-1] if to_the_end else step[rows[-1]]
     yield Finding(
         "exploding",
-        "critical" if rows[-1] == case.rows[-1] else "warning",
+        "critical" if to_the_end else "warning",
         f"Gradients, activations or the loss became infinite or not a number (NaN) at step"
-        f" {step[rows[0]]}, and were so in {len(rows)} of {len(case.rows)} recorded steps.",
+        f" {step[rows[0]]}" + ("." if to_the_end else f", last at step {last}."),
         tuple(sorted(layers, key=case.names.index)),
-        (int(step[rows[0]]), int(step[rows[-1]])),
-        {"share_of_steps": share, "first_step": float(step[rows[0]])},
+        (int(step[rows[0]]), int(last)),
+        {"first_step": float(step[rows[0]])},
         (
             "lower the learning rate, or warm it up over the first steps",
             "clip the gradient's norm before the optimizer's step",
@@ -83,23 +85,23 @@ def non_finite(case: Case) -> Iterator[Finding]:
 
 
 def _non_finite_rows(case: Case) -> Mask:
-    """Return which of `case.rows` hold an infinite value, or a NaN that is no missing reading."""
-    bad = np.zeros(len(case.rows), dtype=bool)
-    ever_finite = False
-    for column in ("activation_norm", "signal_norm", "grad_norm"):
-        values = case.run.matrix(column)[1][case.rows]
-        bad |= np.isinf(values).any(axis=1)
-        ever_finite |= column == "grad_norm" and bool(np.isfinite(values).any())
+    """Return which of `case.rows` hold an infinite value, or a NaN that is no missing reading.
+
+    A NaN of the global gradient norm is one where the norm is known at other steps, or where the
+    loss of that step is none, either.
+    """
     steps = case.steps.iloc[case.rows]
-    for name in steps.columns:
-        if "loss" in name and name != "loss_scale":
-            # a loss that was not logged at a step is NaN there, too
-            logged = steps[name].to_numpy(dtype=np.float64)
-            bad |= np.isinf(logged)
-            if np.isnan(steps["grad_norm"].to_numpy()).any():
-                bad |= np.isnan(logged) & np.isnan(steps["grad_norm"].to_numpy())
-    if ever_finite:
-        bad |= ~np.isfinite(steps["grad_norm"].to_numpy(dtype=np.float64))
+    total = steps["grad_norm"].to_numpy(dtype=np.float64)
+    bad: Mask = np.isinf(total)
+    for column in ("activation_norm", "signal_norm", "grad_norm"):
+        bad |= np.isinf(case.run.matrix(column)[1][case.rows]).any(axis=1)
+    lossless = np.zeros(len(bad), dtype=bool)
+    for name in steps.columns.difference(["loss_scale"]):
+        if "loss" in name:
+            loss = steps[name].to_numpy(dtype=np.float64)
+            bad |= np.isinf(loss)
+            lossless |= np.isnan(loss)
+    bad |= np.isnan(total) & (np.isfinite(total).any() | lossless)
     return bad
 
 
@@ -117,7 +119,9 @@ def _finding(
         "late_signal": float(path.late[middle]),
     }
     evidence |= {f"{group}_decades": d for group, d in decades_by_group(account_frame).items()}
-    sentence = f"{path.early_name[0].upper()}{path.early_name[1:]} gets {compared(lost)} {path.late_name}."
+    sentence = (
+        f"{path.early_name[0].upper()}{path.early_name[1:]} gets {compared(lost)} {path.late_name}."
+    )
     if severity == "information":
         sentence += " Transient at init: it passed within the first steps."
     elif severity == "warning":
