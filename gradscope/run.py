@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,10 +44,6 @@ class Run:
         Name of that folder.
     meta : dict
         What `run.json` holds: `model`, `created`, `every`, ...
-    status : str
-        "running", "closed", or "crashed" where the process ended without closing the run.
-    notes : list of str
-        What the recorder could not do, and why.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -57,7 +52,7 @@ class Run:
         self._lock = threading.RLock()
         self._told: set[str] = set()
         self._steps = frames.no_steps()
-        self._seen: tuple[Any, ...] = ()
+        self._seen: tuple[int, ...] = ()  # what identifies the run.json that was read last
         self._read_meta()
         self._id = str(self.meta.get("id", ""))
         self._layer_readings = Readings(self.path / "layers", self._id, "layer", self._tell)
@@ -96,7 +91,7 @@ class Run:
     @property
     def notes(self) -> list[str]:
         """What the recorder could not do, and why."""
-        return [str(note) for note in self.meta.get("notes", [])]
+        return [str(note) for note in self.meta["notes"]]
 
     @property
     def layers(self) -> pd.DataFrame:
@@ -269,16 +264,17 @@ class Run:
 
     def _read_meta(self) -> bool:
         file = self.path / META_NAME
+        seen: tuple[int, ...] = ()
         with suppress(OSError):
             status = file.stat()
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
             if seen == self._seen:
                 return False
-            self._seen = seen
         self.meta = read_meta(self.path)
-        self._layers = frames.listed(file, self.meta.get("layers", []), schema.LAYERS)
-        self._shortcuts = frames.listed(file, self.meta.get("shortcuts", []), schema.SHORTCUTS)
-        if self.meta.get("lost"):
+        self._layers = frames.listed(file, self.meta["layers"], schema.LAYERS)
+        self._shortcuts = frames.listed(file, self.meta["shortcuts"], schema.SHORTCUTS)
+        self._seen = seen
+        if self.meta["lost"]:
             self._tell(f"{self.path}: {lost_words(self.meta['lost'])}")
         return True
 
