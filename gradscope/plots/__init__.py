@@ -5,11 +5,16 @@ turns it into plotly's dict, and a function of the plot's own name that composes
 """
 
 from gradscope.plots.depth_profile import depth_profile
+from gradscope.plots.derivatives import derivatives
+from gradscope.plots.flow_map import flow_map
 from gradscope.plots.heatmap import heatmap
+from gradscope.plots.history import history
+from gradscope.plots.ledger import ledger
 from gradscope.plots.metrics import METRICS, Metric
 from gradscope.plots.speed import speed
 from gradscope.plots.survival import survival
 from gradscope.plots.theme import DARK, LIGHT, Theme
+from gradscope.plots.training import training
 
 __all__ = [
     "DARK",
@@ -18,7 +23,12 @@ __all__ = [
     "Metric",
     "Theme",
     "depth_profile",
+    "derivatives",
+    "flow_map",
     "heatmap",
+    "history",
+    "ledger",
     "speed",
     "survival",
+    "training",
 ]

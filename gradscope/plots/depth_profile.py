@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradscope.plots import words
 from gradscope.plots.metrics import Metric, metric_named
+from gradscope.plots.panels import odd_marks
 from gradscope.plots.readings import as_runs, readings, reference
 from gradscope.plots.theme import (
     LIGHT,
@@ -20,6 +21,7 @@ from gradscope.plots.theme import (
     annotation,
     axis,
     base_layout,
+    label_margin,
     log_axis,
     nothing_to_show,
     titled,
@@ -260,29 +262,17 @@ def _traces(
             f"<extra>{name}</extra>",
         }
     )
-    for mask, symbol, height, said in (
-        (line.values == 0, "x", floor, "exactly 0"),
-        (np.isposinf(line.values), "triangle-up", ceiling, "inf"),
-        (np.isnan(line.values), "circle-open", ceiling, "NaN"),
-    ):
-        if mask.any() and (info.metric.log or said != "exactly 0"):
-            color = theme.missing if said == "NaN" else style["color"]
-            traces.append(
-                {
-                    "type": "scatter",
-                    "name": name,
-                    "x": line.x[mask].tolist(),
-                    "y": [height] * int(mask.sum()),
-                    "customdata": [
-                        [words.safe(layer), layer]
-                        for layer, hit in zip(line.names, mask, strict=True)
-                        if hit
-                    ],
-                    "mode": "markers",
-                    "marker": {"symbol": symbol, "size": 9, "color": color},
-                    "hovertemplate": f"<b>%{{customdata[0]}}</b><br>{said}<extra>{name}</extra>",
-                }
-            )
+    traces += odd_marks(
+        line.x,
+        line.values,
+        ends=(floor, ceiling),
+        color=style["color"],
+        theme=theme,
+        hover=f"<b>%{{customdata[0]}}</b><br>{{said}}<extra>{name}</extra>",
+        customdata=[[words.safe(layer), layer] for layer in line.names],
+        log=info.metric.log,
+        name=name,
+    )
     if line.cut is not None:
         cut = _drawable(line.cut, True)
         traces.append(
@@ -356,7 +346,7 @@ def _axes(
     right = max(line.x[-1] for line in info.lines)
     edge = max((right - left) * 0.01, 0.5 if left == right else 0)
     layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True)
-    layout["margin"]["l"] = 130 if not theme.narrow else 96
+    layout["margin"]["l"] = label_margin(theme, (line.run for line in info.lines))
     metric = info.metric
     if metric.log:
         decades = float(np.log10(ceiling / floor))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradscope.plots import words
 from gradscope.plots.metrics import Metric, metric_named
+from gradscope.plots.panels import panel_domain
 from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.sampling import bin_starts, farthest_from_one
 from gradscope.plots.theme import (
@@ -136,7 +137,9 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     for number, panel in enumerate(info.panels):
         suffix = str(number + 1) if number else ""
         data += _cells(panel, info.metric, theme, suffix)
-        across, down = _domains(number, count, theme.narrow)
+        across, down = panel_domain(
+            number, count, below=theme.narrow, gap=0.05 if theme.narrow else 0.03
+        )
         layout[f"xaxis{suffix}"] = axis(
             theme,
             "step" if not theme.narrow or number == count - 1 else "",
@@ -257,17 +260,6 @@ def _ticks(layers: int) -> list[int]:
     every = max(round(layers / 10), 1)
     inner = [i for i in range(every - 1, layers - 1, every) if layers - 1 - i >= every / 2]
     return [0, *(i for i in inner if i > every / 2), layers - 1] if layers > 1 else [0]
-
-
-def _domains(number: int, count: int, narrow: bool) -> tuple[list[float], list[float]]:
-    """Return the share of the figure's width and height of a panel."""
-    if narrow:
-        height = (1 - 0.05 * (count - 1)) / count if count > 1 else 1.0
-        top = 1 - number * (height + 0.05)
-        return [0.0, 1.0], [max(top - height, 0.0), min(top, 1.0)]
-    gap = 0.03
-    width = (1 - gap * (count - 1)) / count
-    return [number * (width + gap), min(number * (width + gap) + width, 1.0)], [0.0, 1.0]
 
 
 def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:

@@ -64,7 +64,8 @@ def farthest_from_one(values: Floats) -> Floats:
     """
     if len(values) == 1:
         return np.asarray(values[0])
-    low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+    low: Floats = np.fmin.reduce(values)
+    high: Floats = np.fmax.reduce(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         farthest: Floats = np.where(np.abs(np.log10(low)) > np.abs(np.log10(high)), low, high)
     # A step without any reading lacks the first layer's; only those steps need a closer look.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gradscope.plots import words
 from gradscope.plots.metrics import METRICS
+from gradscope.plots.panels import drawable, odd_marks, panel_domain
 from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
@@ -88,14 +89,25 @@ def speed_caption(panels: list[SpeedPanel]) -> str:
     dropped = max((panel.total for panel in panels if panel.total > 2 * POINTS), default=0)
     if dropped:
         text += f" Drawn: the extremes of each of {POINTS} stretches of {dropped:,} steps."
-    stuck = [
-        f"{panel.run}: layer {curve.number} moves exactly 0 at {int((curve.values == 0).sum())}"
-        " of the drawn steps."
-        for panel in panels
+    return " ".join([text, *filter(None, map(_standing, panels))])
+
+
+def _standing(panel: SpeedPanel) -> str:
+    """Return which layers do not move, in a sentence; empty if all do."""
+    never = [str(curve.number) for curve in panel.curves if (curve.values == 0).all()]
+    at_times = [
+        str(curve.number)
         for curve in panel.curves
-        if (curve.values == 0).any()
+        if (curve.values == 0).any() and (curve.values != 0).any()
     ]
-    return " ".join([text, *stuck[:3]])
+    said = []
+    if never:
+        said.append(f"layer {' and '.join(never)} never move{'s' * (len(never) == 1)}")
+    if at_times:
+        said.append(
+            f"layer {' and '.join(at_times)} stand{'s' * (len(at_times) == 1)} still at times"
+        )
+    return f"{panel.run}: {', '.join(said)} (change of exactly 0)." if said else ""
 
 
 def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
@@ -110,13 +122,20 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
     data: list[dict[str, Any]] = []
     for number, panel in enumerate(panels):
         suffix = str(number + 1) if number else ""
-        across, down = _domains(number, count, theme.narrow)
+        across, down = panel_domain(
+            number, count, below=theme.narrow, gap=0.14 if theme.narrow else 0.03
+        )
         for rank, curve in enumerate(panel.curves):
             share = rank / max(len(panel.curves) - 1, 1)
             color = theme.sequence[round(share * (len(theme.sequence) - 1))]
-            data += _curve(curve, color, low, high, suffix)
+            data += _curve(curve, color, theme, (low, high), suffix)
         layout[f"xaxis{suffix}"] = axis(
-            theme, "step", domain=across, anchor=f"y{suffix}", showline=True
+            theme,
+            "step",
+            domain=across,
+            anchor=f"y{suffix}",
+            showline=True,
+            autorangeoptions={"minallowed": int(panel.curves[0].steps[0])},
         )
         side_by_side = number > 0 and not theme.narrow
         layout[f"yaxis{suffix}"] = log_axis(
@@ -189,43 +208,35 @@ def _range(panels: list[SpeedPanel]) -> tuple[float, float]:
 
 
 def _curve(
-    curve: SpeedCurve, color: str, low: float, high: float, suffix: str
+    curve: SpeedCurve, color: str, theme: Theme, ends: tuple[float, float], suffix: str
 ) -> list[dict[str, Any]]:
     """Return a layer's line, and marks where the speed is zero or no number."""
     name = f"{curve.number} · {words.safe(curve.name)}"
-    where = {"type": "scatter", "name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-    drawn = _drawable(curve.values)
-    traces: list[dict[str, Any]] = [
-        {
+    where = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    line: dict[str, Any] = {
+        **where,
+        "type": "scatter",
+        "x": curve.steps.tolist(),
+        "y": drawable(curve.values),
+        "mode": "lines" if len(curve.steps) > 1 else "markers",
+        "line": {"color": color, "width": 2},
+        "marker": {"color": color, "size": 7},
+        "customdata": [[name, curve.name]] * len(curve.steps),
+        "hovertemplate": "<b>%{customdata[0]}</b><br>step %{x}: %{y:.1e}<extra></extra>",
+    }
+    return [
+        line,
+        *odd_marks(
+            curve.steps,
+            curve.values,
+            ends=ends,
+            color=color,
+            theme=theme,
+            hover="<b>%{customdata[0]}</b><br>step %{x}: {said}<extra></extra>",
+            customdata=[[name, curve.name]] * len(curve.steps),
             **where,
-            "x": curve.steps.tolist(),
-            "y": [value if good else None for value, good in zip(curve.values, drawn, strict=True)],
-            "mode": "lines" if len(curve.steps) > 1 else "markers",
-            "line": {"color": color, "width": 2},
-            "marker": {"color": color, "size": 7},
-            "customdata": [[name]] * len(curve.steps),
-            "hovertemplate": "<b>%{customdata[0]}</b><br>step %{x}: %{y:.1e}<extra></extra>",
-        }
+        ),
     ]
-    for mask, symbol, height, said in (
-        (curve.values == 0, "x", low, "exactly 0"),
-        (np.isposinf(curve.values), "triangle-up", high, "inf"),
-        (np.isnan(curve.values), "circle-open", high, "NaN"),
-    ):
-        if mask.any():
-            traces.append(
-                {
-                    **where,
-                    "x": curve.steps[mask].tolist(),
-                    "y": [height] * int(mask.sum()),
-                    "mode": "markers",
-                    "marker": {"symbol": symbol, "size": 7, "color": color},
-                    "customdata": [[name]] * int(mask.sum()),
-                    "hovertemplate": f"<b>%{{customdata[0]}}</b><br>step %{{x}}: {said}"
-                    "<extra></extra>",
-                }
-            )
-    return traces
 
 
 def _labels(
@@ -259,14 +270,3 @@ def _labels(
             )
         )
     return labels
-
-
-def _domains(number: int, count: int, narrow: bool) -> tuple[list[float], list[float]]:
-    """Return the share of the figure's width and height of a panel."""
-    if narrow:
-        height = (1 - 0.14 * (count - 1)) / count
-        top = 1 - number * (height + 0.14)
-        return [0.0, 1.0], [max(top - height, 0.0), min(top, 1.0)]
-    gap = 0.03
-    width = (1 - gap * (count - 1)) / count
-    return [number * (width + gap), min(number * (width + gap) + width, 1.0)], [0.0, 1.0]

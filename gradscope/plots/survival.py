@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradscope.plots import words
 from gradscope.plots.metrics import METRICS
+from gradscope.plots.panels import drawable, odd_marks
 from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
@@ -21,6 +22,7 @@ from gradscope.plots.theme import (
     annotation,
     axis,
     base_layout,
+    label_margin,
     log_axis,
     nothing_to_show,
     titled,
@@ -69,8 +71,14 @@ def survival_figure(
         return nothing_to_show(theme, "No step has been recorded yet.")
     layout = base_layout(theme, HEIGHT)
     layout["hovermode"] = "x"  # a click anywhere means the step below it
-    layout["margin"] = {"l": 130 if not theme.narrow else 96, "r": 16, "t": 8, "b": 40}
-    finite = np.concatenate([line.ratio[_drawable(line.ratio)] for line in lines])
+    layout["margin"] = {
+        "l": label_margin(theme, (line.run for line in lines)),
+        "r": 16,
+        "t": 8,
+        "b": 40,
+    }
+    ratios = np.concatenate([line.ratio for line in lines])
+    finite = ratios[np.isfinite(ratios) & (ratios > 0)]
     low, high = (finite.min(), finite.max()) if len(finite) else (1.0, 1.0)
     low, high = min(low, 0.1), max(high, 10.0)
     data: list[dict[str, Any]] = []
@@ -81,10 +89,7 @@ def survival_figure(
                 "type": "scatter",
                 "name": name,
                 "x": line.steps.tolist(),
-                "y": [
-                    value if good else None
-                    for value, good in zip(line.ratio, _drawable(line.ratio), strict=True)
-                ],
+                "y": drawable(line.ratio),
                 "mode": "lines" if len(line.steps) > 1 else "markers",
                 "line": theme.line(line.place, 2),
                 "marker": {"color": theme.line(line.place)["color"]},
@@ -92,25 +97,21 @@ def survival_figure(
                 "hovertemplate": f"step %{{x}}: %{{customdata[0]}}<extra>{name}</extra>",
             }
         )
-        for mask, symbol, height, said in (
-            (line.ratio == 0, "x", low, "exactly 0"),
-            (np.isposinf(line.ratio), "triangle-up", high, "inf"),
-            (np.isnan(line.ratio), "circle-open", high, "NaN"),
-        ):
-            if mask.any():
-                color = theme.missing if said == "NaN" else theme.line(line.place)["color"]
-                data.append(
-                    {
-                        "type": "scatter",
-                        "name": name,
-                        "x": line.steps[mask].tolist(),
-                        "y": [float(height)] * int(mask.sum()),
-                        "mode": "markers",
-                        "marker": {"symbol": symbol, "size": 7, "color": color},
-                        "hovertemplate": f"step %{{x}}: {said}<extra>{name}</extra>",
-                    }
-                )
-    layout["xaxis"] = axis(theme, "step", showline=True)
+        data += odd_marks(
+            line.steps,
+            line.ratio,
+            ends=(float(low), float(high)),
+            color=theme.line(line.place)["color"],
+            theme=theme,
+            hover=f"step %{{x}}: {{said}}<extra>{name}</extra>",
+            name=name,
+        )
+    layout["xaxis"] = axis(
+        theme,
+        "step",
+        showline=True,
+        autorangeoptions={"minallowed": min(int(line.steps[0]) for line in lines)},
+    )
     decades = float(np.log10(high / low))
     layout["yaxis"] = log_axis(theme, "", decades, dtick=max(1, round(decades / 3)), side="right")
     layout["shapes"] = [
@@ -175,7 +176,3 @@ def survival(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:
     """
     lines = survival_info(runs)
     return titled(survival_figure(lines, theme), TITLE, survival_caption(lines), theme)
-
-
-def _drawable(ratio: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return np.isfinite(ratio) & (ratio > 0)

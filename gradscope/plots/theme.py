@@ -8,6 +8,7 @@ Text in a run's colour is darkened (or lightened) until it reads at 4.5 : 1 on i
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +30,8 @@ class Theme:
         Colours of text, secondary text, grid lines, the page, and the shaded normal range.
     missing : str
         Colour of NaN: a grey that the scales do not contain.
-    trunk, shortcut, branch : str
-        Colours of the flow map's paths.
+    trunk, shortcut, branch, branch_label : str
+        Colours of the flow map's paths, and of text about a branch.
     lines, labels : tuple of str
         One colour a run, for its line and for text beside it.
     diverging : tuple of (position, colour)
@@ -53,6 +54,7 @@ class Theme:
     trunk: str
     shortcut: str
     branch: str
+    branch_label: str
     lines: tuple[str, ...]
     labels: tuple[str, ...]
     diverging: tuple[tuple[float, str], ...]
@@ -90,6 +92,7 @@ LIGHT = Theme(
     trunk="#7b8794",
     shortcut="#0072B2",
     branch="#E69F00",
+    branch_label="#8A5A00",
     lines=("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#B8860B"),
     labels=("#B34E00", "#0072B2", "#00724F", "#A33C78", "#1B6F9E", "#8A6400"),
     diverging=(
@@ -115,6 +118,7 @@ DARK = Theme(
     trunk="#8b98a5",
     shortcut="#56B4E9",
     branch="#F0A93B",
+    branch_label="#F0A93B",
     lines=("#F28E52", "#56B4E9", "#3FC79A", "#E79AC4", "#A5D8F3", "#E3C567"),
     labels=("#F28E52", "#56B4E9", "#3FC79A", "#E79AC4", "#A5D8F3", "#E3C567"),
     diverging=(
@@ -143,6 +147,12 @@ def base_layout(theme: Theme, height: int) -> dict[str, Any]:
         "annotations": [],
         "shapes": [],
     }
+
+
+def label_margin(theme: Theme, names: Iterable[str]) -> int:
+    """Return the pixels to leave on the left for labels with the runs' names."""
+    longest = max((min(len(name), 24) for name in names), default=0)
+    return 96 if theme.narrow else max(130, 36 + 8 * longest)
 
 
 def axis(theme: Theme, title: str = "", **settings: Any) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
-
 
 def safe(text: str, limit: int = 60) -> str:
     """Return `text` for a figure: its markup inert, its middle left out beyond `limit` characters.
@@ -42,30 +40,6 @@ def factor(value: float) -> str:
     """Return `number(value)` with a times sign where it is a finite factor: `0.21 ×`."""
     text = number(value)
     return f"{text} ×" if math.isfinite(value) and value != 0 else text
-
-
-def amount(value: float) -> str:
-    """Return a large factor in words: `634 thousand`, `3`, `1.2 million`, `10^21`."""
-    if value >= 1e15:
-        return f"10^{round(math.log10(value))}"
-    for size, name in _LARGE:
-        if value >= size:
-            count = value / size
-            return f"{count:.0f} {name}" if count >= 10 else f"{count:.1f} {name}"
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def compared(ratio: float) -> str:
-    """Return what `ratio` of early to late gradient means: `634 thousand times less`."""
-    if math.isnan(ratio):
-        return "NaN"
-    if ratio == 0:
-        return "exactly 0"
-    if math.isinf(ratio):
-        return "infinitely more"
-    if 1 / 1.5 < ratio < 1.5:
-        return "about as much"
-    return f"{amount(ratio)} times more" if ratio > 1 else f"{amount(1 / ratio)} times less"
 
 
 def specials(values: NDArray[np.floating[Any]], *, zeros: bool = True) -> str:

@@ -6,6 +6,6 @@ library, names)`, which adds its callbacks, and `CLICKS`: graph -> what a click 
 To add one, write its module and put it in this list.
 """
 
-from gradscope_dashboard.views import depth, layers_steps, speed
+from gradscope_dashboard.views import depth, flow, layers_steps, speed
 
-VIEWS = [depth, layers_steps, speed]
+VIEWS = [depth, flow, layers_steps, speed]

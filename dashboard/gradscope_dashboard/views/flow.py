@@ -1,0 +1,33 @@
+"""Flow map: the gradient's way through shortcuts and branches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import Dash, html
+
+from gradscope.plots.flow_map import TITLE, flow_map_caption, flow_map_figure, flow_map_info
+from gradscope_dashboard.library import Library
+from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+
+NAME = "flow"
+LABEL = "Flow map"
+CONTROLS = ("step",)
+
+
+def layout() -> html.Div:
+    """Return the chart."""
+    return html.Div([chart("flow", TITLE)])
+
+
+def register(app: Dash, library: Library, views: list[str]) -> None:
+    """Add the callback that draws it."""
+    draw_with(app, library, views, "flow", _draw)
+
+
+def _draw(page: Page) -> Drawing:
+    roads = flow_map_info(page.runs, step=page.state.step)
+    return Drawing(flow_map_figure(roads, page.theme), flow_map_caption(roads))
+
+
+CLICKS: dict[str, Any] = {}

@@ -1,0 +1,184 @@
+"""How steep the activation functions are where the batches put them, against their bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from gradscope.plots import words
+from gradscope.plots.metrics import Metric
+from gradscope.plots.readings import as_runs, readings
+from gradscope.plots.theme import (
+    LIGHT,
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    nothing_to_show,
+    titled,
+)
+from gradscope.run import Run
+
+TITLE = "How much gradient do the activation functions let through?"
+BOUNDS = {"Sigmoid": 0.25, "Hardsigmoid": 1 / 6, "Tanh": 1.0, "Softsign": 1.0}
+"""Largest slope of activation functions; others than these do not bound it below 1."""
+
+_METRIC = Metric("derivative_mean", "mean slope", "", "mean |phi'(z)|", layers="activations")
+
+
+@dataclass(frozen=True)
+class DerivativeLine:
+    """The `place`-th given run at one step.
+
+    `depth` in percent and `values`, mean |phi'(z)|, have the shape (n_activations,); `bounds`
+    holds the largest slope of each function, NaN where it has none below 1.
+    """
+
+    place: int
+    run: str
+    step: int
+    names: list[str]
+    depth: NDArray[np.float64]
+    values: NDArray[np.float64]
+    bounds: NDArray[np.float64]
+
+
+def derivatives_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[DerivativeLine]:
+    """Return the mean slope of each activation of each run at `step`; None is the latest."""
+    lines = []
+    for place, run in enumerate(as_runs(runs)):
+        data = readings(run, _METRIC)
+        if data.empty:
+            continue
+        row = data.row(step)
+        values = data.values(row, row + 1)[0].astype(float)
+        read = ~np.isnan(data.matrix[:, data.layers]).all(axis=0)
+        if not read.any():
+            continue
+        kinds = run.layers["kind"].to_numpy()[data.layers]
+        bounds = np.array([BOUNDS.get(str(kind), np.nan) for kind in kinds])
+        depth = (data.layers + 0.5) / len(run.layers) * 100
+        names = [name for name, keep in zip(data.names, read, strict=True) if keep]
+        lines.append(
+            DerivativeLine(
+                place,
+                run.name,
+                int(data.steps[row]),
+                names,
+                depth[read],
+                values[read],
+                bounds[read],
+            )
+        )
+    return lines
+
+
+def derivatives_caption(lines: list[DerivativeLine]) -> str:
+    """Return how to read the figure, in a few sentences."""
+    text = (
+        "The mean slope of each activation function where the data lie: backpropagation"
+        " multiplies the gradient by it, layer by layer. For ReLU it is the share of units that"
+        " are on."
+    )
+    if any((line.bounds == 0.25).any() for line in lines):
+        text += " A sigmoid's slope is 1/4 at most, so that every layer loses gradient."
+    for line in lines:
+        if found := words.specials(line.values):
+            text += f" {line.run} at step {line.step}: {found}."
+    return text
+
+
+def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> FigureDict:
+    """Return the figure of `lines` as a dict for plotly."""
+    if not lines:
+        return nothing_to_show(theme, "No activation's slope has been recorded.")
+    layout = base_layout(theme, 280)
+    data: list[dict[str, Any]] = []
+    for line in lines:
+        style = theme.line(line.place, 2)
+        name = words.safe(line.run)
+        data.append(
+            {
+                "type": "scatter",
+                "name": name,
+                "x": line.depth.tolist(),
+                "y": [value if np.isfinite(value) else None for value in line.values],
+                "mode": "lines+markers",
+                "line": style,
+                "marker": {"size": 5, "color": style["color"]},
+                "customdata": [
+                    [words.safe(layer), words.number(value), layer]
+                    for layer, value in zip(line.names, line.values, strict=True)
+                ],
+                "hovertemplate": "<b>%{customdata[0]}</b><br>mean slope %{customdata[1]}"
+                f"<extra>{name}</extra>",
+            }
+        )
+        ends = [(value, at) for value, at in zip(line.values, line.depth) if np.isfinite(value)]
+        if ends:
+            layout["annotations"].append(
+                annotation(
+                    theme,
+                    f"<b>{words.safe(line.run, 24)}</b>",
+                    x=1,
+                    xref="paper",
+                    xanchor="left",
+                    xshift=6,
+                    y=ends[-1][0],
+                    font={"color": theme.label(line.place)},
+                )
+            )
+    _spread(layout["annotations"])
+    for bound, text in ((0.25, "a sigmoid's largest slope, 1/4"), (1.0, "largest slope of tanh")):
+        if any((line.bounds == bound).any() for line in lines):
+            layout["shapes"].append(
+                {
+                    "type": "line",
+                    "xref": "paper",
+                    "x0": 0,
+                    "x1": 1,
+                    "y0": bound,
+                    "y1": bound,
+                    "line": {"color": theme.muted, "width": 1, "dash": "dot"},
+                }
+            )
+            layout["annotations"].append(
+                annotation(theme, text, x=0.5, xref="paper", y=bound, yanchor="bottom")
+            )
+    layout["margin"]["r"] = 160 if not theme.narrow else 90
+    layout["xaxis"] = axis(theme, "depth, input 0 % → output 100 %", range=[0, 100])
+    layout["yaxis"] = axis(theme, "mean slope", rangemode="tozero")
+    return {"data": data, "layout": layout}
+
+
+def derivatives(
+    runs: Run | Sequence[Run], *, step: int | None = None, theme: Theme = LIGHT
+) -> go.Figure:
+    """Draw the mean slope of the activation functions over the depth, one line a run.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    step : int, optional
+        The last recorded step up to this one; the latest without it.
+    theme : Theme
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    lines = derivatives_info(runs, step=step)
+    return titled(derivatives_figure(lines, theme), TITLE, derivatives_caption(lines), theme)
+
+
+def _spread(labels: list[dict[str, Any]]) -> None:
+    """Move the labels at the right end apart; an axis of about 1 has about 210 pixels."""
+    heights = np.array([label["y"] * 210 for label in labels])
+    for label, shift in zip(labels, words.spread(heights, 16) - heights, strict=True):
+        label["yshift"] = float(shift)

@@ -1,0 +1,166 @@
+"""One layer over the whole training: its gradient, its weights' speed, its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from gradscope.plots import words
+from gradscope.plots.metrics import METRICS, Metric
+from gradscope.plots.panels import drawable, odd_marks, panel_domain
+from gradscope.plots.readings import as_runs, readings, reference
+from gradscope.plots.sampling import extremes
+from gradscope.plots.theme import (
+    LIGHT,
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    log_axis,
+    nothing_to_show,
+    titled,
+)
+from gradscope.run import Run
+
+SHOWN = ("signal_norm", "grad_norm", "update_ratio", "activation_std")
+POINTS = 300
+
+
+@dataclass(frozen=True)
+class HistoryCurve:
+    """A metric of the layer in the `place`-th given run, `steps` and `values` (n_kept,)."""
+
+    place: int
+    run: str
+    metric: Metric
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+def history_info(runs: Run | Sequence[Run], layer: str) -> list[HistoryCurve]:
+    """Return the readings of the layer called `layer` at every step of the runs that have it."""
+    curves = []
+    for place, run in enumerate(as_runs(runs)):
+        found = np.flatnonzero(run.layers["name"].to_numpy() == layer)
+        if not len(found):
+            continue
+        for name in SHOWN:
+            steps, matrix = run.matrix(name)
+            values = matrix[:, found[0]].astype(float)
+            if METRICS[name].relative and len(steps):
+                output = readings(run, METRICS[name])
+                with np.errstate(over="ignore", invalid="ignore"):
+                    values = values / reference(output.matrix[:, output.layers])[:, 0]
+            if len(steps) and not np.isnan(values).all():
+                with np.errstate(divide="ignore"):
+                    kept = extremes(np.log10(values), POINTS)
+                curves.append(
+                    HistoryCurve(place, run.name, METRICS[name], steps[kept], values[kept])
+                )
+    return curves
+
+
+def history_caption(curves: list[HistoryCurve]) -> str:
+    """Return what of the layer is no healthy number, in words; empty if all is."""
+    texts = []
+    for curve in curves:
+        if found := words.specials(curve.values):
+            texts.append(f"{curve.run}, {curve.metric.label}: {found.replace('layers', 'steps')}.")
+    return " ".join(texts)
+
+
+def history_figure(curves: list[HistoryCurve], theme: Theme = LIGHT) -> FigureDict:
+    """Return the figure of `curves` as a dict for plotly, a panel a metric."""
+    if not curves:
+        return nothing_to_show(theme, "No selected run has readings of this layer.")
+    metrics = [METRICS[name] for name in SHOWN if any(c.metric.name == name for c in curves)]
+    layout = base_layout(theme, 250 if not theme.narrow else 230 * len(metrics))
+    layout["margin"]["t"] = 30
+    data: list[dict[str, Any]] = []
+    for number, metric in enumerate(metrics):
+        suffix = str(number + 1) if number else ""
+        across, down = panel_domain(
+            number, len(metrics), below=theme.narrow, gap=0.09 if theme.narrow else 0.05
+        )
+        values = np.concatenate([c.values for c in curves if c.metric is metric])
+        good = values[np.isfinite(values) & (values > 0)]
+        low, high = (good.min(), good.max()) if len(good) else (1.0, 1.0)
+        for curve in curves:
+            if curve.metric is metric:
+                data += _curve(curve, theme, suffix, float(low), float(high))
+        layout[f"xaxis{suffix}"] = axis(
+            theme, "step", domain=across, anchor=f"y{suffix}", showline=True
+        )
+        layout[f"yaxis{suffix}"] = log_axis(
+            theme, "", float(np.log10(high / low)), domain=down, anchor=f"x{suffix}", nticks=5
+        )
+        layout["annotations"].append(
+            annotation(
+                theme,
+                f"<b>{metric.axis_title}</b>",
+                x=across[0],
+                y=down[1],
+                xref="paper",
+                yref="paper",
+                xanchor="left",
+                yanchor="bottom",
+                font={"color": theme.text},
+            )
+        )
+    return {"data": data, "layout": layout}
+
+
+def history(runs: Run | Sequence[Run], layer: str, *, theme: Theme = LIGHT) -> go.Figure:
+    """Draw what was read of one layer over the steps, one panel a metric and one line a run.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    layer : str
+        Name of the layer, as in `Run.layers`.
+    theme : Theme
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    curves = history_info(runs, layer)
+    title = f"Layer {words.safe(layer)}"
+    return titled(history_figure(curves, theme), title, history_caption(curves), theme)
+
+
+def _curve(
+    curve: HistoryCurve, theme: Theme, suffix: str, low: float, high: float
+) -> list[dict[str, Any]]:
+    """Return a run's line, and marks where there is no number to draw."""
+    style = theme.line(curve.place, 2)
+    name = words.safe(curve.run)
+    where = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    line: dict[str, Any] = {
+        **where,
+        "type": "scatter",
+        "x": curve.steps.tolist(),
+        "y": drawable(curve.values),
+        "mode": "lines" if len(curve.steps) > 1 else "markers",
+        "line": style,
+        "marker": {"color": style["color"]},
+        "hovertemplate": f"step %{{x}}: %{{y:.3g}}<extra>{name}</extra>",
+    }
+    return [
+        line,
+        *odd_marks(
+            curve.steps,
+            curve.values,
+            ends=(low, high),
+            color=style["color"],
+            theme=theme,
+            hover=f"step %{{x}}: {{said}}<extra>{name}</extra>",
+            **where,
+        ),
+    ]

@@ -1,0 +1,184 @@
+"""Where the gradient was lost or won: decades by kind of module, one bar a kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from gradscope.gains import decades_by_group
+from gradscope.gains import ledger as gains_of
+from gradscope.plots import words
+from gradscope.plots.panels import panel_domain
+from gradscope.plots.readings import as_runs
+from gradscope.plots.theme import (
+    LIGHT,
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    nothing_to_show,
+    titled,
+)
+from gradscope.run import Run
+
+TITLE = "In which modules was the gradient lost or won?"
+GROUPS = {
+    "weight": "weights",
+    "activation": "activations",
+    "normalisation": "normalisation",
+    "shortcut": "residual blocks",
+    "other": "the rest",
+}
+
+
+@dataclass(frozen=True)
+class LedgerPanel:
+    """The `place`-th given run: kind of module -> decades; `total` is their sum.
+
+    `step` is the recorded step that was read, None for the run's middle one.
+    """
+
+    place: int
+    run: str
+    step: int | None
+    decades: dict[str, float]
+    total: float
+
+
+def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[LedgerPanel]:
+    """Return the decades lost or won by kind of module, at `step` or at each run's middle one.
+
+    Runs without a recorded signal are left out.
+    """
+    panels = []
+    for place, run in enumerate(as_runs(runs)):
+        steps = run.matrix("signal_norm")[0]
+        if not len(steps):
+            continue
+        read = None
+        if step is not None:
+            read = int(steps[max(int(np.searchsorted(steps, step, side="right")) - 1, 0)])
+        decades = decades_by_group(gains_of(run, read))
+        if decades:
+            ordered = {GROUPS[name]: decades[name] for name in GROUPS if name in decades}
+            panels.append(LedgerPanel(place, run.name, read, ordered, sum(ordered.values())))
+    return panels
+
+
+def ledger_caption(panels: list[LedgerPanel]) -> str:
+    """Return how to read the figure, in a few sentences."""
+    text = (
+        "One decade is a factor of ten. Bars to the left are gradient lost on the way from the"
+        " last to the first hidden layer, bars to the right gradient won; together they make the"
+        " total."
+    )
+    if panels and panels[0].step is None:
+        text += " Shown: the step with the run's median total."
+    return text
+
+
+def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict:
+    """Return the figure of `panels` as a dict for plotly, one panel a run on one scale."""
+    if not panels:
+        return nothing_to_show(theme, "No gradient signal has been recorded yet.")
+    count = len(panels)
+    names = list(GROUPS.values())[::-1]
+    layout = base_layout(theme, 270 if not theme.narrow else 230 * count)
+    layout["margin"]["t"] = 44
+    values = [value for panel in panels for value in panel.decades.values()]
+    finite = [value for value in values if np.isfinite(value)] or [0.0]
+    reach = max(map(abs, finite)) * 1.35 + 0.2
+    ends = [
+        -reach if min(finite) < -0.05 else -reach / 4,
+        reach if max(finite) > 0.05 else reach / 4,
+    ]
+    data: list[dict[str, Any]] = []
+    for number, panel in enumerate(panels):
+        suffix = str(number + 1) if number else ""
+        across, down = panel_domain(
+            number, count, below=theme.narrow, gap=0.2 if theme.narrow else 0.03
+        )
+        shown = [name for name in names if name in panel.decades]
+        bars = [panel.decades[name] for name in shown]
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": words.safe(panel.run),
+                "y": shown,
+                "x": bars,
+                "xaxis": f"x{suffix}",
+                "yaxis": f"y{suffix}",
+                "marker": {"color": [_color(value, theme) for value in bars]},
+                "text": [f"{value:+.1f}" for value in bars],
+                "textposition": "outside",
+                "cliponaxis": False,
+                "hovertemplate": "%{y}: %{x:+.2f} decades<extra></extra>",
+            }
+        )
+        layout[f"xaxis{suffix}"] = axis(
+            theme,
+            "decades" if number == count - 1 or not theme.narrow else "",
+            domain=across,
+            anchor=f"y{suffix}",
+            range=ends,
+            fixedrange=True,
+        )
+        layout[f"xaxis{suffix}"] |= {"zeroline": True, "zerolinecolor": theme.muted}
+        layout[f"yaxis{suffix}"] = axis(
+            theme,
+            "",
+            domain=down,
+            anchor=f"x{suffix}",
+            categoryorder="array",
+            categoryarray=names,
+            showgrid=False,
+            fixedrange=True,
+            showticklabels=number == 0 or theme.narrow,
+            range=[-0.6, len(names) - 0.4],
+        )
+        layout["annotations"].append(
+            annotation(
+                theme,
+                f"<b>{words.safe(panel.run, 30)}</b>: {panel.total:+.1f} decades",
+                x=sum(across) / 2,
+                y=down[1],
+                xref="paper",
+                yref="paper",
+                yanchor="bottom",
+                yshift=6,
+                font={"color": theme.label(panel.place), "size": 13},
+            )
+        )
+    return {"data": data, "layout": layout}
+
+
+def ledger(
+    runs: Run | Sequence[Run], *, step: int | None = None, theme: Theme = LIGHT
+) -> go.Figure:
+    """Draw the decades of gradient lost or won by kind of module, one panel a run.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    step : int, optional
+        The last recorded step up to this one. By default the step whose total is the run's
+        median.
+    theme : Theme
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    panels = ledger_info(runs, step=step)
+    return titled(ledger_figure(panels, theme), TITLE, ledger_caption(panels), theme)
+
+
+def _color(decades: float, theme: Theme) -> str:
+    """Return blue for what was lost and red for what was won, as in the heatmap."""
+    return theme.diverging[1][1] if decades < 0 else theme.diverging[-2][1]

@@ -1,0 +1,176 @@
+"""Losses and errors of the runs: degradation with depth, and the gap to validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from gradscope.comparison import logged_curves
+from gradscope.plots import words
+from gradscope.plots.panels import panel_domain
+from gradscope.plots.readings import as_runs
+from gradscope.plots.sampling import extremes
+from gradscope.plots.theme import (
+    LIGHT,
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    nothing_to_show,
+    titled,
+)
+from gradscope.run import Run
+
+TITLE = "Does it learn?"
+POINTS = 400
+MEASURES = {"loss": "loss", "error": "error, share of wrong answers"}
+PARTS = {"train": "training", "val": "validation"}
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """A logged scalar of the `place`-th given run, smoothed by a running median.
+
+    `part` is `train` or `val`, `measure` is `loss` or `error`; `steps` and `values` have the
+    shape (n_kept,), the ends and extremes of `total` logged ones.
+    """
+
+    place: int
+    run: str
+    part: str
+    measure: str
+    column: str
+    steps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    total: int
+
+
+def training_info(runs: Run | Sequence[Run]) -> list[TrainingCurve]:
+    """Return the losses and errors that the runs logged, told by their names."""
+    curves = []
+    for place, run in enumerate(as_runs(runs)):
+        for (part, measure), curve in logged_curves(run).items():
+            kept = extremes(curve.values, POINTS)
+            curves.append(
+                TrainingCurve(
+                    place,
+                    run.name,
+                    part,
+                    measure,
+                    curve.column,
+                    curve.steps[kept],
+                    curve.values[kept],
+                    len(curve.values),
+                )
+            )
+    return curves
+
+
+def training_caption(curves: list[TrainingCurve]) -> str:
+    """Return how to read the figure, in a few sentences."""
+    text = (
+        "Thick lines are training, thin lines validation, smoothed by a running median. A deeper"
+        " net with the higher TRAINING error degrades; a thin line that rises away from its thick"
+        " one overfits."
+    )
+    for curve in curves:
+        bad = int((~np.isfinite(curve.values)).sum())
+        if bad:
+            text += f" {curve.run}: {curve.column} is NaN or inf at {bad} of the drawn steps."
+    return text
+
+
+def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> FigureDict:
+    """Return the figure of `curves` as a dict for plotly, a panel each for loss and error."""
+    if not curves:
+        return nothing_to_show(
+            theme, "No loss was logged. Log one with scope.log(train_loss=loss, val_loss=...)."
+        )
+    measures = [m for m in MEASURES if any(curve.measure == m for curve in curves)]
+    layout = base_layout(theme, 430 if not theme.narrow else 330 * len(measures))
+    layout["margin"]["r"] = 16
+    data: list[dict[str, Any]] = []
+    for number, measure in enumerate(measures):
+        suffix = str(number + 1) if number else ""
+        across, down = panel_domain(
+            number, len(measures), below=theme.narrow, gap=0.16 if theme.narrow else 0.08
+        )
+        mine = [curve for curve in curves if curve.measure == measure]
+        for curve in mine:
+            style = theme.line(curve.place, 2.5 if curve.part == "train" else 1.2)
+            name = f"{words.safe(curve.run)}, {PARTS[curve.part]}"
+            data.append(
+                {
+                    "type": "scatter",
+                    "name": name,
+                    "x": curve.steps.tolist(),
+                    "y": [value if np.isfinite(value) else None for value in curve.values],
+                    "mode": "lines" if len(curve.steps) > 1 else "markers",
+                    "line": style,
+                    "marker": {"color": style["color"]},
+                    "xaxis": f"x{suffix}",
+                    "yaxis": f"y{suffix}",
+                    "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
+                }
+            )
+        layout[f"xaxis{suffix}"] = axis(
+            theme, "step", domain=[across[0], across[1]], anchor=f"y{suffix}", showline=True
+        )
+        layout[f"yaxis{suffix}"] = axis(
+            theme, MEASURES[measure], domain=down, anchor=f"x{suffix}", rangemode="tozero"
+        )
+        layout["annotations"] += _labels(mine, theme, suffix)
+    return {"data": data, "layout": layout}
+
+
+def training(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:
+    """Draw the losses and errors that the runs logged, training thick and validation thin.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    theme : Theme
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    curves = training_info(runs)
+    return titled(training_figure(curves, theme), TITLE, training_caption(curves), theme)
+
+
+def _labels(curves: list[TrainingCurve], theme: Theme, suffix: str) -> list[dict[str, Any]]:
+    """Return the runs' names at the right ends of their training lines, kept apart."""
+    ends = []
+    for place in sorted({curve.place for curve in curves}):
+        of_run = [curve for curve in curves if curve.place == place]
+        curve = next((c for c in of_run if c.part == "train"), of_run[0])
+        finite = curve.values[np.isfinite(curve.values)]
+        if len(finite):
+            ends.append((curve, float(finite[-1])))
+    if not ends:
+        return []
+    top = max(float(np.nanmax(c.values[np.isfinite(c.values)], initial=0)) for c in curves) or 1.0
+    heights = np.array([value / top * 330 for _, value in ends])
+    shifts = words.spread(heights, 17) - heights
+    return [
+        annotation(
+            theme,
+            f"<b>{words.safe(curve.run, 24)}</b>",
+            x=1,
+            xref=f"x{suffix} domain",
+            xanchor="right",
+            y=value,
+            yref=f"y{suffix}",
+            yanchor="bottom",
+            yshift=float(shift) + 3,
+            font={"color": theme.label(curve.place)},
+        )
+        for (curve, value), shift in zip(ends, shifts, strict=True)
+    ]
