@@ -15,14 +15,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import digits
-import nets
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import digits
 import gradscope
+import nets
 
 DEPTH = 50
 BATCH = 64

@@ -24,7 +24,7 @@ def chain(n_weight_layers: int, activation: str = "Tanh") -> list[dict[str, obje
 
 
 def falling(n_layers: int, decades: float, n_steps: int) -> np.ndarray:
-    """Signals (n_steps, n_layers), `decades` lost evenly from the last hidden layer to the first."""
+    """Signals (n_steps, n_layers), `decades` lost evenly from last hidden to first layer."""
     exponents = np.zeros(n_layers)
     exponents[:-2] = np.linspace(-decades, 0, n_layers - 2)
     return np.tile(10.0**exponents, (n_steps, 1))

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import chain, falling, make_run
 
 from gradscope.comparison import Comparison, compare, logged_curves
 from gradscope.errors import GradscopeError
 from gradscope.run import Run
+from handmade import chain, falling, make_run
 
 STEPS = 200
 TIME = np.arange(STEPS)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import chain, falling, make_run
 
 from gradscope.diagnosis import diagnose
 from gradscope.errors import GradscopeError
 from gradscope.findings import Finding
 from gradscope.gains import ledger
 from gradscope.run import Run
+from handmade import chain, falling, make_run
 
 LAYERS = chain(6)  # 5 hidden weight layers with their activations, one output layer
 N = len(LAYERS)

@@ -31,9 +31,8 @@ def measure(depth: int = 32, width: int = 128, steps: int = 60) -> pd.DataFrame:
         run = record(model, data.train_x, data.train_y, steps=steps, batch=256, lr=0.05, every=1)
         frame = run.frame()
         linear = frame[frame["kind"] == "Linear"].pivot(index="step", columns="layer")
-        signal = linear["signal_norm"].to_numpy()[
-            :, 1:-1
-        ]  # behind the first layer, before the last
+        # the first layers still feel how alike the inputs are, the last one has no BatchNorm
+        signal = linear["signal_norm"].to_numpy()[:, depth // 4 : -1]
         decades = [math.log10(row[0] / row[-1]) / (len(row) - 1) for row in signal]
         diagnosis = gradscope.diagnose(run)
         rows.append(

@@ -25,7 +25,7 @@ def net(kind: str, blocks: int) -> nn.Sequential:
     torch.manual_seed(0)
     body: list[nn.Module] = []
     for _ in range(blocks):
-        first, second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        first, second = (nn.Linear(WIDTH, WIDTH, dtype=torch.float64) for _ in range(2))
         if kind == "plain, W + I":
             with torch.no_grad():
                 first.weight += torch.eye(WIDTH)
