@@ -179,27 +179,27 @@ def test_a_missing_dashboard_package_gives_the_pip_line(runs: Path, tmp_path: Pa
 
 
 def test_dashboard_prints_its_address_and_ends_with_ctrl_c(runs: Path) -> None:
-    pytest.importorskip("dash", reason="the dashboard's packages are an extra")
+    pytest.importorskip("gradscope_dashboard", reason="the dashboard's packages are an extra")
     import signal
     import urllib.request
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "gradscope.cli", "dashboard", str(runs), "--no-browser"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        address = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
-        with urllib.request.urlopen(address) as page:
-            assert page.status == 200
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
-    finally:
-        process.kill()
+    ) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            address = next(word for word in line.split() if word.startswith("http://127.0.0.1:"))
+            with urllib.request.urlopen(address) as page:
+                assert page.status == 200
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert "Traceback" not in errors
     assert process.returncode in (0, 130)
