@@ -7,6 +7,7 @@ disk refuses, rows wait in bounded memory; what had to be dropped is counted in 
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 import warnings
@@ -73,30 +74,32 @@ class RunWriter:
         self._unmerged: set[str] = set()  # tables with a damaged part: merging stops there
         self._trouble = ""  # why the last flush failed, empty when it did not
         try:
-            exists = (self.path / META_NAME).exists()
-            if exists and not resume:
-                raise GradscopeError(
-                    f"{self.path}: there is a run already; choose another folder, delete this"
-                    " one, or go on with it with resume=True"
-                )
-            if not exists:
+            if not (self.path / META_NAME).exists():
                 self.path.mkdir(parents=True, exist_ok=True)
                 if any(not entry.name.startswith(".") for entry in self.path.iterdir()):
                     raise GradscopeError(
                         f"{self.path}: the folder is not empty; choose a new one for the run"
                     )
             self._lock = Lock(self.path)
+            try:
+                self._start(meta, resume)
+            except BaseException:
+                self._lock.release()
+                raise
         except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            self._start(meta, read_meta(self.path) if exists else {})
-        except BaseException as error:
-            self._lock.release()
-            if isinstance(error, OSError):
-                raise self._unwritable(error) from error
-            raise
+            raise GradscopeError(
+                f"{self.path}: the run cannot be written, {reason(error)};"
+                " choose a folder that can be written"
+            ) from error
 
-    def _start(self, meta: Meta, old: Meta) -> None:
+    def _start(self, meta: Meta, resume: bool) -> None:
+        exists = (self.path / META_NAME).exists()
+        if exists and not resume:
+            raise GradscopeError(
+                f"{self.path}: there is a run already; choose another folder, delete this one,"
+                " or go on with it with resume=True"
+            )
+        old = read_meta(self.path) if exists else {}
         self.meta: Meta = {
             "format": schema.FORMAT_VERSION,
             "id": uuid.uuid4().hex,
@@ -114,17 +117,11 @@ class RunWriter:
         write_meta(self.path, self.meta)
         self._meta_written = True
 
-    def _unwritable(self, error: OSError) -> GradscopeError:
-        return GradscopeError(
-            f"{self.path}: the run cannot be written, {reason(error)};"
-            " choose a folder that can be written"
-        )
-
     def update(self, **fields: Any) -> None:
         """Set `fields` of `run.json`, such as `layers`, `shortcuts` or `notes`."""
         if not self._lock.held:
             return
-        self.meta.update(fields)
+        self.meta.update(json.loads(json.dumps(fields)))  # the caller's lists may go on growing
         self._meta_written = False
         try:
             self._flush_meta()

@@ -192,6 +192,15 @@ def test_run_json_says_what_was_watched(tmp_path: Path) -> None:
     assert json.loads((writer.path / "run.json").read_text())["status"] == "failed"
 
 
+def test_run_json_keeps_the_lists_as_they_were_given(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run", {})
+    notes = ["first"]
+    writer.update(notes=notes)
+    notes.append("second")
+    writer.close()
+    assert load(tmp_path / "run").notes == ["first"]
+
+
 def test_a_second_run_in_one_folder_is_refused(tmp_path: Path) -> None:
     path = synthetic.write_run(tmp_path / "run", n_steps=5)
     with pytest.raises(GradscopeError, match=r"run: there is a run already; .*resume=True"):
