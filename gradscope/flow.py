@@ -37,6 +37,9 @@ MIXING = PRODUCT | kinds(
 
 LOOKUP = kinds("Embedding EmbeddingBag Index IndexSelect Gather")
 
+SQUASHING = kinds("Sigmoid Hardsigmoid Softmax")
+"""Operations that make gates."""
+
 NORM = kinds(
     "NativeBatchNorm CudnnBatchNorm MiopenBatchNorm NativeLayerNorm NativeGroupNorm FusedRmsNorm"
     " RmsNorm BatchNormImpl"
@@ -47,6 +50,9 @@ ELEMENTWISE = kinds(
     " CopySlices IndexPut IndexAdd ScatterAdd MaskedScatter MaskedFill Clamp Expand"
 )
 """A parameter in one of these scales, shifts or joins the data: it is no weight of a branch."""
+
+PARTITION = kinds("Slice Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes Select")
+"""Operations that take a part of a tensor."""
 
 LINEAR = (
     PRODUCT
@@ -75,6 +81,8 @@ class Flow:
         Position and value of each input of a node that is data, no parameter and no constant.
     bears, weighs : list of bool
         Whether the output depends on parameters of the operation; `weighs` leaves out norms.
+    sources : int
+        Set of the values that come from no other data, such as the first layer's output.
     reach, plain, carry : dict of Value to int
         Set of values that a value comes from: by any way; without an operation that bears
         parameters; by a way that a shortcut could take, not through weights, sums or mixing.
@@ -86,7 +94,13 @@ class Flow:
         self.stems = [_stem(graph, node) for node in range(len(graph.nodes))]
         self.order = graph.order()
         self.consumers = graph.consumers()
+        self.readers: list[set[int]] = [set() for _ in graph.nodes]
+        for (node, _), edges in self.consumers.items():
+            self.readers[node].update(reader for reader, _ in edges)
         self._find_parameters()
+        self.gates = {node for node, stem in enumerate(self.stems) if stem in SQUASHING} & {
+            node for node in range(len(self.stems)) if self._only_scales((node, 0))
+        }
         self.bears = [self._bears(node) for node in range(len(graph.nodes))]
         self.weighs = [b and s not in NORM for b, s in zip(self.bears, self.stems, strict=True)]
         self._find_reach()
@@ -145,7 +159,39 @@ class Flow:
             return True
         maker = self.makers.maker(node)
         frozen = any(producer < 0 for producer, _ in values)
-        return frozen and (stem in PRODUCT or not stem) and bool(maker and maker.owns_parameters)
+        owned = maker is not None and maker.owns_parameters and maker.owns_frozen
+        return frozen and owned and (stem in PRODUCT or not stem)
+
+    def _only_scales(self, value: Value) -> bool:
+        """Tell whether a value, or one minus it, is only multiplied with other data."""
+        readers = [node for node, _ in self.consumers.get(value, [])]
+        return bool(readers) and all(
+            self.stems[node] in ("Mul", "Lerp", "Addcmul")
+            if len(self.data[node]) > 1
+            else self._only_scales((node, 0))
+            for node in readers
+        )
+
+    def avoids_gates(self, node: int) -> bool:
+        """Tell whether the output of `node` goes on otherwise than as a gate upon other data."""
+        seen = {node}
+        stack = [node]
+        while stack:
+            node = stack.pop()
+            if node in self.gates:
+                continue
+            readers = self.readers[node] - seen
+            if not self.readers[node]:
+                return True
+            seen |= readers
+            stack += readers
+        return False
+
+    def is_linear(self, node: int) -> bool:
+        """Tell whether an operation is linear in its data."""
+        if self.stems[node] in ("Mul", "Div") or self.stems[node] in PRODUCT:
+            return len(self.data[node]) == 1
+        return self.stems[node] in LINEAR
 
     def _find_reach(self) -> None:
         self.values: list[Value] = []
@@ -154,6 +200,7 @@ class Flow:
         self.plain: dict[Value, int] = {}
         self.carry: dict[Value, int] = {}
         self.outputs: list[int] = [0] * len(self.graph.nodes)
+        self.sources = 0
         slots: dict[int, set[int]] = {}
         for node, slot in self.consumers:
             slots.setdefault(node, {0}).add(slot)
@@ -173,6 +220,7 @@ class Flow:
                 self.plain[node, slot] = plain | bit
                 self.carry[node, slot] = carry | bit
                 self.outputs[node] |= bit
+            self.sources |= 0 if inputs else self.outputs[node]
 
     def _carries(self, node: int) -> bool:
         """Tell whether a shortcut may lead through `node`."""
@@ -192,6 +240,11 @@ class Flow:
         readers = self.consumers.get(value, [])
         return readers[0] if len(readers) == 1 else None
 
+    def dimension(self, node: int) -> int:
+        """Return the dimension along which `node` stacks or concatenates."""
+        dim: int = self.graph.nodes[node]._saved_dim  # type: ignore[attr-defined]
+        return signed(dim) % len(self.shape((node, 0)))
+
     def shape(self, value: Value) -> tuple[int, ...]:
         """Return the shape of a value."""
         return self.graph.shape(value)
@@ -201,6 +254,11 @@ def _stem(graph: Graph, node: int) -> str:
     if isinstance(graph.nodes[node], BackwardCFunction):
         return ""
     return re.sub(r"Backward\d*$", "", graph.names[node])
+
+
+def signed(dim: int) -> int:
+    """Return a dimension that autograd shows as an unsigned number."""
+    return dim - 2**64 if dim >= 2**63 else dim
 
 
 def union(sets: Iterable[int]) -> int:

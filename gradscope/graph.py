@@ -27,7 +27,8 @@ class Call:
 
     `start` and `stop` are autograd's sequence number before and after the call: every node in
     between was made in it. `inputs` and `outputs` are `(grad_fn, output_nr)` of each tensor that
-    requires grad; for a leaf the node is its gradient accumulator.
+    requires grad; for a leaf the node is its gradient accumulator. `owns_parameters` counts the
+    module's own, trained or frozen; `owns_frozen` tells whether some of them get no gradient.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Call:
     stop: int
     inputs: tuple[tuple[Node, int], ...]
     outputs: tuple[tuple[Node, int], ...]
+    owns_frozen: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
-from gradscope.flow import Flow
+from gradscope.flow import Flow, signed
 from gradscope.graph import Edge, Value
 
 MERGED = ("Add", "Sub")
@@ -105,20 +106,15 @@ def _with_product(flow: Flow, node: int, terms: list[Term]) -> list[Term]:
 def _is_summed(flow: Flow, node: int) -> bool:
     """Tell whether stacked tensors are, maybe after a scaling, added up over the new dimension."""
     dims = len(flow.shape((node, 0)))
-    stacked = _signed(flow.graph.nodes[node]._saved_dim) % dims  # type: ignore[attr-defined]
+    stacked = flow.dimension(node)
     while (only := flow.only_reader((node, 0))) is not None:
         node = only[0]
         if flow.stems[node] in ("Sum", "Mean"):
             over = getattr(flow.graph.nodes[node], "_saved_dim", ())
-            return [_signed(dim) % dims for dim in over] == [stacked]
+            return [signed(dim) % dims for dim in over] == [stacked]
         if flow.stems[node] not in ("Mul", "Div"):
             return False
     return False
-
-
-def _signed(dim: int) -> int:
-    """Return a dimension that autograd shows as an unsigned number."""
-    return dim - 2**64 if dim >= 2**63 else dim
 
 
 def _adds_in_place(flow: Flow, node: int) -> bool:
@@ -128,8 +124,8 @@ def _adds_in_place(flow: Flow, node: int) -> bool:
     gradient on to its first input as it is, and to the second one up to a factor; a product would
     scale by the data, and a copy drop the first part. Once per structure, without side effects.
     """
-    copy = flow.graph.nodes[node]
-    described = copy._input_metadata[0]  # type: ignore[attr-defined]
+    copy: Any = flow.graph.nodes[node]
+    described = copy._input_metadata[0]
     with torch.no_grad():
         ones = torch.ones(described.shape, dtype=described.dtype, device=described.device)
         first, *others = copy(ones)

@@ -7,7 +7,7 @@ Each net is a forward function over a few modules. What is expected of it is one
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +67,11 @@ def record(model: nn.Module, *args: Any, run: Callable[..., Any] | None = None, 
     def after(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             place, inputs, start = opened.pop()
-            owns = next(module.parameters(recurse=False), None) is not None
+            own = list(module.parameters(recurse=False))
+            frozen = any(not parameter.requires_grad for parameter in own)
             kind = type(module).__name__
             stop = sequence_number()
-            calls[place] = Call(name, kind, owns, start, stop, inputs, ends(output))
+            calls[place] = Call(name, kind, bool(own), start, stop, inputs, ends(output), frozen)
 
         return hook
 
@@ -272,7 +273,7 @@ def highway_coupled(m, x):
     return x + t * (torch.tanh(m.h(x)) - x)
 
 
-@net("gated (root) stem (root) t", stem=lin(), h=lin(), t=lin(), c=lin())
+@net("gated (root) stem (root) h", stem=lin(), h=lin(), t=lin(), c=lin())
 def highway_with_its_own_carry_gate(m, x):
     x = m.stem(x)
     return torch.sigmoid(m.t(x)) * m.h(x) + torch.sigmoid(m.c(x)) * x
