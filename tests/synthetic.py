@@ -9,10 +9,14 @@ can tell what each number must be.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gradscope.store import RunWriter
+
+if TYPE_CHECKING:
+    from gradscope.run import Run
 
 PLAIN_DECADES = 12.0
 RESIDUAL_DECADES = 0.3
@@ -175,3 +179,17 @@ def write_pair(folder: str | Path, **options: int) -> list[Path]:
         write_run(Path(folder) / "plain-50", **options),
         write_run(Path(folder) / "residual-50", residual=True, **options),
     ]
+
+
+def check_rows(run: Run, n_layers: int = 6, n_shortcuts: int = 2) -> np.ndarray:
+    """Compare the readings of a residual run with their closed form, and return the steps."""
+    steps = run.steps["step"].to_numpy()
+    expected = {
+        **layer_rows(n_layers, steps, RESIDUAL_DECADES),
+        **shortcut_rows(n_shortcuts, steps),
+    }
+    for name in ("signal_norm", "update_norm", "derivative_mean"):
+        np.testing.assert_array_equal(run.matrix(name)[1].ravel(), expected[name])
+    for name in ("total_norm", "energy_share"):
+        np.testing.assert_array_equal(run.shortcut_matrix(name)[1].ravel(), expected[name])
+    return steps

@@ -1,8 +1,7 @@
-"""What is left of a run, and of training, when the process, the disk or a file fails."""
+"""What is left of a run, and of training, when the process or the disk fails."""
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
@@ -16,12 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import synthetic
 
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.run import Run, load
+from gradscope.run import load
 from gradscope.store import MEMORY_LIMIT, RunWriter
 
 WRITER = """
@@ -51,17 +49,6 @@ def start_process(code: str, *arguments: object) -> subprocess.Popen[str]:
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-
-
-def check_rows(run: Run, n_layers: int = 6, n_shortcuts: int = 2) -> np.ndarray:
-    """Compare every row of `run` with its closed form, and return the steps."""
-    steps, signal = run.matrix("signal_norm")
-    expected = synthetic.signal(n_layers, steps, synthetic.RESIDUAL_DECADES)
-    np.testing.assert_array_equal(signal, expected.astype(np.float32))
-    shortcuts = pd.DataFrame(synthetic.shortcut_rows(n_shortcuts, steps))
-    pd.testing.assert_frame_equal(run.shortcut_readings, shortcuts)
-    assert run.steps["step"].tolist() == steps.tolist()
-    return steps
 
 
 @contextmanager
@@ -108,7 +95,7 @@ def test_a_killed_process_loses_only_what_was_not_flushed(tmp_path: Path) -> Non
             flushed = max([flushed, *map(int, process.stdout.read().split())])
         run = load(path)
         assert run.status == "crashed"
-        steps = check_rows(run)
+        steps = synthetic.check_rows(run)
         assert steps.tolist() == list(range(len(steps)))
         assert steps[-1] in (flushed, flushed + 1)  # killed after the flush, before the print
 
@@ -179,7 +166,7 @@ def test_readers_of_a_live_run_never_fail_and_see_whole_steps(tmp_path: Path) ->
             while process.poll() is None or seen == 0:
                 run.refresh()
                 for reader in (run, load(path)):
-                    steps = check_rows(reader)
+                    steps = synthetic.check_rows(reader)
                     assert steps.tolist() == list(range(len(steps)))
                     assert len(steps) >= seen
                 seen = len(steps)
@@ -211,13 +198,13 @@ def test_rows_wait_for_a_full_disk_to_come_back(tmp_path: Path) -> None:
             synthetic.extend(writer, span(step, step))
             writer.flush()
     run = load(tmp_path / "run")
-    assert check_rows(run).tolist() == list(range(10))
+    assert synthetic.check_rows(run).tolist() == list(range(10))
     assert not list((tmp_path / "run").rglob("*.tmp"))
     synthetic.extend(writer, span(40, 49))
     writer.flush()
     writer.close()
     assert run.refresh()
-    assert check_rows(run).tolist() == list(range(50))
+    assert synthetic.check_rows(run).tolist() == list(range(50))
     assert run.meta["lost"] == []
 
 
@@ -241,12 +228,12 @@ def test_a_disk_that_takes_some_files_loses_and_doubles_nothing(tmp_path: Path) 
             warnings.simplefilter("ignore", GradscopeWarning)
             extend(step)
             writer.flush()
-        last = check_rows(load(tmp_path / "run"))[-1]
+        last = synthetic.check_rows(load(tmp_path / "run"))[-1]
         layers = max(part.name[18:30] for part in (tmp_path / "run" / "layers").glob("part-*"))
         torn += int(layers) > last  # the layers' part fitted, that of the steps did not
     writer.close()
     assert torn > 0
-    assert check_rows(load(tmp_path / "run")).tolist() == list(range(60))
+    assert synthetic.check_rows(load(tmp_path / "run")).tolist() == list(range(60))
 
 
 def test_a_full_disk_is_told_once_and_never_raises(tmp_path: Path) -> None:
@@ -302,7 +289,7 @@ def test_a_disk_full_to_the_end_is_told_in_the_run(small_disk: Path) -> None:
     with pytest.warns(GradscopeWarning, match="lost steps 10-29: no space left on device"):
         run = load(small_disk / "run")
     assert run.status == "closed"
-    assert check_rows(run).tolist() == list(range(10))
+    assert synthetic.check_rows(run).tolist() == list(range(10))
 
 
 def test_rows_are_written_once_a_full_disk_has_space_again(small_disk: Path) -> None:
@@ -315,7 +302,7 @@ def test_rows_are_written_once_a_full_disk_has_space_again(small_disk: Path) -> 
         writer.flush()
     ballast.unlink()
     writer.close()
-    assert check_rows(load(small_disk / "run")).tolist() == list(range(30))
+    assert synthetic.check_rows(load(small_disk / "run")).tolist() == list(range(30))
 
 
 def test_a_disk_that_turns_read_only_keeps_its_run(small_disk: Path) -> None:
@@ -331,11 +318,11 @@ def test_a_disk_that_turns_read_only_keeps_its_run(small_disk: Path) -> None:
         synthetic.extend(writer, span(10, 19))
         with pytest.warns(GradscopeWarning, match="read-only file system"):
             writer.flush()
-        assert check_rows(load(small_disk / "run")).tolist() == list(range(10))
+        assert synthetic.check_rows(load(small_disk / "run")).tolist() == list(range(10))
     finally:
         subprocess.run(["umount", str(small_disk)], check=True)
     writer.close()
-    assert check_rows(load(small_disk / "run")).tolist() == list(range(20))
+    assert synthetic.check_rows(load(small_disk / "run")).tolist() == list(range(20))
 
 
 def test_a_folder_that_comes_back_gets_the_rows_that_waited(tmp_path: Path) -> None:
@@ -348,7 +335,7 @@ def test_a_folder_that_comes_back_gets_the_rows_that_waited(tmp_path: Path) -> N
         writer.flush()
     (tmp_path / "elsewhere").rename(tmp_path / "run")
     writer.close()
-    assert check_rows(load(tmp_path / "run")).tolist() == list(range(20))
+    assert synthetic.check_rows(load(tmp_path / "run")).tolist() == list(range(20))
 
 
 def test_a_removed_folder_stays_removed_and_training_goes_on(tmp_path: Path) -> None:
@@ -365,156 +352,3 @@ def test_a_removed_folder_stays_removed_and_training_goes_on(tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
     with pytest.raises(GradscopeError, match="cannot be read, no such file"):
         run.refresh()
-
-
-# --- a file is damaged --------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run_path(tmp_path: Path) -> Path:
-    return synthetic.write_run(tmp_path / "run", n_layers=6, n_steps=30, residual=True, flush=10)
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"not a part\n" * 50])
-def test_a_truncated_part_costs_its_own_steps_and_is_named(run_path: Path, content: bytes) -> None:
-    expected = load(run_path).layer_readings
-    part = sorted((run_path / "layers").glob("part-*"))[1]
-    part.write_bytes(content)
-    run = load(run_path)
-    with pytest.warns(GradscopeWarning, match=rf"{part.name}: damaged, steps 10-19 of it"):
-        readings = run.layer_readings
-    assert len(readings) == len(expected)
-    gone = readings["step"].between(10, 19)
-    assert readings[gone].drop(columns=["step", "layer"]).isna().all(axis=None)
-    pd.testing.assert_frame_equal(readings[~gone], expected[~gone])
-
-
-def test_a_damaged_steps_part_costs_its_steps(run_path: Path) -> None:
-    part = sorted((run_path / "steps").glob("part-*"))[1]
-    part.write_bytes(part.read_bytes()[:-9])
-    with pytest.warns(GradscopeWarning, match=rf"{part.name}: damaged"):
-        run = load(run_path)
-    steps = check_rows(run)
-    assert steps.tolist() == [*range(10), *range(20, 30)]
-
-
-def test_a_part_of_another_run_is_left_out(run_path: Path, tmp_path: Path) -> None:
-    other = synthetic.write_run(tmp_path / "other", n_layers=6, n_steps=30, flush=10)
-    (part,) = (run_path / "layers").glob("part-000000000010-*")
-    part.unlink()
-    (stranger,) = (other / "layers").glob("part-000000000010-*")
-    shutil.copy(stranger, run_path / "layers")
-    run = load(run_path)
-    with pytest.warns(GradscopeWarning, match=rf"{stranger.name}: .*it belongs to another run"):
-        signal = run.matrix("signal_norm")[1]
-    assert np.isnan(signal[10:20]).all()
-    assert np.isfinite(signal[:10]).all() and np.isfinite(signal[20:]).all()
-
-
-@pytest.mark.filterwarnings("ignore:.*does not match its checksum")
-def test_layers_that_run_json_does_not_list_are_left_out(run_path: Path) -> None:
-    file = run_path / "run.json"
-    meta = json.loads(file.read_text())
-    file.write_text(json.dumps({**meta, "layers": meta["layers"][:5]}))
-    run = load(run_path)
-    with pytest.warns(GradscopeWarning, match=r"run\.json lists 5 layers, it holds more"):
-        assert np.isnan(run.matrix("signal_norm")[1]).all()
-
-
-def test_foreign_files_are_left_out_and_named(run_path: Path) -> None:
-    (run_path / "layers" / "part-copy.parquet").write_bytes(b"x")
-    (run_path / "steps" / "notes.txt").write_text("x")
-    with pytest.warns(GradscopeWarning) as told:
-        run = load(run_path)
-    names = [str(w.message).split(": ")[0].rsplit("/", 2)[1:] for w in told]
-    assert names == [["layers", "part-copy.parquet"], ["steps", "notes.txt"]]
-    check_rows(run)
-
-
-def test_a_missing_part_is_told(run_path: Path) -> None:
-    next((run_path / "layers").glob("part-000000000010-*")).unlink()
-    run = load(run_path)
-    with pytest.warns(GradscopeWarning, match=r"layers: no rows of 10 recorded steps, 10 to 19"):
-        signal = run.matrix("signal_norm")[1]
-    assert np.isnan(signal[10:20]).all()
-    assert np.isfinite(signal[:10]).all() and np.isfinite(signal[20:]).all()
-
-
-def test_a_table_that_is_a_file_costs_its_rows_alone(run_path: Path) -> None:
-    shutil.rmtree(run_path / "layers")
-    (run_path / "layers").write_text("x")
-    run = load(run_path)
-    with pytest.warns(GradscopeWarning, match="layers: no rows of 30 recorded steps, 0 to 29"):
-        assert np.isnan(run.matrix("signal_norm")[1]).all()
-    assert len(run.shortcut_readings) == 60
-
-
-def test_pickles_are_never_read(run_path: Path) -> None:
-    part = sorted((run_path / "layers").glob("part-*"))[0]
-    part.write_bytes(b"cos\nsystem\n(S'touch " + bytes(run_path / "owned") + b"'\ntR.")
-    with pytest.warns(GradscopeWarning, match="damaged"):
-        load(run_path).frame()
-    assert not (run_path / "owned").exists()
-
-
-def damaged(content: bytes, chance: random.Random) -> bytes:
-    """Return `content` with a bit flipped, some bytes overwritten, or its end cut off."""
-    bytes_ = bytearray(content)
-    kind = chance.randrange(4)
-    at = chance.randrange(len(bytes_))
-    if kind <= 1:
-        bytes_[at] ^= 1 << chance.randrange(8)
-    elif kind == 2:
-        bytes_[at : at + 16] = chance.randbytes(len(bytes_[at : at + 16]))
-    else:
-        del bytes_[at:]
-    return bytes(bytes_)
-
-
-def everything(run: Run) -> dict[str, pd.DataFrame]:
-    names = ("layers", "shortcuts", "steps", "layer_readings", "shortcut_readings")
-    return {name: getattr(run, name) for name in names}
-
-
-def check_present_rows(frame: pd.DataFrame, intact: pd.DataFrame) -> None:
-    """Each row that is there is the intact one, but for readings that are NaN."""
-    width = len(intact) // intact["step"].nunique()
-    index = frame.iloc[:, 1] if width > 1 else 0  # of the layer or shortcut
-    true = intact.iloc[(frame["step"] * width + index).to_numpy()]
-    assert (frame.isna().to_numpy() | (frame.to_numpy() == true.to_numpy())).all()
-
-
-def test_no_damage_gives_a_wrong_number_or_a_foreign_exception(run_path: Path) -> None:
-    intact = everything(load(run_path))
-    files = sorted(file for file in run_path.rglob("*") if file.name[0] != ".")
-    files = [file for file in files if file.is_file()]
-    chance = random.Random(0)
-    outcomes = dict.fromkeys(("refused", "warned", "unharmed"), 0)
-    for _ in range(1000):
-        file = chance.choice(files)
-        content = file.read_bytes()
-        file.write_bytes(damaged(content, chance))
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            try:
-                read = everything(load(run_path))
-            except GradscopeError as error:
-                assert str(file) in str(error)
-                outcomes["refused"] += 1
-                continue
-            finally:
-                file.write_bytes(content)
-        assert all(w.category is GradscopeWarning for w in told), [str(w.message) for w in told]
-        if not told:
-            for name, frame in read.items():
-                pd.testing.assert_frame_equal(frame, intact[name])
-            outcomes["unharmed"] += 1
-            continue
-        outcomes["warned"] += 1
-        assert any(str(file) in str(w.message) for w in told)
-        if file.name != "run.json":  # whose warning is about all that it lists
-            for name in ("layer_readings", "shortcut_readings", "steps"):
-                assert list(read[name].columns) == list(intact[name].columns)
-                check_present_rows(read[name], intact[name])
-    assert outcomes["refused"] > 0
-    assert outcomes["warned"] > 700

@@ -1,9 +1,7 @@
-"""Reading runs: frames, arrays, CSV, refreshing, discovery, and what is wrong with a path."""
+"""Reading runs: frames, arrays, and refreshing them while they grow."""
 
 from __future__ import annotations
 
-import io
-import json
 import shutil
 import threading
 import warnings
@@ -16,7 +14,7 @@ import synthetic
 
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.run import Run, discover, load, load_all
+from gradscope.run import load
 from gradscope.store import RunWriter
 
 
@@ -29,12 +27,6 @@ def check_contract(frame: pd.DataFrame, table: schema.Table) -> None:
     for column in table:
         expected = pd.Series([], dtype=column.dtype).dtype
         assert frame[column.name].dtype == expected, column.name
-
-
-def edit_meta(path: Path, **fields: object) -> None:
-    """Change run.json as a user with an editor would."""
-    file = path / "run.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
 
 
 @pytest.fixture
@@ -289,112 +281,6 @@ def test_threads_share_a_run_that_grows(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def test_csv_holds_the_frame_with_all_digits(path: Path, tmp_path: Path) -> None:
-    run = load(path)
-    run.to_csv(tmp_path / "report.csv")
-    read = pd.read_csv(tmp_path / "report.csv", dtype=str)
-    read = read.astype(run.frame().dtypes)
-    pd.testing.assert_frame_equal(read, run.frame(), check_exact=True)
-
-
-def test_csv_of_a_run_longer_than_a_piece_is_whole(tmp_path: Path) -> None:
-    path = synthetic.write_run(tmp_path / "run", n_layers=300, n_steps=1000, flush=300)
-    chunks = list(load(path).csv_chunks())
-    assert len(chunks) > 2
-    read = pd.read_csv(io.BytesIO(b"".join(chunks)), usecols=["step", "layer", "signal_norm"])
-    frame = load(path).frame()
-    pd.testing.assert_frame_equal(
-        read, frame[list(read.columns)].astype(read.dtypes), check_exact=False, rtol=1e-7
-    )
-
-
-def test_csv_keeps_inf_and_zero_and_leaves_nan_empty(tmp_path: Path) -> None:
-    writer = synthetic.start(tmp_path / "run", n_layers=4)
-    rows = synthetic.layer_rows(4, span(0, 0), decades=1.0)
-    rows["signal_norm"] = np.float32([np.inf, -np.inf, 0.0, np.nan])
-    writer.append("layers", rows)
-    writer.append("steps", synthetic.step_rows(span(0, 0), loss_floor=0.0))
-    writer.close()
-    load(tmp_path / "run").to_csv(tmp_path / "r.csv")
-    cells = pd.read_csv(tmp_path / "r.csv", dtype=str, keep_default_na=False)["signal_norm"]
-    assert cells.tolist() == ["inf", "-inf", "0", ""]
-
-
-def test_csv_of_a_run_without_steps_is_its_header(tmp_path: Path) -> None:
-    RunWriter(tmp_path / "run", {}).close()
-    with pytest.warns(GradscopeWarning, match="no step is recorded"):
-        load(tmp_path / "run").to_csv(tmp_path / "r.csv")
-    assert (tmp_path / "r.csv").read_text() == ",".join(schema.names(schema.FRAME)) + "\n"
-
-
-def test_csv_is_not_overwritten_unless_told_to(path: Path, tmp_path: Path) -> None:
-    target = tmp_path / "report.csv"
-    target.write_text("mine")
-    with pytest.raises(GradscopeError, match=r"report\.csv: exists already.*overwrite=True"):
-        load(path).to_csv(target)
-    assert target.read_text() == "mine"
-    load(path).to_csv(target, overwrite=True)
-    assert len(pd.read_csv(target)) == 440
-    with pytest.raises(GradscopeError, match="not a file"):
-        load(path).to_csv(tmp_path, overwrite=True)
-
-
-def test_csv_that_cannot_be_written_leaves_nothing_behind(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match="cannot be written, no such file or directory"):
-        load(path).to_csv(tmp_path / "missing" / "r.csv")
-    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
-
-
-HOSTILE = [
-    "=HYPERLINK(1)",
-    "+1",
-    "-1",
-    "@SUM(A1)",
-    "\t=1",
-    "\r=1",
-    'a"b,c\nd',
-    "<script>alert(1)</script>",
-    "../../etc/passwd",
-    "x" * 10_000,
-    "\x1b[31m",
-    "日本語 😀 é",
-    "\ud800 lone",
-]
-
-
-def hostile_run(path: Path) -> Run:
-    table = synthetic.layer_table(len(HOSTILE))
-    for row, name in zip(table, HOSTILE, strict=True):
-        row["name"] = row["kind"] = name
-    writer = RunWriter(path, {"model": HOSTILE[7]})
-    writer.update(layers=table)
-    writer.append("layers", synthetic.layer_rows(len(HOSTILE), span(0, 2), decades=1.0))
-    writer.append("steps", synthetic.step_rows(span(0, 2), loss_floor=0.0))
-    writer.close()
-    return load(path)
-
-
-def test_names_come_back_whatever_they_hold(tmp_path: Path) -> None:
-    run = hostile_run(tmp_path / "run")
-    assert run.layers["name"].tolist() == [*HOSTILE[:-1], "? lone"]  # no UTF-8 for a surrogate
-    assert run.frame()["kind"].tolist() == [*HOSTILE[:-1], "? lone"] * 3
-
-
-def test_csv_defuses_formulas_in_names(tmp_path: Path) -> None:
-    hostile_run(tmp_path / "run").to_csv(tmp_path / "r.csv")
-    with open(tmp_path / "r.csv", encoding="utf-8", newline="") as file:
-        read = pd.read_csv(file, lineterminator="\n")
-    names = read["name"][: len(HOSTILE)].tolist()
-    assert names == [f"'{name}" for name in HOSTILE[:6]] + [*HOSTILE[6:-1], "? lone"]
-
-
-def test_the_html_of_a_run_escapes_its_names(tmp_path: Path) -> None:
-    run = hostile_run(tmp_path / "run <b>")
-    page = run._repr_html_()
-    assert "<script>" not in page and "&lt;script&gt;" in page
-    assert "<b>" not in page and "run &lt;b&gt;" in page
-
-
 def test_repr_says_what_the_run_is(path: Path) -> None:
     assert repr(load(path)) == (
         "<Run 'net': ResidualNet, 11 layers, 5 shortcuts, 40 recorded steps, closed>"
@@ -405,105 +291,6 @@ def test_a_run_is_named_after_its_folder(path: Path) -> None:
     moved = path.with_name("renamed")
     shutil.move(path, moved)
     assert load(moved).name == "renamed"
-
-
-def test_discover_lists_runs_two_folders_deep(path: Path, tmp_path: Path) -> None:
-    other = synthetic.write_run(tmp_path / "runs" / "sweep" / "a", n_steps=3)
-    synthetic.write_run(tmp_path / "runs" / "one" / "two" / "three", n_steps=3)
-    synthetic.write_run(tmp_path / "runs" / ".trash" / "gone", n_steps=3)
-    assert discover(tmp_path / "runs") == [path, other]
-    assert discover(path) == [path]
-    assert discover(str(path / "layers")) == []
-    with pytest.raises(GradscopeError, match="nowhere: there is no such folder"):
-        discover(tmp_path / "nowhere")
-
-
-def test_discover_reads_no_parts(path: Path) -> None:
-    for part in path.rglob("*.parquet"):
-        part.write_bytes(b"")
-    assert discover(path.parent) == [path]
-
-
-def test_load_all_opens_every_run_and_tells_of_broken_ones(path: Path, tmp_path: Path) -> None:
-    broken = synthetic.write_run(tmp_path / "runs" / "broken", n_steps=3)
-    (broken / "run.json").write_text("{")
-    synthetic.write_run(tmp_path / "runs" / "other", n_steps=3)
-    with pytest.warns(GradscopeWarning, match=r"broken/run\.json: broken, not JSON"):
-        runs = load_all(tmp_path / "runs")
-    assert [run.name for run in runs] == ["net", "other"]
-
-
-def test_load_guesses_which_folder_was_meant(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match=r"not a run, .* did you mean \S+/runs/net\?"):
-        load(path.parent)
-    for name in "abc":
-        shutil.copytree(path, path.with_name(name))
-    with pytest.raises(GradscopeError, match=r"did you mean one of \S+/a, .* or 1 more\?"):
-        load(path.parent)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(GradscopeError, match=r"not a run, it holds no run\.json$"):
-        load(tmp_path / "empty")
-
-
-def test_load_refuses_what_is_no_folder(path: Path, tmp_path: Path) -> None:
-    with pytest.raises(GradscopeError, match="there is no such folder"):
-        load(tmp_path / "nothing")
-    with pytest.raises(GradscopeError, match=r"run\.json: not a folder"):
-        load(path / "run.json")
-    with pytest.raises(GradscopeError, match="there is no such folder"):
-        load("x" * 5000)
-
-
-def test_load_refuses_a_newer_format(path: Path) -> None:
-    edit_meta(path, format=schema.FORMAT_VERSION + 1)
-    with pytest.raises(GradscopeError, match=r"run\.json: format 2 is newer .* pip install -U"):
-        load(path)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", "{}", '{"format": "1"}', '{"format": true}', "[" * 100_000, "\ufffe"],
-)
-def test_load_refuses_a_broken_run_json(path: Path, text: str) -> None:
-    (path / "run.json").write_text(text)
-    with pytest.raises(GradscopeError, match=r"run\.json: "):
-        load(path)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"layers": 3},
-        {"layers": [1, 2]},
-        {"layers": [{"layer": 0}]},
-        {"layers": [{**synthetic.layer_table(1)[0], "layer": 1}]},
-        {"layers": [{**synthetic.layer_table(1)[0], "name": 7}]},
-        {"layers": [{**synthetic.layer_table(1)[0], "parameters": 10**30}]},
-        {"layers": [{**synthetic.layer_table(1)[0], "depth": 1.5}]},
-        {"shortcuts": [{**synthetic.shortcut_table(1)[0], "position": "first"}]},
-        {"notes": "x"},
-        {"lost": {}},
-    ],
-)
-@pytest.mark.filterwarnings("ignore:.*does not match its checksum")
-def test_load_refuses_lists_that_are_broken(path: Path, fields: dict[str, object]) -> None:
-    edit_meta(path, **fields)
-    with pytest.raises(GradscopeError, match=r"run\.json: broken, "):
-        load(path)
-
-
-def test_an_edited_run_json_is_read_with_a_warning(path: Path) -> None:
-    edit_meta(path, model="Better")
-    with pytest.warns(GradscopeWarning, match=r"run\.json: does not match its checksum"):
-        assert load(path).meta["model"] == "Better"
-
-
-def test_load_tells_of_lost_steps(path: Path) -> None:
-    writer = RunWriter(path, {}, resume=True)
-    writer.update(lost=[{"first": 1200, "last": 1350, "why": "no space left on device"}])
-    writer.close()
-    with pytest.warns(GradscopeWarning, match="lost steps 1200-1350: no space left on device"):
-        load(path)
 
 
 def test_a_run_without_a_close_has_crashed(tmp_path: Path) -> None:
