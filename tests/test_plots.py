@@ -215,7 +215,7 @@ def test_zero_inf_and_nan_are_marked_and_said(tmp_path: Path) -> None:
     info = depth_profile_info(write_with(tmp_path / "odd", 7, 3, signal_norm=signal))
     assert "1 of 4 layers exactly 0, 1 inf, 1 NaN" in depth_profile_caption(info)
     traces = depth_profile_figure(info)["data"]
-    marks = [trace["marker"]["symbol"] for trace in traces if trace["mode"] == "markers"]
+    marks = [trace["marker"]["symbol"] for trace in traces if trace["mode"] == "markers+text"]
     assert marks == ["x", "triangle-up", "circle-open"]
     (line,) = [trace for trace in traces if trace["mode"].startswith("lines") and "name" in trace]
     assert line["y"] == [None, None, None, 1.0]

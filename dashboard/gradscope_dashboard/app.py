@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dash import Dash, dcc, html
 
-from gradscope_dashboard import controls, exports, security
+from gradscope_dashboard import cards, controls, exports, history, security
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.views import VIEWS
 
@@ -40,6 +40,8 @@ def make_app(path: str | Path, *, trusted_hosts: list[str] | None = None) -> Das
     controls.register(app, library)
     for view in VIEWS:
         view.register(app, library, names)
+    cards.register(app, library, names)
+    history.register(app, library, names)
     exports.register(app, library, names)
     security.protect(app, trusted_hosts)
     return app
@@ -59,9 +61,11 @@ def _layout() -> html.Div:
             controls.header(),
             html.Main(
                 [
+                    html.Div(id="cards"),
                     controls.controls(),
                     controls.tabs(),
                     html.Div(id="view"),
+                    html.Div(id="drawer", hidden=True),
                 ]
             ),
         ]

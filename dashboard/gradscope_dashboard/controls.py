@@ -8,8 +8,9 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, 
 from dash.exceptions import PreventUpdate
 
 from gradscope.plots import DARK, LIGHT, METRICS, Theme
-from gradscope.plots.theme import DASHES
 from gradscope_dashboard import state
+from gradscope_dashboard.cards import swatch
+from gradscope_dashboard.exports import links
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import aria, read_page
 from gradscope_dashboard.views import VIEWS
@@ -134,6 +135,7 @@ def register(app: Dash, library: Library) -> None:
         Input("step", "value"),
         Input("step-number", "value"),
         Input({"set": ALL, "to": ALL}, "n_clicks"),
+        Input({"do": ALL, "to": ALL, "of": ALL}, "n_clicks"),
         *[Input(graph, "clickData", allow_optional=True) for graph in CLICKS],
         State("screen", "data"),
         prevent_initial_call=True,
@@ -213,7 +215,8 @@ def register(app: Dash, library: Library) -> None:
         now = state.parse(search, NAMES, library.names)
         used = VIEWS[NAMES.index(now.view)].CONTROLS
         words, kind = _live(found["marks"])
-        return words, kind, _exports(search), "metric" not in used, "step" not in used
+        menu = links(search, now.selected(library.names))
+        return words, kind, menu, "metric" not in used, "step" not in used
 
     @app.callback(
         Output("view", "children"),
@@ -232,7 +235,7 @@ def _pressed(
     button: Any, now: state.State, names: list[str], screen: dict[str, Any]
 ) -> state.State:
     """Return the state after the button with the id `button` was pressed."""
-    key, to = button["set"], button["to"]
+    key, to = button.get("set") or button["do"], button["to"]
     if key == "run":
         return now.toggled(to, names)
     if key == "theme":
@@ -241,6 +244,8 @@ def _pressed(
         return now.but(step=None)
     if key == "layer":
         return now.but(layer=to or None)
+    if key == "rows":
+        return now.but(rows=now.rows + state.ROWS)
     return now.but(**{key: to})
 
 
@@ -255,14 +260,6 @@ def _run_button(name: str, theme: Theme, library: Library) -> html.Button:
     return _button("run", name, label, library.problem(name))
 
 
-def swatch(slot: int, theme: Theme) -> html.Span:
-    """Return a short sample of the line of the run at the place `slot`."""
-    styles = {"solid": "solid", "dash": "dashed", "dot": "dotted"}
-    color = theme.lines[slot % len(theme.lines)]
-    style = styles.get(DASHES[slot % len(DASHES)], "dashed")
-    return html.Span(className="swatch", style={"borderTop": f"3px {style} {color}"})
-
-
 def _live(marks: dict[str, list[Any]]) -> tuple[str, str]:
     """Return in words how far the shown runs are, and the class of the sign before it."""
     lasts = [mark[1] for mark in marks.values() if mark[1] is not None]
@@ -272,10 +269,3 @@ def _live(marks: dict[str, list[Any]]) -> tuple[str, str]:
     if running:
         return f"training, step {max(lasts):,}", "live"
     return f"finished, step {max(lasts):,}", "finished"
-
-
-def _exports(search: str | None) -> list[Any]:
-    """Return the links to what can be taken away."""
-    return [
-        html.A("CSV", href=f"export/shown.csv{search or ''}", className="button"),
-    ]

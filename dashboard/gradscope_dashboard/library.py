@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from gradscope.diagnosis import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.findings import Diagnosis
 from gradscope.run import Run, discover, load
 
 
@@ -41,6 +43,7 @@ class Library:
         self._runs: dict[str, Run] = {}
         self._problems: dict[str, str] = {}
         self._notes: dict[str, list[str]] = {}
+        self._diagnoses: dict[str, tuple[tuple[int, str], Diagnosis]] = {}
         self.rescan()
 
     @property
@@ -87,6 +90,16 @@ class Library:
                     last = int(steps.iloc[-1]) if len(steps) else None
                     marks[name] = [len(steps), last, run.status]
         return marks
+
+    def diagnosis(self, name: str) -> Diagnosis:
+        """Return the diagnosis of the readable run called `name`, made anew when it has grown."""
+        with self.lock:
+            (run,) = self.get([name])
+            mark = (len(run.steps), run.status)
+        known = self._diagnoses.get(name)
+        if known is None or known[0] != mark:
+            known = self._diagnoses[name] = (mark, diagnose(run))
+        return known[1]
 
     def problem(self, name: str) -> str | None:
         """Return why the run called `name` cannot be read, None if it can."""

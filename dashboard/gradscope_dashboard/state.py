@@ -8,9 +8,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from gradscope.plots import METRICS
+from gradscope.plots.layer_table import SHOWN
 
 FIRST_METRIC = next(iter(METRICS))
 SHOWN_AT_FIRST = 4
+ROWS, MOST_ROWS = 25, 1000
+TABLE_COLUMNS = ("run", "number", "name", "kind", "parameters", *SHOWN)
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class State:
         Name of the layer whose history is open.
     theme : str or None
         "light" or "dark"; None is what the system prefers.
+    sort : str or None
+        Column by which the table of layers is sorted, descending after a minus; None is the
+        worst first.
+    rows : int
+        How many layers the table shows.
     """
 
     view: str
@@ -37,6 +45,8 @@ class State:
     step: int | None = None
     layer: str | None = None
     theme: str | None = None
+    sort: str | None = None
+    rows: int = ROWS
 
     def but(self, **changes: Any) -> State:
         """Return this state with `changes`."""
@@ -66,9 +76,15 @@ class State:
         pairs += [("run", name) for name in self.runs]
         if self.metric != FIRST_METRIC:
             pairs.append(("metric", self.metric))
-        for key in ("step", "layer", "theme"):
+        for key, at_first in (
+            ("step", None),
+            ("layer", None),
+            ("theme", None),
+            ("sort", None),
+            ("rows", ROWS),
+        ):
             value = getattr(self, key)
-            if value is not None:
+            if value != at_first:
                 pairs.append((key, value))
         return f"?{urlencode(pairs)}" if pairs else ""
 
@@ -80,12 +96,17 @@ def parse(search: str | None, views: Sequence[str], runs: Collection[str]) -> St
     def last(key: str) -> str:
         return query.get(key, [""])[-1]
 
-    step = last("step")
+    def number(key: str, default: int | None) -> int | None:
+        text = last(key)
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else default
+
     return State(
         view=last("view") if last("view") in views else views[0],
         runs=tuple(name for name in dict.fromkeys(query.get("run", [])) if name in runs),
         metric=last("metric") if last("metric") in METRICS else FIRST_METRIC,
-        step=int(step) if step.isascii() and step.isdigit() and len(step) < 16 else None,
+        step=number("step", None),
         layer=last("layer") or None,
         theme=last("theme") if last("theme") in ("light", "dark") else None,
+        sort=last("sort") if last("sort").removeprefix("-") in TABLE_COLUMNS else None,
+        rows=min(number("rows", ROWS) or ROWS, MOST_ROWS),
     )

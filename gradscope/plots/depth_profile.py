@@ -32,7 +32,7 @@ from gradscope.run import Run
 TITLE = "How much gradient reaches each layer?"
 WINDOW = 10
 """The band spans this many recorded steps before and after the one drawn."""
-HEIGHT = 400
+HEIGHT = 350
 NORMAL = 100.0
 """Within this factor of the output layer's gradient the background is shaded."""
 

@@ -64,7 +64,7 @@ def derivatives_info(runs: Run | Sequence[Run], *, step: int | None = None) -> l
         kinds = run.layers["kind"].to_numpy()[data.layers]
         bounds = np.array([BOUNDS.get(str(kind), np.nan) for kind in kinds])
         depth = (data.layers + 0.5) / len(run.layers) * 100
-        names = [name for name, keep in zip(data.names, read, strict=True) if keep]
+        names = [data.names[i] for i in np.flatnonzero(read)]
         lines.append(
             DerivativeLine(
                 place,
@@ -120,8 +120,8 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
                 f"<extra>{name}</extra>",
             }
         )
-        ends = [(value, at) for value, at in zip(line.values, line.depth) if np.isfinite(value)]
-        if ends:
+        finite = line.values[np.isfinite(line.values)]
+        if len(finite):
             layout["annotations"].append(
                 annotation(
                     theme,
@@ -130,7 +130,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
                     xref="paper",
                     xanchor="left",
                     xshift=6,
-                    y=ends[-1][0],
+                    y=float(finite[-1]),
                     font={"color": theme.label(line.place)},
                 )
             )

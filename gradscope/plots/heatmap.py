@@ -129,7 +129,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     if not info.panels:
         return nothing_to_show(theme, "No step has been recorded yet.")
     count = len(info.panels)
-    layout = base_layout(theme, 470 if not theme.narrow else 320 * count + 60)
+    layout = base_layout(theme, 500 if not theme.narrow else 320 * count + 60)
     layout["plot_bgcolor"] = theme.missing
     layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 48}
     layout["coloraxis"] = _color_axis(info, theme)
@@ -158,7 +158,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
             autorange="reversed",
             type="category",
             tickmode="array",
-            tickvals=[_category(i, panel) for i in ticks],
+            tickvals=[row_name(i, panel.names[i]) for i in ticks],
             ticktext=[str(i + 1) for i in ticks],
             showgrid=False,
         )
@@ -214,7 +214,10 @@ def heatmap(
 
 def _cells(panel: HeatmapPanel, metric: Metric, theme: Theme, suffix: str) -> list[dict[str, Any]]:
     """Return the coloured cells, and cells of their own for what has no logarithm."""
-    where = {"x": panel.steps.tolist(), "y": [_category(i, panel) for i in range(len(panel.names))]}
+    where = {
+        "x": panel.steps.tolist(),
+        "y": [row_name(i, panel.names[i]) for i in range(len(panel.names))],
+    }
     where |= {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "type": "heatmap"}
     values = panel.values.astype(np.float32)
     drawn = np.isfinite(values) & ((values > 0) | (not metric.log))
@@ -250,9 +253,9 @@ def _cells(panel: HeatmapPanel, metric: Metric, theme: Theme, suffix: str) -> li
     return cells
 
 
-def _category(layer: int, panel: HeatmapPanel) -> str:
-    """Return the row of a layer: its number from 1 and its name."""
-    return f"{layer + 1} · {words.safe(panel.names[layer])}"
+def row_name(place: int, name: str) -> str:
+    """Return what the row of the `place`-th layer, from 0, is called: `1 · conv1`."""
+    return f"{place + 1} · {words.safe(name)}"
 
 
 def _ticks(layers: int) -> list[int]:

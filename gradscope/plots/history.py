@@ -91,6 +91,8 @@ def history_figure(curves: list[HistoryCurve], theme: Theme = LIGHT) -> FigureDi
         values = np.concatenate([c.values for c in curves if c.metric is metric])
         good = values[np.isfinite(values) & (values > 0)]
         low, high = (good.min(), good.max()) if len(good) else (1.0, 1.0)
+        # Zeros lie below all numbers, infinities and NaN above them.
+        low, high = low / (high / low) ** 0.15 / 1.5, high * 1.2
         for curve in curves:
             if curve.metric is metric:
                 data += _curve(curve, theme, suffix, float(low), float(high))
@@ -141,7 +143,7 @@ def _curve(
     """Return a run's line, and marks where there is no number to draw."""
     style = theme.line(curve.place, 2)
     name = words.safe(curve.run)
-    where = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    where: dict[str, Any] = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
     line: dict[str, Any] = {
         **where,
         "type": "scatter",

@@ -115,7 +115,9 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
                 "xaxis": f"x{suffix}",
                 "yaxis": f"y{suffix}",
                 "marker": {"color": [_color(value, theme) for value in bars]},
-                "text": [f"{value:+.1f}" for value in bars],
+                "text": [
+                    f"{value:+.1f}".replace("-0.0", "0").replace("+0.0", "0") for value in bars
+                ],
                 "textposition": "outside",
                 "cliponaxis": False,
                 "hovertemplate": "%{y}: %{x:+.2f} decades<extra></extra>",

@@ -64,7 +64,7 @@ METRICS: dict[str, Metric] = {
             "How far one step moved the layer's weights, as a share of their size:"
             " |change| ÷ |weights|.",
         ),
-        Metric("weight_norm", "weights", "weight", "Size (L2 norm) of the layer's weights."),
+        Metric("weight_norm", "weight norm", "weight", "Size (L2 norm) of the layer's weights."),
         Metric(
             "activation_std",
             "activation spread",

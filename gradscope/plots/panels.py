@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.plots.readings import Floats
 from gradscope.plots.theme import Theme
@@ -39,7 +40,7 @@ def drawable(values: Floats, *, log: bool = True) -> list[float | None]:
 
 
 def odd_marks(
-    x: Floats,
+    x: NDArray[Any],
     values: Floats,
     *,
     ends: tuple[float, float],
@@ -74,11 +75,14 @@ def odd_marks(
         (np.isnan(values), "circle-open", ceiling, "NaN"),
     ):
         if mask.any():
-            hit = np.flatnonzero(mask)
+            hit = np.flatnonzero(mask).tolist()
             traces.append(
                 {
                     "type": "scatter",
-                    "mode": "markers",
+                    "mode": "markers+text",
+                    "text": [*[""] * (len(hit) - 1), said],
+                    "textposition": "top left",
+                    "textfont": {"color": theme.text, "size": 11},
                     "x": x[hit].tolist(),
                     "y": [height] * len(hit),
                     "marker": {

@@ -212,7 +212,7 @@ def _curve(
 ) -> list[dict[str, Any]]:
     """Return a layer's line, and marks where the speed is zero or no number."""
     name = f"{curve.number} · {words.safe(curve.name)}"
-    where = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    where: dict[str, Any] = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
     line: dict[str, Any] = {
         **where,
         "type": "scatter",

@@ -29,7 +29,7 @@ from gradscope.plots.theme import (
 )
 from gradscope.run import Run
 
-TITLE = "Gradient at the first layer ÷ gradient at the output layer, over the training"
+TITLE = "How much of it survives to the first layer, step by step?"
 CAPTION = "1 means that the whole gradient arrives. Click to look at that moment."
 POINTS = 400
 HEIGHT = 150

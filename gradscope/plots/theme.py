@@ -66,11 +66,18 @@ class Theme:
         """Return the place among all runs of the `run`-th drawn one."""
         return self.slots[run] if run < len(self.slots) else run
 
+    def color(self, slot: int) -> str:
+        """Return the colour of the line of the run at the place `slot` among all."""
+        return self.lines[slot % len(self.lines)]
+
+    def dash(self, slot: int) -> str:
+        """Return the style of the line of the run at the place `slot` among all."""
+        return DASHES[slot % len(DASHES)]
+
     def line(self, run: int, width: float = 2.5) -> dict[str, Any]:
         """Return plotly's line style of the `run`-th drawn run."""
         slot = self.slot(run)
-        color = self.lines[slot % len(self.lines)]
-        return {"color": color, "dash": DASHES[slot % len(DASHES)], "width": width}
+        return {"color": self.color(slot), "dash": self.dash(slot), "width": width}
 
     def label(self, run: int) -> str:
         """Return the colour of text about the `run`-th drawn run."""

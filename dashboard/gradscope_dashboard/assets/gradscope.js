@@ -20,6 +20,13 @@ window.addEventListener("resize", function () {
   if (button) button.click();
 });
 
+// Escape closes what is open: a layer's history, the menu of exports.
+window.addEventListener("keydown", function (event) {
+  if (event.key !== "Escape") return;
+  document.querySelectorAll("#drawer button[aria-label='Close layer']").forEach((b) => b.click());
+  document.querySelectorAll("#exports details[open]").forEach((d) => d.removeAttribute("open"));
+});
+
 // Dash's slider has no name of its own for a screen reader.
 new MutationObserver(function () {
   document.querySelectorAll("#steps [role=slider]:not([aria-label])").forEach(function (thumb) {

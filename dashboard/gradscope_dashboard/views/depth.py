@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 from dash import Dash, html
 
 from gradscope.plots.depth_profile import (
@@ -46,6 +47,26 @@ def _draw_survival(page: Page) -> Drawing:
         step = max(int(line.steps[-1]) for line in lines)
     figure = survival_figure(lines, page.theme, marked=step)
     return Drawing(figure, survival_caption(lines))
+
+
+def table(page: Page) -> pd.DataFrame:
+    """Return the points of the profile."""
+    info = depth_profile_info(page.runs, metric=page.state.metric, step=page.state.step)
+    frames = [
+        pd.DataFrame(
+            {
+                "run": line.run,
+                "step": line.step,
+                "layer": line.names,
+                info.metric.name: line.values,
+                "percentile_10": line.low,
+                "percentile_90": line.high,
+                **({} if line.cut is None else {"cut": line.cut}),
+            }
+        )
+        for line in info.lines
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run"])
 
 
 def _layer_at(point: dict[str, Any], page: Page) -> dict[str, Any]:

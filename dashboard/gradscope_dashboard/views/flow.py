@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
+import pandas as pd
 from dash import Dash, html
 
 from gradscope.plots.flow_map import TITLE, flow_map_caption, flow_map_figure, flow_map_info
@@ -30,4 +32,17 @@ def _draw(page: Page) -> Drawing:
     return Drawing(flow_map_figure(roads, page.theme), flow_map_caption(roads))
 
 
-CLICKS: dict[str, Any] = {}
+def table(page: Page) -> pd.DataFrame:
+    """Return the layers and, with their forms, the residual blocks of the roads."""
+    rows = []
+    for road in flow_map_info(page.runs, step=page.state.step):
+        rows += [{"run": road.run, "step": road.step, **asdict(s)} for s in road.stations]
+        rows += [{"run": road.run, "step": road.step, **asdict(f)} for f in road.forks]
+    return pd.DataFrame(rows, columns=None if rows else ["run"])
+
+
+def _layer_at(point: dict[str, Any], page: Page) -> dict[str, Any]:
+    return {"layer": point["customdata"][-1]}
+
+
+CLICKS = {"flow": _layer_at}

@@ -6,6 +6,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from dash import Dash, Input, Output, State, dcc, html
 
 from gradscope.plots.heatmap import (
@@ -14,6 +16,7 @@ from gradscope.plots.heatmap import (
     heatmap_caption,
     heatmap_figure,
     heatmap_info,
+    row_name,
 )
 from gradscope.plots.metrics import metric_named
 from gradscope_dashboard.library import Library
@@ -64,4 +67,29 @@ def _draw(page: Page, zoom: dict[str, list[float]]) -> Drawing:
     return Drawing(heatmap_figure(info, page.theme), heatmap_caption(info))
 
 
-CLICKS: dict[str, Any] = {}
+def table(page: Page) -> pd.DataFrame:
+    """Return the cells, one row a run, layer and bin of steps."""
+    info = heatmap_info(page.runs, metric=page.state.metric)
+    frames = [
+        pd.DataFrame(
+            {
+                "run": panel.run,
+                "layer": np.repeat(panel.names, len(panel.steps)),
+                "step": np.tile(panel.steps, len(panel.names)),
+                info.metric.name: panel.values.ravel(),
+            }
+        )
+        for panel in info.panels
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run"])
+
+
+def _layer_at(point: dict[str, Any], page: Page) -> dict[str, Any]:
+    for panel in heatmap_info(page.runs, metric=page.state.metric, bins=1).panels:
+        for place, name in enumerate(panel.names):
+            if row_name(place, name) == point["y"]:
+                return {"layer": name}
+    return {}
+
+
+CLICKS = {"heatmap": _layer_at}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 from dash import Dash, html
 
 from gradscope.plots.speed import TITLE, speed_caption, speed_figure, speed_info
@@ -30,4 +31,20 @@ def _draw(page: Page) -> Drawing:
     return Drawing(speed_figure(panels, page.theme), speed_caption(panels))
 
 
-CLICKS: dict[str, Any] = {}
+def table(page: Page) -> pd.DataFrame:
+    """Return the points of the curves."""
+    frames = [
+        pd.DataFrame(
+            {"run": p.run, "layer": curve.name, "step": curve.steps, "update_ratio": curve.values}
+        )
+        for p in speed_info(page.runs)
+        for curve in p.curves
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["run"])
+
+
+def _layer_at(point: dict[str, Any], page: Page) -> dict[str, Any]:
+    return {"layer": point["customdata"][-1]}
+
+
+CLICKS = {"speed": _layer_at}

@@ -1,0 +1,46 @@
+"""The drawer at the bottom of the page: the whole history of the layer that was clicked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import Dash, Input, Output, State, html
+from dash.exceptions import PreventUpdate
+
+from gradscope.plots.history import history_caption, history_figure, history_info
+from gradscope_dashboard import state
+from gradscope_dashboard.library import Library
+from gradscope_dashboard.page import Drawing, Page, aria, chart, draw_with
+
+
+def register(app: Dash, library: Library, views: list[str]) -> None:
+    """Add the callbacks that open the drawer and that draw in it."""
+
+    @app.callback(
+        Output("drawer", "children"),
+        Output("drawer", "hidden"),
+        Input("url", "search"),
+        State("drawer", "children"),
+    )
+    def open_drawer(search: str, opened: Any) -> tuple[Any, bool]:
+        wanted = state.parse(search, views, library.names)
+        layer = wanted.layer
+        runs = library.get(wanted.selected(library.names))
+        if layer is None or not any((run.layers["name"] == layer).any() for run in runs):
+            return None, True
+        if opened and opened["props"]["children"][0]["props"]["children"] == f"Layer {layer}":
+            raise PreventUpdate
+        section = chart("history", f"Layer {layer}")
+        section.children.append(
+            html.Button(
+                "Close", id={"do": "layer", "to": "", "of": ""}, **aria(label="Close layer")
+            )
+        )
+        return section, False
+
+    draw_with(app, library, views, "history", _draw)
+
+
+def _draw(page: Page) -> Drawing:
+    curves = history_info(page.runs, page.state.layer or "")
+    return Drawing(history_figure(curves, page.theme), history_caption(curves))

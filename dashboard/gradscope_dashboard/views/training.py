@@ -1,0 +1,48 @@
+"""Training: losses and errors, degradation with depth, the gap to validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from dash import Dash, html
+
+from gradscope.comparison import compare
+from gradscope.plots.training import TITLE, training_caption, training_figure, training_info
+from gradscope_dashboard.library import Library
+from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+
+NAME = "training"
+LABEL = "Training"
+CONTROLS = ()
+
+
+def layout() -> html.Div:
+    """Return the chart."""
+    return html.Div([chart("training", TITLE)])
+
+
+def register(app: Dash, library: Library, views: list[str]) -> None:
+    """Add the callback that draws it."""
+    draw_with(app, library, views, "training", _draw)
+
+
+def _draw(page: Page) -> Drawing:
+    curves = training_info(page.runs)
+    caption = training_caption(curves)
+    if curves:
+        caption = " ".join([caption, *(o.sentence for o in compare(page.runs).observations)])
+    return Drawing(training_figure(curves, page.theme), caption)
+
+
+def table(page: Page) -> pd.DataFrame:
+    """Return the points of the curves."""
+    rows = [
+        (curve.run, curve.column, step, value)
+        for curve in training_info(page.runs)
+        for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
+    ]
+    return pd.DataFrame(rows, columns=["run", "scalar", "step", "value"])
+
+
+CLICKS: dict[str, Any] = {}

@@ -1,0 +1,53 @@
+"""Why: where the gradient was lost or won, and how steep the activation functions are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from dash import Dash, html
+
+from gradscope.plots.derivatives import TITLE as DERIVATIVES_TITLE
+from gradscope.plots.derivatives import derivatives_caption, derivatives_figure, derivatives_info
+from gradscope.plots.ledger import TITLE, ledger_caption, ledger_figure, ledger_info
+from gradscope_dashboard.library import Library
+from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+
+NAME = "why"
+LABEL = "Why"
+CONTROLS = ("step",)
+
+
+def layout() -> html.Div:
+    """Return the two charts."""
+    return html.Div([chart("ledger", TITLE), chart("derivatives", DERIVATIVES_TITLE)])
+
+
+def register(app: Dash, library: Library, views: list[str]) -> None:
+    """Add the callbacks that draw them."""
+    draw_with(app, library, views, "ledger", _draw_ledger)
+    draw_with(app, library, views, "derivatives", _draw_derivatives)
+
+
+def _draw_ledger(page: Page) -> Drawing:
+    panels = ledger_info(page.runs, step=page.state.step)
+    return Drawing(ledger_figure(panels, page.theme), ledger_caption(panels))
+
+
+def _draw_derivatives(page: Page) -> Drawing:
+    lines = derivatives_info(page.runs, step=page.state.step)
+    return Drawing(derivatives_figure(lines, page.theme), derivatives_caption(lines))
+
+
+def table(page: Page) -> pd.DataFrame:
+    """Return what the ledger shows."""
+    panels = ledger_info(page.runs, step=page.state.step)
+    rows = [(p.run, p.step, kind, value) for p in panels for kind, value in p.decades.items()]
+    return pd.DataFrame(rows, columns=["run", "step", "kind", "decades"])
+
+
+def _layer_at(point: dict[str, Any], page: Page) -> dict[str, Any]:
+    return {"layer": point["customdata"][-1]}
+
+
+CLICKS = {"derivatives": _layer_at}
