@@ -14,6 +14,7 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 
 if TYPE_CHECKING:
     from gradscope.comparison import Comparison, compare
+    from gradscope.counterfactual import cut, path_lengths
     from gradscope.diagnosis import diagnose
     from gradscope.findings import Diagnosis, Finding
     from gradscope.gains import ledger
@@ -32,9 +33,11 @@ __all__ = [
     "Shattering",
     "__version__",
     "compare",
+    "cut",
     "diagnose",
     "ledger",
     "load",
+    "path_lengths",
     "shattering",
     "watch",
 ]
@@ -50,6 +53,8 @@ _HOMES = {
     "ledger": "gradscope.gains",
     "compare": "gradscope.comparison",
     "Comparison": "gradscope.comparison",
+    "cut": "gradscope.counterfactual",
+    "path_lengths": "gradscope.counterfactual",
     "shattering": "gradscope.probes",
     "Shattering": "gradscope.probes",
 }

@@ -11,6 +11,7 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from gradscope import measure
+from gradscope.cuts import CutGraph
 from gradscope.graph import Call, Graph
 from gradscope.plan import EdgeTap, JoinTap, Plan, ValueTap
 from gradscope.tape import Key, Strips
@@ -28,6 +29,8 @@ class Gradients:
     ----------
     arrives : called with this object before anything is read
         Says whether the backward under way trains the model.
+    cut : "shortcuts", "branches" or None
+        What no gradient passes in a second backward, taken within the first: `cut_signal_norm`.
     failed : called with keys of what could not be read, and the exception
         That reading is left out from then on; the backward goes on.
     """
@@ -38,6 +41,7 @@ class Gradients:
         strips: Strips,
         arrives: Callable[[Gradients], bool],
         failed: Callable[[Sequence[Key], Exception], None],
+        cut: str | None = None,
     ) -> None:
         self.strips = strips
         self.leaves: list[Node] = []
@@ -46,6 +50,8 @@ class Gradients:
         self._failed = failed
         self._sums: list[list[Tensor | None]] = [[] for _ in plan.sums]
         self._handles: list[RemovableHandle] = []
+        self._cut = cut
+        self._cut_graph: CutGraph | None = None
 
     def tap(self, graph: Graph, calls: Sequence[Call]) -> None:
         """Put hooks on the nodes of `graph`."""
@@ -61,14 +67,20 @@ class Gradients:
             node, slot = calls[call].outputs[position]
             taps = [ValueTap(slot, keys, [])]
             node.register_prehook(partial(self._guard, self._read_values, taps))
+        if self._cut is not None and plan.cuts[self._cut]:
+            self._cut_graph = CutGraph(graph, calls[0].outputs, plan, self._cut)
+            for i, (node, _) in enumerate(calls[0].outputs):
+                node.register_prehook(partial(self._guard, self._take_cut, [i]))
 
     def release(self) -> None:
-        """Take out the hooks that would outlive the graph."""
+        """Take out the hooks that would outlive the graph, and let go of the graph."""
+        self._cut_graph = None
         for handle in self._handles:
             handle.remove()
 
     def end_of_backward(self) -> None:
-        """Read the sums of which some edge got no gradient."""
+        """Read what did not get complete: sums of which some edge got no gradient, cuts."""
+        self._read_cut()
         for i in range(len(self._sums)):
             if self._plan.sums[i].keys and self._sums[i]:
                 self._read_sum(i)
@@ -77,7 +89,7 @@ class Gradients:
     def _guard(
         self,
         read: Callable[..., None],
-        taps: list[ValueTap] | list[EdgeTap],
+        taps: list[ValueTap] | list[EdgeTap] | list[int],
         gradients: tuple[Tensor | None, ...],
         *_: object,
     ) -> None:
@@ -87,7 +99,20 @@ class Gradients:
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
             taps.clear()
+            self._cut_graph = None
             self._failed(keys, error)
+
+    def _take_cut(self, roots: list[int], gradients: tuple[Tensor | None, ...]) -> None:
+        if self._cut_graph is not None and self._cut_graph.backward(roots[0], gradients):
+            self._read_cut()
+
+    def _read_cut(self) -> None:
+        """Read what would reach each layer if the cut were made, and let go of the graph."""
+        if self._cut_graph is not None:
+            for layer, gradient in self._cut_graph.read():
+                x = measure.dense(gradient)
+                measure.norm(x, self.strips.slot(x, ("layer", "cut_signal_norm", layer, 1)))
+        self._cut_graph = None
 
     def _read_values(
         self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]

@@ -39,6 +39,14 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_distributed(model: nn.Module) -> bool:
+    """Whether several processes train `model`: wrapped, or its parameters spread over them."""
+    return type(model).__name__ in (
+        "DistributedDataParallel",
+        "FullyShardedDataParallel",
+    ) or any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
+
+
 def clean(name: str) -> str:
     """Return the path `name` without the names that wrappers inside the model put into it."""
     return ".".join(part for part in name.split(".") if part not in _INNER_WRAPPERS)

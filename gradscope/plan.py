@@ -21,6 +21,9 @@ from gradscope.tape import Key
 SPLIT_FORMS = frozenset({"identity", "projection", "scaled", "gated", "nested"})
 """Joins whose gradient is split; the others are listed only."""
 
+CUTS = ("shortcuts", "branches")
+"""What can be cut: gradient through the shortcuts, or through the branches."""
+
 Part = Literal["shortcut", "branch", "other"]
 _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
 
@@ -70,6 +73,8 @@ class Plan:
     forward : (call, "in" or "out", tensor) -> keys
         Tensors whose norm the forward ratio of a join needs.
     leaves : nodes that accumulate the gradient of a parameter
+    cuts : way -> edges that a cut of this way lets no gradient pass
+    outputs : (value, number) of each output of a layer
     """
 
     values: dict[int, list[ValueTap]] = field(default_factory=dict)
@@ -79,6 +84,8 @@ class Plan:
     direct: list[tuple[int, int, tuple[Key, ...]]] = field(default_factory=list)
     forward: dict[tuple[int, str, int], tuple[Key, ...]] = field(default_factory=dict)
     leaves: list[int] = field(default_factory=list)
+    cuts: dict[str, list[Edge]] = field(default_factory=dict)
+    outputs: list[tuple[Value, int]] = field(default_factory=list)
 
 
 def make_plan(
@@ -120,6 +127,7 @@ def make_plan(
                 plan.direct.append((ordinal, position, (key,)))
             else:
                 whole[value].append(key)
+                plan.outputs.append((value, layer))
         key = ("layer", "input_signal_norm", layer, 1)
         for edge in call.inputs:
             value = locate(graph, edge)
@@ -151,6 +159,10 @@ def make_plan(
     plan.edges = {
         node: [EdgeTap(position, sums) for position, sums in positions.items()]
         for node, positions in edges.items()
+    }
+    plan.cuts = {
+        "shortcuts": [edge for join in joins for edge in join.shortcut_cut],
+        "branches": [edge for join in joins for edge in join.branch_cut],
     }
     own = {node for node, _ in calls[0].inputs}
     plan.leaves = [

@@ -25,6 +25,7 @@ from torch.autograd.graph import Node
 from torch.optim.optimizer import Optimizer
 
 from gradscope.catalogue import Catalogue, ShortcutInfo, occurrences
+from gradscope.compiling import Eager, may_compile
 from gradscope.gradients import Gradients
 from gradscope.graph import Graph, fingerprint
 from gradscope.joins import find_joins
@@ -54,6 +55,7 @@ class Step:
         self.ended = math.nan  # seconds since the start
         self.stepped_by: list[weakref.ref[Optimizer]] = []
         self.gradients: dict[Gradients, None] = {}  # those that a backward has reached
+        self.tapped: list[Gradients] = []  # those that hold on to their graph
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
         self.parameters: ParameterReadings | None = None
         self.strips = Strips(16)
@@ -109,17 +111,25 @@ class Recorder:
     tell : called with a sentence about what cannot be recorded
     scaler : optional
         A loss scaler whose class is not torch's.
+    compiled : bool
+        Whether torch.compile has its hands on the model.
+    cut : "shortcuts", "branches" or None
+        What to cut in a second backward, on every `cut_every`-th step.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        *,
         optimizers: Sequence[Optimizer] | None,
         every: int,
         catalogue: Catalogue,
         emit: Callable[[Row], None],
         tell: Callable[[str], None],
         scaler: Any = None,
+        compiled: bool = False,
+        cut: str | None = None,
+        cut_every: int = 1,
     ) -> None:
         self._catalogue = catalogue
         self.rows = 0
@@ -129,6 +139,8 @@ class Recorder:
         self._every = every
         self._emit = emit
         self._tell = tell
+        self._cut = cut
+        self._cut_every = cut_every
         self._start = time.monotonic()
         self._modules = Modules(model)
         self._parameters = Parameters()
@@ -147,7 +159,9 @@ class Recorder:
         self._numbered = (0, 0)
         self._step = Step(0, recorded=True)
         self._taps = ModuleTaps(self)
-        self._taps.put_in(self._modules)
+        self._compiled = compiled
+        self._eager = Eager()
+        self._arm()
         self._step_taps = [*tap_optimizers(self), ScalerTap(self, scaler)]
 
     # --- forward ------------------------------------------------------------------------------
@@ -197,8 +211,11 @@ class Recorder:
             plan = self._plans[structure] = self._make_plan(graph, forward)
         forward.supply(plan)
         self._expected[outermost] = plan
-        gradients = Gradients(plan, forward.strips, self._arrives, self._gradient_failed)
+        cut = self._cut if self._step.number % self._cut_every == 0 else None
+        gradients = Gradients(plan, forward.strips, self._arrives, self._gradient_failed, cut)
         gradients.tap(graph, calls)
+        if cut:
+            self._step.tapped.append(gradients)
         self._sizes[outermost] = 2 * len(forward.strips)
 
     def _make_plan(self, graph: Graph, forward: Forward) -> Plan:
@@ -330,8 +347,20 @@ class Recorder:
         self._step.is_over = True
         if self._step.recorded:
             self._number_layers()
+        if self._step.recorded and not self._step.gradients and may_compile():
+            self._note_compiled()
         if (self._step.number + 1) % self._every == 0:
-            self._taps.put_in(self._modules)
+            self._arm()
+
+    def _note_compiled(self) -> None:
+        """Take it that a step without a forward that trains was compiled."""
+        if not self._compiled:
+            self._compiled = True
+            self._tell(
+                f"no forward was seen in step {self._step.number}, which seems to have run compiled:"
+                " it has readings of parameters only; recorded steps run without torch.compile from"
+                " now on. Call torch.compile before watch() to have them all"
+            )
 
     def _number_layers(self) -> None:
         """Give numbers to the layers that were met, while the model is sure to be there."""
@@ -379,13 +408,20 @@ class Recorder:
         else:
             self._step.scalars, self._step.strips = step.scalars, step.strips
         if self._step.recorded:
-            self._taps.put_in(self._modules)
+            self._arm()
         else:
             self._taps.take_out(keep=self._outermost)
+            self._eager.switch_off()
+
+    def _arm(self) -> None:
+        """Make the modules report their calls."""
+        self._taps.put_in(self._modules)
+        if self._compiled:
+            self._eager.switch_on()
 
     @guarded("a row")
     def _emit_row(self, step: Step) -> None:
-        for gradients in step.gradients:
+        for gradients in (*step.gradients, *step.tapped):
             gradients.release()
         self._number_layers()
         self._emit(step.row())
@@ -401,6 +437,7 @@ class Recorder:
         if step.scalars or len(step.strips) or (step.recorded and step.is_over):
             self._emit_row(step)
         self._taps.take_out()
+        self._eager.switch_off()
         for tap in self._step_taps:
             tap.remove()
         self._step_taps = []
@@ -416,7 +453,8 @@ class Recorder:
 
     def _gradient_failed(self, keys: Sequence[Key], error: Exception) -> None:
         names = {self._modules.info(int(str(key[2]))).name for key in keys if key[0] == "layer"}
-        self.failed(f"the gradient at layer '{', '.join(sorted(names))}'", error)
+        what = f"at layer '{', '.join(sorted(names))}'" if names else f"with {self._cut} cut"
+        self.failed(f"the gradient {what}", error)
 
     def failed(self, what: str, error: Exception) -> None:
         """Tell that `what` could not be read; training goes on."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,11 @@ from torch.optim import Optimizer
 from gradscope import layers, schema
 from gradscope._version import __version__
 from gradscope.catalogue import Catalogue
+from gradscope.compiling import is_compiled
 from gradscope.drain import Drain
 from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.layers import is_distributed
+from gradscope.plan import CUTS
 from gradscope.recorder import Recorder
 from gradscope.store import RunWriter
 
@@ -40,6 +43,9 @@ def watch(
     *,
     every: int = 1,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    scaler: Any = None,
+    cut: str | None = None,
+    cut_every: int | None = None,
     flush_every: int = 500,
     flush_seconds: float = 2.0,
 ) -> Scope:
@@ -67,6 +73,15 @@ def watch(
         Steps 0, `every`, 2 `every` ... are recorded; between them nothing is read.
     optimizer : Optimizer or sequence of them, optional
         Whose steps count. By default those of every optimizer that has a parameter of the model.
+    scaler : optional
+        A loss scaler of a class of its own; torch's GradScaler is found without being named.
+    cut : {"shortcuts", "branches"}, optional
+        Also record `cut_signal_norm`: the signal that would reach each layer if no gradient could
+        pass the shortcuts (or the branches). The forward pass stays as it is, so a net with its
+        shortcuts cut is not the plain net. Costs a second backward on the steps where it is taken,
+        and holds the gradient of every layer's output meanwhile.
+    cut_every : int, optional
+        Steps 0, `cut_every`, ... of the recorded ones are cut, too; 10 x `every` by default.
     flush_every, flush_seconds : int, float
         Rows are written to disk when so many have been recorded, or so many seconds (at most 10)
         after the last time, whichever comes first: what a crash can lose.
@@ -86,7 +101,8 @@ def watch(
     Notes
     -----
     What is recorded is described column by column in `gradscope.schema`. Training is not changed:
-    same weights to the bit, same random numbers. Memory: while an optimizer steps on a recorded
+    same weights to the bit, same random numbers. Only a compiled model runs without torch.compile
+    on recorded steps, with the rounding of eager mode: choose `every` with that in mind. Memory: while an optimizer steps on a recorded
     step, a copy of the weights that it updates; besides, a few numbers for each layer.
     """
     if not isinstance(model, nn.Module):
@@ -95,11 +111,23 @@ def watch(
             f"watch() needs a torch.nn.Module, got {type(model).__name__} {model!r:.80}{hint}"
         )
     _check_settings(every, flush_every, flush_seconds)
+    cut_every = _check_cut(model, cut, cut_every, every)
     inner = layers.unwrap(model)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
     _check_model(inner)
     _check_optimizers(inner, optimizers)
-    return Scope(inner, _run_folder(inner, run), every, optimizers, flush_every, flush_seconds)
+    return Scope(
+        inner,
+        _run_folder(inner, run),
+        flush_every,
+        flush_seconds,
+        every=every,
+        optimizers=optimizers,
+        scaler=scaler,
+        compiled=is_compiled(model),
+        cut=cut,
+        cut_every=cut_every,
+    )
 
 
 class Scope:
@@ -109,10 +137,9 @@ class Scope:
         self,
         model: nn.Module,
         path: Path,
-        every: int,
-        optimizers: Sequence[Optimizer] | None,
         flush_every: int,
         flush_seconds: float,
+        **settings: Any,
     ) -> None:
         self.path = path
         self._model_id = id(model)
@@ -122,7 +149,8 @@ class Scope:
             path,
             {
                 "model": type(model).__name__,
-                "every": every,
+                "every": settings["every"],
+                "cut": settings["cut"],
                 "gradscope": __version__,
                 "torch": torch.__version__,
             },
@@ -130,7 +158,7 @@ class Scope:
         catalogue = Catalogue()
         self._drain = Drain(catalogue, self._writer, self._tell, flush_every, flush_seconds)
         self._recorder = Recorder(
-            model, optimizers, every, catalogue, self._drain.append, self._tell
+            model, catalogue=catalogue, emit=self._drain.append, tell=self._tell, **settings
         )
         _scopes[id(model)] = self
         weakref.finalize(model, _close_scope, id(model)).atexit = False
@@ -245,6 +273,27 @@ def _check_settings(every: int, flush_every: int, flush_seconds: float) -> None:
             f"watch(flush_seconds={flush_seconds!r}): needs a number of seconds above 0 and at"
             " most 10, so that a crash loses little"
         )
+
+
+def _check_cut(model: nn.Module, cut: str | None, cut_every: int | None, every: int) -> int:
+    """Return `cut_every`, its default filled in."""
+    if cut is not None and cut not in CUTS:
+        raise GradscopeError(f"watch(cut={cut!r}): needs one of {', '.join(CUTS)}, or None")
+    if cut is not None and is_distributed(model):
+        raise GradscopeError(
+            f"watch(cut={cut!r}): a second backward within the first is not supported under"
+            f" {type(model).__name__}; leave cut out, or use gradscope.cut() on one process"
+        )
+    if cut_every is None:
+        return 10 * every
+    if isinstance(cut_every, bool) or not isinstance(cut_every, int) or cut_every < 1:
+        raise GradscopeError(f"watch(cut_every={cut_every!r}): needs a whole number, 1 or more")
+    if cut_every % every:
+        raise GradscopeError(
+            f"watch(cut_every={cut_every}): only recorded steps can be cut, so it must be a"
+            f" multiple of every={every}"
+        )
+    return cut_every
 
 
 def _check_model(model: nn.Module) -> None:

@@ -58,8 +58,10 @@ class _Hook:
 
 class _EnterHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
+            return
         listener = self._listener()
-        if listener is None or torch.compiler.is_compiling():
+        if listener is None:
             return
         try:
             listener.enter(self._number, args, kwargs)
@@ -69,8 +71,10 @@ class _EnterHook(_Hook):
 
 class _LeaveHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
+            return
         listener = self._listener()
-        if listener is None or torch.compiler.is_compiling():
+        if listener is None:
             return
         try:
             listener.leave(self._number, module, args, output)
@@ -117,14 +121,14 @@ def tap_optimizers(listener: Listener) -> list[RemovableHandle]:
     reference = weakref.ref(listener)
 
     def before(optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if (found := reference()) is not None:
+        if not torch.compiler.is_compiling() and (found := reference()) is not None:
             try:
                 found.before_step(optimizer)
             except Exception as error:
                 found.failed("the beginning of steps", error)
 
     def after(optimizer: Optimizer, args: object, kwargs: object) -> None:
-        if (found := reference()) is not None:
+        if not torch.compiler.is_compiling() and (found := reference()) is not None:
             try:
                 found.after_step(optimizer)
             except Exception as error:

@@ -1,0 +1,44 @@
+"""torch.compile: compiled code has no module calls to report, so recorded steps run without it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `model` or a part of it has been handed to torch.compile."""
+    return any(
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
+
+
+def may_compile() -> bool:
+    """Whether this process has loaded the compiler."""
+    return "torch._dynamo" in sys.modules
+
+
+class Eager:
+    """Switches compiled functions of this process to their Python originals, and back.
+
+    Compiled code is kept meanwhile: switching compiles nothing again.
+    """
+
+    def __init__(self) -> None:
+        self._stance: Any = None
+
+    def switch_on(self) -> None:
+        """Run Python originals from now on."""
+        if self._stance is None:
+            self._stance = torch.compiler.set_stance("force_eager")
+
+    def switch_off(self) -> None:
+        """Go back to what was the rule before."""
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None

@@ -1,0 +1,131 @@
+"""torch.compile: readings right on recorded steps, no storm of recompilations, never silence."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo
+from reference import Reference
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+from torch.nn import functional as F
+
+import gradscope
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.fc, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.double()
+
+    def forward(self, x):
+        x = torch.tanh(self.stem(x))
+        return self.head(x + self.fc(x))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def batches(n):
+    torch.manual_seed(1)
+    return [(torch.randn(6, 5, dtype=torch.float64), torch.randint(0, 2, (6,))) for _ in range(n)]
+
+
+def train(callable_, model, data):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in data:
+        optimizer.zero_grad()
+        F.cross_entropy(callable_(x), y).backward()
+        optimizer.step()
+
+
+def compiled_first(model, path, backend, every):
+    compiled = torch.compile(model, backend=backend)
+    return compiled, gradscope.watch(compiled, path, every=every)
+
+
+def compiled_in_place(model, path, backend, every):
+    model.compile(backend=backend)
+    return model, gradscope.watch(model, path, every=every)
+
+
+def compiled_and_called_before(model, path, backend, every):
+    compiled = torch.compile(model, backend=backend)
+    compiled(batches(1)[0][0])
+    return compiled, gradscope.watch(model, path, every=every)
+
+
+@pytest.mark.parametrize(
+    "prepare", [compiled_first, compiled_in_place], ids=["torch.compile", "Module.compile"]
+)
+def test_recorded_steps_of_a_compiled_model_are_complete(prepare, tmp_path):
+    model, counter = Net(), CompileCounter()
+    reference = Reference(Net(), lambda m: F.cross_entropy(m(batches(1)[0][0]), batches(1)[0][1]))
+    compiled, scope = prepare(model, tmp_path / "run", counter, 3)
+    with scope:
+        train(compiled, model, batches(9))
+    run = scope.run
+    assert run.notes == []
+    assert run.steps.step.tolist() == [0, 3, 6]
+    first = run.frame().query("step == 0").set_index("name")
+    for name in first.index:
+        assert first.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-12)
+        assert first.grad_norm[name] == pytest.approx(reference.gradient(name), rel=1e-12)
+    assert run.frame()[["signal_norm", "update_norm"]].notna().all(axis=None)
+    assert len(run.shortcuts) == 1
+    assert counter.frame_count == 1  # compiled once, for the steps between
+
+
+def test_weights_are_those_of_the_unwatched_run(tmp_path):
+    bare, watched = Net(), Net()
+    train(torch.compile(bare, backend="aot_eager"), bare, batches(6))
+    torch._dynamo.reset()
+    compiled, scope = compiled_first(watched, tmp_path / "run", "aot_eager", 2)
+    with scope:
+        train(compiled, watched, batches(6))
+    for a, b in zip(bare.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_model_that_is_compiled_after_watch_is_told_and_then_followed(tmp_path):
+    model, counter = Net(), CompileCounter()
+    scope = gradscope.watch(model, tmp_path / "run", every=2)
+    compiled = torch.compile(model, backend=counter)
+    with pytest.warns(gradscope.GradscopeWarning, match="seems to have run compiled"):
+        train(compiled, model, batches(6))
+    scope.close()
+    frame = scope.run.frame()
+    assert scope.run.steps.step.tolist() == [0, 2, 4]
+    assert frame.grad_norm.notna().all() and frame.update_norm.notna().all()
+    assert frame.query("step == 0").signal_norm.isna().all()
+    assert frame.query("step > 0").signal_norm.notna().all()
+    assert counter.frame_count <= 2
+
+
+def test_a_model_compiled_and_called_before_watch_is_followed(tmp_path):
+    model, counter = Net(), CompileCounter()
+    compiled, scope = compiled_and_called_before(model, tmp_path / "run", counter, 2)
+    with pytest.warns(gradscope.GradscopeWarning, match="seems to have run compiled"):
+        train(compiled, model, batches(5))
+    scope.close()
+    assert scope.run.frame().query("step > 0").signal_norm.notna().all()
+    assert counter.frame_count <= 2
+
+
+def test_after_close_compiled_code_runs_again(tmp_path):
+    model, counter = Net(), CompileCounter()
+    compiled, scope = compiled_first(model, tmp_path / "run", counter, 1)
+    with scope:
+        train(compiled, model, batches(2))
+    assert counter.frame_count == 0
+    train(compiled, model, batches(2))
+    assert counter.frame_count == 1
