@@ -59,11 +59,16 @@ def _ends(run: Run, shortcuts: pd.DataFrame, names: list[str]) -> list[int]:
     if len(activations) == 0 or len(called) == 0:
         called = np.arange(len(names))
     bounds = [*called, len(names)]
+    holders = shortcuts["name"].astype(str).tolist()
     places = shortcuts["position"].to_numpy(dtype=np.float64) * len(called)
-    ends = [int(bounds[min(round(place), len(called))]) for place in places]
+    # the modules around a join have been called before it, but not yet returned
+    around = [sum(_encloses(names[layer], holder) for layer in called) for holder in holders]
+    ends = [
+        int(bounds[min(round(place) + more, len(called))])
+        for place, more in zip(places, around, strict=True)
+    ]
     if np.allclose(places, places.round(), atol=1e-3):
         return ends
-    holders = shortcuts["name"].astype(str).tolist()
     for index, holder in enumerate(holders):
         inside = _under(names, holder)
         if inside and holder not in holders[index + 1 :]:
@@ -74,6 +79,11 @@ def _ends(run: Run, shortcuts: pd.DataFrame, names: list[str]) -> list[int]:
 def _under(names: list[str], module: str) -> list[int]:
     """Return the layers that are `module` or lie in it; none for the model itself."""
     return [i for i, name in enumerate(names) if f"{name}.".startswith(f"{module}.")]
+
+
+def _encloses(layer: str, module: str) -> bool:
+    """Whether a layer is `module` or one of the modules around it."""
+    return layer == "(root)" or f"{module}.".startswith(f"{layer}.")
 
 
 def _holds(outer: Block, inner: Block) -> bool:

@@ -13,7 +13,8 @@ from gradscope.findings import CANNOT_TELL, Diagnosis, Finding
 from gradscope.rules import blocks, flow, layers
 from gradscope.run import Run
 from gradscope.schema import VERDICTS
-from gradscope.words import compared
+from gradscope.signal_path import SignalPath, composites, is_weight_layer
+from gradscope.words import compared, listed
 
 RULES = (
     flow.non_finite,
@@ -129,7 +130,25 @@ def _unknown(case: Case) -> str | None:
         if np.nanmax(path.signal[case.rows], initial=0) == 0:
             return "the loss gave no gradient"
         return "no signal recorded at both ends of the net"
+    unread = _unread(case, path)
+    if unread and unread[0] < path.layers[0]:
+        return f"no signal recorded at the first layers, such as {case.names[unread[0]]}"
     return None
+
+
+def _unread(case: Case, path: SignalPath) -> list[int]:
+    """Return the weight layers that learn, but whose signal was never recorded.
+
+    Not those within a layer whose own signal was: the parts of an attention, for one.
+    """
+    learns, read = (
+        np.asarray(~np.isnan(case.median(column)).all(axis=0), dtype=bool)
+        for column in ("grad_norm", "signal_norm")
+    )
+    weights = is_weight_layer(case.layers)
+    covered = [f"{name}." for name, known in zip(case.names, read, strict=True) if known]
+    unread = weights & learns & ~read & ~composites(case.layers, weights & read)
+    return [int(i) for i in np.flatnonzero(unread) if not case.names[i].startswith(tuple(covered))]
 
 
 def _medians(case: Case) -> tuple[float, float, float]:
@@ -164,4 +183,8 @@ def _notes(case: Case) -> list[str]:
     skipped = len(case.steps) - len(case.rows)
     if skipped > len(case.rows):
         notes.append(f"The loss scaler skipped {skipped} of {len(case.steps)} recorded steps.")
+    unread = _unread(case, case.path) if case.path is not None else []
+    if unread:
+        names = listed([case.names[i] for i in unread])
+        notes.append(f"No signal was recorded at {names}: nothing is known of the gradient there.")
     return notes + list(case.run.notes)

@@ -121,7 +121,8 @@ def _checked(batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 def _lengths(x: Tensor) -> Tensor:
     """Return the L2 norm of each sample, shape (n_samples,)."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return lengths
 
 
 def _input_gradient(

@@ -191,6 +191,32 @@ def test_branches_that_start_at_zero_are_no_fault(tmp_path: Path) -> None:
     assert diagnosis.decades == pytest.approx(0, abs=1e-5)  # each block is the identity
 
 
+def test_blocks_that_own_a_layer_scale_are_healthy(tmp_path: Path) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(32, 32), nn.Linear(32, 32)
+            self.scale = nn.Parameter(1e-6 * torch.ones(1, 32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.scale * self.b(torch.relu(self.a(x)))
+
+    model = nn.Sequential(nn.Linear(32, 32), *(Block() for _ in range(10)), nn.Linear(32, 10))
+    diagnosis = gradscope.diagnose(train(tmp_path / "r", model))
+    assert diagnosis.verdict == "healthy"
+    assert diagnosis.decades == pytest.approx(0, abs=1e-3)  # each block is nearly the identity
+
+
+def test_a_transformer_is_healthy_and_an_attention_s_parts_are_not_missed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True)
+    body = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Unflatten(1, (4, 8)), nn.Linear(8, 32), body, nn.Flatten())
+    diagnosis = gradscope.diagnose(train(tmp_path / "r", nn.Sequential(model, nn.Linear(128, 10))))
+    assert diagnosis.verdict == "healthy"
+    assert not [note for note in diagnosis.notes if "No signal" in note]
+
+
 def test_linear_one_layer_blocks_are_told_to_be_plain_layers(tmp_path: Path) -> None:
     class Block(nn.Module):
         def __init__(self, activation: bool) -> None:

@@ -108,6 +108,23 @@ def test_without_signals_it_cannot_tell(tmp_path: Path) -> None:
     assert diagnosis.verdict == diagnosis.start == "cannot tell: no signal recorded"
 
 
+def test_first_layers_without_a_signal_are_no_healthy_ones(tmp_path: Path) -> None:
+    signal = np.ones(N)
+    signal[:4] = np.nan
+    readings = {"signal_norm": signal, "grad_norm": 1.0}
+    verdict = diagnose(make_run(tmp_path / "r", LAYERS, readings)).verdict
+    assert verdict == "cannot tell: no signal recorded at the first layers, such as fc0"
+
+
+def test_a_layer_in_between_without_a_signal_is_noted(tmp_path: Path) -> None:
+    signal = np.ones(N)
+    signal[4] = np.nan
+    readings = {"signal_norm": signal, "grad_norm": 1.0}
+    diagnosis = diagnose(make_run(tmp_path / "r", LAYERS, readings))
+    assert diagnosis.verdict == "healthy"
+    assert "No signal was recorded at fc2" in diagnosis.notes[0]
+
+
 def test_without_steps_it_cannot_tell(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", LAYERS, {}, n_steps=0)
     with pytest.warns(UserWarning):

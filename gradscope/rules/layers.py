@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gradscope.blocks import residual_blocks
 from gradscope.case import BLOCK, Case, Mask
 from gradscope.findings import Finding, Severity
 from gradscope.kinds import BOTH_SIDES, canonical, group
@@ -86,7 +87,8 @@ def collapsed(case: Case) -> Iterator[Finding]:
     """Find hidden layers whose outputs are all but one and the same number.
 
     The readings hold the spread over all of an output's elements, units and samples together, so
-    that an output which differs between units but not between samples is not found.
+    that an output which differs between units but not between samples is not found. Within a
+    residual block a constant does no harm: a gate may start as one.
     """
     path = case.path
     if path is None or not case.blocks:
@@ -95,6 +97,8 @@ def collapsed(case: Case) -> Iterator[Finding]:
     flat = ratio(spread, np.hypot(spread, mean)) < COLLAPSED
     hidden = np.arange(len(case.layers)) < path.layers[-1]
     flat &= hidden & ~composites(case.layers, is_weight_layer(case.layers))
+    for block in residual_blocks(case.run):
+        flat[:, block.first : block.after] = False
     if flat.any():
         names = _names(case, np.any(flat, axis=0))
         yield Finding(
