@@ -95,7 +95,7 @@ class Decoder:
             if metric in scales:
                 picked /= scales[metric][:, None]
             if kind == "param":  # tied weights belong to the owner first in order
-                numbers = [min(layer_of[m] for m in owners) for _, (owners,) in entries]
+                numbers = [min(layer_of[m] for m in owners) for _, (owners, _) in entries]
                 totals[metric] = root_sum_square(picked)
                 combine(metric, picked, numbers, [1] * len(entries), layers[metric])
             elif kind == "layer":

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from gradscope import schema
 from gradscope.catalogue import Catalogue
 from gradscope.decode import Decoder
+from gradscope.ranks import Ranks
 from gradscope.store import RunWriter
 from gradscope.tape import HostRow, Row, Tape
 
@@ -19,8 +20,10 @@ class Drain:
     ----------
     catalogue : Catalogue
         Of the layers and shortcuts that rows speak of.
-    writer : RunWriter
-        Used by the drain alone, one thread at a time.
+    writer : RunWriter, optional
+        Used by the drain alone, one thread at a time; None where another process writes.
+    ranks : Ranks, optional
+        The processes that train together with this one.
     tell : called with a sentence about rows that are lost
     rows : int
     seconds : float
@@ -29,7 +32,8 @@ class Drain:
     def __init__(
         self,
         catalogue: Catalogue,
-        writer: RunWriter,
+        writer: RunWriter | None,
+        ranks: Ranks | None,
         tell: Callable[[str], None],
         rows: int,
         seconds: float,
@@ -37,6 +41,7 @@ class Drain:
         self._catalogue = catalogue
         self._decoder = Decoder(catalogue)
         self._writer = writer
+        self._ranks = ranks
         self._tell = tell
         self._rows = rows
         self._seconds = seconds
@@ -59,16 +64,46 @@ class Drain:
         if len(self._tape) >= self._rows:
             self._wake.set()
 
-    def flush(self) -> None:
-        """Write what has been handed over; waits for the device and the disk."""
+    def flush(self, closing: bool = False) -> None:
+        """Write what has been handed over; waits for the device, the disk and other processes."""
         with self._turn:
             rows = self._tape.fetch()
-            if rows:
-                self._decode(rows)
-            self._describe()
-            self._writer.flush()
+            if self._ranks is not None:
+                rows = self._exchange(rows, closing)
+            if self._writer is not None:
+                if rows:
+                    self._decode(rows)
+                self._describe()
+                self._writer.flush()
+
+    def close(self) -> None:
+        """Write the rest and end the thread; with several processes, when all of them close."""
+        self._stop = True
+        self._wake.set()
+        self._tape.close()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.flush(closing=True)
+        while self._ranks is not None and not self._ranks.done:
+            self.flush(closing=True)
+        if self._writer is not None:
+            self._writer.close()
+
+    def _exchange(self, rows: list[HostRow], closing: bool) -> list[HostRow]:
+        assert self._ranks is not None
+        try:
+            return self._ranks.exchange(rows, closing)
+        except Exception as error:
+            self._ranks = None
+            self._tell(
+                "another process of the group is gone, and with it the readings of the steps that"
+                f" were not written yet ({type(error).__name__}: {error}); close the scope before"
+                " torch.distributed.destroy_process_group()"
+            )
+            return []
 
     def _decode(self, rows: list[HostRow]) -> None:
+        assert self._writer is not None
         try:
             for columns in self._decoder.columns(rows):
                 for table in schema.PARTS:
@@ -79,24 +114,16 @@ class Drain:
 
     def _describe(self) -> None:
         """Bring run.json up to date, before the rows that speak of new layers are on disk."""
+        assert self._writer is not None
         layers, shortcuts = self._catalogue.layers, self._catalogue.shortcuts
         now = (len(layers), len(shortcuts), len(self._notes))
         if now != self._written:
             self._writer.update(layers=layers, shortcuts=shortcuts, notes=list(self._notes))
             self._written = now
 
-    def close(self) -> None:
-        """Write the rest and end the thread."""
-        self._stop = True
-        self._wake.set()
-        self._tape.close()
-        if self._thread.is_alive():
-            self._thread.join()
-        self.flush()
-
     def _loop(self) -> None:
         while not self._stop:
             self._wake.wait(self._seconds)
             self._wake.clear()
-            if len(self._tape):
+            if len(self._tape) or self._ranks is not None:
                 self.flush()

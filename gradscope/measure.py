@@ -35,6 +35,8 @@ def dense(x: Tensor) -> Tensor:
     distributed one its local shard: each has the same L2 norm, the last up to its other shards.
     """
     x = x.detach()
+    if (to_local := getattr(x, "to_local", None)) is not None:
+        x = to_local()
     if x.layout is not torch.strided:
         x = x.coalesce().values() if x.layout is torch.sparse_coo else x.values()
     if x.is_complex():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from gradscope import layers, measure
+from gradscope.ranks import replicas
 from gradscope.tape import Layout, Segment
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -29,6 +30,7 @@ class Parameters:
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.owners: list[tuple[int, ...]] = []
+        self.replicas: list[int] = []
         self._place: dict[int, int] = {}
         self._layouts: dict[tuple[Places, tuple[str, ...]], Layout] = {}
 
@@ -54,6 +56,7 @@ class Parameters:
                     owners[known] += (number,)
         if owners != self.owners:
             self._layouts.clear()
+            self.replicas = [replicas(tensor) for tensor in tensors]
         self.tensors, self.owners, self._place = tensors, owners, place
 
     def of(self, optimizer: Optimizer) -> Places:
@@ -71,7 +74,8 @@ class Parameters:
         layout = self._layouts.get((places, metrics))
         if layout is None:
             layout = self._layouts[places, metrics] = tuple(
-                tuple(("param", metric, self.owners[i]) for metric in metrics) for i in places
+                tuple(("param", metric, self.owners[i], self.replicas[i]) for metric in metrics)
+                for i in places
             )
         return layout
 

@@ -27,6 +27,7 @@ from gradscope.drain import Drain
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.layers import is_distributed
 from gradscope.plan import CUTS
+from gradscope.ranks import Ranks, several
 from gradscope.recorder import Recorder
 from gradscope.store import RunWriter
 
@@ -46,6 +47,7 @@ def watch(
     scaler: Any = None,
     cut: str | None = None,
     cut_every: int | None = None,
+    ranks: int | str = 0,
     flush_every: int = 500,
     flush_seconds: float = 2.0,
 ) -> Scope:
@@ -82,6 +84,10 @@ def watch(
         and holds the gradient of every layer's output meanwhile.
     cut_every : int, optional
         Steps 0, `cut_every`, ... of the recorded ones are cut, too; 10 x `every` by default.
+    ranks : {0, "all"}
+        Under torch.distributed, where every process calls `watch`: 0, the default, makes rank 0
+        write one run with the norms over all processes; "all" makes each write its own, local
+        readings to `<run>/rank<n>`.
     flush_every, flush_seconds : int, float
         Rows are written to disk when so many have been recorded, or so many seconds (at most 10)
         after the last time, whichever comes first: what a crash can lose.
@@ -113,12 +119,15 @@ def watch(
     _check_settings(every, flush_every, flush_seconds)
     cut_every = _check_cut(model, cut, cut_every, every)
     inner = layers.unwrap(model)
+    if ranks not in (0, "all"):
+        raise GradscopeError(f'watch(ranks={ranks!r}): needs 0 or "all"')
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
     _check_model(inner)
     _check_optimizers(inner, optimizers)
     return Scope(
         inner,
-        _run_folder(inner, run),
+        run,
+        ranks == "all",
         flush_every,
         flush_seconds,
         every=every,
@@ -136,27 +145,35 @@ class Scope:
     def __init__(
         self,
         model: nn.Module,
-        path: Path,
+        run: str | os.PathLike[str] | None,
+        every_rank: bool,
         flush_every: int,
         flush_seconds: float,
         **settings: Any,
     ) -> None:
-        self.path = path
         self._model_id = id(model)
         self._closed = False
         self._notes: list[str] = []
-        self._writer = RunWriter(
-            path,
-            {
-                "model": type(model).__name__,
-                "every": settings["every"],
-                "cut": settings["cut"],
-                "gradscope": __version__,
-                "torch": torch.__version__,
-            },
-        )
+        path = _run_folder(model, run)
+        meta = {
+            "model": type(model).__name__,
+            "every": settings["every"],
+            "cut": settings["cut"],
+            "gradscope": __version__,
+            "torch": torch.__version__,
+        }
+        self._ranks = Ranks() if several() else None
+        if self._ranks is None:
+            self.path = path
+            self._writer: RunWriter | None = RunWriter(path, meta)
+        else:
+            self.path, self._writer = _write_together(self._ranks, path, meta, every_rank)
+            if every_rank:
+                self._ranks = None
         catalogue = Catalogue()
-        self._drain = Drain(catalogue, self._writer, self._tell, flush_every, flush_seconds)
+        self._drain = Drain(
+            catalogue, self._writer, self._ranks, self._tell, flush_every, flush_seconds
+        )
         self._recorder = Recorder(
             model, catalogue=catalogue, emit=self._drain.append, tell=self._tell, **settings
         )
@@ -214,7 +231,6 @@ class Scope:
         self._recorder.close()
         self._explain_if_empty()
         self._drain.close()
-        self._writer.close()
         if _scopes.get(self._model_id) is self:
             del _scopes[self._model_id]
 
@@ -346,6 +362,27 @@ def _run_folder(model: nn.Module, run: str | os.PathLike[str] | None) -> Path:
         path = path.with_name(f"{path.name.partition('_')[0]}_{number}")
         number += 1
     return path
+
+
+def _write_together(
+    ranks: Ranks, path: Path, meta: dict[str, Any], every_rank: bool
+) -> tuple[Path, RunWriter | None]:
+    """Make the run of rank 0, or of every rank; a problem of one is an error on all."""
+    path = Path(ranks.broadcast(str(path)))
+    writer, problem = None, ""
+    if every_rank:
+        path = path / f"rank{ranks.rank}"
+    if every_rank or ranks.rank == 0:
+        try:
+            writer = RunWriter(path, {**meta, "rank": ranks.rank, "ranks": ranks.size})
+        except GradscopeError as error:
+            problem = str(error)
+    problem = ranks.agree(problem)
+    if problem:
+        if writer is not None:
+            writer.close()
+        raise GradscopeError(problem)
+    return path, writer
 
 
 def _close_scope(model_id: int) -> None:

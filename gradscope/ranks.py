@@ -1,0 +1,133 @@
+"""Several processes that train one model: their readings, put together by the first of them.
+
+Each process sends its rows to rank 0 whenever it flushes, over a gloo group of its own and from its
+drain thread: nothing is exchanged in a step, and the training's own collectives are not disturbed.
+The gradient is taken to be averaged over the processes, as DistributedDataParallel and fully_shard
+do, each of which has its share of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+
+from gradscope.tape import Decoded, HostRow, Key
+
+
+class _Message(NamedTuple):
+    rows: list[HostRow]
+    closing: bool
+
+
+class Ranks:
+    """This process among those that train the model. Made on all of them at the same time."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+        self._group = dist.new_group(backend="gloo")
+        self._open = set(range(self.size))
+        self._waiting: dict[int, dict[int, HostRow]] = defaultdict(dict)
+
+    def agree(self, problem: str) -> str:
+        """Return the first problem that a process has, "" if none has any."""
+        problems: list[Any] = [None] * self.size
+        dist.all_gather_object(problems, problem, group=self._group)
+        return next((p for p in problems if p), "")
+
+    def broadcast(self, value: str) -> str:
+        """Return rank 0's `value`."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    @property
+    def done(self) -> bool:
+        """Whether every process has said that it is closing."""
+        return not self._open
+
+    def exchange(self, rows: list[HostRow], closing: bool) -> list[HostRow]:
+        """Send `rows` to rank 0; there, return the rows that all processes have sent by now.
+
+        Waits for the next message of every process, so it must not run on the training thread.
+        """
+        if self.rank != 0:
+            dist.send_object_list([_Message(rows, closing)], dst=0, group=self._group)
+            if closing:
+                self._open.clear()
+            return []
+        messages = {0: _Message(rows, closing)}
+        for rank in self._open - {0}:
+            received: list[Any] = [None]
+            dist.recv_object_list(received, src=rank, group=self._group)
+            messages[rank] = received[0]
+        for rank, message in messages.items():
+            for row in message.rows:
+                self._waiting[row.step][rank] = row
+            if message.closing:
+                self._open.discard(rank)
+        complete = [
+            step
+            for step, found in sorted(self._waiting.items())
+            if 0 in found and not self._open - found.keys()
+        ]
+        return [self._merge(self._waiting.pop(step)) for step in complete]
+
+    def _merge(self, rows: dict[int, HostRow]) -> HostRow:
+        """Put the readings of one step together; what belongs to the step itself is rank 0's."""
+        merged = rows[0]
+        segments: list[Decoded] = []
+        for rank, row in sorted(rows.items()):
+            for layout, values in row.segments:
+                factors = np.array([self._factor(keys) for keys in layout])
+                kept = [i for i, keys in enumerate(layout) if rank == 0 or not _of_step(keys)]
+                if kept:
+                    segments.append((tuple(layout[i] for i in kept), (values * factors)[kept]))
+        return HostRow(merged.step, merged.time, merged.skipped, segments, merged.scalars)
+
+    def _factor(self, keys: tuple[Key, ...]) -> float:
+        """Return what a process's norm is multiplied by before the squares are added up."""
+        for kind, metric, *rest in keys:
+            if kind == "param":
+                return 1 / math.sqrt(float(str(rest[1])))  # so many processes hold the same values
+            if kind in ("layer", "shortcut") and metric in _AVERAGED:
+                return 1 / self.size  # each has the gradient of its own mean loss
+        return 1.0
+
+
+_AVERAGED = {
+    "signal_norm",
+    "input_signal_norm",
+    "total_norm",
+    "shortcut_norm",
+    "branch_norm",
+    "other_norm",
+}
+
+
+def _of_step(keys: tuple[Key, ...]) -> bool:
+    return any(kind == "step" for kind, *_ in keys)
+
+
+def several() -> bool:
+    """Whether this process trains together with others."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def replicas(parameter: Tensor) -> int:
+    """Return how many processes hold the same elements of `parameter`."""
+    if not several():
+        return 1
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return dist.get_world_size()
+    held: int = dist.get_world_size() // mesh.size()
+    for dim, placement in enumerate(parameter.placements):  # type: ignore[attr-defined]
+        if placement.is_replicate():
+            held *= mesh.size(dim)
+    return held

@@ -1,0 +1,83 @@
+"""One rank of a training of two: run by test_distributed.py with torchrun's environment."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+import gradscope
+
+STEPS = 3
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.act, self.fc, self.head = (
+            nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 2),
+        )
+
+    def forward(self, x):
+        x = self.act(self.stem(x))
+        return self.head(x + self.fc(x))
+
+
+def batches():
+    torch.manual_seed(1)
+    return [(torch.randn(8, 5), torch.randint(0, 2, (8,))) for _ in range(STEPS)]
+
+
+def train(model, optimizer, data):
+    for x, y in data:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def main(kind, path):
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+    model = Net()
+    ranks = 0
+    if kind == "ddp":
+        model = nn.parallel.DistributedDataParallel(model)
+    elif kind == "fsdp":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (2,))
+        fully_shard(model.fc, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    elif kind == "all":
+        model = nn.parallel.DistributedDataParallel(model)
+        ranks = "all"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    half = [(x[rank * 4 : rank * 4 + 4], y[rank * 4 : rank * 4 + 4]) for x, y in batches()]
+    if kind == "refused":
+        for attempt in ({"cut": "shortcuts"}, {}):
+            try:
+                gradscope.watch(nn.parallel.DistributedDataParallel(model), path, **attempt)
+            except gradscope.GradscopeError as error:
+                print(f"rank {rank}: {error}")
+    elif kind == "bare":
+        model = nn.parallel.DistributedDataParallel(model)
+        train(model, optimizer, half)
+    else:
+        with gradscope.watch(model, path, ranks=ranks) as scope:
+            train(model, optimizer, half)
+            scope.log(train_loss=1.0 + rank)
+    if kind in ("ddp", "bare"):
+        inner = model.module
+        torch.save(inner.state_dict(), f"{path}-{kind}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

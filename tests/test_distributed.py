@@ -1,0 +1,101 @@
+"""DistributedDataParallel and fully_shard on two processes, against the whole batch on one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distributed_training import Net, batches, train
+
+import gradscope
+
+SCRIPT = Path(__file__).with_name("distributed_training.py")
+
+
+def run_two(kind, path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "error::gradscope.errors.GradscopeWarning",
+        }
+        command = [sys.executable, str(SCRIPT), kind, str(path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+    outputs = [process.communicate(timeout=120) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors
+    return [out for out, _ in outputs]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The same training in one process, on the whole batch."""
+    model = Net()
+    path = tmp_path_factory.mktemp("whole") / "run"
+    with gradscope.watch(model, path) as scope:
+        train(model, torch.optim.AdamW(model.parameters(), lr=0.01), batches())
+    return scope.run
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_norms_over_two_processes_equal_the_single_process(kind, whole, tmp_path):
+    run_two(kind, tmp_path / "run")
+    run = gradscope.load(tmp_path / "run")
+    assert run.notes == []
+    assert run.layers.name.tolist() == whole.layers.name.tolist()
+    assert run.layers.parameters.tolist() == whole.layers.parameters.tolist()
+    both, alone = run.frame(), whole.frame()
+    for column in (
+        "grad_norm", "clipped_grad_norm", "weight_norm", "update_norm", "signal_norm",
+        "input_signal_norm", "activation_norm", "activation_mean", "activation_std",
+        "derivative_mean",
+    ):
+        np.testing.assert_allclose(both[column], alone[column], rtol=2e-5, atol=1e-8, err_msg=column)
+    for column in ("grad_norm", "clipped_grad_norm"):
+        np.testing.assert_allclose(run.steps[column], whole.steps[column], rtol=1e-5)
+    columns = ["total_norm", "shortcut_norm", "branch_norm", "energy_share", "branch_ratio"]
+    np.testing.assert_allclose(
+        run.shortcut_readings[columns], whole.shortcut_readings[columns], rtol=1e-5
+    )
+    assert run.steps.train_loss.iloc[-1] == 1.0  # rank 0's
+
+
+def test_weights_under_ddp_are_the_same_to_the_bit_with_and_without_watching(tmp_path):
+    run_two("bare", tmp_path / "run")
+    run_two("ddp", tmp_path / "run")
+    for rank in range(2):
+        bare = torch.load(f"{tmp_path / 'run'}-bare-{rank}.pt")
+        watched = torch.load(f"{tmp_path / 'run'}-ddp-{rank}.pt")
+        for name in bare:
+            assert torch.equal(bare[name], watched[name])
+
+
+def test_every_rank_may_write_its_own_readings(tmp_path):
+    run_two("all", tmp_path / "run")
+    first, second = (gradscope.load(tmp_path / "run" / f"rank{rank}") for rank in range(2))
+    np.testing.assert_array_equal(first.steps.grad_norm, second.steps.grad_norm)  # all-reduced
+    assert (first.frame().signal_norm != second.frame().signal_norm).all()
+    assert (first.meta["rank"], second.meta["rank"]) == (0, 1)
+
+
+def test_what_one_rank_cannot_do_is_an_error_on_all(tmp_path):
+    (tmp_path / "file").touch()
+    for rank, out in enumerate(run_two("refused", tmp_path / "file" / "run")):
+        cut, folder = out.splitlines()
+        assert cut.startswith(f"rank {rank}: watch(cut=") and "DistributedDataParallel" in cut
+        assert "cannot be written" in folder
