@@ -137,8 +137,8 @@ def _describe(flow: Flow, total: Sum, way: Way, form: str) -> Join:
         shortcut_edges=tuple(shortcut_edges),
         branch_edges=tuple(branch_edges),
         other_edges=tuple(other_edges),
-        shortcut_cut=way.shortcut.edges,
-        branch_cut=tuple(edge for term in way.branch for edge in term.edges),
+        shortcut_cut=way.shortcut.edges + way.shortcut.factors,
+        branch_cut=tuple(edge for term in way.branch for edge in term.edges + term.factors),
         shortcut_operand=way.shortcut.values[0],
         branch_operands=tuple(term.values[0] for term in way.branch if len(term.values) == 1),
     )
@@ -147,11 +147,13 @@ def _describe(flow: Flow, total: Sum, way: Way, form: str) -> Join:
 def _names(flow: Flow, total: Sum, way: Way, edges: Sequence[Edge]) -> tuple[str, str]:
     """Return the name of the block and that of the first module of its branch."""
     makers = flow.makers
-    inside = {node for node, _ in course(flow, way)} - {flow.values[way.split][0]}
-    inside = inside or {node for node, _ in edges}
+    inside = {node for node, _ in flow.between(way.split, reach(flow, way.branch))}
+    inside |= {node for node, _ in edges}
+    through = {node for node, _ in course(flow, way)} & inside
     home = makers.maker(total.node)
-    block = makers.holder([total.node, *inside])
-    for node in sorted(inside, key=makers.time):
+    block = makers.holder([total.node, *(through or inside)])
+    in_order = sorted(through, key=makers.time) + sorted(inside - through, key=makers.time)
+    for node in in_order:  # a gate is not what the branch is called after
         call = makers.hidden(node) if not flow.stems[node] else None
         call = call or makers.maker(node)
         if call is not None and (home is None or not contains(call, home)):

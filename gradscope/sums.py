@@ -23,13 +23,17 @@ MERGED = ("Add", "Sub")
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One term of a sum: a value, or the product of several, and the edges by which it enters."""
+    """One term of a sum: a value, or the product of several, and the edges by which it enters.
+
+    `factors` are the edges of parameters that the sum itself multiplies the term with.
+    """
 
     edges: tuple[Edge, ...]
     values: tuple[Value, ...]
     scaled: bool = False
     gated: bool = False
     weighted: bool = False
+    factors: tuple[Edge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,12 @@ def _with_product(flow: Flow, node: int, terms: list[Term]) -> list[Term]:
     values = tuple(value for term in product for value in term.values)
     matrix = flow.stems[node] not in ("Addcmul", "Addcdiv")
     gated = len(product) > 1
-    return [terms[0], Term(edges, values, not gated, gated, weighted=matrix)]
+    factors = tuple(
+        (node, position)
+        for position, (producer, _) in enumerate(flow.graph.edges[node])
+        if position > 0 and producer >= 0 and (node, position) not in edges
+    )
+    return [terms[0], Term(edges, values, not gated, gated, matrix, factors)]
 
 
 def _is_summed(flow: Flow, node: int) -> bool:

@@ -1,0 +1,19 @@
+"""A zoo of small nets, each with the residual joins that it has."""
+
+from nets import additions, arithmetic, images, pyramids, sequences, structure
+from nets.harness import ZOO, Case, Net, Recording, prepare, record
+
+__all__ = [
+    "ZOO",
+    "Case",
+    "Net",
+    "Recording",
+    "additions",
+    "arithmetic",
+    "images",
+    "prepare",
+    "pyramids",
+    "record",
+    "sequences",
+    "structure",
+]

@@ -1,0 +1,264 @@
+"""Nets without a residual join, for all their sums."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nets.harness import IMAGE, TEXT, conv, lin, mlp, net
+
+
+@net(f=lin(), g=lin())
+def plain(m, x):
+    return m.g(torch.relu(m.f(x)))
+
+
+@net(f=lin(), g=lin())
+def gelu_by_hand(m, x):
+    x = m.f(x)
+    return m.g(0.5 * x * (1 + torch.tanh(0.8 * (x + 0.0447 * x**3))))
+
+
+@net(f=lin(), g=lin(), w=nn.Parameter(torch.ones(8)), b=nn.Parameter(torch.zeros(8)))
+def layer_norm_by_hand(m, x):
+    x = m.f(x)
+    x = x - x.mean(-1, keepdim=True)
+    return m.g(x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * m.w + m.b)
+
+
+@net(q=lin(), k=lin(), o=lin(), x=TEXT)
+def rotary_embedding(m, x):
+    angle = torch.arange(5.0)[:, None] * torch.arange(1.0, 5.0).repeat(2)
+
+    def rotate(v):
+        return v * angle.cos() + torch.cat([-v[..., 4:], v[..., :4]], -1) * angle.sin()
+
+    return m.o((rotate(m.q(x)) @ rotate(m.k(x)).transpose(1, 2)).softmax(-1) @ x)
+
+
+@net(token=nn.Embedding(9, 8), place=nn.Embedding(5, 8), f=mlp(), x=(torch.ones(2, 5).long(),))
+def position_embedding(m, x):
+    return m.f(m.token(x) + m.place(torch.arange(5)))
+
+
+@net(
+    "identity (root) (root) (root) f.0",
+    "identity (root) (root) (root) g.0",
+    token=nn.Embedding(9, 8),
+    place=nn.Embedding(5, 8),
+    f=mlp(),
+    g=mlp(),
+    x=(torch.ones(1, 5).long(),),
+)
+def position_embedding_added_in_every_layer(m, x):
+    place = m.place(torch.arange(5)[None])
+    x = m.token(x) * 2
+    x = x + m.f(x + place)
+    return x + m.g(x + place)
+
+
+@net(f=lin(), bias=nn.Parameter(torch.zeros(8)), mask=nn.Parameter(torch.zeros(5, 5)), x=TEXT)
+def bias_and_attention_mask(m, x):
+    x = m.f(x) + m.bias
+    return (x @ x.transpose(1, 2) + m.mask).softmax(-1) @ x
+
+
+@net(encoder=mlp(), mean=lin(), scale=lin(), decoder=mlp())
+def variational_autoencoder(m, x):
+    h = m.encoder(x)
+    mean, scale = m.mean(h), m.scale(h)
+    y = m.decoder(mean + torch.exp(0.5 * scale) * torch.randn_like(scale))
+    return y, -0.5 * (1 + scale - mean**2 - scale.exp()).sum(1).mean()
+
+
+@net(encoder=lin(8, 16), decoder=mlp())
+def variational_autoencoder_by_chunks(m, x):
+    mean, scale = m.encoder(x).chunk(2, 1)
+    return m.decoder(mean + torch.exp(0.5 * scale) * torch.randn_like(scale))
+
+
+@net(stem=lin(), encoder=mlp(), decoder=mlp())
+def reconstruction_error_inside_the_model(m, x):
+    x = m.stem(x)
+    y = m.decoder(m.encoder(x))
+    return (y - x).pow(2).mean() + 0.1 * y.abs().mean()
+
+
+@net(f=mlp(), value=lin(8, 1), advantage=lin(8, 4))
+def dueling_heads(m, x):
+    x = m.f(x)
+    a = m.advantage(x)
+    return m.value(x) + a - a.mean(1, keepdim=True)
+
+
+@net(stem=mlp(), w=lin(), a=lin(8, 2), b=lin(2, 8), head=mlp())
+def low_rank_adaptation(m, x):
+    x = m.stem(x)
+    return m.head(m.w(x) + 2 * m.b(m.a(F.dropout(x, 0.1))))
+
+
+@net(a=mlp(), b=mlp(), head=lin(), x=(torch.Size((4, 8)), torch.Size((4, 8))))
+def two_towers(m, x, y):
+    return m.head(m.a(x) + m.b(y))
+
+
+@net(stem=lin(), a=mlp(), b=mlp(), c=mlp())
+def ensemble_average(m, x):
+    x = m.stem(x)
+    return torch.stack([m.a(x), m.b(x), m.c(x)]).mean(0)
+
+
+@net(stem=lin(), a=mlp(), b=mlp())
+def sum_of_task_losses(m, x):
+    x = m.stem(x)
+    return m.a(x).pow(2).mean() + 0.5 * m.b(x).abs().mean()
+
+
+@net(stem=lin(), head=lin())
+def skip_around_an_activation(m, x):
+    x = m.stem(x)
+    return m.head(x + torch.relu(x))
+
+
+@net(rnn=nn.LSTM(8, 8, batch_first=True), head=lin(), x=TEXT)
+def fused_lstm(m, x):
+    return m.head(m.rnn(x)[0])
+
+
+@net(cell=nn.RNNCell(8, 8), embed=nn.Embedding(9, 8), x=(torch.ones(2, 4).long(),))
+def recurrent_cell_on_embeddings(m, x):
+    x = m.embed(x)
+    h = x.new_zeros(2, 8)
+    for t in range(4):
+        h = m.cell(x[:, t], h)
+    return h
+
+
+@net(cell=nn.LSTMCell(8, 8), x=(4, 1, 8))
+def one_step_of_an_lstm_cell(m, x):
+    return m.cell(x[:, 0])[0]
+
+
+@net(*["gated (root) cell cell cell"] * 2, cell=nn.LSTMCell(8, 8), x=(4, 3, 8))
+def lstm_cell(m, x):
+    state = None
+    for t in range(3):
+        state = m.cell(x[:, t], state)
+    return state[0]
+
+
+@net(q=lin(), k=lin(), v=lin(), o=lin(), x=TEXT)
+def attention(m, x):
+    return m.o(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x)))
+
+
+@net(stem=lin(), trunk=lin(8, 4), up=lin(), head=lin(4, 8), x=TEXT)
+def einsum_without_a_skip(m, x):
+    x = m.stem(x)
+    return torch.einsum("btd,bsd->bts", m.up(x), m.head(m.trunk(x)))
+
+
+@net(
+    l1=lin(),
+    l2=lin(),
+    l3=lin(),
+    t0=mlp(),
+    t1=lin(),
+    t2=lin(),
+    x=((torch.Size((4, 8)), torch.Size((4, 8)))),
+)
+def conditioned_mlp(m, x, t):
+    t = m.t0(t)
+    x = torch.relu(m.l1(x) + m.t1(t))
+    x = torch.relu(m.l2(x) + m.t2(t))
+    return m.l3(x)
+
+
+@net(enc=lin(), w=mlp(), eps=nn.Parameter(torch.zeros(1)), x=(torch.Size((6, 8)), torch.rand(6, 6)))
+def graph_isomorphism(m, x, adj):
+    x = m.enc(x)
+    return m.w((1 + m.eps) * x + adj @ x)
+
+
+@net(c1=conv(), c2=conv(), g=lin(8, 4), b=lin(8, 4), x=(torch.Size(IMAGE), torch.Size((2, 8))))
+def film(m, x, c):
+    x = m.c1(x)
+    x = m.g(c)[:, :, None, None] * x + m.b(c)[:, :, None, None]
+    return m.c2(F.relu(x))
+
+
+@net(a=lin(8, 16), b=lin(8, 16), c=lin(8, 8))
+def gated_units(m, x):
+    x = F.glu(m.a(x))
+    u, v = m.b(x).chunk(2, 1)
+    return m.c(u * F.silu(v))
+
+
+@net(enc=nn.GRU(8, 8, batch_first=True), q=lin(), out=lin(), x=(2, 1, 8))
+def one_step_gru(m, x):
+    return m.out(m.enc(x)[0])
+
+
+@net(e=mlp(), d=mlp())
+def autoencoder_loss(m, x):
+    return ((m.d(m.e(x)) - x) ** 2).mean()
+
+
+@net(f=mlp(), x=(torch.Size((4, 8)), torch.Size((4, 8)), torch.Size((4, 8))))
+def triplet(m, a, p, n):
+    a, p, n = m.f(a), m.f(p), m.f(n)
+    return F.relu((a - p).pow(2).sum(1) - (a - n).pow(2).sum(1) + 1).mean()
+
+
+class SCSE(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = lin(4, 4)
+        self.s = conv(4, 1, 1, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.c(x.mean((2, 3))))[:, :, None, None] + x * torch.sigmoid(
+            self.s(x)
+        )
+
+
+@net(stem=conv(), a=SCSE(), head=conv(), x=IMAGE)
+def two_attentions_summed(m, x):
+    return m.head(m.a(m.stem(x)))
+
+
+@net(stem=lin(), f=mlp())
+def attention_residual_learning(m, x):
+    x = m.stem(x)
+    return x * (1 + torch.sigmoid(m.f(x)))
+
+
+@net(f=mlp(), head=lin(), x=(torch.Size((4, 8)), torch.Size((4, 8))))
+def siamese_difference(m, a, b):
+    return m.head((m.f(a) - m.f(b)).abs())
+
+
+@net(
+    w=lin(8, 1),
+    e=nn.Embedding(9, 8),
+    d=nn.Sequential(nn.Flatten(), lin(40, 8), nn.ReLU(), lin(8, 1)),
+    x=(torch.Size((2, 8)), torch.ones(2, 5).long()),
+)
+def wide_and_deep(m, x, i):
+    return torch.sigmoid(m.w(x) + m.d(m.e(i)))
+
+
+@net(
+    stem=conv(),
+    lo=conv(4, 4, 2),
+    b0=nn.Sequential(conv(), nn.ReLU()),
+    b1=nn.Sequential(conv(), nn.ReLU()),
+    up=conv(4, 4, 1, 1),
+    x=IMAGE,
+)
+def two_resolutions_fused(m, x):
+    x = F.relu(m.stem(x))
+    a = m.b0(x)
+    b = m.b1(F.relu(m.lo(x)))
+    return F.relu(a + F.interpolate(m.up(b), scale_factor=2))
