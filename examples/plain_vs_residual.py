@@ -13,6 +13,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -46,7 +47,8 @@ def main() -> None:
     if args.dashboard:
         browser = [] if args.browser else ["--no-browser"]
         command = [sys.executable, "-m", "gradscope", "dashboard", str(args.runs), *browser]
-        subprocess.run(command, check=True)
+        with suppress(KeyboardInterrupt):  # Ctrl-C ends the dashboard, and so the example
+            sys.exit(subprocess.run(command, check=False).returncode)
 
 
 def train(model: nn.Module, folder: Path, steps: int, device: str) -> None:
