@@ -33,11 +33,11 @@ _PAGE = Template("""<!doctype html>
 <style>
 body { margin: 0 auto; max-width: 1300px; padding: 16px; background: #f4f6f9; color: #1f2933;
   font: 15px/1.5 system-ui, sans-serif; }
-main { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 10px; }
+main { display: flex; flex-wrap: wrap; gap: 10px; }
 article, section { background: #fff; border: 1px solid #d5dbe3; border-radius: 10px;
   padding: 12px 16px; min-width: 0; overflow: hidden; }
-article { border-left-width: 6px; }
-section { grid-column: 1 / -1; }
+article { border-left-width: 6px; flex: 1 1 280px; }
+section { flex: 1 1 100%; }
 h1, h2, p { margin: 0; }
 h2 { font-size: 16px; }
 strong { font-size: 19px; }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dash import Dash, dcc, html
 
 from gradscope_dashboard import cards, controls, exports, history, security
@@ -11,27 +9,21 @@ from gradscope_dashboard.library import Library
 from gradscope_dashboard.views import VIEWS
 
 
-def make_app(path: str | Path, *, trusted_hosts: list[str] | None = None) -> Dash:
-    """Return the dashboard of the runs under `path`, for any WSGI server as `app.server`.
+def make_app(library: Library, *, trusted_hosts: list[str] | None = None) -> Dash:
+    """Return the dashboard of the runs in `library`, for any WSGI server as `app.server`.
 
     Parameters
     ----------
-    path : path
-        A folder of runs, or a run.
+    library : Library
     trusted_hosts : list of str, optional
         Names by which browsers may address the server; any without it.
-
-    Raises
-    ------
-    GradscopeError
-        If there is no such folder.
     """
-    library = Library(path)
     app = Dash(
         "gradscope_dashboard",
         title="gradscope",
         update_title="",
         serve_locally=True,
+        eager_loading=True,  # plotly.js comes with the page instead of after its first callbacks
         suppress_callback_exceptions=True,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )

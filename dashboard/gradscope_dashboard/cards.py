@@ -46,13 +46,14 @@ def card(name: str, library: Library, theme: Theme) -> html.Article:
     if (problem := library.problem(name)) is not None:
         content = [html.P([html.Strong("● Unreadable", className="bad"), problem])]
     else:
-        diagnosis = library.diagnosis(name)
-        content = _words(diagnosis, library.get([name])[0], library.notes(name))
+        content = _words(library.diagnosis(name), library.get([name]), library.notes(name))
     return html.Article([title, *content], style={"borderLeftColor": theme.color(slot)})
 
 
-def _words(diagnosis: Diagnosis, run: Run, warnings: list[str]) -> list[Any]:
+def _words(diagnosis: Diagnosis | None, runs: list[Run], warnings: list[str]) -> list[Any]:
     """Return the verdict, the sentence for it, and what there is to open."""
+    if diagnosis is None:
+        return [html.P("…", className="verdict"), html.P("Looking at the whole run.")]
     verdict = diagnosis.verdict.split(":")[0]
     tone = {"healthy": "good", "cannot tell": "unsure"}.get(verdict, "bad")
     sign = SIGNS.get(verdict, "●")
@@ -67,7 +68,7 @@ def _words(diagnosis: Diagnosis, run: Run, warnings: list[str]) -> list[Any]:
                 className="caption",
             )
         )
-    notes = [*diagnosis.notes, *run.notes, *warnings]
+    notes = [*diagnosis.notes, *(note for run in runs for note in run.notes), *warnings]
     if diagnosis.findings or notes:
         content.append(_details(diagnosis, notes))
     return content

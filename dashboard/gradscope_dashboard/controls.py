@@ -99,7 +99,8 @@ def register(app: Dash, library: Library) -> None:
         """Look for new runs, and for new steps of the selected ones."""
         names = library.rescan()
         shown = state.parse(search, NAMES, names).selected(names)
-        found = {"shown": shown, "marks": library.refresh(shown)}
+        marks = library.refresh(shown)
+        found = {"shown": shown, "marks": marks, "worked_out": library.worked_out}
         return (
             no_update if names == known_names else names,
             no_update if found == known else found,

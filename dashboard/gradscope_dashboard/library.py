@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from gradscope.comparison import Comparison, compare
 from gradscope.diagnosis import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.findings import Diagnosis
 from gradscope.run import Run, discover, load
+from gradscope_dashboard.background import Background
 
 
 class Library:
@@ -43,7 +46,7 @@ class Library:
         self._runs: dict[str, Run] = {}
         self._problems: dict[str, str] = {}
         self._notes: dict[str, list[str]] = {}
-        self._diagnoses: dict[str, tuple[tuple[int, str], Diagnosis]] = {}
+        self._background = Background()
         self.rescan()
 
     @property
@@ -88,18 +91,31 @@ class Library:
                             continue
                         steps = run.steps["step"]
                     last = int(steps.iloc[-1]) if len(steps) else None
-                    marks[name] = [len(steps), last, run.status]
+                    status = run.status
+                    marks[name] = [len(steps), last, status]
         return marks
 
-    def diagnosis(self, name: str) -> Diagnosis:
-        """Return the diagnosis of the readable run called `name`, made anew when it has grown."""
-        with self.lock:
-            (run,) = self.get([name])
-            mark = (len(run.steps), run.status)
-        known = self._diagnoses.get(name)
-        if known is None or known[0] != mark:
-            known = self._diagnoses[name] = (mark, diagnose(run))
-        return known[1]
+    def diagnosis(self, name: str) -> Diagnosis | None:
+        """Return the newest diagnosis of the run called `name`, None before the first."""
+        found: Diagnosis | None = self._worked_out([name], _diagnose)
+        return found
+
+    def comparison(self, names: Sequence[str]) -> Comparison | None:
+        """Return the newest comparison of the runs called `names`, None before the first."""
+        found: Comparison | None = self._worked_out(names, compare)
+        return found
+
+    def _worked_out(self, names: Sequence[str], work: Callable[[list[Run]], Any]) -> Any:
+        runs = self.get(names)
+        if not runs:
+            return None
+        mark = tuple((len(run.steps), run.status) for run in runs)
+        return self._background.get((work.__name__, *names), mark, lambda: work(runs))
+
+    @property
+    def worked_out(self) -> int:
+        """How many diagnoses and comparisons there have been."""
+        return self._background.finished
 
     def problem(self, name: str) -> str | None:
         """Return why the run called `name` cannot be read, None if it can."""
@@ -108,6 +124,10 @@ class Library:
     def notes(self, name: str) -> list[str]:
         """Return what reading the run called `name` warned about: lost steps, damaged files."""
         return list(self._notes.get(name, []))
+
+    def close(self) -> None:
+        """End the background work."""
+        self._background.close()
 
     def slot(self, name: str) -> int:
         """Return the place of the run called `name` among all, from 0."""
@@ -143,3 +163,7 @@ def _made(path: Path) -> str:
         return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["created"])
     except (OSError, ValueError, LookupError, TypeError):
         return ""
+
+
+def _diagnose(runs: list[Run]) -> Diagnosis:
+    return diagnose(runs[0])

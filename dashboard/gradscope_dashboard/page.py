@@ -32,6 +32,7 @@ class Page:
     names: list[str]
     runs: list[Run]
     theme: Theme
+    library: Library
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def read_page(search: str | None, screen: dict[str, Any], library: Library, view
     shown = [name for name in wanted.selected(names) if library.get([name])]
     theme = DARK if screen["theme"] == "dark" else LIGHT
     slots = tuple(library.slot(name) for name in shown)
-    return Page(wanted, shown, library.get(shown), theme.for_page(slots, bool(screen["narrow"])))
+    return Page(
+        wanted, shown, library.get(shown), theme.for_page(slots, bool(screen["narrow"])), library
+    )
 
 
 def aria(**attributes: str) -> dict[str, Any]:

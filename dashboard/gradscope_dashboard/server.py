@@ -14,6 +14,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 
 from gradscope.errors import GradscopeError
 from gradscope_dashboard.app import make_app
+from gradscope_dashboard.library import Library
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WILDCARDS = ("0.0.0.0", "::", "")
@@ -27,8 +28,9 @@ class Server:
     url : str
     """
 
-    def __init__(self, server: BaseWSGIServer, host: str) -> None:
+    def __init__(self, server: BaseWSGIServer, host: str, library: Library) -> None:
         self._server = server
+        self._library = library
         shown = "127.0.0.1" if host in WILDCARDS else host
         if ":" in shown:
             shown = f"[{shown}]"
@@ -50,6 +52,7 @@ class Server:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        self._library.close()
 
     def __enter__(self) -> Server:
         return self
@@ -86,7 +89,8 @@ def start(path: str | Path, *, host: str = "127.0.0.1", port: int = 0) -> Server
     """
     # Behind a wildcard the names by which others know this machine are unknown.
     trusted = None if host in WILDCARDS else [*LOOPBACK, host]
-    app = make_app(path, trusted_hosts=trusted)
+    library = Library(path)
+    app = make_app(library, trusted_hosts=trusted)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     try:
         server = make_server(host, port, app.server, threaded=True)
@@ -94,7 +98,7 @@ def start(path: str | Path, *, host: str = "127.0.0.1", port: int = 0) -> Server
         raise GradscopeError(
             f"cannot listen on {host}, port {port}: {error}; choose another host or port"
         ) from error
-    return Server(server, host)
+    return Server(server, host, library)
 
 
 def serve(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradscope.plots import words
 from gradscope.plots.metrics import METRICS, Metric
 from gradscope.plots.panels import drawable, odd_marks, panel_domain
-from gradscope.plots.readings import as_runs, readings, reference
+from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -51,17 +51,15 @@ def history_info(runs: Run | Sequence[Run], layer: str) -> list[HistoryCurve]:
         if not len(found):
             continue
         for name in SHOWN:
-            steps, matrix = run.matrix(name)
-            values = matrix[:, found[0]].astype(float)
-            if METRICS[name].relative and len(steps):
-                output = readings(run, METRICS[name])
-                with np.errstate(over="ignore", invalid="ignore"):
-                    values = values / reference(output.matrix[:, output.layers])[:, 0]
-            if len(steps) and not np.isnan(values).all():
+            data = readings(run, METRICS[name])
+            if data.empty:
+                continue
+            values = data.layer(found[0]).astype(float)
+            if not np.isnan(values).all():
                 with np.errstate(divide="ignore"):
                     kept = extremes(np.log10(values), POINTS)
                 curves.append(
-                    HistoryCurve(place, run.name, METRICS[name], steps[kept], values[kept])
+                    HistoryCurve(place, run.name, METRICS[name], data.steps[kept], values[kept])
                 )
     return curves
 

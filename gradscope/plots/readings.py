@@ -32,8 +32,10 @@ class Readings:
         Index in `Run.layers` of each layer, from input to output.
     names : list of str
         The layers' names.
-    matrix : array, shape (n_steps, layers of the run), unit of the metric
+    matrix : array, shape (n_steps, layers of the run)
         All that was read, NaN where nothing was; not copied.
+    divisor : array like `matrix`, or None
+        What it is divided by where it is looked at: a quotient of whole matrices takes memory.
     relative : bool
         Whether the metric is looked at relative to the output layer's.
     """
@@ -42,6 +44,7 @@ class Readings:
     layers: Ints
     names: list[str]
     matrix: Floats
+    divisor: Floats | None
     relative: bool
 
     @property
@@ -58,17 +61,18 @@ class Readings:
     def values(self, start: int = 0, stop: int | None = None) -> Floats:
         """Return the rows `start` to `stop` as they are drawn, shape (rows, n_layers)."""
         part = self.matrix[start:stop][:, self.layers]
+        if self.divisor is not None:
+            part = _quotient(part, self.divisor[start:stop][:, self.layers])
         return relative(part) if self.relative else part
 
-    def layer(self, place: int) -> Floats:
-        """Return the `place`-th layer at every step as it is drawn, shape (n_steps,)."""
-        values = self.matrix[:, self.layers[place]]
-        if not self.relative:
-            return values
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(values / self._reference())
+    def layer(self, layer: int) -> Floats:
+        """Return the run's layer `layer` at every step as it is drawn, shape (n_steps,)."""
+        values = self.matrix[:, layer]
+        if self.divisor is not None:
+            values = _quotient(values, self.divisor[:, layer])
+        return _quotient(values, self.reference()) if self.relative else values
 
-    def _reference(self) -> Floats:
+    def reference(self) -> Floats:
         """Return the output layer's reading at every step, shape (n_steps,)."""
         last = self.matrix[:, self.layers[-1]]
         if np.isnan(last).any():
@@ -94,10 +98,15 @@ def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
 
 def readings(run: Run, metric: Metric) -> Readings:
     """Return `metric` of a run."""
-    steps, matrix = run.matrix(metric.name)
+    divisor = None
+    if metric.name == "update_ratio":
+        steps, matrix = run.matrix("update_norm")
+        divisor = run.matrix("weight_norm")[1]
+    else:
+        steps, matrix = run.matrix(metric.name)
     layers = _layers(run, metric, matrix)
     names = [str(name) for name in run.layers["name"].to_numpy()[layers]]
-    return Readings(steps, layers, names, matrix, metric.relative)
+    return Readings(steps, layers, names, matrix, divisor, metric.relative)
 
 
 def _layers(run: Run, metric: Metric, matrix: Floats) -> Ints:
@@ -152,5 +161,9 @@ def reference(values: Floats) -> Floats:
 
 def relative(values: Floats) -> Floats:
     """Return each row of `values` over the output layer's reading, shape (n_steps, n_layers)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.asarray(values / reference(values))
+    return _quotient(values, reference(values))
+
+
+def _quotient(above: Floats, below: Floats) -> Floats:
+    with np.errstate(all="ignore"):
+        return np.asarray(above / below)

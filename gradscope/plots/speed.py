@@ -69,7 +69,7 @@ def speed_info(runs: Run | Sequence[Run], *, layers: int = LAYERS) -> list[Speed
         picked = np.unique(np.linspace(0, len(data.layers) - 1, layers).round().astype(int))
         curves = []
         for column in picked:
-            values = data.layer(column).astype(float)
+            values = data.layer(data.layers[column]).astype(float)
             with np.errstate(divide="ignore"):
                 kept = extremes(np.log10(values), POINTS)
             curves.append(

@@ -30,7 +30,7 @@ from gradscope.plots.theme import (
 from gradscope.run import Run
 
 TITLE = "How much of it survives to the first layer, step by step?"
-CAPTION = "1 means that the whole gradient arrives. Click to look at that moment."
+CAPTION = "1 means that the whole gradient arrives."
 POINTS = 400
 HEIGHT = 150
 
@@ -55,7 +55,7 @@ def survival_info(runs: Run | Sequence[Run]) -> list[SurvivalLine]:
     for place, run in enumerate(as_runs(runs)):
         data = readings(run, METRICS["signal_norm"])
         if not data.empty:
-            ratio = data.layer(0).astype(float)
+            ratio = data.layer(data.layers[0]).astype(float)
             with np.errstate(divide="ignore"):
                 kept = extremes(np.log10(ratio), POINTS)
             steps = data.steps[kept]

@@ -46,7 +46,7 @@ def _draw_survival(page: Page) -> Drawing:
     if step is None and lines:
         step = max(int(line.steps[-1]) for line in lines)
     figure = survival_figure(lines, page.theme, marked=step)
-    return Drawing(figure, survival_caption(lines))
+    return Drawing(figure, f"{survival_caption(lines)} Click to look at that moment.")
 
 
 def table(page: Page) -> pd.DataFrame:

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 from dash import Dash, html
 
-from gradscope.comparison import compare
 from gradscope.plots.training import TITLE, training_caption, training_figure, training_info
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import Drawing, Page, chart, draw_with
@@ -30,8 +29,9 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 def _draw(page: Page) -> Drawing:
     curves = training_info(page.runs)
     caption = training_caption(curves)
-    if curves:
-        caption = " ".join([caption, *(o.sentence for o in compare(page.runs).observations)])
+    compared = page.library.comparison(page.names) if curves else None
+    if compared is not None:
+        caption = " ".join([caption, *(seen.sentence for seen in compared.observations)])
     return Drawing(training_figure(curves, page.theme), caption)
 
 
