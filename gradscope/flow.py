@@ -172,6 +172,18 @@ class Flow:
             for node in readers
         )
 
+    def meets(self, value: Value, stop: frozenset[str] = frozenset()) -> list[int]:
+        """Return the operations, weights or kinds to `stop` at, where a value meets other data."""
+        met = []
+        stack = [node for node, _ in self.consumers.get(value, [])]
+        while stack:
+            node = stack.pop()
+            if len(self.data[node]) > 1 or self.bears[node] or self.stems[node] in stop:
+                met.append(node)
+            else:
+                stack += self.readers[node]
+        return met
+
     def avoids_gates(self, node: int) -> bool:
         """Tell whether the output of `node` goes on otherwise than as a gate upon other data."""
         seen = {node}

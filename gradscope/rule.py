@@ -34,6 +34,8 @@ RESIZING = kinds(
 )
 """On a shortcut these make a projection without weights: He's option A, pooling, upsampling."""
 
+SOFTMAX = kinds("Softmax SafeSoftmax")
+
 SQUARES = kinds("Pow Abs Norm LinalgVectorNorm")
 
 
@@ -96,9 +98,7 @@ def _nested(flow: Flow, shortcut: Term, branch: tuple[Term, ...]) -> Way | None:
     return None if form == "gated" else Way(shortcut, branch, split, form)
 
 
-def _projection(
-    flow: Flow, total: Sum, shortcut: Term, branch: tuple[Term, ...]
-) -> Way | None:
+def _projection(flow: Flow, total: Sum, shortcut: Term, branch: tuple[Term, ...]) -> Way | None:
     """Read a sum whose shortcut is a linear chain of operations, some of them with weights."""
     below = reach(flow, branch)
     value, weights = shortcut.values[0], 0
@@ -242,18 +242,15 @@ def _is_injected(flow: Flow, way: Way) -> bool:
     of attention: it skips every layer in between, and is no input of any.
     """
     value = flow.values[way.split]
-    readers = [node for node, _ in flow.consumers[value]]
     looked_up = any(
         flow.carry[value] >> number & 1 and flow.stems[node] in LOOKUP
         for number, (node, _) in enumerate(flow.values[: way.split + 1])
     )
-    if any(flow.stems[node] not in ("Add", "Sub") for node in readers) or not looked_up:
+    met = flow.meets(value) if looked_up else []
+    if not met or any(flow.stems[node] not in ("Add", "Sub") for node in met):
         return False
-    to_attention = all(
-        flow.stems[node] in ("Softmax", "SafeSoftmax")
-        for reader in readers
-        for node, _ in flow.consumers.get((reader, 0), [])
-    )
+    weighed = [other for node in met for other in flow.meets((node, 0), SOFTMAX)]
+    to_attention = bool(weighed) and all(flow.stems[node] in SOFTMAX for node in weighed)
     return to_attention or any(_is_stream(flow, v) for term in way.branch for v in term.values)
 
 
