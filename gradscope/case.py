@@ -114,6 +114,14 @@ def running_median(values: Floats) -> Floats:
     return medians
 
 
+def column_medians(values: Floats) -> Floats:
+    """Return the median of each column, over what of it was read; NaN where nothing was."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a column that is NaN all along
+        medians: Floats = np.nanmedian(values, axis=0)
+    return medians
+
+
 def _blocks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Return `rows` in blocks; evenly spread ones where there would be too many."""
     count = max(len(rows) // BLOCK, 1)

@@ -147,9 +147,10 @@ def _behind(
 
 
 def decades_by_group(frame: pd.DataFrame) -> dict[str, float]:
-    """Return the decades of each group of a ledger, in order of their size."""
+    """Return the decades of each group of a ledger in order of size, those below 0.05 left out."""
     sums = frame[frame["on_path"]].groupby("group")["gain"].sum()
-    return {str(k): float(v) for k, v in sums.sort_values(key=np.abs, ascending=False).items()}
+    sums = sums[sums.abs() >= 0.05].sort_values(key=np.abs, ascending=False)
+    return {str(group): float(decades) for group, decades in sums.items()}
 
 
 def account(frame: pd.DataFrame) -> str:

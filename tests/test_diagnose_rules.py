@@ -250,6 +250,12 @@ def test_update_speeds_out_of_the_band_are_for_information(tmp_path: Path) -> No
     }
 
 
+def test_layers_that_are_slow_as_their_gradient_vanishes_are_told_of_once(tmp_path: Path) -> None:
+    readings = {"signal_norm": falling(N, 4.0, 40), "weight_norm": 1.0, "update_norm": 1e-9}
+    findings = diagnose(make_run(tmp_path / "r", LAYERS, readings)).findings
+    assert [finding.verdict for finding in findings] == ["vanishing"]
+
+
 def test_a_container_that_owns_a_parameter_is_no_point_of_the_path(tmp_path: Path) -> None:
     layers = [
         {"layer": 0, "name": "(root)", "kind": "Net", "depth": 1, "parameters": 9},
@@ -307,7 +313,7 @@ def test_layer_names_are_inert_in_the_notebook(tmp_path: Path) -> None:
 
 
 def test_the_frame_holds_every_finding(tmp_path: Path) -> None:
-    readings = {"signal_norm": falling(N, 4.0, 40), "weight_norm": 1.0, "update_norm": 1e-9}
+    readings = {"signal_norm": falling(N, 4.0, 40), "weight_norm": 1.0, "update_norm": 0.1}
     diagnosis = diagnose(make_run(tmp_path / "r", LAYERS, readings))
     frame = diagnosis.to_frame()
     assert frame["verdict"].tolist() == [f.verdict for f in diagnosis.findings]

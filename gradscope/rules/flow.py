@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gradscope.case import BLOCK, Case, Mask, running_median
+from gradscope.case import BLOCK, Case, Mask, column_medians, running_median
 from gradscope.findings import Finding, Severity
 from gradscope.gains import account, decades_by_group, ledger
 from gradscope.kinds import BOTH_SIDES, canonical
@@ -125,17 +125,16 @@ def _finding(
     if severity == "information":
         sentence += " Transient at init: it passed within the first steps."
     elif severity == "warning":
-        sentence += f" It passed after step {steps[1]}."
+        sentence += f" No longer so after step {steps[1]}."
     sentence += f" Decades by kind of module: {account(account_frame)}."
     if verdict == "vanishing" and severity != "information":
         speed = _speed_decades(case, rows)
         if not math.isnan(speed):
             evidence["update_speed_decades"] = speed
             sentence += " " + _speed_in_words(speed)
-    with np.errstate(invalid="ignore"):
-        change = np.nanmedian(path.relative[rows], axis=0)
-        # an underflow to 0 is the far end of vanishing
-        far = change <= 10**-DECADES if verdict == "vanishing" else change >= 10**DECADES
+    change = column_medians(path.relative[rows])
+    # an underflow to 0 is the far end of vanishing
+    far = change <= 10**-DECADES if verdict == "vanishing" else change >= 10**DECADES
     layers = tuple(case.names[i] for i in path.layers[far])
     remedies = (_against_vanishing if verdict == "vanishing" else _against_exploding)(
         case, account_frame
@@ -149,11 +148,12 @@ def _speed_decades(case: Case, rows: NDArray[np.int64]) -> float:
     updates = case.run.matrix("update_norm")[1][rows].astype(np.float64)
     weights = case.run.matrix("weight_norm")[1][rows].astype(np.float64)
     speed = ratio(updates, weights)[:, is_weight_layer(case.layers)]
-    speed = speed[:, ~np.isnan(speed).all(axis=0)]
-    third = max(speed.shape[1] // 3, 1)
-    if speed.shape[1] < 2:
+    typical = column_medians(speed)
+    typical = typical[~np.isnan(typical)]
+    if len(typical) < 2:
         return math.nan
-    early, late = np.nanmedian(speed[:, :third]), np.nanmedian(speed[:, -third:])
+    third = max(len(typical) // 3, 1)
+    early, late = np.median(typical[:third]), np.median(typical[-third:])
     return float(log10(ratio(np.array([early]), np.array([late])))[0])
 
 

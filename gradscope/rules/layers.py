@@ -10,6 +10,7 @@ from gradscope.blocks import residual_blocks
 from gradscope.case import BLOCK, Case, Mask
 from gradscope.findings import Finding, Severity
 from gradscope.kinds import BOTH_SIDES, canonical, group
+from gradscope.rules.flow import DECADES
 from gradscope.signal_path import Floats, composites, is_weight_layer, ratio
 from gradscope.words import listed
 
@@ -159,6 +160,8 @@ def update_speed(case: Case) -> Iterator[Finding]:
         return
     usual = np.nanmedian(speed[:, weights], axis=0)
     slow, fast = usual < SPEED[0], usual > SPEED[1]
+    if _vanishes(case):
+        slow[:] = False  # a consequence, against which no learning rate helps
     for out, word, advice in (
         (slow, "slowly", "raise the learning rate if the loss hardly moves"),
         (fast, "fast", "lower the learning rate if the loss is unsteady"),
@@ -175,6 +178,13 @@ def update_speed(case: Case) -> Iterator[Finding]:
                 {"update_ratio": float(np.median(usual[out]))},
                 (advice,),
             )
+
+
+def _vanishes(case: Case) -> bool:
+    """Whether the gradient vanishes in the middle of the run."""
+    decades = case.path.decades[case.rows] if case.path is not None else np.empty(0)
+    decades = decades[~np.isnan(decades)]
+    return len(decades) > 0 and bool(np.median(decades) <= -DECADES)
 
 
 def _names(case: Case, layers: Mask) -> tuple[str, ...]:
