@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import synthetic
@@ -29,6 +30,29 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     synthetic.write_pair(folder, n_layers=21, n_steps=60)
     return folder
+
+
+HOSTILE = (
+    '<img src=x onerror="window.stolen=1">',
+    "</script><script>window.stolen=1</script>",
+    '<a href="https://evil.example">click</a>',
+    '=HYPERLINK("https://evil.example")',
+    "a b&c?d=e#f%{x}",
+)
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run whose layers have names that try to be markup, scripts and formulas."""
+    path = tmp_path_factory.mktemp("hostile") / "run <b>bold</b> & co"
+    writer = synthetic.start(path, n_layers=9)
+    layers = synthetic.layer_table(9)
+    for layer, name in zip(layers[::2], HOSTILE, strict=True):
+        layer["name"] = name
+    writer.update(layers=layers)
+    synthetic.extend(writer, np.arange(30))
+    writer.close()
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +94,7 @@ def browse(chromium: object) -> Iterator[Callable[..., object]]:
             "console",
             lambda said: problems.append(said.text) if said.type in ("error", "warning") else None,
         )
-        host = url.split("/")[2] if "://" in url else ""
+        host = url.split("/")[2]
         page.on(
             "request",
             lambda request: (

@@ -16,11 +16,18 @@ from gradscope.plots.depth_profile import (
     depth_profile_figure,
     depth_profile_info,
 )
+from gradscope.plots.derivatives import derivatives_figure, derivatives_info
+from gradscope.plots.flow_map import flow_map_caption, flow_map_figure, flow_map_info
 from gradscope.plots.heatmap import heatmap_caption, heatmap_figure, heatmap_info
+from gradscope.plots.history import history_info
+from gradscope.plots.layer_table import layer_table
+from gradscope.plots.ledger import ledger_figure, ledger_info
 from gradscope.plots.readings import reference, relative
+from gradscope.plots.road import width
 from gradscope.plots.sampling import extremes, farthest_from_one
 from gradscope.plots.speed import speed_caption, speed_figure, speed_info
 from gradscope.plots.survival import survival_caption, survival_figure, survival_info
+from gradscope.plots.training import training_figure, training_info
 from gradscope.plots.words import factor, number, safe, specials, spread
 from gradscope.run import Run, load
 
@@ -306,6 +313,105 @@ def test_a_layer_that_does_not_move_is_said_so(tmp_path: Path) -> None:
     assert "stuck: layer 1 stands still at times (change of exactly 0)" in speed_caption(panels)
 
 
+# --- flow map -----------------------------------------------------------------------------------
+
+
+def test_a_plain_net_is_one_road_that_narrows(plain: Run) -> None:
+    (road,) = flow_map_info(plain)
+    assert road.forks == []
+    signal = [station.signal for station in road.stations]
+    np.testing.assert_allclose(signal, 10.0 ** np.linspace(-12, 0, 11), rtol=1e-5)
+    assert road.arrives == pytest.approx(1e-12, rel=1e-5)
+    widths = [width(value) for value in signal]
+    assert widths == sorted(widths)
+    assert widths[0] == 1.0
+
+
+def test_a_residual_net_forks_at_its_blocks(residual: Run) -> None:
+    (road,) = flow_map_info(residual)
+    assert len(road.forks) == len(residual.shortcuts)
+    scale = 1.0 / (1.0 + 59 / 500.0)
+    fork = road.forks[3]
+    np.testing.assert_allclose(
+        [fork.shortcut * scale, fork.branch * scale, fork.share, fork.ratio],
+        [0.4 * scale, 0.3 * scale, 0.64, 0.25],
+        rtol=1e-5,
+    )
+    for fork in road.forks:
+        inside = [s for s in road.stations if fork.start < s.x < fork.stop]
+        assert inside
+        assert all(station.on_branch for station in inside)
+
+
+def test_deep_nets_are_grouped(tmp_path: Path) -> None:
+    plain = load(synthetic.write_run(tmp_path / "plain", n_layers=301, n_steps=2))
+    deep = load(synthetic.write_run(tmp_path / "deep", n_layers=301, n_steps=2, residual=True))
+    roads = flow_map_info([plain, deep])
+    assert [station.layers for station in roads[0].stations] == [3] * 50 + [1]
+    assert len(roads[1].stations) <= len(roads[1].forks) + 2
+    assert "a group of layers" in flow_map_caption(roads)
+
+
+def test_no_road_leads_through_zero_or_nan() -> None:
+    assert [width(value) for value in (0.0, np.nan)] == [0.0, 0.0]
+    assert width(np.inf) == width(1e30) > width(1.0)
+
+
+# --- ledger, slopes, training, history, table ---------------------------------------------------
+
+
+def test_the_ledger_adds_up_to_the_decades(plain: Run) -> None:
+    (panel,) = ledger_info(plain)
+    hidden = 10.0 ** np.linspace(-synthetic.PLAIN_DECADES, 0, 11)[[0, -2]]
+    assert panel.total == pytest.approx(np.log10(hidden[0] / hidden[1]), abs=1e-3)
+    assert panel.step is None
+    assert ledger_info(plain, step=7)[0].step == 7
+
+
+def test_slopes_are_shown_with_their_bound(plain: Run) -> None:
+    (line,) = derivatives_info(plain)
+    np.testing.assert_allclose(line.values, 0.6, rtol=1e-6)
+    assert set(line.bounds) == {1.0}
+    assert len(line.names) == 10
+
+
+def test_training_shows_the_logged_losses(plain: Run) -> None:
+    curves = training_info(plain)
+    assert {(curve.part, curve.measure) for curve in curves} == {("train", "loss"), ("val", "loss")}
+    train = next(curve for curve in curves if curve.part == "train")
+    assert train.steps.tolist() == list(range(60))
+    assert train.values[-1] < train.values[0]
+
+
+def test_the_history_of_a_layer_is_read_by_its_name(plain: Run, residual: Run) -> None:
+    curves = history_info([plain, residual], "blocks.0.fc")
+    assert [(curve.run, curve.metric.name) for curve in curves[:4]] == [
+        ("plain-50", "signal_norm"),
+        ("plain-50", "grad_norm"),
+        ("plain-50", "update_ratio"),
+        ("plain-50", "activation_std"),
+    ]
+    np.testing.assert_allclose(curves[0].values, 1e-12, rtol=1e-5)
+    assert history_info(plain, "no such layer") == []
+
+
+def test_an_activation_has_a_history_too(plain: Run) -> None:
+    curves = history_info(plain, "blocks.0.act")
+    assert [curve.metric.name for curve in curves] == ["signal_norm", "activation_std"]
+
+
+def test_the_worst_layers_come_first(tmp_path: Path, plain: Run) -> None:
+    table = layer_table(plain)
+    assert table["number"].tolist() == list(range(1, 12))
+    signal = np.array([1e-3, 1, np.nan, 1, 0.1, 1, 1e5, 1, 1])
+    table = layer_table(write_with(tmp_path / "odd", 9, 2, signal_norm=signal))
+    assert table["number"].tolist() == [2, 4, 1, 3, 5]
+
+
+def test_a_table_without_runs_has_its_columns() -> None:
+    assert "signal_norm" in layer_table([]).columns
+
+
 # --- every figure -------------------------------------------------------------------------------
 
 FIGURES = {
@@ -313,6 +419,10 @@ FIGURES = {
     "survival": lambda runs, theme: survival_figure(survival_info(runs), theme, marked=3),
     "heatmap": lambda runs, theme: heatmap_figure(heatmap_info(runs), theme),
     "speed": lambda runs, theme: speed_figure(speed_info(runs), theme),
+    "flow_map": lambda runs, theme: flow_map_figure(flow_map_info(runs), theme),
+    "ledger": lambda runs, theme: ledger_figure(ledger_info(runs), theme),
+    "derivatives": lambda runs, theme: derivatives_figure(derivatives_info(runs), theme),
+    "training": lambda runs, theme: training_figure(training_info(runs), theme),
 }
 
 

@@ -27,6 +27,7 @@ def make_app(library: Library, *, trusted_hosts: list[str] | None = None) -> Das
         suppress_callback_exceptions=True,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
+    app.index_string = app.index_string.replace("<html>", '<html lang="en">')
     app.layout = _layout
     names = [view.NAME for view in VIEWS]
     controls.register(app, library)

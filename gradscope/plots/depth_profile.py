@@ -304,7 +304,7 @@ def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> li
     said: list[tuple[int, str, float]] = []
     for line in info.lines:
         value = words.factor if info.metric.relative else words.number
-        name = f"<b>{words.safe(line.run, 24)}</b>"
+        name = f"<b>{theme.short(line.run)}</b>"
         said.append((line.place, f"{name}<br>{value(line.values[0])}", line.values[0]))
         if line.cut is not None:
             said.append((line.place, f"shortcuts cut<br>{value(line.cut[0])}", line.cut[0]))

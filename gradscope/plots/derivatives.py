@@ -125,7 +125,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
             layout["annotations"].append(
                 annotation(
                     theme,
-                    f"<b>{words.safe(line.run, 24)}</b>",
+                    f"<b>{theme.short(line.run)}</b>",
                     x=1,
                     xref="paper",
                     xanchor="left",

@@ -63,8 +63,9 @@ def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[L
         read = None
         if step is not None:
             read = int(steps[max(int(np.searchsorted(steps, step, side="right")) - 1, 0)])
-        decades = decades_by_group(gains_of(run, read))
-        if decades:
+        gains = gains_of(run, read)
+        if len(gains):
+            decades = decades_by_group(gains)
             ordered = {GROUPS[name]: decades[name] for name in GROUPS if name in decades}
             panels.append(LedgerPanel(place, run.name, read, ordered, sum(ordered.values())))
     return panels

@@ -185,7 +185,7 @@ def _labels(
     labels = [
         annotation(
             theme,
-            f"<b>{words.safe(road.run, 22)}</b><br>input gets<br><b>{arrives}</b>",
+            f"<b>{theme.short(road.run)}</b><br>input gets<br><b>{arrives}</b>",
             x=0,
             xref="paper",
             xanchor="right",

@@ -29,6 +29,7 @@ from gradscope.plots.theme import (
     log_axis,
     nothing_to_show,
     titled,
+    translucent,
 )
 from gradscope.run import Run
 
@@ -265,6 +266,7 @@ def _labels(
                 yref=f"y{suffix}",
                 xanchor="right",
                 yanchor="bottom",
+                bgcolor=translucent(theme.surface, 0.7),
                 yshift=float(shift),
                 font={"color": theme.sequence[round(share * (len(theme.sequence) - 1))]},
             )

@@ -14,6 +14,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from gradscope.plots.words import safe
+
 FigureDict = dict[str, Any]
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
@@ -82,6 +84,10 @@ class Theme:
     def label(self, run: int) -> str:
         """Return the colour of text about the `run`-th drawn run."""
         return self.labels[self.slot(run) % len(self.labels)]
+
+    def short(self, name: str) -> str:
+        """Return a run's name for the margin of a figure, its markup inert."""
+        return safe(name, 13 if self.narrow else 24)
 
     def for_page(self, slots: tuple[int, ...], narrow: bool) -> Theme:
         """Return this theme for the runs at `slots` on a wide or narrow page."""

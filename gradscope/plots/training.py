@@ -24,6 +24,7 @@ from gradscope.plots.theme import (
     base_layout,
     nothing_to_show,
     titled,
+    translucent,
 )
 from gradscope.run import Run
 
@@ -169,6 +170,7 @@ def _labels(curves: list[TrainingCurve], theme: Theme, suffix: str) -> list[dict
             y=value,
             yref=f"y{suffix}",
             yanchor="bottom",
+            bgcolor=translucent(theme.surface, 0.7),
             yshift=float(shift) + 3,
             font={"color": theme.label(curve.place)},
         )
