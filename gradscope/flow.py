@@ -98,10 +98,12 @@ class Flow:
         for (node, _), edges in self.consumers.items():
             self.readers[node].update(reader for reader, _ in edges)
         self._find_parameters()
-        self.gates = {node for node, stem in enumerate(self.stems) if stem in SQUASHING} & {
-            node for node in range(len(self.stems)) if self._only_scales((node, 0))
-        }
         self.bears = [self._bears(node) for node in range(len(graph.nodes))]
+        self.gates = {
+            node
+            for node, stem in enumerate(self.stems)
+            if stem in SQUASHING and self._scales((node, 0))
+        }
         self.weighs = [b and s not in NORM for b, s in zip(self.bears, self.stems, strict=True)]
         self._find_reach()
 
@@ -162,14 +164,13 @@ class Flow:
         owned = maker is not None and maker.owns_parameters and maker.owns_frozen
         return frozen and owned and (stem in PRODUCT or not stem)
 
-    def _only_scales(self, value: Value) -> bool:
-        """Tell whether a value, or one minus it, is only multiplied with other data."""
-        readers = [node for node, _ in self.consumers.get(value, [])]
-        return bool(readers) and all(
+    def _scales(self, value: Value) -> bool:
+        """Tell whether a value, or one minus it, is multiplied with other data."""
+        return any(
             self.stems[node] in ("Mul", "Lerp", "Addcmul")
             if len(self.data[node]) > 1
-            else self._only_scales((node, 0))
-            for node in readers
+            else not self.bears[node] and self._scales((node, 0))
+            for node, _ in self.consumers.get(value, [])
         )
 
     def meets(self, value: Value, stop: frozenset[str] = frozenset()) -> list[int]:
@@ -184,19 +185,31 @@ class Flow:
                 stack += self.readers[node]
         return met
 
-    def avoids_gates(self, node: int) -> bool:
-        """Tell whether the output of `node` goes on otherwise than as a gate upon other data."""
+    def goes_on(self, node: int) -> bool:
+        """Tell whether the output of `node` leaves the cell: not only as a gate, or through one."""
+        start = 1 << self.number[node, 0]
         seen = {node}
         stack = [node]
         while stack:
             node = stack.pop()
-            if node in self.gates:
+            if node in self.gates or self._is_let_in(node, start):
                 continue
-            readers = self.readers[node] - seen
             if not self.readers[node]:
                 return True
-            seen |= readers
-            stack += readers
+            stack += self.readers[node] - seen
+            seen |= self.readers[node]
+        return False
+
+    def _is_let_in(self, node: int, start: int) -> bool:
+        """Tell whether `node` multiplies data with a gate that does not depend on it."""
+        if self.stems[node] != "Mul":
+            return False
+        for _, value in self.data[node]:
+            gate = value[0]
+            while gate not in self.gates and len(self.data[gate]) == 1 and not self.bears[gate]:
+                gate = self.data[gate][0][1][0]
+            if gate in self.gates and not self.reach[value] & start:
+                return True
         return False
 
     def is_linear(self, node: int) -> bool:

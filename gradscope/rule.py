@@ -117,8 +117,8 @@ def _projection(flow: Flow, total: Sum, shortcut: Term, branch: tuple[Term, ...]
     equal = any(flow.shape(value) == shape for term in branch for value in term.values)
     if not (deeper and bent and equal) or _is_condition(flow, value, below, inside):
         return None
-    if _is_gated_only(flow, way) or not flow.avoids_gates(total.node):
-        return None  # the sum that makes a gate, as in a recurrent cell
+    if _is_gated_only(flow, way) or not flow.goes_on(total.node):
+        return None  # it makes a gate, or what a gate lets in, as in a recurrent cell
     return way
 
 

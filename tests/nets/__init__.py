@@ -1,6 +1,15 @@
 """A zoo of small nets, each with the residual joins that it has."""
 
-from nets import additions, arithmetic, images, pyramids, sequences, structure
+from nets import (
+    additions,
+    arithmetic,
+    images,
+    pyramids,
+    recurrent,
+    sequences,
+    structure,
+    transformers,
+)
 from nets.harness import ZOO, Case, Net, Recording, prepare, record
 
 __all__ = [
@@ -14,6 +23,8 @@ __all__ = [
     "prepare",
     "pyramids",
     "record",
+    "recurrent",
     "sequences",
     "structure",
+    "transformers",
 ]

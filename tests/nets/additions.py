@@ -135,14 +135,6 @@ def highway_by_lerp(m, x):
     return torch.lerp(x, m.h(x), torch.sigmoid(m.t(x)))
 
 
-@net(*["gated cell cell cell cell"] * 2, cell=nn.GRUCell(8, 8), x=(4, 3, 8))
-def gru_cell(m, x):
-    h = x.new_zeros(len(x), 8)
-    for t in range(3):
-        h = m.cell(x[:, t], h)
-    return h
-
-
 @net(
     "identity (root) enc (root) w",
     "identity (root) (root) (root) w2",
@@ -263,31 +255,6 @@ def highway_of_one_convolution(m, x):
     return t * F.relu(h) + (1 - t) * x
 
 
-class GTrXL(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.n = nn.LayerNorm(8)
-        self.f = mlp()
-        self.wr = lin()
-        self.ur = lin()
-        self.wz = lin()
-        self.uz = lin()
-        self.wg = lin()
-        self.ug = lin()
-
-    def forward(self, x):
-        y = self.f(self.n(x))
-        r = torch.sigmoid(self.wr(y) + self.ur(x))
-        zz = torch.sigmoid(self.wz(y) + self.uz(x) - 2)
-        h = torch.tanh(self.wg(y) + self.ug(r * x))
-        return (1 - zz) * x + zz * h
-
-
-@net("gated g stem g g.n", stem=lin(), g=GTrXL())
-def gated_transformer(m, x):
-    return m.g(m.stem(x))
-
-
 @net("identity (root) stem (root) g.0", stem=lin(), g=mlp())
 def residual_gate_on_itself(m, x):
     x = m.stem(x)
@@ -334,3 +301,56 @@ def early_exits(m, x):
     a = m.a(m.stem(x))
     b = m.b(a)
     return [m.h1(a), m.h2(b)]
+
+
+class TanhBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l1 = lin()
+        self.l2 = lin()
+
+    def forward(self, x):
+        return torch.tanh(x + self.l2(torch.tanh(self.l1(x))))
+
+
+@net(
+    "identity body.0 stem body.0 body.0.l1",
+    "identity body.1 body.0 body.1 body.1.l1",
+    stem=lin(),
+    body=nn.Sequential(TanhBlock(), TanhBlock()),
+    head=lin(8, 3),
+)
+def residual_tanh(m, x):
+    return m.head(m.body(m.stem(x)))
+
+
+@net(
+    "gated (root) stem (root) h.0",
+    "gated (root) (root) (root) h.1",
+    stem=lin(),
+    h=nn.ModuleList([lin(), lin()]),
+    t=nn.ModuleList([lin(), lin()]),
+)
+def highway_loop(m, x):
+    x = m.stem(x)
+    for h, t in zip(m.h, m.t, strict=True):
+        g = torch.sigmoid(t(x))
+        x = g * F.relu(h(x)) + (1.0 - g) * x
+    return x
+
+
+@net("identity (root) (root) (root) f", stem=lin(), f=lin())
+def siren(m, x):
+    x = torch.sin(30 * m.stem(x))
+    return 0.5 * (x + torch.sin(30 * m.f(x)))
+
+
+@net(
+    "identity (root) stem (root) f",
+    stem=lin(),
+    f=lin(16, 8),
+    x=(torch.Size((4, 8)), torch.Size((4, 8))),
+)
+def concatenated_context(m, x, c):
+    x = m.stem(x)
+    return x + torch.relu(m.f(torch.cat([x, c], 1)))

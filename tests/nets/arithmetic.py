@@ -121,33 +121,6 @@ def skip_around_an_activation(m, x):
     return m.head(x + torch.relu(x))
 
 
-@net(rnn=nn.LSTM(8, 8, batch_first=True), head=lin(), x=TEXT)
-def fused_lstm(m, x):
-    return m.head(m.rnn(x)[0])
-
-
-@net(cell=nn.RNNCell(8, 8), embed=nn.Embedding(9, 8), x=(torch.ones(2, 4).long(),))
-def recurrent_cell_on_embeddings(m, x):
-    x = m.embed(x)
-    h = x.new_zeros(2, 8)
-    for t in range(4):
-        h = m.cell(x[:, t], h)
-    return h
-
-
-@net(cell=nn.LSTMCell(8, 8), x=(4, 1, 8))
-def one_step_of_an_lstm_cell(m, x):
-    return m.cell(x[:, 0])[0]
-
-
-@net(*["gated (root) cell cell cell"] * 2, cell=nn.LSTMCell(8, 8), x=(4, 3, 8))
-def lstm_cell(m, x):
-    state = None
-    for t in range(3):
-        state = m.cell(x[:, t], state)
-    return state[0]
-
-
 @net(q=lin(), k=lin(), v=lin(), o=lin(), x=TEXT)
 def attention(m, x):
     return m.o(F.scaled_dot_product_attention(m.q(x), m.k(x), m.v(x)))
@@ -193,11 +166,6 @@ def gated_units(m, x):
     x = F.glu(m.a(x))
     u, v = m.b(x).chunk(2, 1)
     return m.c(u * F.silu(v))
-
-
-@net(enc=nn.GRU(8, 8, batch_first=True), q=lin(), out=lin(), x=(2, 1, 8))
-def one_step_gru(m, x):
-    return m.out(m.enc(x)[0])
 
 
 @net(e=mlp(), d=mlp())
@@ -262,3 +230,56 @@ def two_resolutions_fused(m, x):
     a = m.b0(x)
     b = m.b1(F.relu(m.lo(x)))
     return F.relu(a + F.interpolate(m.up(b), scale_factor=2))
+
+
+@net(
+    f=mlp(),
+    v=nn.Sequential(lin(), nn.ReLU(), lin(8, 1)),
+    a=nn.Sequential(lin(), nn.ReLU(), lin(8, 4)),
+)
+def deep_dueling(m, x):
+    x = torch.relu(m.f(x))
+    v, a = m.v(x), m.a(x)
+    return v + (a - a.mean(-1, keepdim=True))
+
+
+@net(
+    e=nn.Sequential(conv(4, 4, 2), nn.ReLU(), nn.Flatten()),
+    mu=lin(64, 3),
+    lv=lin(64, 3),
+    d=lin(3, 64),
+    u=nn.ConvTranspose2d(4, 4, 2, 2),
+    x=IMAGE,
+)
+def convolutional_vae(m, x):
+    h = m.e(x)
+    mu, lv = m.mu(h), m.lv(h)
+    s = torch.exp(lv / 2)
+    zz = mu + s * torch.randn_like(s)
+    r = m.u(F.relu(m.d(zz)).view(2, 4, 4, 4))
+    kl = -0.5 * torch.mean(1 + lv - mu.pow(2) - lv.exp())
+    return F.mse_loss(r, x) + kl
+
+
+@net(u=mlp(), v=mlp(), x=({"u": torch.ones(4, 8), "v": torch.ones(4, 8)},))
+def two_tower_dict(m, b):
+    u, v = F.normalize(m.u(b["u"])), F.normalize(m.v(b["v"]))
+    return {"score": u @ v.t()}
+
+
+@net(stem=mlp(), a=lin(8, 3), b=lin(8, 3))
+def averaged_heads(m, x):
+    x = torch.relu(m.stem(x))
+    return (m.a(x) + m.b(x)) / 2
+
+
+@net(stem=mlp(), a=lin(8, 3), b=lin(8, 1), x=(torch.Size((4, 8)), torch.ones(4).long()))
+def multi_task(m, x, y):
+    h = torch.relu(m.stem(x))
+    return F.cross_entropy(m.a(h), y) + 0.5 * m.b(h).pow(2).mean()
+
+
+@net(a=lin(), b=lin(), c=lin(), d=lin(), o=lin())
+def complex_product(m, x):
+    a, b, c, d = m.a(x), m.b(x), m.c(x), m.d(x)
+    return m.o(a * c - b * d)

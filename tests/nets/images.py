@@ -195,29 +195,6 @@ def convmixer(m, x):
     return m.b(m.p(m.a(m.stem(x))))
 
 
-class NonLocal(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.q = conv(4, 2, 1, 1)
-        self.k = conv(4, 2, 1, 1)
-        self.v = conv(4, 2, 1, 1)
-        self.o = conv(2, 4, 1, 1)
-
-    def forward(self, x):
-        q, k, v = (f(x).flatten(2) for f in (self.q, self.k, self.v))
-        y = (
-            (torch.softmax(q.transpose(1, 2) @ k, -1) @ v.transpose(1, 2))
-            .transpose(1, 2)
-            .reshape(x.size(0), 2, 8, 8)
-        )
-        return self.o(y) + x
-
-
-@net("identity nl stem nl nl.q", stem=conv(), nl=NonLocal(), x=IMAGE)
-def non_local(m, x):
-    return m.nl(m.stem(x))
-
-
 @net(
     "identity (root) stem (root) f1",
     "identity (root) (root) (root) f2",
@@ -254,21 +231,6 @@ def resnet_d(m, x):
     y = m.b2(m.c2(F.relu(m.b1(m.c1(x)))))
     y += m.sb(m.s(F.avg_pool2d(x, 2, 2)))
     return F.relu_(y)
-
-
-@net(
-    "projection (root) stem (root) c1",
-    stem=conv(),
-    n=nn.BatchNorm2d(4),
-    c1=conv(),
-    c2=conv(),
-    s=conv(4, 4, 1, 1),
-    x=IMAGE,
-)
-def generator_block(m, x):
-    x = m.stem(x)
-    y = m.c2(F.relu(m.c1(F.interpolate(F.relu(x), scale_factor=2))))
-    return y + m.s(F.interpolate(x, scale_factor=2))
 
 
 @net(
@@ -320,36 +282,88 @@ def temporal_convolution(m, x):
     return m.b(m.a(m.stem(x)))
 
 
-class ResStack(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.c1 = conv(4, 4)
-        self.c2 = conv(4, 4, 1, 1)
-
-    def forward(self, x):
-        return x + self.c2(F.relu(self.c1(F.relu(x))))
-
-
-@net(
-    "identity r e r r.c1",
-    e=conv(),
-    r=ResStack(),
-    code=nn.Parameter(torch.randn(6, 4)),
-    d=conv(),
-    x=IMAGE,
-)
-def vq_vae(m, x):
-    h = m.r(m.e(x)).permute(0, 2, 3, 1).reshape(-1, 4)
-    i = torch.cdist(h, m.code).argmin(1)
-    q = m.code[i]
-    loss = (q - h.detach()).pow(2).mean() + 0.25 * (q.detach() - h).pow(2).mean()
-    q = h + (q - h).detach()
-    return m.d(q.reshape(2, 8, 8, 4).permute(0, 3, 1, 2)), loss
-
-
 @net(
     "identity (root) stem (root) f", stem=conv(), f=nn.Conv2d(4, 4, 3, padding=1, groups=4), x=IMAGE
 )
 def depthwise_positional_encoding(m, x):
     x = m.stem(x)
     return x + m.f(x)
+
+
+class Lambda(nn.Module):
+    def __init__(self, f):
+        super().__init__()
+        self.f = f
+
+    def forward(self, x):
+        return self.f(x)
+
+
+class CifarBlock(nn.Module):
+    def __init__(self, i, o, s):
+        super().__init__()
+        self.conv1 = conv(i, o, s)
+        self.bn1 = nn.BatchNorm2d(o)
+        self.conv2 = conv(o, o)
+        self.bn2 = nn.BatchNorm2d(o)
+        self.shortcut = (
+            nn.Sequential()
+            if s == 1
+            else Lambda(
+                lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, o // 4, o // 4), "constant", 0)
+            )
+        )
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(y))
+        y += self.shortcut(x)
+        return F.relu(y)
+
+
+@net(
+    "identity a (root) a a.conv1",
+    "projection b a b b.conv1",
+    stem=conv(),
+    bn=nn.BatchNorm2d(4),
+    a=CifarBlock(4, 4, 1),
+    b=CifarBlock(4, 8, 2),
+    x=IMAGE,
+)
+def cifar_resnet(m, x):
+    return m.b(m.a(F.relu(m.bn(m.stem(x))))).mean((2, 3))
+
+
+@net("identity (root) stem (root) c", stem=conv(), c=conv(), b=nn.BatchNorm2d(4), x=IMAGE)
+def row_drop(m, x):
+    x = m.stem(x)
+    y = m.b(m.c(x))
+    n = torch.empty(2, 1, 1, 1).bernoulli_(0.8).div_(0.8)
+    y = y * n
+    y = y + x
+    return y
+
+
+class SEB(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c1 = conv(4, 8, 2)
+        self.b1 = nn.BatchNorm2d(8)
+        self.c2 = conv(8, 8)
+        self.b2 = nn.BatchNorm2d(8)
+        self.fc1 = nn.Conv2d(8, 2, 1)
+        self.fc2 = nn.Conv2d(2, 8, 1)
+        self.down = nn.Sequential(nn.AvgPool2d(2), conv(4, 8, 1, 1), nn.BatchNorm2d(8))
+
+    def forward(self, x):
+        i = x
+        x = F.relu(self.b1(self.c1(x)))
+        x = self.b2(self.c2(x))
+        s = x.mean((2, 3), keepdim=True)
+        x = x * torch.sigmoid(self.fc2(F.relu(self.fc1(s))))
+        return F.relu(x + self.down(i))
+
+
+@net("projection b stem b b.c1", stem=conv(), b=SEB(), x=IMAGE)
+def se_downsample(m, x):
+    return m.b(m.stem(x))

@@ -237,3 +237,119 @@ def attention_u_net(m, x):
     s = m.e(x)
     y = m.u(F.relu(m.d(s)))
     return m.head(torch.cat([m.gate(y, s), y], 1))
+
+
+class UBlock(nn.Module):
+    def __init__(self, i, o):
+        super().__init__()
+        self.c1 = conv(i, o)
+        self.c2 = conv(o, o)
+        self.p = conv(i, o, 1, 1) if i != o else nn.Identity()
+
+    def forward(self, x):
+        return F.relu(self.c2(F.relu(self.c1(x))) + self.p(x))
+
+
+@net(
+    "identity d d0 d d.c1",
+    "identity mid pool mid mid.c1",
+    "concat (root) d (root) pool",
+    "projection up (root) up up.c1",
+    d0=conv(),
+    d=UBlock(4, 4),
+    pool=conv(4, 4, 2),
+    mid=UBlock(4, 4),
+    up=UBlock(8, 4),
+    x=IMAGE,
+)
+def residual_u_net(m, x):
+    s = m.d(m.d0(x))
+    y = m.mid(m.pool(s))
+    return m.up(torch.cat([s, F.interpolate(y, scale_factor=2)], 1))
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, i):
+        super().__init__()
+        self.b = nn.BatchNorm2d(i)
+        self.c = conv(i, 2)
+
+    def forward(self, x):
+        return torch.cat([x, self.c(F.relu(self.b(x)))], 1)
+
+
+@net(
+    "concat l1 stem l1 l1.b",
+    "concat l2 l1 l2 l2.b",
+    stem=conv(),
+    l1=DenseLayer(4),
+    l2=DenseLayer(6),
+    x=IMAGE,
+)
+def incremental_densenet(m, x):
+    return m.l2(m.l1(m.stem(x)))
+
+
+class NonLocal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q = conv(4, 2, 1, 1)
+        self.k = conv(4, 2, 1, 1)
+        self.v = conv(4, 2, 1, 1)
+        self.o = conv(2, 4, 1, 1)
+
+    def forward(self, x):
+        q, k, v = (f(x).flatten(2) for f in (self.q, self.k, self.v))
+        y = (
+            (torch.softmax(q.transpose(1, 2) @ k, -1) @ v.transpose(1, 2))
+            .transpose(1, 2)
+            .reshape(x.size(0), 2, 8, 8)
+        )
+        return self.o(y) + x
+
+
+@net("identity nl stem nl nl.q", stem=conv(), nl=NonLocal(), x=IMAGE)
+def non_local(m, x):
+    return m.nl(m.stem(x))
+
+
+@net(
+    "projection (root) stem (root) c1",
+    stem=conv(),
+    n=nn.BatchNorm2d(4),
+    c1=conv(),
+    c2=conv(),
+    s=conv(4, 4, 1, 1),
+    x=IMAGE,
+)
+def generator_block(m, x):
+    x = m.stem(x)
+    y = m.c2(F.relu(m.c1(F.interpolate(F.relu(x), scale_factor=2))))
+    return y + m.s(F.interpolate(x, scale_factor=2))
+
+
+class ResStack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c1 = conv(4, 4)
+        self.c2 = conv(4, 4, 1, 1)
+
+    def forward(self, x):
+        return x + self.c2(F.relu(self.c1(F.relu(x))))
+
+
+@net(
+    "identity r e r r.c1",
+    e=conv(),
+    r=ResStack(),
+    code=nn.Parameter(torch.randn(6, 4)),
+    d=conv(),
+    x=IMAGE,
+)
+def vq_vae(m, x):
+    h = m.r(m.e(x)).permute(0, 2, 3, 1).reshape(-1, 4)
+    i = torch.cdist(h, m.code).argmin(1)
+    q = m.code[i]
+    loss = (q - h.detach()).pow(2).mean() + 0.25 * (q.detach() - h).pow(2).mean()
+    q = h + (q - h).detach()
+    return m.d(q.reshape(2, 8, 8, 4).permute(0, 3, 1, 2)), loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
@@ -226,3 +227,92 @@ def reversible_block(m, x):
     y1 = x1 + m.f(x2)
     y2 = x2 + m.g(y1)
     return torch.cat((y1, y2), 1)
+
+
+class LoRA(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base = lin().requires_grad_(False)
+        self.a = nn.Parameter(torch.randn(2, 8))
+        self.b = nn.Parameter(torch.zeros(8, 2))
+
+    def forward(self, x):
+        return self.base(x) + (x @ self.a.t() @ self.b.t()) * 2.0
+
+
+@net("identity (root) stem (root) l.base", stem=lin(), l=LoRA())
+def residual_lora(m, x):
+    x = m.stem(x)
+    return x + torch.relu(m.l(x))
+
+
+class Drop(nn.Module):
+    def __init__(self, b, keep):
+        super().__init__()
+        self.b = b
+        self.keep = keep
+
+    def forward(self, x):
+        return x + self.b(x) if self.keep else x
+
+
+@net(
+    "identity s.0 stem s.0 s.0.b.0",
+    "identity s.2 s.0 s.2 s.2.b.0",
+    stem=lin(),
+    s=nn.Sequential(Drop(mlp(), True), Drop(mlp(), False), Drop(mlp(), True)),
+)
+def dropped_block(m, x):
+    return m.s(m.stem(x))
+
+
+class Rev(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = mlp(4)
+        self.g = mlp(4)
+
+    def forward(self, x):
+        a, b = torch.chunk(x, 2, dim=1)
+        a = a + self.f(b)
+        b = b + self.g(a)
+        return torch.cat([a, b], dim=1)
+
+
+@net(
+    "partial r1 stem r1 r1.f.0",
+    "partial r1 r1 r1 r1.f.0",
+    "partial r2 r1 r2 r2.f.0",
+    "partial r2 r2 r2 r2.f.0",
+    stem=lin(),
+    r1=Rev(),
+    r2=Rev(),
+)
+def reversible_network(m, x):
+    return m.r2(m.r1(m.stem(x)))
+
+
+class Adapter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.d = lin(8, 2)
+        self.u = lin(2, 8)
+
+    def forward(self, x):
+        return x + self.u(F.gelu(self.d(x)))
+
+
+class AB(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = mlp().requires_grad_(False)
+        self.ad = Adapter()
+        self.n = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.n(x + self.ad(self.f(x)))
+
+
+@net("identity b.ad b.f.2 b.ad b.ad.d", "identity b stem b b.f.0", stem=lin(), b=AB())
+def adapters(m, x):
+    return m.b(m.stem(x))
