@@ -60,7 +60,7 @@ def _ends(run: Run, shortcuts: pd.DataFrame, names: list[str]) -> list[int]:
         called = np.arange(len(names))
     bounds = [*called, len(names)]
     holders = shortcuts["name"].astype(str).tolist()
-    places = shortcuts["position"].to_numpy(dtype=np.float64) * len(called)
+    places = shortcuts["position"].fillna(1).to_numpy(dtype=np.float64) * len(called)
     # the modules around a join have been called before it, but not yet returned
     around = [sum(_encloses(names[layer], holder) for layer in called) for holder in holders]
     ends = [

@@ -315,6 +315,8 @@ def _fit(run: Run, curves: dict[tuple[str, str], Curve]) -> list[Observation]:
     train, val = curves.get(("train", "loss")), curves.get(("val", "loss"))
     if train is None or val is None or len(val.values) < 3 or len(train.values) < 3:
         return []
+    if not np.isfinite(val.values).any():
+        return []
     first = float(train.values[0])
     shared = val.steps
     train_then = np.array([train.at(int(step)) for step in shared])

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gradscope import schema
+from gradscope.comparison import compare
 from gradscope.diagnosis import diagnose
 from gradscope.errors import GradscopeError
 from gradscope.findings import Finding
@@ -320,3 +322,65 @@ def test_the_frame_holds_every_finding(tmp_path: Path) -> None:
     assert frame["verdict"].tolist() == ["vanishing", "update-speed"]
     for finding in diagnosis.findings:
         assert finding.sentence in str(diagnosis)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_readings_get_a_diagnosis(tmp_path: Path, seed: int) -> None:
+    """Zeros, NaN, infinities anywhere, few steps, few layers: a verdict, never a crash."""
+    rng = np.random.default_rng(seed)
+    layers = chain(int(rng.integers(1, 8)), str(rng.choice(["ReLU", "Tanh", "Sigmoid"])))
+    n_steps = int(rng.choice([1, 2, 19, 20, 21, 45]))
+
+    def any_values(width: int) -> np.ndarray:
+        values = 10.0 ** rng.uniform(-30, 30, (n_steps, width))
+        odd = rng.random((n_steps, width)) < rng.choice([0, 0.1, 0.9])
+        values[odd] = rng.choice([0, np.nan, np.inf], odd.sum())
+        values[:, rng.random(width) < rng.choice([0, 0.5])] = rng.choice([0, np.nan, np.inf])
+        return values
+
+    columns = [
+        "grad_norm",
+        "weight_norm",
+        "update_norm",
+        "signal_norm",
+        "input_signal_norm",
+        "activation_norm",
+        "activation_mean",
+        "activation_std",
+        "derivative_mean",
+        "zero_fraction",
+        "saturated_fraction",
+    ]
+    shortcuts = [
+        {
+            "shortcut": i,
+            "name": str(rng.choice(["fc1", "(root)", "block"])),
+            "form": str(rng.choice(["identity", "projection", "gated", "concat"])),
+            "split": str(rng.choice(["fc0", "act0", "", "nowhere"])),
+            "join": "(root)",
+            "branch": str(rng.choice(["fc1", "act1", ""])),
+            "position": float(rng.choice([0, 0.3, 0.5, 1, np.nan])),
+        }
+        for i in range(rng.integers(0, 3))
+    ]
+    splits = ["total_norm", "shortcut_norm", "branch_norm", "energy_share", "branch_ratio"]
+    run = make_run(
+        tmp_path / "r",
+        layers,
+        {c: any_values(len(layers)) for c in columns if rng.random() < 0.9},
+        n_steps=n_steps,
+        shortcuts=shortcuts,
+        shortcut_readings={c: any_values(len(shortcuts)) for c in splits},
+        steps={
+            "grad_norm": any_values(1)[:, 0],
+            "skipped": rng.random(n_steps) < rng.choice([0, 0.5, 1]),
+            "train_loss": any_values(1)[:, 0],
+            "val_loss": any_values(1)[:, 0],
+        },
+    )
+    diagnosis = diagnose(run)
+    assert diagnosis.verdict.split(":")[0] in {*schema.VERDICTS, "cannot tell"}
+    assert len(diagnosis.to_frame()) == len(diagnosis.findings)
+    assert str(diagnosis) and diagnosis._repr_html_()
+    assert str(compare([run, run]))
+    ledger(run)

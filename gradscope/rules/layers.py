@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.blocks import residual_blocks
-from gradscope.case import BLOCK, Case, Mask
+from gradscope.case import BLOCK, Case, Mask, column_medians
 from gradscope.findings import Finding, Severity
 from gradscope.kinds import BOTH_SIDES, canonical, group
 from gradscope.rules.flow import DECADES
@@ -126,7 +126,7 @@ def saturated(case: Case) -> Iterator[Finding]:
     flat = (share > SATURATED) & both_sides & (np.arange(len(both_sides)) < path.layers[-1])
     if flat.any():
         names = _names(case, np.any(flat, axis=0))
-        slope = case.median("derivative_mean")[flat]
+        slope = column_medians(case.median("derivative_mean")[flat])
         yield Finding(
             "saturated",
             "warning",
@@ -136,7 +136,7 @@ def saturated(case: Case) -> Iterator[Finding]:
             case.span(np.any(flat, axis=1)),
             {
                 "saturated_fraction": float(np.nanmedian(share[flat])),
-                "derivative_mean": float(np.nanmedian(slope)),
+                "derivative_mean": float(slope),
             },
             (
                 "start from smaller weights (Xavier), and normalise the inputs",
@@ -223,7 +223,7 @@ def _underflowed(case: Case, signal: Floats) -> Mask:
     result = np.zeros(signal.shape, dtype=bool)
     for block, values in enumerate(chain):
         arrived = np.flatnonzero(values > 0)
-        late = np.nanmax(case.path.late[case.blocks[block]])
+        late = np.nanmax(case.path.late[case.blocks[block]], initial=0)
         if len(arrived) and values[arrived[0]] <= 0.01 * late:
             result[block, : case.path.layers[arrived[0]]] = True
     return result
