@@ -24,7 +24,6 @@ from gradscope.joins import Join, find_joins
 from gradscope.modules import Modules
 from gradscope.passes import Forward, gradient_edge, tensors_in
 from gradscope.plan import CUTS, Plan, make_plan
-from gradscope.tape import Strips
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,7 +212,7 @@ def _probe(
                 args, kwargs = _with_gradients(args), _with_gradients(kwargs)
                 break
     modules = Modules(inner)
-    forward = Forward(Strips(16), Plan())
+    forward = Forward(Plan())
     with ExitStack() as stack:
         stack.enter_context(_kept(inner))
         stack.enter_context(torch.enable_grad())
@@ -283,7 +282,4 @@ def _with_gradients(value: Any) -> Any:
 
 
 def _norm(x: Tensor) -> float:
-    x = measure.dense(x)
-    out = torch.empty((), dtype=measure.reading_dtype(x.device, x.dtype), device=x.device)
-    measure.norm(x, out)
-    return float(out.item())
+    return float(measure.norm(measure.dense(x)))

@@ -64,7 +64,7 @@ class Decoder:
         values = np.array(
             [np.concatenate([v for _, v in row.segments]) if row.segments else [] for row in rows]
         )
-        dtype = np.float64 if any(v.dtype == np.float64 for v in values_of(rows)) else np.float32
+        dtype = np.float64 if any(row.wide for row in rows) else np.float32
         by_kind: dict[Key, list[tuple[int, Key]]] = defaultdict(list)
         for column, keys in enumerate(layout):
             for kind, name, *rest in keys:
@@ -132,11 +132,6 @@ class Decoder:
             index: np.tile(np.arange(n, dtype=np.int32), len(rows)),
             **{name: matrix.reshape(-1).astype(dtype) for name, matrix in metrics.items()},
         }
-
-
-def values_of(rows: Sequence[HostRow]) -> list[Array]:
-    """Return the arrays of all segments of `rows`."""
-    return [values for row in rows for _, values in row.segments]
 
 
 def root_sum_square(values: Array) -> Array:

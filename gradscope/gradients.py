@@ -13,8 +13,12 @@ from torch.utils.hooks import RemovableHandle
 from gradscope import measure
 from gradscope.cuts import CutGraph
 from gradscope.graph import Call, Graph
+from gradscope.measure import Reading
 from gradscope.plan import EdgeTap, JoinTap, Plan, ValueTap
-from gradscope.tape import Key, Strips
+from gradscope.tape import Key, Readings
+
+current_backward: Callable[[], int] = torch._C._current_graph_task_id
+"""The number of the backward under way in this thread, -1 outside of any."""
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -38,12 +42,13 @@ class Gradients:
     def __init__(
         self,
         plan: Plan,
-        strips: Strips,
+        readings: Readings,
         arrives: Callable[[Gradients], bool],
         failed: Callable[[Sequence[Key], Exception], None],
         cut: str | None = None,
     ) -> None:
-        self.strips = strips
+        self.readings = readings
+        self._backward = -1  # the last one that was said to count
         self.leaves: list[Node] = []
         self._plan = plan
         self._arrives = arrives
@@ -94,7 +99,9 @@ class Gradients:
         *_: object,
     ) -> None:
         try:
-            if self._arrives(self):
+            backward = current_backward()
+            if backward == self._backward or self._arrives(self):
+                self._backward = backward
                 read(taps, gradients)
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
@@ -110,8 +117,8 @@ class Gradients:
         """Read what would reach each layer if the cut were made, and let go of the graph."""
         if self._cut_graph is not None:
             for layer, gradient in self._cut_graph.read():
-                x = measure.dense(gradient)
-                measure.norm(x, self.strips.slot(x, ("layer", "cut_signal_norm", layer, 1)))
+                norm = measure.norm(measure.dense(gradient))
+                self.readings.add(norm, ("layer", "cut_signal_norm", layer, 1))
         self._cut_graph = None
 
     def _read_values(
@@ -121,9 +128,9 @@ class Gradients:
             gradient = gradients[tap.slot]
             if gradient is not None:
                 x = measure.dense(gradient)
-                measure.norm(x, self.strips.slot(x, *tap.keys))
+                self.readings.add(measure.norm(x), *tap.keys)
                 for join in tap.joins:
-                    self._read_join(self._plan.joins[join], x)
+                    self._read_join(self._plan.joins[join])
 
     def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:
@@ -137,7 +144,7 @@ class Gradients:
     def _read_sum(self, i: int) -> None:
         total = self._take_sum(i)
         if total is not None:
-            measure.norm(total, self.strips.slot(total, *self._plan.sums[i].keys))
+            self.readings.add(measure.norm(total), *self._plan.sums[i].keys)
 
     def _take_sum(self, i: int | None) -> Tensor | None:
         """Return the sum of the gradients gathered for sum `i`, and begin it anew."""
@@ -150,17 +157,13 @@ class Gradients:
         wide = [g.float() if g.dtype in _HALF else g for g in gradients]
         return torch.stack(wide).sum(0) if len(wide) > 2 else wide[0] + wide[1]
 
-    def _read_join(self, join: JoinTap, total: Tensor) -> None:
-        norms: dict[str, tuple[Tensor, Tensor]] = {}
-        for part, i in join.parts.items():
-            gradient = self._take_sum(i)
-            slot = self.strips.slot(total, ("shortcut", f"{part}_norm", join.number))
-            if gradient is None:
-                slot.zero_()
-            else:
-                measure.norm(gradient, slot)
-                norms[part] = gradient, slot
-        if "shortcut" in norms and "branch" in norms:
-            (s, s_norm), (b, b_norm) = norms["shortcut"], norms["branch"]
-            out = self.strips.slot(total, ("shortcut", "cosine", join.number))
-            measure.cosine(s, b, s_norm, b_norm, out)
+    def _read_join(self, join: JoinTap) -> None:
+        gradients = {part: self._take_sum(i) for part, i in join.parts.items()}
+        norms: dict[str, Reading] = {}
+        for part, gradient in gradients.items():
+            norms[part] = 0.0 if gradient is None else measure.norm(gradient)
+            self.readings.add(norms[part], ("shortcut", f"{part}_norm", join.number))
+        shortcut, branch = gradients["shortcut"], gradients["branch"]
+        if shortcut is not None and branch is not None:
+            cosine = measure.cosine(shortcut, branch, norms["shortcut"], norms["branch"])
+            self.readings.add(cosine, ("shortcut", "cosine", join.number))

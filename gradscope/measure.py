@@ -1,10 +1,10 @@
-"""Tensors in, norms out: pure functions that write their result to a 0-d or 1-D tensor on the device.
+"""Tensors in, norms out: pure functions that never wait for an accelerator.
 
-Nothing here waits for an accelerator. There, norms accumulate in float64, so that no square of a
-float32 leaves the range. On the CPU float64 accumulation is an order of magnitude slower than
-float32, and a result can be read at no cost: there norms accumulate in the tensor's own precision,
-over pieces short enough to keep the rounding error below 1e-6, and are taken again, divided by the
-largest element, where a square may have left the range.
+On an accelerator a reading is a 0-d or 1-D tensor there, and norms accumulate in float64, so that no
+square of a float32 leaves the range. On the CPU a reading is a float, for there is nothing to wait
+for. There float64 accumulation is an order of magnitude slower than float32: norms accumulate in
+the tensor's own precision, over pieces short enough to keep the rounding error below 1e-6, and are
+taken again, divided by the largest element, where a square may have left the range.
 """
 
 from __future__ import annotations
@@ -15,17 +15,20 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+Reading = float | Tensor
+"""A number on the host, or a 0-d tensor on an accelerator."""
+
 PIECE = 2**18
-"""Elements that one float32 reduction on the CPU may run over: 67 M in one go are .5 % off."""
+"""Elements that one reduction on the CPU runs over: 67 M float32 in one go are .5 % off, and a
+piece is still in the cache when it is read a second time."""
+
+_SAFE = {
+    dtype: (1e7 * math.sqrt(torch.finfo(dtype).tiny), math.inf)
+    for dtype in (torch.float32, torch.float64)
+}
+"""Norms strictly between these are sure to have no square that left the range of their dtype."""
 
 _HALF = (torch.float16, torch.bfloat16)
-
-
-def reading_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which readings of `dtype` tensors on `device` are kept."""
-    if device.type == "cpu":
-        return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
-    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
 def dense(x: Tensor) -> Tensor:
@@ -34,6 +37,10 @@ def dense(x: Tensor) -> Tensor:
     A complex tensor becomes its real and imaginary parts, a sparse one its coalesced values, a
     distributed one its local shard: each has the same L2 norm, the last up to its other shards.
     """
+    if x.requires_grad:
+        x = x.detach()
+    if type(x) is Tensor and x.layout is torch.strided and not x.is_complex():
+        return x
     x = x.detach()
     if (to_local := getattr(x, "to_local", None)) is not None:
         x = to_local()
@@ -44,124 +51,158 @@ def dense(x: Tensor) -> Tensor:
     return x
 
 
-def norm(x: Tensor, out: Tensor) -> None:
-    """Write the L2 norm of `x` to `out`.
+def norm(x: Tensor) -> Reading:
+    """Return the L2 norm of `x`.
 
     Parameters
     ----------
     x : Tensor, any shape, real floating point
-    out : Tensor, shape (), float32 or float64, same device
-        NaN and inf in `x` pass through; exact to 1e-5 relative over the whole range of `x`.
+        NaN and inf in it pass through; exact to 1e-5 relative over its whole range.
     """
-    if x.device.type != "cpu":
-        torch.linalg.vector_norm(x, dtype=out.dtype, out=out)
-        return
-    if x.dtype == out.dtype and x.numel() <= PIECE:
-        torch.linalg.vector_norm(x, out=out)
+    if not x.is_cpu:
+        return torch.linalg.vector_norm(x, dtype=_wide(x))
+    if x.dtype not in _HALF and x.numel() <= PIECE:
+        value: float = torch.linalg.vector_norm(x).item()
     else:
-        out.fill_(_norm_of_pieces(x, out.dtype))
-    if _left_the_range(out.item(), out.dtype):
-        out.fill_(_scaled_norm(x, out.dtype))
+        value = _norm_of_pieces(x)
+    low, high = _SAFE[torch.float32 if x.dtype in _HALF else x.dtype]
+    return value if low < value < high else _scaled_norm(x)
 
 
-def norms(tensors: Sequence[Tensor], out: Tensor) -> None:
-    """Write the L2 norm of each tensor to `out`, in one fused call where the device has one.
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each tensor, by one fused call where the device has one.
 
     Parameters
     ----------
     tensors : sequence of n Tensors, any shapes, real floating point, one device
-    out : Tensor, shape (n,), float32 or float64, same device
+
+    Returns
+    -------
+    Tensor, shape (n,), on the same device
     """
-    if not tensors:
-        return
-    if out.device.type != "cpu":
-        torch.stack(torch._foreach_norm(list(tensors), 2, dtype=out.dtype), out=out)
-        return
-    if all(x.dtype == out.dtype and x.numel() <= PIECE for x in tensors):
-        torch.stack(torch._foreach_norm(list(tensors), 2), out=out)
-        for i, value in enumerate(out.tolist()):
-            if _left_the_range(value, out.dtype):
-                out[i] = _scaled_norm(tensors[i], out.dtype)
-    else:
-        for x, slot in zip(tensors, out.unbind(), strict=True):
-            norm(x, slot)
+    if not tensors[0].is_cpu:
+        return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=_wide(tensors[0])))
+    small = [i for i, x in enumerate(tensors) if x.dtype not in _HALF and x.numel() <= PIECE]
+    result = torch.empty(len(tensors), dtype=torch.float64)
+    if len(small) < len(tensors):
+        for i in set(range(len(tensors))).difference(small):
+            result[i] = norm(tensors[i])
+    if small:
+        found = torch._foreach_norm([tensors[i] for i in small], 2)
+        values = [value.item() for value in found]
+        for place, (i, value) in enumerate(zip(small, values, strict=True)):
+            low, high = _SAFE[tensors[i].dtype]
+            if not low < value < high:
+                values[place] = _scaled_norm(tensors[i])
+        result[small] = torch.tensor(values, dtype=torch.float64)
+    return result
 
 
-def mean(x: Tensor, out: Tensor) -> None:
-    """Write the mean of all elements of `x`, any shape, to the 0-d tensor `out`."""
-    if x.device.type == "cpu" and x.dtype in _HALF:
-        x = x.float()
-    torch.mean(x, dim=None, dtype=out.dtype, out=out)
+def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
+    """Copy `tensors` to `copies`, and return the L2 norm of each, shape (n,)."""
+    return _change_with_norms("copy_", tensors, copies)
 
 
-def moments(x: Tensor, norm_out: Tensor, mean_out: Tensor, std_out: Tensor) -> None:
-    """Write L2 norm, mean and population standard deviation of all elements of `x`.
+def subtract_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
+    """Subtract `tensors` from `copies`, and return the L2 norm of each difference, shape (n,)."""
+    return _change_with_norms("sub_", tensors, copies)
+
+
+def _change_with_norms(
+    change: str, tensors: Sequence[Tensor], copies: Sequence[Tensor]
+) -> Tensor:
+    """Change `copies` by `tensors`; on the CPU large ones piece by piece, to read them cached."""
+    if not copies[0].is_cpu:
+        foreach = torch._foreach_copy_ if change == "copy_" else torch._foreach_sub_
+        foreach(list(copies), list(tensors))
+        return norms(copies)
+    squares = []
+    for x, copy in zip(tensors, copies, strict=True):
+        square = 0.0
+        for piece, target in zip(_pieces(x), _pieces(copy), strict=True):
+            getattr(target, change)(piece)
+            part: float = torch.linalg.vector_norm(target).item()
+            square += part * part
+        squares.append(square)
+    result = torch.tensor(squares, dtype=torch.float64).sqrt_()
+    for i, value in enumerate(result.tolist()):
+        low, high = _SAFE[copies[i].dtype]
+        if not low < value < high:
+            result[i] = _scaled_norm(copies[i])
+    return result
+
+
+def moments(x: Tensor) -> tuple[Reading, Reading, Reading]:
+    """Return L2 norm, mean and population standard deviation of all elements of `x`.
 
     The deviation follows from the other two, sqrt(norm^2 / n - mean^2), which saves a pass; where
     that difference cancels in float32, it is taken over `x` - mean.
 
     Parameters
     ----------
-    x : Tensor, any shape, real floating point
-    norm_out, mean_out, std_out : Tensor, shape (), float32 or float64, same device
+    x : Tensor, any shape, not empty, real floating point
     """
-    if x.device.type == "cpu" and x.dtype in _HALF:
+    n = x.numel()
+    if not x.is_cpu:
+        length, center = norm(x), torch.mean(x, dim=None, dtype=_wide(x))
+        square = (length * length).div_(n)  # type: ignore[union-attr]
+        return length, center, square.sub_(center.square()).clamp_(min=0).sqrt_()
+    if x.dtype in _HALF:
         x = x.float()
-    norm(x, norm_out)
-    mean(x, mean_out)
-    n = max(x.numel(), 1)
-    if x.device.type != "cpu":
-        square = norm_out.square().div_(n)
-        torch.sub(square, mean_out.square(), out=square)
-        torch.sqrt(square.clamp_(min=0), out=std_out)
-        return
-    rms, center = norm_out.item() / math.sqrt(n), mean_out.item()
-    variance = rms * rms - center * center
-    if variance > 1e-2 * rms * rms:
-        std_out.fill_(math.sqrt(variance))
-    else:
-        norm(x - mean_out, std_out)
-        std_out.div_(math.sqrt(n))
+    length = norm(x)
+    mean: float = x.mean().item()
+    square_mean = length * length / n
+    variance = square_mean - mean * mean
+    if variance > 1e-2 * square_mean:
+        return length, mean, math.sqrt(variance)
+    return length, mean, norm(x - mean) / math.sqrt(n)
 
 
-def cosine(a: Tensor, b: Tensor, a_norm: Tensor, b_norm: Tensor, out: Tensor) -> None:
-    """Write the cosine between `a` and `b` to `out`; NaN where one of them is zero.
+def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
+    """Return the cosine between `a` and `b`; NaN where one of them is zero.
 
     Parameters
     ----------
     a, b : Tensor, same shape, real floating point
-    a_norm, b_norm : Tensor, shape ()
-        Their norms: dividing by them first keeps the products in range.
-    out : Tensor, shape (), same device
+    a_norm, b_norm : float or Tensor, shape ()
+        Their norms. To divide by them first keeps the products in range.
     """
-    unit_a = a.to(out.dtype).div(a_norm).reshape(-1)
-    unit_b = b.to(out.dtype).div(b_norm).reshape(-1)
-    torch.dot(unit_a, unit_b, out=out)
+    if a.is_cpu:
+        if not (a_norm and b_norm):
+            return math.nan
+        dtype = torch.float32 if a.dtype in _HALF else a.dtype
+    else:
+        dtype = _wide(a)
+    unit_a = a.to(dtype).div(a_norm).reshape(-1)
+    unit_b = b.to(dtype).div(b_norm).reshape(-1)
+    product = torch.dot(unit_a, unit_b)
+    return product.item() if a.is_cpu else product
 
 
-def _left_the_range(value: float, dtype: torch.dtype) -> bool:
-    """Whether squares smaller or larger than `dtype` can hold may have entered a norm."""
-    return value < 1e7 * math.sqrt(torch.finfo(dtype).tiny) or value == math.inf
+def _wide(x: Tensor) -> torch.dtype:
+    """Return the dtype that readings of `x` accumulate in on an accelerator."""
+    return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
 
 
-def _norm_of_pieces(x: Tensor, dtype: torch.dtype, divisor: float = 1.0) -> float:
-    total = 0.0
-    for piece in _pieces(x, dtype):
-        part = torch.linalg.vector_norm(piece if divisor == 1 else piece / divisor).item()
-        total += part * part
-    return math.sqrt(total)
+def _norm_of_pieces(x: Tensor, divisor: float = 1.0) -> float:
+    pieces = [piece if divisor == 1 else piece / divisor for piece in _pieces(x)]
+    return math.sqrt(sum(part.item() ** 2 for part in torch._foreach_norm(pieces, 2)))
 
 
-def _scaled_norm(x: Tensor, dtype: torch.dtype) -> float:
-    largest = max((piece.abs().max().item() for piece in _pieces(x, dtype)), default=0.0)
+def _scaled_norm(x: Tensor) -> float:
+    """Return the L2 norm of `x`, some squares of which may have left the range of its dtype."""
+    largest = max((piece.abs().max().item() for piece in _pieces(x)), default=0.0)
     if largest == 0 or not math.isfinite(largest):
         return largest
-    return largest * _norm_of_pieces(x, dtype, divisor=largest)
+    return largest * _norm_of_pieces(x, largest)
 
 
-def _pieces(x: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+def _pieces(x: Tensor) -> Iterator[Tensor]:
+    """Yield the elements of `x` in short 1-D pieces, views where possible, half types as float32."""
+    if x.numel() == 0:
+        return
     if not x.is_contiguous() and x.dim() == 4:
         x = x.permute(0, 2, 3, 1)  # channels_last: the same elements without a copy
-    for piece in x.reshape(-1).split(PIECE):
-        if piece.numel():
-            yield piece.to(dtype)
+    x = x.reshape(-1)
+    for piece in (x,) if x.numel() <= PIECE else torch.split(x, PIECE):
+        yield piece.float() if piece.dtype in _HALF else piece

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -13,8 +13,6 @@ from torch.optim.optimizer import Optimizer
 from gradscope import layers, measure
 from gradscope.ranks import replicas
 from gradscope.tape import Layout, Segment
-
-_HALF = (torch.float16, torch.bfloat16)
 
 Places = tuple[int, ...]
 
@@ -31,6 +29,7 @@ class Parameters:
         self.tensors: list[Tensor] = []
         self.owners: list[tuple[int, ...]] = []
         self.replicas: list[int] = []
+        self.wide = False  # whether some are float64
         self._place: dict[int, int] = {}
         self._layouts: dict[tuple[Places, tuple[str, ...]], Layout] = {}
 
@@ -57,6 +56,7 @@ class Parameters:
         if owners != self.owners:
             self._layouts.clear()
             self.replicas = [replicas(tensor) for tensor in tensors]
+            self.wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
         self.tensors, self.owners, self._place = tensors, owners, place
 
     def of(self, optimizer: Optimizer) -> Places:
@@ -205,18 +205,24 @@ class ParameterReadings:
         return {i: g for i in places if (g := tensors[i].grad) is not None}
 
     def _copy_weights(self, places: Places) -> list[_Norms]:
-        tensors = self._parameters.tensors
-        weights = {i: measure.dense(tensors[i]) for i in places}
-        for i, weight in weights.items():
-            self._copies[i] = weight.float() if weight.dtype in _HALF else weight.clone()
-        return _norms(weights)
+        result = []
+        for places, weights in self._weights_at(places):
+            copies = [torch.empty_like(w, dtype=_exact(w.dtype)) for w in weights]
+            self._copies.update(zip(places, copies, strict=True))
+            result.append(_Norms(places, measure.copy_with_norms(weights, copies)))
+        return result
 
     def _read_updates(self, places: Places) -> list[_Norms]:
-        moved = {i: self._copies.pop(i) for i in places if i in self._copies}
-        for group in _by_device(moved).values():
-            weights = [measure.dense(self._parameters.tensors[i]) for i in group]
-            torch._foreach_sub_([moved[i] for i in group], weights)
-        return _norms(moved)
+        result = []
+        for places, weights in self._weights_at([i for i in places if i in self._copies]):
+            copies = [self._copies.pop(i) for i in places]
+            result.append(_Norms(places, measure.subtract_with_norms(weights, copies)))
+        return result
+
+    def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:
+        """Return the weights at `places`, in groups of one device."""
+        weights = {i: measure.dense(self._parameters.tensors[i]) for i in places}
+        return [(group, [weights[i] for i in group]) for group in _by_device(weights).values()]
 
 
 def _state(gradient: Tensor) -> tuple[int, int]:
@@ -224,22 +230,21 @@ def _state(gradient: Tensor) -> tuple[int, int]:
     return id(gradient), gradient._version
 
 
+def _exact(dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype in which differences of `dtype` do not round."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
 def _norms(tensors: dict[int, Tensor]) -> list[_Norms]:
     """Return the L2 norm of each tensor, read in one go on each device."""
-    result = []
-    for device, places in _by_device(tensors).items():
-        group = [measure.dense(tensors[i]) for i in places]
-        dtype = torch.float32
-        for kind in {tensor.dtype for tensor in group}:
-            dtype = torch.promote_types(dtype, measure.reading_dtype(device, kind))
-        values = torch.empty(len(group), dtype=dtype, device=device)
-        measure.norms(group, values)
-        result.append(_Norms(tuple(places), values))
-    return result
+    return [
+        _Norms(group, measure.norms([measure.dense(tensors[i]) for i in group]))
+        for group in _by_device(tensors).values()
+    ]
 
 
-def _by_device(tensors: dict[int, Tensor]) -> dict[torch.device, Sequence[int]]:
+def _by_device(tensors: dict[int, Tensor]) -> dict[torch.device, Places]:
     groups: dict[torch.device, list[int]] = defaultdict(list)
     for i, tensor in tensors.items():
         groups[tensor.device].append(i)
-    return dict(groups)
+    return {device: tuple(places) for device, places in groups.items()}

@@ -17,9 +17,10 @@ from torch.autograd.graph import Node, get_gradient_edge
 from gradscope import measure
 from gradscope.activations import activation_readings
 from gradscope.graph import Call, Graph, sequence_number, walk
+from gradscope.measure import Reading
 from gradscope.modules import ModuleInfo
 from gradscope.plan import Plan
-from gradscope.tape import Key, Strips
+from gradscope.tape import Key, Readings
 
 Edge = tuple[Node, int]
 Place = tuple[int, str, int]
@@ -41,19 +42,18 @@ class Forward:
 
     Parameters
     ----------
-    strips : where readings go
     expected : Plan, optional
         Of the previous forward: where to find the tensors that joins add up. Without one, the
         inputs and outputs of every module are measured.
     """
 
-    def __init__(self, strips: Strips, expected: Plan | None) -> None:
+    def __init__(self, expected: Plan | None) -> None:
         self.modules: list[ModuleInfo] = []
-        self.strips = strips
+        self.readings = Readings()
         self._calls: list[Call | None] = []
         self._expected = expected
         self._open: list[OpenCall] = []
-        self._measured: list[tuple[Place, Tensor]] = []
+        self._measured: list[tuple[Place, Reading]] = []
 
     @property
     def calls(self) -> list[Call]:
@@ -121,7 +121,7 @@ class Forward:
         """Give what was measured on suspicion, before there was a plan, to the joins in `plan`."""
         for place, norm in self._measured:
             if keys := plan.forward.get(place):
-                self.strips.slot_like(norm, *keys).copy_(norm)
+                self.readings.add(norm, *keys)
         self._measured.clear()
 
     def _measure_output(
@@ -138,13 +138,10 @@ class Forward:
                 continue
             n = tensor.numel()
             place = (call.ordinal, "out", position)
-            norm = self.strips.slot(x, ("layer", "activation_norm", number, n), *self._keys(place))
-            measure.moments(
-                x,
-                norm,
-                self.strips.slot(x, ("layer", "activation_mean", number, n)),
-                self.strips.slot(x, ("layer", "activation_std", number, n)),
-            )
+            norm, mean, deviation = measure.moments(x)
+            self.readings.add(norm, ("layer", "activation_norm", number, n), *self._keys(place))
+            self.readings.add(mean, ("layer", "activation_mean", number, n))
+            self.readings.add(deviation, ("layer", "activation_std", number, n))
             if self._expected is None:
                 self._measured.append((place, norm))
             if call.module.is_activation:
@@ -159,7 +156,8 @@ class Forward:
         x = measure.dense(output)
         readings = activation_readings(module, z, x)
         for metric, reading in zip(readings._fields, readings, strict=True):
-            self.strips.slot(x, ("layer", metric, number, output.numel())).copy_(reading)
+            value = reading.item() if reading.is_cpu else reading
+            self.readings.add(value, ("layer", metric, number, output.numel()))
 
     def _measure_for_joins(self, ordinal: int, side: str, tensors: list[Tensor]) -> None:
         if self._expected is not None and not self._expected.forward:
@@ -168,9 +166,8 @@ class Forward:
             place = (ordinal, side, position)
             keys = self._keys(place)
             if keys or self._expected is None:
-                x = measure.dense(tensor)
-                norm = self.strips.slot(x, *keys)
-                measure.norm(x, norm)
+                norm = measure.norm(measure.dense(tensor))
+                self.readings.add(norm, *keys)
                 if self._expected is None:
                     self._measured.append((place, norm))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +89,7 @@ class Ranks:
                 kept = [i for i, keys in enumerate(layout) if rank == 0 or not _of_step(keys)]
                 if kept:
                     segments.append((tuple(layout[i] for i in kept), (values * factors)[kept]))
-        return HostRow(merged.step, merged.time, merged.skipped, segments, merged.scalars)
+        return replace(merged, segments=segments)
 
     def _factor(self, keys: tuple[Key, ...]) -> float:
         """Return what a process's norm is multiplied by before the squares are added up."""

@@ -26,7 +26,7 @@ from torch.optim.optimizer import Optimizer
 
 from gradscope.catalogue import Catalogue, ShortcutInfo, occurrences
 from gradscope.compiling import Eager, may_compile
-from gradscope.gradients import Gradients
+from gradscope.gradients import Gradients, current_backward
 from gradscope.graph import Graph, fingerprint
 from gradscope.joins import find_joins
 from gradscope.layers import ROOT
@@ -35,13 +35,10 @@ from gradscope.parameters import ParameterReadings, Parameters
 from gradscope.passes import Forward
 from gradscope.plan import Plan, make_plan, position
 from gradscope.scaling import ScalerTap, current_scale
-from gradscope.tape import Key, Row, Strips
+from gradscope.tape import Key, Readings, Row
 from gradscope.taps import ModuleTaps, tap_optimizers
 
 queue_callback = torch.autograd.Variable._execution_engine.queue_callback
-
-current_backward: Callable[[], int] = torch._C._current_graph_task_id
-"""The number of the backward under way in this thread, -1 outside of any."""
 
 
 class Step:
@@ -58,21 +55,21 @@ class Step:
         self.tapped: list[Gradients] = []  # those that hold on to their graph
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
         self.parameters: ParameterReadings | None = None
-        self.strips = Strips(16)
+        self.readings = Readings()
         self.scalars: dict[str, float] = {}
 
     def was_made_by(self, optimizer: Optimizer) -> bool:
         """Whether `optimizer` has stepped, or its step was skipped."""
         return any(reference() is optimizer for reference in self.stepped_by)
 
-    def row(self) -> Row:
-        """Return everything that was read."""
-        row = Row(self.number, self.ended, self.skipped, scalars=self.scalars)
+    def row(self, wide: bool) -> Row:
+        """Return everything that was read; `wide` as in Row."""
+        row = Row(self.number, self.ended, self.skipped, wide, scalars=self.scalars)
         for gradients in self.gradients:
-            row.segments += gradients.strips.segments()
+            row.segments += gradients.readings.segments()
         if self.parameters is not None:
             row.segments += self.parameters.segments()
-        row.segments += self.strips.segments()
+        row.segments += self.readings.segments()
         return row
 
 
@@ -115,6 +112,8 @@ class Recorder:
         Whether torch.compile has its hands on the model.
     cut : "shortcuts", "branches" or None
         What to cut in a second backward, on every `cut_every`-th step.
+    first, elapsed : int, float
+        Number of the first step and seconds recorded before it, in a run that is resumed.
     """
 
     def __init__(
@@ -130,6 +129,8 @@ class Recorder:
         compiled: bool = False,
         cut: str | None = None,
         cut_every: int = 1,
+        first: int = 0,
+        elapsed: float = 0.0,
     ) -> None:
         self._catalogue = catalogue
         self.rows = 0
@@ -141,13 +142,12 @@ class Recorder:
         self._tell = tell
         self._cut = cut
         self._cut_every = cut_every
-        self._start = time.monotonic()
+        self._start = time.monotonic() - elapsed
         self._modules = Modules(model)
         self._parameters = Parameters()
         self._outermost = {0}  # modules that were called from outside the model
         self._plans: dict[int, Plan] = {}
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
-        self._sizes: dict[int, int] = {}  # outermost module -> readings of its last forward
         self._forward: Forward | None = None
         self._unfinished: int | None = None  # the backward whose end is awaited
         self._ended_backwards = 0
@@ -157,7 +157,7 @@ class Recorder:
         self._saw_optimizer = self._hookless = False
         self._off: set[str] = set()
         self._numbered = (0, 0)
-        self._step = Step(0, recorded=True)
+        self._step = Step(first, recorded=first % every == 0)
         self._taps = ModuleTaps(self)
         self._compiled = compiled
         self._eager = Eager()
@@ -179,8 +179,7 @@ class Recorder:
             if not self._step.recorded:
                 return
             self._outermost.add(number)
-            strips = Strips(self._sizes.get(number, 256))
-            self._forward = Forward(strips, self._expected.get(number))
+            self._forward = Forward(self._expected.get(number))
         self._forward.enter(self._modules.info(number), args, kwargs)
 
     def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -212,11 +211,10 @@ class Recorder:
         forward.supply(plan)
         self._expected[outermost] = plan
         cut = self._cut if self._step.number % self._cut_every == 0 else None
-        gradients = Gradients(plan, forward.strips, self._arrives, self._gradient_failed, cut)
+        gradients = Gradients(plan, forward.readings, self._arrives, self._gradient_failed, cut)
         gradients.tap(graph, calls)
         if cut:
             self._step.tapped.append(gradients)
-        self._sizes[outermost] = 2 * len(forward.strips)
 
     def _make_plan(self, graph: Graph, forward: Forward) -> Plan:
         """Analyse a structure that is met for the first time."""
@@ -394,7 +392,7 @@ class Recorder:
 
     def _log(self, name: str, value: float | Tensor | None) -> None:
         if isinstance(value, Tensor) and value.device.type != "cpu":  # stays on its device
-            self._step.strips.slot(value, ("step", name)).copy_(value.detach().reshape(()))
+            self._step.readings.add(value.detach().reshape(()).clone(), ("step", name))
         elif value is not None:
             self._step.scalars[name] = float(value.item() if isinstance(value, Tensor) else value)
 
@@ -406,7 +404,7 @@ class Recorder:
         if step.recorded:
             self._emit_row(step)
         else:
-            self._step.scalars, self._step.strips = step.scalars, step.strips
+            self._step.scalars, self._step.readings = step.scalars, step.readings
         if self._step.recorded:
             self._arm()
         else:
@@ -424,7 +422,7 @@ class Recorder:
         for gradients in (*step.gradients, *step.tapped):
             gradients.release()
         self._number_layers()
-        self._emit(step.row())
+        self._emit(step.row(self._parameters.wide))
         self.rows += 1
 
     def close(self) -> None:
@@ -434,8 +432,12 @@ class Recorder:
         if not self._saw_optimizer:
             self._look_for_update()
         step = self._step
-        if step.scalars or len(step.strips) or (step.recorded and step.is_over):
+        if step.scalars or len(step.readings) or (step.recorded and step.is_over):
             self._emit_row(step)
+        self.detach()
+
+    def detach(self) -> None:
+        """Take out every hook, and record nothing more."""
         self._taps.take_out()
         self._eager.switch_off()
         for tap in self._step_taps:

@@ -1,7 +1,7 @@
 """Rows of readings on the device, drained to the host without making the device wait.
 
-The training thread takes 0-d slots from a `Strip`, lets kernels write to them, and hands finished
-rows to a `Tape`. Another thread fetches them: one copy a device and flush, on a stream of its own.
+The training thread collects `Readings`, which stay where they were made, and hands finished rows to
+a `Tape`. Another thread fetches them: one copy a device and flush, on a stream of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscope.measure import reading_dtype
+from gradscope.measure import Reading
 
 Key = tuple[Hashable, ...]
 """One thing that a value stands for: the metric, what was measured, details for its decoding."""
@@ -29,68 +29,41 @@ Segment = tuple[Layout, Tensor]
 Decoded = tuple[Layout, NDArray[np.floating]]
 
 
-class Strip:
-    """Device memory that readings are written into, slot by slot.
+class Readings:
+    """Readings as they are taken, each with the keys of all that it stands for."""
 
-    Parameters
-    ----------
-    device, dtype
-        Of every slot.
-    size : int
-        Slots to begin with; as many more are added whenever they are used up.
-    """
+    def __init__(self) -> None:
+        self._keys: list[tuple[Key, ...]] = []
+        self._values: list[Reading] = []
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, size: int) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.size = max(size, 16)
-        self._segments: list[tuple[list[tuple[Key, ...]], Tensor]] = []
-        self._free: list[Tensor] = []
-
-    def slot(self, *keys: Key) -> Tensor:
-        """Return a 0-d tensor for the reading that all of `keys` stand for."""
-        if not self._free:
-            values = torch.full((self.size,), math.nan, dtype=self.dtype, device=self.device)
-            self._free = list(values.unbind())[::-1]
-            self._segments.append(([], values))
-        self._segments[-1][0].append(keys)
-        return self._free.pop()
-
-    def segments(self) -> list[Segment]:
-        """Return what was written, as (layout, values)."""
-        return [(tuple(keys), values[: len(keys)]) for keys, values in self._segments]
+    def add(self, value: Reading, *keys: Key) -> None:
+        """Take a reading; a tensor must not be changed any more."""
+        self._keys.append(keys)
+        self._values.append(value)
 
     def __len__(self) -> int:
-        return sum(len(keys) for keys, _ in self._segments)
-
-
-class Strips:
-    """One strip for each device and precision that the readings of a model need."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._strips: dict[tuple[torch.device, torch.dtype], Strip] = {}
-
-    def slot(self, x: Tensor, *keys: Key) -> Tensor:
-        """Return a 0-d tensor for a reading of `x`."""
-        return self._at(x.device, reading_dtype(x.device, x.dtype)).slot(*keys)
-
-    def slot_like(self, reading: Tensor, *keys: Key) -> Tensor:
-        """Return a 0-d tensor of the device and dtype of `reading`."""
-        return self._at(reading.device, reading.dtype).slot(*keys)
-
-    def _at(self, device: torch.device, dtype: torch.dtype) -> Strip:
-        strip = self._strips.get((device, dtype))
-        if strip is None:
-            strip = self._strips[device, dtype] = Strip(device, dtype, self._size)
-        return strip
+        return len(self._keys)
 
     def segments(self) -> list[Segment]:
-        """Return what was written to all of them."""
-        return [segment for strip in self._strips.values() for segment in strip.segments()]
+        """Return everything, put together to one tensor a device."""
+        devices = [v.device if isinstance(v, Tensor) else _HOST for v in self._values]
+        result = []
+        for device in dict.fromkeys(devices):
+            mine = [i for i, other in enumerate(devices) if other == device]
+            values = [self._values[i] for i in mine]
+            if device == _HOST:
+                together = torch.tensor([float(value) for value in values], dtype=torch.float64)
+            else:
+                together = torch.stack([v.to(_dtype(device)) for v in values])  # type: ignore[union-attr]
+            result.append((tuple(self._keys[i] for i in mine), together))
+        return result
 
-    def __len__(self) -> int:
-        return sum(map(len, self._strips.values()))
+
+_HOST = torch.device("cpu")
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass
@@ -100,6 +73,7 @@ class Row:
     step: int
     time: float = math.nan
     skipped: bool = False
+    wide: bool = False  # keep it in float64, in which the model computes
     segments: list[Segment] = field(default_factory=list)
     scalars: dict[str, float] = field(default_factory=dict)
     written: dict[torch.device, torch.cuda.Event] = field(default_factory=dict)
@@ -112,6 +86,7 @@ class HostRow:
     step: int
     time: float
     skipped: bool
+    wide: bool
     segments: list[Decoded]
     scalars: dict[str, float]
 
@@ -175,6 +150,7 @@ class Tape:
                 row.step,
                 row.time,
                 row.skipped,
+                row.wide,
                 [(layout, next(arrays[v.device, v.dtype])) for layout, v in row.segments],
                 row.scalars,
             )
