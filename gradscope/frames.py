@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from gradscope import schema
+from gradscope.derived import ratio, relative
 from gradscope.errors import GradscopeError
 
 
@@ -71,18 +72,3 @@ def joined(layers: pd.DataFrame, steps: np.ndarray, metrics: dict[str, np.ndarra
         repeated = layers[column].take(frame["layer"].to_numpy())
         frame.insert(place, column, repeated.reset_index(drop=True))
     return frame
-
-
-def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Divide in float64; 0/0 is NaN and x/0 is inf, without a warning."""
-    with np.errstate(all="ignore"):
-        quotient: np.ndarray = np.divide(above, below, dtype=np.float64)
-    return quotient
-
-
-def relative(signal: np.ndarray) -> np.ndarray:
-    """Divide each row by its last value that is not NaN."""
-    if not signal.shape[1]:
-        return signal.astype(np.float64)
-    last = signal.shape[1] - 1 - np.argmax(~np.isnan(signal[:, ::-1]), axis=1)
-    return ratio(signal, np.take_along_axis(signal, last[:, None], axis=1))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gradscope import export, frames, parts, schema
+from gradscope import derived, export, frames, parts, schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.lock import is_live
 from gradscope.meta import META_NAME, lost_words, read_meta
@@ -148,10 +148,10 @@ class Run:
         """
         if column == "update_ratio":
             steps, (update, weight) = self._matrices(["update_norm", "weight_norm"])
-            return steps, frames.ratio(update, weight)
+            return steps, derived.ratio(update, weight)
         if column == "relative_signal":
             steps, (signal,) = self._matrices(["signal_norm"])
-            return steps, frames.relative(signal)
+            return steps, derived.relative(signal)
         if column not in _LAYER_METRICS:
             raise _no_metric(column, [*_LAYER_METRICS, *_DERIVED])
         steps, (values,) = self._matrices([column])

@@ -29,6 +29,7 @@ from gradscope.layers import is_distributed
 from gradscope.plan import CUTS
 from gradscope.ranks import Ranks, several
 from gradscope.recorder import Recorder
+from gradscope.sinks import DEFAULT_METRICS, Subscription
 from gradscope.store import RunWriter
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def watch(
     Returns
     -------
     Scope
-        With `log`, `run`, `close`; also a context manager.
+        With `log`, `send_to`, `run`, `close`; also a context manager.
 
     Raises
     ------
@@ -153,6 +154,7 @@ class Scope:
     ) -> None:
         self._model_id = id(model)
         self._closed = False
+        self._every = settings["every"]
         self._notes: list[str] = []
         path = _run_folder(model, run)
         meta = {
@@ -218,6 +220,52 @@ class Scope:
                     " log its mean, say"
                 )
         self._recorder.log(scalars)
+
+    def send_to(
+        self,
+        sink: Any,
+        metrics: str | Sequence[str] = DEFAULT_METRICS,
+        every: int | None = None,
+    ) -> None:
+        """Send what is recorded from now on to a tracker, too, without slowing the training down.
+
+        >>> scope.send_to(SummaryWriter("logs"))
+        >>> scope.send_to(wandb.init(project="nets"), metrics=["grad_norm", "cosine"], every=10)
+        >>> scope.send_to(lambda step, values: print(step, values["steps/grad_norm"]))
+
+        Readings arrive once they are on disk, `flush_seconds` late at most, under the names
+        `grad_norm/<layer>`, `cosine/<block>` and `steps/grad_norm`; NaN is not sent. With several
+        processes rank 0 sends. A sink that raises is told of once and not called again.
+
+        Parameters
+        ----------
+        sink : SummaryWriter, run of wandb or MLflow, or a function of (step, values)
+            See `gradscope.sinks.Sink`. It stays yours: close the scope first, then the sink.
+        metrics : str or sequence of them
+            Columns of `layer_readings`, `shortcut_readings` and `steps`, besides `update_ratio`
+            and `relative_signal`.
+        every : int, optional
+            Of the recorded steps only 0, `every`, ... are sent.
+
+        Raises
+        ------
+        GradscopeError
+            If the scope is closed, nothing can be sent to `sink`, there is no such metric, or
+            `every` is no multiple of the steps that are recorded.
+        """
+        if self._closed:
+            raise GradscopeError(f"{self.path}: the scope is closed; call send_to before close()")
+        every = self._every if every is None else every
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise GradscopeError(
+                f"send_to(every={every!r}): needs a whole number of steps, 1 or more"
+            )
+        if every % self._every:
+            raise GradscopeError(
+                f"send_to(every={every}): only recorded steps can be sent, so it must be a"
+                f" multiple of {self._every}, the `every` of watch()"
+            )
+        self._drain.subscribe(Subscription(sink, metrics, every))
 
     def flush(self) -> None:
         """Write every closed step to disk now."""
