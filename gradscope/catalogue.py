@@ -9,6 +9,8 @@ from typing import Any
 
 Json = dict[str, Any]
 
+_SHORTCUT_NAMES = ("name", "form", "split", "join", "branch")
+
 
 @dataclass(frozen=True)
 class LayerInfo:
@@ -36,15 +38,47 @@ class ShortcutInfo:
 
 
 class Catalogue:
-    """Numbers layers and shortcuts; a number, once given, stays."""
+    """Numbers layers and shortcuts; a number, once given, stays.
 
-    def __init__(self) -> None:
-        self.layers: list[Json] = []
-        self.shortcuts: list[Json] = []
+    Parameters
+    ----------
+    layers, shortcuts : rows of run.json
+        Those of a run that is resumed.
+    """
+
+    def __init__(self, layers: Sequence[Json] = (), shortcuts: Sequence[Json] = ()) -> None:
+        self.layers = list(layers)
+        self.shortcuts = list(shortcuts)
         self.layer_of: dict[int, int] = {}
-        self._shortcut_of: dict[tuple[object, ...], int] = {}
+        self._resumed = {row["name"]: row["layer"] for row in layers}
+        names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in shortcuts]
+        self._shortcut_of = {
+            (*name, occurrence): row["shortcut"]
+            for name, occurrence, row in zip(names, occurrences(names), shortcuts, strict=True)
+        }
 
-    def add_layers(self, layers: Iterable[LayerInfo], executed: Sequence[int]) -> None:
+    def difference(self, layers: Iterable[LayerInfo]) -> str:
+        """Say where the `layers` of a model are not those of the run that is resumed, "" if not."""
+        known = {row["name"]: (row["kind"], row["parameters"]) for row in self.layers}
+        given = {info.name: (info.kind, info.parameters) for info in layers}
+        if not known:  # nothing was recorded yet
+            return ""
+        for name in known | given:
+            if name not in given:
+                return f"it has the layer {name!r:.80}, which the model has not"
+            if name not in known:
+                return f"the model has the layer {name!r:.80}, which it has not"
+            (kind, parameters), (new_kind, new_parameters) = known[name], given[name]
+            if new_kind.startswith("Lazy"):  # its class and parameters are not settled yet
+                continue
+            if (kind, parameters) != (new_kind, new_parameters):
+                return (
+                    f"its layer {name!r:.80} is a {kind} of {parameters} parameters, that of the"
+                    f" model a {new_kind} of {new_parameters}"
+                )
+        return ""
+
+    def add_layers(self, layers: Iterable[LayerInfo], executed: Iterable[int]) -> None:
         """Number the layers that have no number yet.
 
         Parameters
@@ -69,6 +103,9 @@ class Catalogue:
         for info in sorted(layers, key=key):  # stable: ties stay in order of definition
             if info.module in self.layer_of:
                 continue
+            if info.name in self._resumed:
+                self.layer_of[info.module] = self._resumed.pop(info.name)
+                continue
             depth += info.weight_layer
             self.layer_of[info.module] = len(self.layers)
             self.layers.append(
@@ -85,7 +122,8 @@ class Catalogue:
         """Return the number of each shortcut, given now where it is met for the first time."""
         numbers = []
         for info in shortcuts:
-            key = (info.name, info.form, info.split, info.join, info.branch, info.occurrence)
+            names = tuple(getattr(info, key) for key in _SHORTCUT_NAMES)
+            key = (*names, info.occurrence)
             if key not in self._shortcut_of:
                 self._shortcut_of[key] = len(self.shortcuts)
                 self.shortcuts.append(

@@ -75,6 +75,15 @@ def lost_words(lost: list[dict[str, Any]]) -> str:
     return "; ".join(words)
 
 
+def last_lost(lost: list[dict[str, Any]]) -> int:
+    """Return the last of the steps that could not be written, -1 if none was lost."""
+    last = -1
+    for gap in lost:
+        with suppress(LookupError, TypeError):  # a damaged run.json
+            last = max(last, int(gap["last"]))
+    return last
+
+
 def write_meta(path: Path, meta: Meta) -> None:
     """Write the `run.json` of the run in `path`, on a full disk in the room that was kept for it.
 
@@ -110,13 +119,14 @@ def _keep_room(path: Path, size: int) -> None:
     room = path / _ROOM_NAME
     with suppress(OSError):
         if not room.exists() or room.stat().st_size < size:
-            room.write_bytes(os.urandom(size))  # zeros may take no room on disk
+            with parts.new_file(room) as file:
+                file.write(os.urandom(size))  # zeros may take no room on disk
 
 
 def _replace(path: Path, text: bytes) -> None:
     temporary = path / f".{META_NAME}.tmp"
     try:
-        with open(temporary, "wb") as file:
+        with parts.new_file(temporary) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -104,7 +105,7 @@ def write_part(
     floats = [field.name for field in layout if pa.types.is_floating(field.type)]
     temporary = folder / _TEMPORARY
     try:
-        with open(temporary, "w+b") as file:
+        with new_file(temporary) as file:
             with pq.ParquetWriter(
                 file,
                 layout,
@@ -212,6 +213,12 @@ def remove_leftovers(folder: Path, committed: int) -> None:
             path.unlink(missing_ok=True)
 
 
+def new_file(path: Path) -> BinaryIO:
+    """Open a new file in the place of `path`; what a link there leads to stays as it is."""
+    path.unlink(missing_ok=True)
+    return open(path, "x+b")
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` last through a loss of power, where the platform can."""
     if os.name == "posix":
@@ -235,6 +242,8 @@ def _damage() -> Iterator[None]:
 
 def _open(part: Part, run_id: str) -> pq.ParquetFile:
     with _damage():
+        if not stat.S_ISREG(os.stat(part.path).st_mode):  # to open a pipe would wait for ever
+            raise ValueError("it is no file")
         with open(part.path, "rb") as file:
             if _footer_crc(file) != part.footer_crc:
                 raise ValueError("its footer does not match the checksum in its name")

@@ -27,6 +27,7 @@ from gradscope.meta import (
     META_NAME,
     Meta,
     free_room,
+    last_lost,
     lost_words,
     read_meta,
     reason,
@@ -57,7 +58,9 @@ class RunWriter:
     Attributes
     ----------
     next_step : int
-        The step after the last one on disk; 0 in a new run.
+        The step after the last one on disk or known to be lost; 0 in a new run.
+    elapsed : float
+        The `time` of the last step on disk; 0 in a new run.
     meta : dict
         What `run.json` holds.
 
@@ -111,11 +114,31 @@ class RunWriter:
             "status": "running",
         }
         steps = parts.list_parts(self.path / "steps")
-        self.next_step = steps[-1].last + 1 if steps else 0
+        committed = steps[-1].last if steps else -1
+        self.next_step = max(committed, last_lost(self.meta["lost"])) + 1
+        self.elapsed = self._last_time(steps)
         for table in schema.PARTS:
-            parts.remove_leftovers(self.path / table, committed=self.next_step - 1)
+            if (self.path / table).is_symlink():
+                raise GradscopeError(
+                    f"{self.path / table}: a link to another folder, which is not written to;"
+                    " put the folder itself here"
+                )
+            parts.remove_leftovers(self.path / table, committed)
         write_meta(self.path, self.meta)
         self._meta_written = True
+
+    def _last_time(self, steps: list[parts.Part]) -> float:
+        """Return the time of the last step that can be read."""
+        for part in reversed(steps):
+            with suppress(parts.DamagedPart):
+                pieces = parts.read_part(
+                    part, self.meta["id"], ["step", "time"], part.first - 1, part.last
+                )
+                times = np.concatenate([rows["time"] for rows in pieces])
+                times = times[np.isfinite(times)]
+                if times.size:
+                    return float(times[-1])
+        return 0.0
 
     def update(self, **fields: Any) -> None:
         """Set `fields` of `run.json`, such as `layers`, `shortcuts` or `notes`."""
