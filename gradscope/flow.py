@@ -81,6 +81,8 @@ class Flow:
         Position and value of each input of a node that is data, no parameter and no constant.
     bears, weighs : list of bool
         Whether the output depends on parameters of the operation; `weighs` leaves out norms.
+    gates : set of int
+        Nodes that make a gate, such as a sigmoid whose output other data is multiplied with.
     sources : int
         Set of the values that come from no other data, such as the first layer's output.
     reach, plain, carry : dict of Value to int
@@ -259,6 +261,13 @@ class Flow:
         for number in range(low + 1, high.bit_length()):
             if high >> number & 1 and self.reach[self.values[number]] >> low & 1:
                 yield self.values[number]
+
+    def members(self, numbers: int) -> Iterator[Value]:
+        """Return the values of a set, those nearest to the outputs first."""
+        while numbers:
+            number = top(numbers)
+            numbers ^= 1 << number
+            yield self.values[number]
 
     def only_reader(self, value: Value) -> Edge | None:
         """Return the edge that reads `value` if there is just one, None otherwise."""

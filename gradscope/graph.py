@@ -106,13 +106,14 @@ def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Gr
     names = []
     edges = []
     for node in nodes:  # the list grows while it is read
-        below = () if node in given else node.next_functions
-        for producer, _ in below:
-            if producer not in index:
-                index[producer] = len(nodes)
-                nodes.append(producer)
-        edges.append(tuple([(index[producer], slot) for producer, slot in below]))
         names.append(type(node).__name__)
+        values = []
+        for producer, slot in () if node in given else node.next_functions:
+            place = index.setdefault(producer, len(nodes))
+            if place == len(nodes):
+                nodes.append(producer)
+            values.append((place, slot))
+        edges.append(tuple(values))
     return Graph(nodes, names, edges, index, given)
 
 
@@ -145,12 +146,14 @@ class Makers:
         self.calls = calls
         self.first = min((call.start for call in calls), default=0)
         last = max((call.stop for call in calls), default=0)
-        self.innermost: list[Call | None] = [None] * (last - self.first)
+        self.innermost = [-1] * (last - self.first)
+        self.outer: list[int] = []
         self.silent: dict[int, Call] = {}
-        for call in calls:  # an inner call starts after the outer one and overwrites its part
-            size = call.stop - call.start
-            self.innermost[call.start - self.first : call.stop - self.first] = [call] * size
-            if not size and call.owns_parameters:
+        for number, call in enumerate(calls):  # an inner call overwrites its part of the outer one
+            start, stop = call.start - self.first, call.stop - self.first
+            self.outer.append(self.innermost[start] if start < stop else -1)
+            self.innermost[start:stop] = [number] * (stop - start)
+            if start == stop and call.owns_parameters:
                 self.silent.setdefault(call.start, call)
 
     def time(self, node: int) -> int:
@@ -159,8 +162,8 @@ class Makers:
 
     def maker(self, node: int) -> Call | None:
         """Return the innermost call that made `node`, None outside of every call."""
-        place = self.time(node) - self.first
-        return self.innermost[place] if 0 <= place < len(self.innermost) else None
+        number = self._innermost(self.time(node))
+        return self.calls[number] if number >= 0 else None
 
     def hidden(self, node: int) -> Call | None:
         """Return the first call with parameters that ran, without a graph, inside of `node`.
@@ -174,5 +177,11 @@ class Makers:
         """Return the innermost call that made all of `nodes`."""
         times = [self.time(node) for node in nodes]
         low, high = min(times), max(times)
-        fits = [call for call in self.calls if call.start <= low and high < call.stop]
-        return min(fits, key=lambda call: call.stop - call.start, default=None)
+        number = self._innermost(low)
+        while number >= 0 and self.calls[number].stop <= high:
+            number = self.outer[number]
+        return self.calls[number] if number >= 0 else None
+
+    def _innermost(self, time: int) -> int:
+        place = time - self.first
+        return self.innermost[place] if 0 <= place < len(self.innermost) else -1

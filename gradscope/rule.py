@@ -242,10 +242,7 @@ def _is_injected(flow: Flow, way: Way) -> bool:
     of attention: it skips every layer in between, and is no input of any.
     """
     value = flow.values[way.split]
-    looked_up = any(
-        flow.carry[value] >> number & 1 and flow.stems[node] in LOOKUP
-        for number, (node, _) in enumerate(flow.values[: way.split + 1])
-    )
+    looked_up = any(flow.stems[node] in LOOKUP for node, _ in flow.members(flow.carry[value]))
     met = flow.meets(value) if looked_up else []
     if not met or any(flow.stems[node] not in ("Add", "Sub") for node in met):
         return False

@@ -118,7 +118,7 @@ class HandLSTM(nn.Module):
 )
 def hand_written_lstm(m, x):
     e = m.emb(x)
-    h = c = torch.zeros(2, 8)
+    h = c = torch.zeros_like(e[:, 0])
     for t in range(2):
         h, c = m.cell(e[:, t], h, c)
     return h
@@ -144,7 +144,7 @@ class HandGRU(nn.Module):
 )
 def hand_written_gru(m, x):
     e = m.emb(x)
-    h = torch.zeros(2, 8)
+    h = torch.zeros_like(e[:, 0])
     for t in range(2):
         h = m.cell(e[:, t], h)
     return h
@@ -160,7 +160,7 @@ def hand_written_gru(m, x):
 )
 def stacked_gru(m, x):
     e = m.emb(x)
-    h = g = torch.zeros(2, 8)
+    h = g = torch.zeros_like(e[:, 0])
     for t in range(2):
         h = m.a(e[:, t], h)
         g = m.b(h, g)
