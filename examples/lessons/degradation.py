@@ -1,9 +1,9 @@
 """Do deeper nets train worse, and is the gradient to blame? Plain and residual nets on digits.
 
-He et al. 2015, Deep Residual Learning, section 4.1: on ImageNet the plain net of 34 layers ends at
-28.54 % top-1 error, that of 18 layers at 27.94 %, and so does its training error lie above; with
-shortcuts the deeper net wins. Their plain nets have BatchNorm and healthy gradient norms: the cause
-is not that gradients vanish, they argue, and it is not in the readings here, either.
+He et al. 2015, Deep Residual Learning, section 4.1: on ImageNet a plain net of 34 layers ends at
+28.54 % top-1 error and one of 18 layers at 27.94 %; its training error is the higher one, too. With
+shortcuts the deeper net wins. Their plain nets have BatchNorm and healthy gradient norms, so they
+find it unlikely that vanishing gradients are the cause; neither are they here.
 """
 
 from __future__ import annotations
