@@ -81,7 +81,7 @@ class Graph:
     def shape(self, value: Value) -> tuple[int, ...]:
         """Return the shape of the tensor that `value` stands for."""
         node, slot = value
-        return tuple(self.nodes[node]._input_metadata[slot].shape)  # type: ignore[attr-defined]
+        return tuple(self.nodes[node]._input_metadata[slot].shape)
 
 
 def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Graph:
@@ -110,7 +110,7 @@ def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Gr
         values = []
         for producer, slot in () if node in given else node.next_functions:
             place = index.setdefault(producer, len(nodes))
-            if place == len(nodes):
+            if place == len(nodes) and producer is not None:
                 nodes.append(producer)
             values.append((place, slot))
         edges.append(tuple(values))
@@ -135,7 +135,7 @@ def contains(outer: Call, inner: Call) -> bool:
 
 def sequence_number() -> int:
     """Return the number that autograd will give to the next node of this thread."""
-    return torch._C._autograd._get_sequence_nr()  # type: ignore[attr-defined, no-any-return]
+    return torch._C._autograd._get_sequence_nr()
 
 
 class Makers:
@@ -158,7 +158,7 @@ class Makers:
 
     def time(self, node: int) -> int:
         """Return the sequence number of a node: its place in the order of execution."""
-        return self.graph.nodes[node]._sequence_nr()  # type: ignore[attr-defined, no-any-return]
+        return self.graph.nodes[node]._sequence_nr()
 
     def maker(self, node: int) -> Call | None:
         """Return the innermost call that made `node`, None outside of every call."""

@@ -194,13 +194,12 @@ def _interpolation(flow: Flow, node: int, terms: Sequence[Term], part: set[int])
             ends = flow.data[difference]
             if len(ends) != 2 or u.values[0] not in (value for _, value in ends):
                 continue
-            kind = {"scaled": not gates, "gated": bool(gates)}
             whole = []
             for position, value in ends:
                 edges: tuple[Edge, ...] = ((difference, position),)
                 if value == u.values[0]:
                     edges = (*u.edges, *edges)
-                whole.append(Term(edges, (value,), **kind))
+                whole.append(Term(edges, (value,), scaled=not gates, gated=bool(gates)))
             part.add(difference)
             return Sum(node, tuple(whole), gates)
     return None
