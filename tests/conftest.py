@@ -74,7 +74,22 @@ def chromium() -> Iterator[object]:
 
 
 @pytest.fixture
-def browse(chromium: object) -> Iterator[Callable[..., object]]:
+def dashboard() -> Iterator[Callable[[Path], str]]:
+    """Return a function that serves the runs under a path and returns the address."""
+    gradscope_dashboard = pytest.importorskip("gradscope_dashboard", reason="dash is missing")
+    servers = []
+
+    def serve(path: Path) -> str:
+        servers.append(gradscope_dashboard.start(path))
+        return servers[-1].url
+
+    yield serve
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def browse(dashboard: object, chromium: object) -> Iterator[Callable[..., object]]:
     """Return a function that opens an address in a fresh context and returns its page.
 
     The test fails if one of its pages wrote an error to the console or requested anything from

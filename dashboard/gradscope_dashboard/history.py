@@ -41,6 +41,8 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
     draw_with(app, library, views, "history", _draw)
 
 
-def _draw(page: Page) -> Drawing:
-    curves = history_info(page.runs, page.state.layer or "")
+def _draw(page: Page) -> Drawing | None:
+    if page.state.layer is None:
+        return None
+    curves = history_info(page.runs, page.state.layer)
     return Drawing(history_figure(curves, page.theme), history_caption(curves))

@@ -129,6 +129,11 @@ class Library:
         """End the background work."""
         self._background.close()
 
+    @property
+    def opened(self) -> set[str]:
+        """Names of the runs that have been read."""
+        return set(self._runs)
+
     def slot(self, name: str) -> int:
         """Return the place of the run called `name` among all, from 0."""
         return list(self._paths).index(name)

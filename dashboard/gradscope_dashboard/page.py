@@ -79,10 +79,13 @@ def draw_with(
     library: Library,
     views: list[str],
     graph: str,
-    draw: Callable[..., Drawing],
+    draw: Callable[..., Drawing | None],
     *extra: Input,
 ) -> None:
     """Let `draw(page, *extra)` fill the figure `graph` whenever the page or its data change.
+
+    It returns None where the page no longer shows the figure: Dash stumbles over answers for
+    what is gone.
 
     A figure for other runs, another metric or other colours is sent whole. For another step, or
     for new data, only its content is sent: Dash forgets the zoom with every whole figure.
@@ -105,6 +108,8 @@ def draw_with(
         with library.lock:
             page = read_page(search, screen, library, views)
             drawing = draw(page, *values)
+        if drawing is None:
+            raise PreventUpdate
         for trace in drawing.figure["data"]:
             trace |= {
                 key: typed(item) for key, item in trace.items() if isinstance(item, np.ndarray)

@@ -21,7 +21,7 @@ WILDCARDS = ("0.0.0.0", "::", "")
 
 
 class Server:
-    """A running dashboard.
+    """A running dashboard; a notebook shows it in place.
 
     Attributes
     ----------
@@ -53,6 +53,13 @@ class Server:
         self._thread.join()
         self._server.server_close()
         self._library.close()
+
+    def _repr_html_(self) -> str:
+        """Show the dashboard within a notebook, and a link for where frames are not shown."""
+        return (
+            f'<iframe src="{self.url}" width="100%" height="820" style="border: 0"></iframe>'
+            f'<a href="{self.url}" target="_blank">{self.url}</a>'
+        )
 
     def __enter__(self) -> Server:
         return self

@@ -122,10 +122,14 @@ def _layers(run: Run, metric: Metric, matrix: Floats) -> Ints:
     layers = np.flatnonzero(chosen)
     unread = _never_read(matrix, layers)
     if unread.any():
-        # NaN all along is a diverged layer, unless it was never called or is frozen.
-        by_weights = metric.name in ("grad_norm", "update_ratio")
-        witness = run.matrix("weight_norm" if by_weights else "activation_norm")[1]
-        unread &= _never_read(witness, layers)
+        # NaN all along is a diverged layer, unless it is frozen, or was never called.
+        if metric.name in ("grad_norm", "update_ratio"):
+            unread &= _never_read(run.matrix("weight_norm")[1], layers)
+        else:
+            # In a forward pass that diverged, all later layers are NaN, too.
+            calls = ~_never_read(run.matrix("activation_norm")[1], np.arange(len(table)))
+            last_call = np.flatnonzero(calls)[-1] if calls.any() else -1
+            unread &= ~calls[layers] & (layers < last_call)
     return layers if unread.all() else layers[~unread]
 
 

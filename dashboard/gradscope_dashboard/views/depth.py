@@ -34,13 +34,17 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
     draw_with(app, library, views, "survival", _draw_survival)
 
 
-def _draw_profile(page: Page) -> Drawing:
+def _draw_profile(page: Page) -> Drawing | None:
+    if page.state.view != NAME:
+        return None
     info = depth_profile_info(page.runs, metric=page.state.metric, step=page.state.step)
     figure = depth_profile_figure(info, page.theme)
     return Drawing(figure, depth_profile_caption(info))
 
 
-def _draw_survival(page: Page) -> Drawing:
+def _draw_survival(page: Page) -> Drawing | None:
+    if page.state.view != NAME:
+        return None
     lines = survival_info(page.runs)
     step = page.state.step
     if step is None and lines:

@@ -27,7 +27,9 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
     draw_with(app, library, views, "flow", _draw)
 
 
-def _draw(page: Page) -> Drawing:
+def _draw(page: Page) -> Drawing | None:
+    if page.state.view != NAME:
+        return None
     roads = flow_map_info(page.runs, step=page.state.step)
     return Drawing(flow_map_figure(roads, page.theme), flow_map_caption(roads))
 

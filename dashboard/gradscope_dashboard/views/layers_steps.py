@@ -52,7 +52,9 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         return zoom
 
 
-def _draw(page: Page, zoom: dict[str, list[float]]) -> Drawing:
+def _draw(page: Page, zoom: dict[str, list[float]]) -> Drawing | None:
+    if page.state.view != NAME:
+        return None
     panels = []
     for number, run in enumerate(page.runs):
         first, last = zoom.get(str(number), [None, None])

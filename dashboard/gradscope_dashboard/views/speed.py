@@ -26,7 +26,9 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
     draw_with(app, library, views, "speed", _draw)
 
 
-def _draw(page: Page) -> Drawing:
+def _draw(page: Page) -> Drawing | None:
+    if page.state.view != NAME:
+        return None
     panels = speed_info(page.runs)
     return Drawing(speed_figure(panels, page.theme), speed_caption(panels))
 

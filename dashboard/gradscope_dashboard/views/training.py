@@ -26,7 +26,9 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
     draw_with(app, library, views, "training", _draw)
 
 
-def _draw(page: Page) -> Drawing:
+def _draw(page: Page) -> Drawing | None:
+    if page.state.view != NAME:
+        return None
     curves = training_info(page.runs)
     caption = training_caption(curves)
     compared = page.library.comparison(page.names) if curves else None

@@ -29,12 +29,16 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
     draw_with(app, library, views, "derivatives", _draw_derivatives)
 
 
-def _draw_ledger(page: Page) -> Drawing:
+def _draw_ledger(page: Page) -> Drawing | None:
+    if page.state.view != NAME:
+        return None
     panels = ledger_info(page.runs, step=page.state.step)
     return Drawing(ledger_figure(panels, page.theme), ledger_caption(panels))
 
 
-def _draw_derivatives(page: Page) -> Drawing:
+def _draw_derivatives(page: Page) -> Drawing | None:
+    if page.state.view != NAME:
+        return None
     lines = derivatives_info(page.runs, step=page.state.step)
     return Drawing(derivatives_figure(lines, page.theme), derivatives_caption(lines))
 
