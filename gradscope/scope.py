@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import re
 import sys
-import time
+import threading
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -19,30 +17,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscope import layers, schema
+from gradscope import layers, process, schema
 from gradscope._version import __version__
 from gradscope.catalogue import Catalogue
 from gradscope.compiling import is_compiled
 from gradscope.drain import Drain
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.layers import is_distributed
+from gradscope.opening import folder, open_run
 from gradscope.plan import CUTS
-from gradscope.ranks import Ranks, several
 from gradscope.recorder import Recorder
 from gradscope.sinks import DEFAULT_METRICS, Subscription
-from gradscope.store import RunWriter
 
 if TYPE_CHECKING:
     from gradscope.run import Run
-
-_scopes: dict[int, Scope] = {}
-"""Open scopes by the identity of their model; a scope goes when its model does."""
 
 
 def watch(
     model: nn.Module,
     run: str | os.PathLike[str] | None = None,
     *,
+    resume: bool = False,
     every: int = 1,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     scaler: Any = None,
@@ -72,6 +67,11 @@ def watch(
         seen through.
     run : path, optional
         Folder to write, which must not exist yet; `runs/<time>-<class of model>` by default.
+    resume : bool
+        Go on with `run`, after a crash or a close: steps count on from the last one on disk, `time`
+        goes on without the break, layers and shortcuts keep their numbers. The model must have the
+        layers of the run. A run that does not exist is begun, so that a job which may be restarted
+        can always say `resume=True`.
     every : int
         Steps 0, `every`, 2 `every` ... are recorded; between them nothing is read.
     optimizer : Optimizer or sequence of them, optional
@@ -103,14 +103,20 @@ def watch(
     GradscopeError
         If `model` is no nn.Module, has no trainable parameter or is watched already, `every` is
         below 1, the run folder exists or cannot be written, or `optimizer` has no parameter of
-        the model.
+        the model; with `resume`, if `run` is not named, another process writes it, or it has
+        other layers than the model.
 
     Notes
     -----
+    A run that is not closed is closed when the program exits. SIGTERM writes what was recorded up
+    to then and ends the process as ever; where the program has a handler for it, that one alone
+    decides: call `flush` there. Forked and spawned workers record nothing.
+
     What is recorded is described column by column in `gradscope.schema`. Training is not changed:
     same weights to the bit, same random numbers. Only a compiled model runs without torch.compile
-    on recorded steps, with the rounding of eager mode: choose `every` with that in mind. Memory: while an optimizer steps on a recorded
-    step, a copy of the weights that it updates; besides, a few numbers for each layer.
+    on recorded steps, with the rounding of eager mode: choose `every` with that in mind. Memory:
+    while an optimizer steps on a recorded step, a copy of the weights that it updates; besides, a
+    few numbers for each layer.
     """
     if not isinstance(model, nn.Module):
         hint = "; did you mean to pass an instance?" if isinstance(model, type) else ""
@@ -127,7 +133,8 @@ def watch(
     _check_optimizers(inner, optimizers)
     return Scope(
         inner,
-        run,
+        folder(inner, run, resume),
+        resume,
         ranks == "all",
         flush_every,
         flush_seconds,
@@ -146,7 +153,8 @@ class Scope:
     def __init__(
         self,
         model: nn.Module,
-        run: str | os.PathLike[str] | None,
+        path: Path,
+        resume: bool,
         every_rank: bool,
         flush_every: int,
         flush_seconds: float,
@@ -156,7 +164,6 @@ class Scope:
         self._closed = False
         self._every = settings["every"]
         self._notes: list[str] = []
-        path = _run_folder(model, run)
         meta = {
             "model": type(model).__name__,
             "every": settings["every"],
@@ -164,23 +171,29 @@ class Scope:
             "gradscope": __version__,
             "torch": torch.__version__,
         }
-        self._ranks = Ranks() if several() else None
-        if self._ranks is None:
-            self.path = path
-            self._writer: RunWriter | None = RunWriter(path, meta)
-        else:
-            self.path, self._writer = _write_together(self._ranks, path, meta, every_rank)
-            if every_rank:
-                self._ranks = None
-        catalogue = Catalogue()
+        opened = open_run(model, path, meta, resume, every_rank)
+        self.path = opened.path
+        catalogue = Catalogue(opened.layers, opened.shortcuts)
         self._drain = Drain(
-            catalogue, self._writer, self._ranks, self._tell, flush_every, flush_seconds
+            catalogue,
+            opened.writer,
+            opened.ranks,
+            self._tell,
+            flush_every,
+            flush_seconds,
+            opened.notes,
         )
         self._recorder = Recorder(
-            model, catalogue=catalogue, emit=self._drain.append, tell=self._tell, **settings
+            model,
+            catalogue=catalogue,
+            emit=self._drain.append,
+            tell=self._tell,
+            first=opened.next_step,
+            elapsed=opened.elapsed,
+            **settings,
         )
-        _scopes[id(model)] = self
-        weakref.finalize(model, _close_scope, id(model)).atexit = False
+        process.enter(id(model), self)
+        weakref.finalize(model, process.close_scope, id(model)).atexit = False
 
     @property
     def run(self) -> Run:
@@ -271,16 +284,24 @@ class Scope:
         """Write every closed step to disk now."""
         self._drain.flush()
 
+    def request_flush(self) -> threading.Event:
+        """Ask for every closed step to be written; the event is set when it is. Never waits."""
+        return self._drain.request_flush()
+
+    def detach(self) -> None:
+        """Take out every hook and leave the run as it is: in a forked worker it is the parent's."""
+        self._recorder.detach()
+
     def close(self) -> None:
         """Stop recording, take out every hook, and write the rest; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
         self._recorder.close()
-        self._explain_if_empty()
+        if self._drain.is_alive:
+            self._explain_if_empty()
         self._drain.close()
-        if _scopes.get(self._model_id) is self:
-            del _scopes[self._model_id]
+        process.leave(self._model_id, self)
 
     def __enter__(self) -> Scope:
         return self
@@ -376,7 +397,7 @@ def _check_model(model: nn.Module) -> None:
             f"watch(): {type(model).__name__} has no trainable parameters, so no gradient reaches"
             " it; set requires_grad on some, or pass the model that trains"
         )
-    known = _scopes.get(id(model))
+    known = process.open_scopes.get(id(model))
     if known is not None:
         raise GradscopeError(
             f"watch(): this {type(model).__name__} is watched already, into {known.path}; close()"
@@ -398,48 +419,3 @@ def _check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer] | None) 
                 f" of {type(model).__name__}; pass the optimizer that trains it, or leave the"
                 " argument out"
             )
-
-
-def _run_folder(model: nn.Module, run: str | os.PathLike[str] | None) -> Path:
-    if run is not None:
-        return Path(run)
-    kind = re.sub(r"\W", "", type(model).__name__)
-    path = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
-    number = 2
-    while path.exists():
-        path = path.with_name(f"{path.name.partition('_')[0]}_{number}")
-        number += 1
-    return path
-
-
-def _write_together(
-    ranks: Ranks, path: Path, meta: dict[str, Any], every_rank: bool
-) -> tuple[Path, RunWriter | None]:
-    """Make the run of rank 0, or of every rank; a problem of one is an error on all."""
-    path = Path(ranks.broadcast(str(path)))
-    writer, problem = None, ""
-    if every_rank:
-        path = path / f"rank{ranks.rank}"
-    if every_rank or ranks.rank == 0:
-        try:
-            writer = RunWriter(path, {**meta, "rank": ranks.rank, "ranks": ranks.size})
-        except GradscopeError as error:
-            problem = str(error)
-    problem = ranks.agree(problem)
-    if problem:
-        if writer is not None:
-            writer.close()
-        raise GradscopeError(problem)
-    return path, writer
-
-
-def _close_scope(model_id: int) -> None:
-    scope = _scopes.get(model_id)
-    if scope is not None:
-        scope.close()
-
-
-@atexit.register
-def _close_all() -> None:
-    for model_id in list(_scopes):
-        _close_scope(model_id)
