@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gradscope.findings import Diagnosis, Finding
     from gradscope.gains import ledger
     from gradscope.probes import Shattering, shattering
-    from gradscope.run import Run, load
+    from gradscope.run import Run, load, load_all
     from gradscope.scope import Scope, watch
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "diagnose",
     "ledger",
     "load",
+    "load_all",
     "path_lengths",
     "shattering",
     "watch",
@@ -47,6 +48,7 @@ _HOMES = {
     "Scope": "gradscope.scope",
     "Run": "gradscope.run",
     "load": "gradscope.run",
+    "load_all": "gradscope.run",
     "diagnose": "gradscope.diagnosis",
     "Diagnosis": "gradscope.findings",
     "Finding": "gradscope.findings",

@@ -21,6 +21,7 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.lock import is_live
 from gradscope.meta import META_NAME, lost_words, read_meta
 from gradscope.readings import Readings, read_rows
+from gradscope.remote import Mirror, is_remote, runs_at
 
 _LATEST = 10**12  # later than any step
 _CSV_ROWS = 2**17  # rows of a piece of the CSV
@@ -39,15 +40,16 @@ class Run:
     Attributes
     ----------
     path : Path
-        Folder of the run.
+        Folder of the run; a temporary copy of it where it was loaded from an URL.
     name : str
         Name of that folder.
     meta : dict
         What `run.json` holds: `model`, `created`, `every`, ...
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], mirror: Mirror | None = None) -> None:
         self.path = Path(path)
+        self._mirror = mirror
         self.name = frames.clean(self.path.resolve().name)
         self._lock = threading.RLock()
         self._told: set[str] = set()
@@ -59,7 +61,7 @@ class Run:
         self._shortcut_readings = Readings(
             self.path / "shortcuts", self._id, "shortcut", self._tell
         )
-        self.refresh()
+        self._read()
         for table in schema.PARTS:
             for file in parts.foreign_files(self.path / table):
                 self._tell(f"{file}: no part file of gradscope, left out")
@@ -78,15 +80,20 @@ class Run:
             If the run was removed or its `run.json` is broken.
         """
         with self._lock:
-            grown = self._read_steps()
-            # run.json after the steps: it lists every layer that their rows name
-            return self._read_meta() or grown
+            if self._mirror is not None:
+                self._mirror.update()
+            return self._read()
 
     @property
     def status(self) -> str:
-        """State of the run: "running", "closed", or "crashed" where it ended without a close."""
+        """State of the run: "running", "closed", or "crashed" where it ended without a close.
+
+        A run that was loaded from an URL and crashed is called "running": nobody can tell.
+        """
         status = str(self.meta.get("status", "crashed"))
-        return "crashed" if status == "running" and not is_live(self.path) else status
+        if status == "running" and self._mirror is None and not is_live(self.path):
+            return "crashed"
+        return status
 
     @property
     def notes(self) -> list[str]:
@@ -262,6 +269,11 @@ class Run:
         self._tell_if_empty()
         return self._steps["step"].to_numpy()
 
+    def _read(self) -> bool:
+        grown = self._read_steps()
+        # run.json after the steps: it lists every layer that their rows name
+        return self._read_meta() or grown
+
     def _read_meta(self) -> bool:
         file = self.path / META_NAME
         seen: tuple[int, ...] = ()
@@ -313,6 +325,9 @@ def load(path: str | os.PathLike[str]) -> Run:
     Parameters
     ----------
     path : folder of the run, such as "runs/resnet56"
+        Or an URL, such as "s3://bucket/runs/resnet56", of any place that fsspec reads (s3 needs the
+        package s3fs, gs gcsfs ...). Its part files are copied to a temporary folder, new ones by
+        `Run.refresh`.
 
     Returns
     -------
@@ -324,6 +339,9 @@ def load(path: str | os.PathLike[str]) -> Run:
     GradscopeError
         If there is no run, its `run.json` is broken, or a newer gradscope wrote it.
     """
+    if is_remote(path):
+        mirror = Mirror(str(path))
+        return Run(mirror.path, mirror)
     folder = Path(path)
     if not os.path.isfile(folder / META_NAME):
         if not os.path.exists(folder):
@@ -348,7 +366,8 @@ def load_all(folder: str | os.PathLike[str]) -> list[Run]:
 
     Parameters
     ----------
-    folder : as for `discover`
+    folder : path or URL
+        Runs are looked for in it, in its sub-folders, and in theirs.
 
     Returns
     -------
@@ -358,10 +377,10 @@ def load_all(folder: str | os.PathLike[str]) -> list[Run]:
     Raises
     ------
     GradscopeError
-        If there is no such folder.
+        If there is no such folder, or an URL cannot be read.
     """
     runs = []
-    for path in discover(folder):
+    for path in runs_at(str(folder)) if is_remote(folder) else discover(folder):
         try:
             runs.append(load(path))
         except GradscopeError as error:
