@@ -354,3 +354,16 @@ def siren(m, x):
 def concatenated_context(m, x, c):
     x = m.stem(x)
     return x + torch.relu(m.f(torch.cat([x, c], 1)))
+
+
+@net("scaled (root) stem (root) f.0", stem=lin(), f=mlp())
+def lerp_from_the_branch(m, x):
+    x = m.stem(x)
+    y = m.f(x)
+    return y.lerp(x, 0.9)
+
+
+@net("identity (root) stem (root) f.0", stem=lin(), f=mlp())
+def addcmul_value(m, x):
+    x = m.stem(x)
+    return torch.addcmul(x, torch.full((8,), 0.1), m.f(x), value=2.0)

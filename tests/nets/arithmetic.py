@@ -283,3 +283,44 @@ def multi_task(m, x, y):
 def complex_product(m, x):
     a, b, c, d = m.a(x), m.b(x), m.c(x), m.d(x)
     return m.o(a * c - b * d)
+
+
+@net(
+    tok=nn.Embedding(9, 8),
+    seg=nn.Embedding(2, 8),
+    pos=nn.Parameter(torch.zeros(5, 8)),
+    n=nn.LayerNorm(8),
+    o=lin(8, 9),
+    x=(torch.ones(2, 5).long(),),
+)
+def embeddings_only(m, x):
+    return m.o(m.n(m.tok(x) + m.seg(x * 0) + m.pos))
+
+
+@net(stem=mlp(), mu=mlp(), lv=mlp(), d=mlp())
+def deep_headed_vae(m, x):
+    h = torch.relu(m.stem(x))
+    mu, lv = m.mu(h), m.lv(h)
+    return m.d(mu + torch.randn_like(mu) * (lv / 2).exp()), mu, lv
+
+
+@net(stem=lin(), f=lin(), n=nn.BatchNorm1d(8), head=lin())
+def swish_and_mish_by_hand(m, x):
+    x = m.n(m.stem(x))
+    x = x * torch.sigmoid(x)
+    x = m.f(x)
+    x = x * torch.tanh(F.softplus(x))
+    return m.head(x)
+
+
+@net(stem=lin(), f=lin(), head=lin())
+def softplus_elu_by_hand(m, x):
+    x = m.stem(x)
+    x = torch.clamp(x, min=0) + torch.clamp(torch.exp(x) - 1, max=0)
+    return m.head(m.f(x))
+
+
+@net(a=mlp(), b=mlp(), x=(torch.Size((4, 8)), torch.Size((4, 8))))
+def margin_loss(m, a, b):
+    a, b = m.a(a), m.b(b)
+    return (1 - (a * b).sum(1) + (a - b).norm(dim=1)).clamp(min=0).mean()

@@ -367,3 +367,30 @@ class SEB(nn.Module):
 @net("projection b stem b b.c1", stem=conv(), b=SEB(), x=IMAGE)
 def se_downsample(m, x):
     return m.b(m.stem(x))
+
+
+class PreActivated(nn.Module):
+    def __init__(self, i, o, s=1):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(i)
+        self.conv1 = conv(i, o, s)
+        self.bn2 = nn.BatchNorm2d(o)
+        self.conv2 = conv(o, o)
+        self.short = conv(i, o, s, 1) if s > 1 else None
+
+    def forward(self, x):
+        y = F.relu(self.bn1(x))
+        s = self.short(y) if self.short is not None else x
+        return self.conv2(F.relu(self.bn2(self.conv1(y)))) + s
+
+
+@net(
+    "identity a stem a a.bn1",
+    "projection b b b b.conv1",
+    stem=conv(),
+    a=PreActivated(4, 4),
+    b=PreActivated(4, 8, 2),
+    x=IMAGE,
+)
+def preact_resnet(m, x):
+    return m.b(m.a(m.stem(x)))

@@ -353,3 +353,41 @@ def vq_vae(m, x):
     loss = (q - h.detach()).pow(2).mean() + 0.25 * (q.detach() - h).pow(2).mean()
     q = h + (q - h).detach()
     return m.d(q.reshape(2, 8, 8, 4).permute(0, 3, 1, 2)), loss
+
+
+@net("gated (root) stem (root) h", stem=conv(), h=conv(), t=conv(), x=IMAGE)
+def convolutional_highway(m, x):
+    x = m.stem(x)
+    h = F.relu(m.h(x))
+    t = torch.sigmoid(m.t(x))
+    return h * t + x * (1 - t)
+
+
+@net(
+    "concat (root) e2 (root) p2",
+    "concat (root) e1 (root) p1",
+    e1=conv(),
+    p1=conv(4, 4, 2),
+    e2=conv(),
+    p2=conv(4, 4, 2),
+    u2=nn.ConvTranspose2d(4, 4, 2, 2),
+    d2=conv(8, 4),
+    u1=nn.ConvTranspose2d(4, 4, 2, 2),
+    d1=conv(8, 4),
+    x=IMAGE,
+)
+def two_level_u_net(m, x):
+    s1 = m.e1(x)
+    s2 = m.e2(m.p1(F.relu(s1)))
+    y = F.relu(m.p2(s2))
+    y = F.relu(m.d2(torch.cat([m.u2(y), s2], 1)))
+    return m.d1(torch.cat([m.u1(y), s1], 1))
+
+
+@net("projection (root) (root) (root) c1", stem=conv(), c1=conv(4, 6, 2), c2=conv(6, 6), x=IMAGE)
+def option_a_slice_cat(m, x):
+    x = F.relu(m.stem(x))
+    y = m.c2(F.relu(m.c1(x)))
+    s = x[..., ::2, ::2]
+    s = torch.cat([s, torch.zeros(2, 2, 4, 4, dtype=s.dtype)], 1)
+    return F.relu(y + s)

@@ -220,3 +220,38 @@ def class_conditioned(m, x, y):
     x = torch.relu(m.stem(x))
     x = x + m.f(x + c)
     return x + m.g(x + c)
+
+
+@net(
+    "identity (root) stem (root) f.0",
+    "identity (root) (root) (root) g.0",
+    stem=lin(),
+    f=mlp(),
+    g=mlp(),
+    x=TEXT,
+)
+def subtract_blocks(m, x):
+    x = m.stem(x)
+    x = x - m.f(x)
+    x = x - 0.5 * m.g(x)
+    return x
+
+
+@net(
+    "identity (root) (root) (root) n",
+    stem=lin(),
+    pos=nn.Parameter(torch.zeros(1, 5, 8)),
+    n=nn.LayerNorm(8),
+    f=mlp(),
+    x=TEXT,
+)
+def position_then_block(m, x):
+    x = m.stem(x) + m.pos
+    return x + m.f(m.n(x))
+
+
+@net("identity (root) stem (root) f.0", stem=lin(), f=mlp(), d=mlp())
+def residual_with_auxiliary_loss(m, x):
+    x = m.stem(x)
+    y = x + m.f(x)
+    return y, (m.d(y) - x).square().mean()

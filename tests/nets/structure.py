@@ -316,3 +316,57 @@ class AB(nn.Module):
 @net("identity b.ad b.f.2 b.ad b.ad.d", "identity b stem b b.f.0", stem=lin(), b=AB())
 def adapters(m, x):
     return m.b(m.stem(x))
+
+
+@net(
+    "identity (root) stem (root) f.0",
+    "identity (root) (root) (root) f.0",
+    "identity (root) (root) (root) g.0",
+    stem=lin(),
+    f=mlp(),
+    g=mlp(),
+)
+def unrolled_and_shared(m, x):
+    x = m.stem(x)
+    for f in (m.f, m.f, m.g):
+        x = x + f(x)
+    return x
+
+
+@net("identity (root) (root) (root) f.0", "nested (root) stem (root) f.0", stem=lin(), f=mlp())
+def nested_functional(m, x):
+    x = m.stem(x)
+    h = torch.tanh(x)
+    h = torch.relu(h + m.f(h))
+    return x + h
+
+
+@net(
+    "identity (root) stem (root) f.0",
+    stem=lin(),
+    f=nn.Sequential(lin(), nn.ReLU(), lin()).requires_grad_(False),
+    head=lin(),
+)
+def frozen_residual(m, x):
+    x = m.stem(x)
+    return m.head(torch.relu(x + m.f(x)))
+
+
+class DropoutBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f = mlp()
+        self.drop = nn.Dropout(0.1)
+
+    def forward(self, x):
+        return x + self.drop(self.f(x))
+
+
+@net(
+    "identity blocks.0 stem blocks.0 blocks.0.f.0",
+    "identity blocks.1 blocks.0 blocks.1 blocks.1.f.0",
+    stem=lin(),
+    blocks=nn.Sequential(DropoutBlock(), DropoutBlock()),
+)
+def dropout_blocks(m, x):
+    return m.blocks(m.stem(x))

@@ -219,3 +219,68 @@ def vision_transformer(m, x):
     x = m.patch(x).flatten(2).transpose(1, 2)
     x = torch.cat([m.cls.expand(2, -1, -1), x], 1) + m.pos
     return m.head(m.norm(m.b(m.drop(x)))[:, 0])
+
+
+class DiT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.n1 = nn.LayerNorm(8, elementwise_affine=False)
+        self.qkv = lin(8, 24)
+        self.o = lin()
+        self.n2 = nn.LayerNorm(8, elementwise_affine=False)
+        self.ff = mlp()
+        self.ada = lin(8, 48)
+
+    def forward(self, x, c):
+        s1, b1, g1, s2, b2, g2 = self.ada(F.silu(c)).unsqueeze(1).chunk(6, dim=2)
+        h = self.n1(x) * (1 + s1) + b1
+        q, k, v = self.qkv(h).chunk(3, -1)
+        x = x + g1 * self.o(F.scaled_dot_product_attention(q, k, v))
+        return x + g2 * self.ff(self.n2(x) * (1 + s2) + b2)
+
+
+@net(
+    "identity b0 (root) b0 b0.n1",
+    "identity b0 b0 b0 b0.n2",
+    "identity b1 b0 b1 b1.n1",
+    "identity b1 b1 b1 b1.n2",
+    stem=lin(),
+    pos=nn.Parameter(torch.zeros(1, 5, 8)),
+    emb=nn.Embedding(4, 8),
+    t=mlp(),
+    b0=DiT(),
+    b1=DiT(),
+    x=(torch.Size(TEXT), torch.Size((2, 8)), torch.ones(2).long()),
+)
+def dit(m, x, t, y):
+    c = m.t(t) + m.emb(y)
+    x = m.stem(x) + m.pos
+    return m.b1(m.b0(x, c), c)
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.sa = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.ca = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.ff = mlp()
+        self.n = nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+
+    def forward(self, x, mem):
+        h = self.n[0](x)
+        x = x + self.sa(h, h, h)[0]
+        x = x + self.ca(self.n[1](x), mem, mem)[0]
+        return x + self.ff(self.n[2](x))
+
+
+@net(
+    "identity d tgt d d.n.0",
+    "identity d d d d.n.1",
+    "identity d d d d.n.2",
+    src=mlp(),
+    tgt=lin(),
+    d=DecoderLayer(),
+    x=(torch.Size(TEXT), torch.Size(TEXT)),
+)
+def decoder_layer(m, s, t):
+    return m.d(m.tgt(t), m.src(s))
