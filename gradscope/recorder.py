@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.optim.optimizer import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from gradscope.catalogue import Catalogue, ShortcutInfo, occurrences
 from gradscope.compiling import Eager, may_compile
@@ -162,6 +163,7 @@ class Recorder:
         self._compiled = compiled
         self._eager = Eager()
         self._arm()
+        self._step_taps: list[RemovableHandle | ScalerTap]
         self._step_taps = [*tap_optimizers(self), ScalerTap(self, scaler)]
 
     # --- forward ------------------------------------------------------------------------------
@@ -345,7 +347,9 @@ class Recorder:
         self._step.is_over = True
         if self._step.recorded:
             self._number_layers()
-        if self._step.recorded and not self._step.gradients and may_compile():
+        if self._forward is not None:  # an interrupt cut it short: it will never return
+            self._forward = None
+        elif self._step.recorded and not self._step.gradients and may_compile():
             self._note_compiled()
         if (self._step.number + 1) % self._every == 0:
             self._arm()
@@ -355,8 +359,8 @@ class Recorder:
         if not self._compiled:
             self._compiled = True
             self._tell(
-                f"no forward was seen in step {self._step.number}, which seems to have run compiled:"
-                " it has readings of parameters only; recorded steps run without torch.compile from"
+                f"no forward was seen in step {self._step.number}, which seems to have run"
+                " compiled: it has readings of parameters only; recorded steps run without torch.compile from"
                 " now on. Call torch.compile before watch() to have them all"
             )
 
