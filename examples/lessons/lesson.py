@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import digits
 import nets
 
-__all__ = ["digits", "nets", "present", "record", "signals"]
+__all__ = ["digits", "nets", "present", "record"]
 
 FOLDER = tempfile.TemporaryDirectory()
 """Where the runs of a lesson are kept until it ends."""
@@ -59,13 +59,6 @@ def record(
                 with torch.no_grad():
                     scope.log(train_error=(model(x).argmax(1) != y).float().mean())
     return gradscope.load(run)
-
-
-def signals(run: gradscope.Run, kind: str) -> list[float]:
-    """Return the signal norm of the layers of this kind at the first step, from input to output."""
-    frame = run.frame()
-    first = frame[(frame["step"] == frame["step"].min()) & (frame["kind"] == kind)]
-    return first["signal_norm"].tolist()
 
 
 def present(title: str, table: pd.DataFrame, figure: Figure, sentence: str) -> None:
