@@ -66,14 +66,15 @@ def activation_readings(
         `derivative_mean` = mean |phi'(z)|; `zero_fraction`, the share of the outputs that are
         exactly 0; `saturated_fraction`, the share of |phi'| below a tenth of the largest value
         that phi' can take. ReLU, tanh and sigmoid are read in whole, the others from every k-th
-        element where there are more than SAMPLE. The first and the last are NaN for a function that is not known here,
-        or whose derivative needs an input that is lost.
+        element where there are more than SAMPLE. The first and the last are NaN for a function
+        that is not known here, or whose derivative needs an input that is lost.
     """
     with torch.no_grad():
         kind = _kind(activation)
         if kind in _CHEAP:
             return _CHEAP[kind](output.float() if output.dtype in _HALF else output)
-        input, output = _sample(input), _sample(output)
+        input = None if input is None else _sample(input)
+        output = _sample(output)
         zero = 1 - _share_nonzero(output)
         slope = derivative(activation, input, output)
         if slope is None:
@@ -84,9 +85,9 @@ def activation_readings(
         return ActivationReadings(mean, zero, _share_below(slope, 0.1 * steepest(activation)))
 
 
-def _sample(x: Tensor | None) -> Tensor | None:
+def _sample(x: Tensor) -> Tensor:
     """Return `x`, or every k-th of its elements where these are more than SAMPLE."""
-    if x is None or x.numel() <= SAMPLE:
+    if x.numel() <= SAMPLE:
         return x
     stride = -(-x.numel() // SAMPLE) | 1  # odd, so as not to pick the same channels all the time
     return x.reshape(-1)[::stride]
@@ -96,7 +97,7 @@ def _sample(x: Tensor | None) -> Tensor | None:
 
 
 def _share_nonzero(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x.sign()).square_() / x.numel()
+    return x.sign().abs_().mean()
 
 
 def _share_below(x: Tensor, bound: float) -> Tensor:

@@ -79,7 +79,7 @@ class Catalogue:
         return ""
 
     def add_layers(self, layers: Iterable[LayerInfo], executed: Iterable[int]) -> None:
-        """Number the layers that have no number yet.
+        """Give a number to each layer that has none yet.
 
         Parameters
         ----------

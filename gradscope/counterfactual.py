@@ -68,9 +68,7 @@ def cut(model: nn.Module, loss_fn: LossFn, batch: Any, edges: str = "shortcuts")
         targets = [GradientEdge(probe.graph.nodes[n], slot) for (n, slot), _ in plan.outputs]
         found = {
             "signal_norm": grad_with_cuts(probe.graph, [], [probe.loss], targets),
-            "cut_signal_norm": grad_with_cuts(
-                probe.graph, plan.cuts[edges], [probe.loss], targets
-            ),
+            "cut_signal_norm": grad_with_cuts(probe.graph, plan.cuts[edges], [probe.loss], targets),
         }
         catalogue = Catalogue()
         catalogue.add_layers(probe.modules.layers(), probe.modules.executed)
@@ -188,7 +186,7 @@ class _Probe(NamedTuple):
         return make_plan(self.graph, forward.calls, forward.layers, self.joins, numbers)
 
     def input_value(self, joins: Sequence[Join]) -> Value:
-        """Return the model's input in the graph, or the first block's where that has no gradient."""
+        """Return the model's input, or the first block's where that has no gradient."""
         for node, slot in self.forward.calls[0].inputs:
             if node in self.graph.index:
                 return self.graph.index[node], slot

@@ -102,7 +102,7 @@ class CutGraph:
 def grad_with_cuts(
     graph: Graph,
     edges: Sequence[Edge],
-    outputs: Sequence[GradientEdge | Tensor],
+    outputs: Sequence[GradientEdge] | Sequence[Tensor],
     inputs: Sequence[GradientEdge],
     gradients: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor | None, ...]:
@@ -121,9 +121,7 @@ def grad_with_cuts(
             " torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
         )
     with without(graph, edges):
-        return torch.autograd.grad(
-            outputs, inputs, gradients, retain_graph=True, allow_unused=True
-        )
+        return torch.autograd.grad(outputs, inputs, gradients, retain_graph=True, allow_unused=True)
 
 
 @contextmanager

@@ -136,7 +136,8 @@ class Decoder:
 
 def root_sum_square(values: Array) -> Array:
     """Return the root of the sum of squares over the last axis, shape (n, k) -> (n,)."""
-    return np.sqrt(np.square(values).sum(axis=1))
+    result: Array = np.sqrt(np.square(values).sum(axis=1))
+    return result
 
 
 def pool_deviations(
@@ -194,7 +195,10 @@ def _complete(shortcuts: dict[str, Array]) -> None:
 
 
 def _steps(
-    rows: list[HostRow], scale: Array, scalars: dict[str, Array], totals: Mapping[str, Array]
+    rows: list[HostRow],
+    scale: Array,
+    scalars: dict[str, NDArray[np.float64]],
+    totals: Mapping[str, Array],
 ) -> Columns:
     nothing = np.full(len(rows), math.nan)
     found_inf = scalars.pop("found_inf", np.zeros(len(rows)))

@@ -121,9 +121,7 @@ class Gradients:
                 self.readings.add(norm, ("layer", "cut_signal_norm", layer, 1))
         self._cut_graph = None
 
-    def _read_values(
-        self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]
-    ) -> None:
+    def _read_values(self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:
             gradient = gradients[tap.slot]
             if gradient is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 ROOT = "(root)"
 """Name of the layer that holds the parameters of the model itself."""
@@ -84,4 +85,4 @@ def is_weight_layer(module: nn.Module) -> bool:
 
 def is_lazy(parameter: nn.Parameter) -> bool:
     """Whether `parameter` still waits for its first input to get a shape."""
-    return isinstance(parameter, nn.parameter.UninitializedTensorMixin)
+    return isinstance(parameter, UninitializedParameter)

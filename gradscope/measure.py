@@ -1,8 +1,8 @@
 """Tensors in, norms out: pure functions that never wait for an accelerator.
 
-On an accelerator a reading is a 0-d or 1-D tensor there, and norms accumulate in float64, so that no
-square of a float32 leaves the range. On the CPU a reading is a float, for there is nothing to wait
-for. There float64 accumulation is an order of magnitude slower than float32: norms accumulate in
+On an accelerator a reading is a 0-d or 1-D tensor there, and norms accumulate in float64, so that
+no square of a float32 leaves the range. On the CPU a reading is a float, for there is nothing to
+wait for. There float64 accumulation is an order of magnitude slower than float32: norms accumulate in
 the tensor's own precision, over pieces short enough to keep the rounding error below 1e-6, and are
 taken again, divided by the largest element, where a square may have left the range.
 """
@@ -60,7 +60,8 @@ def norm(x: Tensor) -> Reading:
         NaN and inf in it pass through; exact to 1e-5 relative over its whole range.
     """
     if not x.is_cpu:
-        return torch.linalg.vector_norm(x, dtype=_wide(x))
+        result: Tensor = torch.linalg.vector_norm(x, dtype=_wide(x))
+        return result
     if x.dtype not in _HALF and x.numel() <= PIECE:
         value: float = torch.linalg.vector_norm(x).item()
     else:
@@ -108,9 +109,7 @@ def subtract_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> 
     return _change_with_norms("sub_", tensors, copies)
 
 
-def _change_with_norms(
-    change: str, tensors: Sequence[Tensor], copies: Sequence[Tensor]
-) -> Tensor:
+def _change_with_norms(change: str, tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
     """Change `copies` by `tensors`; on the CPU large ones piece by piece, to read them cached."""
     if not copies[0].is_cpu:
         foreach = torch._foreach_copy_ if change == "copy_" else torch._foreach_sub_
@@ -176,7 +175,7 @@ def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
     unit_a = a.to(dtype).div(a_norm).reshape(-1)
     unit_b = b.to(dtype).div(b_norm).reshape(-1)
     product = torch.dot(unit_a, unit_b)
-    return product.item() if a.is_cpu else product
+    return float(product.item()) if a.is_cpu else product
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -198,7 +197,7 @@ def _scaled_norm(x: Tensor) -> float:
 
 
 def _pieces(x: Tensor) -> Iterator[Tensor]:
-    """Yield the elements of `x` in short 1-D pieces, views where possible, half types as float32."""
+    """Yield the elements of `x` in short 1-D pieces, half types as float32, the others as views."""
     if x.numel() == 0:
         return
     if not x.is_contiguous() and x.dim() == 4:

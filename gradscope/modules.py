@@ -59,7 +59,7 @@ class Modules:
         return len(self._infos), len(self.executed)
 
     def look_for_new(self) -> None:
-        """Number the modules that were added since the last look."""
+        """Give numbers to the modules that were added since the last look."""
         model = self._model()
         if model is None:
             return

@@ -40,11 +40,7 @@ class Parameters:
         place: dict[int, int] = {}
         for number, module in modules:
             for parameter in module._parameters.values():
-                if (
-                    parameter is None
-                    or not parameter.requires_grad
-                    or layers.is_lazy(parameter)
-                ):
+                if parameter is None or not parameter.requires_grad or layers.is_lazy(parameter):
                     continue
                 known = place.get(id(parameter))
                 if known is None:
@@ -111,7 +107,7 @@ class ParameterReadings:
         self._copies: dict[int, Tensor] = {}
         self._suspected: tuple[list[_Norms], dict[int, int]] = ([], {})
 
-    # --- the usual way: a backward ends, then optimizers tell before and after they step -----------
+    # --- the usual way: a backward ends, then optimizers tell before and after they step ------
 
     def after_backward(self) -> None:
         """Read the gradients as accumulated by now; a later backward's reading replaces this."""
@@ -139,7 +135,7 @@ class ParameterReadings:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
         self._updates += self._read_updates(self._parameters.of(optimizer))
 
-    # --- an optimizer that tells nothing: its step is found by what it did ---------------------------
+    # --- an optimizer that tells nothing: its step is found by what it did --------------------
 
     def before_update(self) -> None:
         """Read the weights, which an optimizer that has not been seen yet may change."""
@@ -173,7 +169,7 @@ class ParameterReadings:
         self._clipped[None] = _Clipped(set(self._states), [])
         self._updates += self._read_updates(tuple(versions))
 
-    # --- what was read -------------------------------------------------------------------------------
+    # --- what was read ------------------------------------------------------------------------
 
     def segments(self) -> list[Segment]:
         """Return every reading, as (layout, values)."""
@@ -206,17 +202,17 @@ class ParameterReadings:
 
     def _copy_weights(self, places: Places) -> list[_Norms]:
         result = []
-        for places, weights in self._weights_at(places):
+        for group, weights in self._weights_at(places):
             copies = [torch.empty_like(w, dtype=_exact(w.dtype)) for w in weights]
-            self._copies.update(zip(places, copies, strict=True))
-            result.append(_Norms(places, measure.copy_with_norms(weights, copies)))
+            self._copies.update(zip(group, copies, strict=True))
+            result.append(_Norms(group, measure.copy_with_norms(weights, copies)))
         return result
 
     def _read_updates(self, places: Places) -> list[_Norms]:
         result = []
-        for places, weights in self._weights_at([i for i in places if i in self._copies]):
-            copies = [self._copies.pop(i) for i in places]
-            result.append(_Norms(places, measure.subtract_with_norms(weights, copies)))
+        for group, weights in self._weights_at([i for i in places if i in self._copies]):
+            copies = [self._copies.pop(i) for i in group]
+            result.append(_Norms(group, measure.subtract_with_norms(weights, copies)))
         return result
 
     def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:

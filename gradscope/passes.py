@@ -27,7 +27,6 @@ Place = tuple[int, str, int]
 """Where a tensor was seen: call, "in" or "out", position among the tensors with a gradient."""
 
 
-
 class OpenCall(NamedTuple):
     """A call that has not returned yet."""
 
@@ -65,7 +64,9 @@ class Forward:
         """For each of `calls`, the number of the layer, None for other modules."""
         return [module.number if module.is_layer else None for module, _ in self.returned()]
 
-    def enter(self, module: ModuleInfo, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    def enter(
+        self, module: ModuleInfo, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
         """Note that `module` is called; without gradients, as checkpointing does, only that."""
         tensors = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
         if not torch.is_grad_enabled():

@@ -132,7 +132,9 @@ def make_plan(
         for edge in call.inputs:
             value = locate(graph, edge)
             consumers = consumers_of.get(value, []) if value is not None else []
-            inside = [c for c in consumers if call.start <= _sequence(graph.nodes[c[0]]) < call.stop]
+            inside = [
+                c for c in consumers if call.start <= _sequence(graph.nodes[c[0]]) < call.stop
+            ]
             if value is None or not inside:
                 continue
             if len(inside) == len(consumers):
@@ -181,9 +183,10 @@ def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
     """
     node, slot = edge
     while node not in graph.index:
-        if not _VIEW.search(node.name()) or node.next_functions[0][0] is None:
+        base, base_slot = node.next_functions[0] if _VIEW.search(node.name()) else (None, 0)
+        if base is None:
             return None
-        node, slot = node.next_functions[0]
+        node, slot = base, base_slot
     return graph.index[node], slot
 
 
@@ -196,9 +199,7 @@ def position(
     return sum(stop <= when for stop in stops) / max(len(stops), 1)
 
 
-def _plan_forward(
-    graph: Graph, calls: Sequence[Call], join: Join, number: int, plan: Plan
-) -> None:
+def _plan_forward(graph: Graph, calls: Sequence[Call], join: Join, number: int, plan: Plan) -> None:
     if len(join.branch_operands) != 1:  # the norm of a sum does not follow from its terms' norms
         return
     operands = (join.shortcut_operand, *join.branch_operands)
@@ -209,9 +210,7 @@ def _plan_forward(
             plan.forward[place] = (*plan.forward.get(place, ()), key)
 
 
-def _seen_at(
-    graph: Graph, calls: Sequence[Call], value: Value
-) -> tuple[int, str, int] | None:
+def _seen_at(graph: Graph, calls: Sequence[Call], value: Value) -> tuple[int, str, int] | None:
     """Return a module call that returned or received `value`: there its norm can be taken."""
     for side in ("out", "in"):
         for ordinal, call in enumerate(calls):

@@ -26,7 +26,7 @@ class _Message(NamedTuple):
 
 
 class Ranks:
-    """This process among those that train the model. Made on all of them at the same time."""
+    """The processes that train one model; made on all of them at the same time."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
@@ -96,12 +96,12 @@ class Ranks:
         for kind, metric, *rest in keys:
             if kind == "param":
                 return 1 / math.sqrt(float(str(rest[1])))  # so many processes hold the same values
-            if kind in ("layer", "shortcut") and metric in _AVERAGED:
+            if kind in ("layer", "shortcut") and metric in AVERAGED:
                 return 1 / self.size  # each has the gradient of its own mean loss
         return 1.0
 
 
-_AVERAGED = {
+AVERAGED = {
     "signal_norm",
     "input_signal_norm",
     "total_norm",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradscope.measure import Reading
 
-Key = tuple[Hashable, ...]
+Key = tuple[Any, ...]
 """One thing that a value stands for: the metric, what was measured, details for its decoding."""
 
 Layout = tuple[tuple[Key, ...], ...]
@@ -168,14 +168,14 @@ class Tape:
             host = torch.cat(tensors).cpu()
         else:
             if device not in self._streams:
-                self._streams[device] = torch.cuda.Stream(device)
+                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream = self._streams[device]
             with torch.cuda.stream(stream):
                 stream.wait_event(events[-1])
                 flat = torch.cat(tensors)
                 host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
                 host.copy_(flat, non_blocking=True)
-                arrived = torch.cuda.Event(blocking=True)
+                arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 arrived.record(stream)
             arrived.synchronize()
         lengths = np.cumsum([t.numel() for t in tensors])[:-1]

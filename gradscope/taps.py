@@ -23,9 +23,7 @@ class Listener(Protocol):
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note that module `number` is called."""
 
-    def leave(
-        self, number: int, module: nn.Module, args: tuple[Any, ...], output: object
-    ) -> None:
+    def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Take note that module `number` returned, or raised; then `output` is None."""
 
     def module_failed(self, number: int, error: Exception) -> None:

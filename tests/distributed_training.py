@@ -21,7 +21,10 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.stem, self.act, self.fc, self.head = (
-            nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 2),
+            nn.Linear(5, 8),
+            nn.Tanh(),
+            nn.Linear(8, 8),
+            nn.Linear(8, 2),
         )
 
     def forward(self, x):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-
-import numpy as np
 import pytest
 import torch
 import torch._dynamo
-from reference import Reference
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 import gradscope
+from reference import Reference
 
 
 class Net(nn.Module):

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from distributed_training import Net, batches, train
 
 import gradscope
+from distributed_training import Net, batches, train
 
 SCRIPT = Path(__file__).with_name("distributed_training.py")
 
@@ -61,11 +61,20 @@ def test_norms_over_two_processes_equal_the_single_process(kind, whole, tmp_path
     assert run.layers.parameters.tolist() == whole.layers.parameters.tolist()
     both, alone = run.frame(), whole.frame()
     for column in (
-        "grad_norm", "clipped_grad_norm", "weight_norm", "update_norm", "signal_norm",
-        "input_signal_norm", "activation_norm", "activation_mean", "activation_std",
+        "grad_norm",
+        "clipped_grad_norm",
+        "weight_norm",
+        "update_norm",
+        "signal_norm",
+        "input_signal_norm",
+        "activation_norm",
+        "activation_mean",
+        "activation_std",
         "derivative_mean",
     ):
-        np.testing.assert_allclose(both[column], alone[column], rtol=2e-5, atol=1e-8, err_msg=column)
+        np.testing.assert_allclose(
+            both[column], alone[column], rtol=2e-5, atol=1e-8, err_msg=column
+        )
     for column in ("grad_norm", "clipped_grad_norm"):
         np.testing.assert_allclose(run.steps[column], whole.steps[column], rtol=1e-5)
     columns = ["total_norm", "shortcut_norm", "branch_norm", "energy_share", "branch_ratio"]

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from reference import Reference, root_sum_square
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
+from reference import Reference, root_sum_square
 
 
 def net(dtype=torch.float64):
@@ -47,7 +47,7 @@ def train(model, scope_settings, tmp_path, loop, optimizer=None):
     return scope.run
 
 
-# --- accumulation, several backwards ------------------------------------------------------------
+# --- accumulation, several backwards ----------------------------------------------------------
 
 
 def test_accumulated_gradients_are_what_the_optimizer_gets(tmp_path):
@@ -124,7 +124,7 @@ def test_a_backward_into_inputs_only_does_not_count(tmp_path):
     assert read.signal_norm["2"] == pytest.approx(reference.signal("2"), rel=1e-12)
 
 
-# --- what happens between and around steps --------------------------------------------------------
+# --- what happens between and around steps ----------------------------------------------------
 
 
 def test_passes_that_do_not_train_leave_no_trace(tmp_path):
@@ -285,7 +285,7 @@ def test_complex_parameters_are_read(tmp_path):
     assert read.update_norm["(root)"] == pytest.approx(0.1 * expected, rel=1e-9)
 
 
-# --- optimizers -------------------------------------------------------------------------------------
+# --- optimizers -------------------------------------------------------------------------------
 
 
 def test_lbfgs_with_its_closure_is_one_step(tmp_path):
@@ -303,7 +303,9 @@ def test_lbfgs_with_its_closure_is_one_step(tmp_path):
         for _ in range(3):
             before = [p.detach().clone() for p in model.parameters()]
             optimizer.step(closure)
-            changes.append([p.detach() - b for p, b in zip(model.parameters(), before, strict=True)])
+            changes.append(
+                [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)]
+            )
             last = root_sum_square(p.grad for p in model.parameters())
     assert scope.run.steps.step.tolist() == [0, 1, 2]
     assert scope.run.steps.clipped_grad_norm.iloc[-1] == pytest.approx(last, rel=1e-12)
@@ -409,7 +411,7 @@ def test_an_explicit_optimizer_narrows_whose_steps_count(tmp_path):
     assert read.update_norm["0"] > 0 and np.isnan(read.update_norm["4"])
 
 
-# --- clipping and precision ---------------------------------------------------------------------------
+# --- clipping and precision -------------------------------------------------------------------
 
 
 def test_clipping_by_value_shows_in_the_second_norm(tmp_path):
@@ -497,7 +499,7 @@ def test_a_disabled_scaler_changes_nothing(tmp_path):
     assert not scope.run.steps.skipped.any()
 
 
-# --- checkpointing --------------------------------------------------------------------------------------
+# --- checkpointing ----------------------------------------------------------------------------
 
 
 class Checkpointed(nn.Module):
@@ -541,7 +543,7 @@ def test_checkpointed_blocks_read_like_plain_ones(use_reentrant, tmp_path):
     assert len(again.shortcuts) == 3
 
 
-# --- survival and memory ------------------------------------------------------------------------------
+# --- survival and memory ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

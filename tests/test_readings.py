@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from reference import Reference, root_sum_square
 from torch import nn
 from torch.nn import functional as F
 
 import gradscope
+from reference import Reference, root_sum_square
 
 
 @pytest.fixture
@@ -440,8 +440,12 @@ def test_training_is_the_same_to_the_bit_with_and_without_watching(tmp_path):
     def train(watched):
         torch.manual_seed(0)
         model = nn.Sequential(
-            nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(inplace=True), nn.Dropout(0.5),
-            Residual(), nn.Linear(3, 3),
+            nn.Linear(6, 32),
+            nn.BatchNorm1d(32),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            Residual(),
+            nn.Linear(3, 3),
         ).float()
         model[4].stem = nn.Linear(32, 8)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

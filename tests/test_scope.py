@@ -214,7 +214,7 @@ def test_what_is_no_scalar_cannot_be_logged(model, optimizer, tmp_path, scalars,
 
 def test_the_run_can_be_read_at_any_time(model, optimizer, tmp_path):
     with gradscope.watch(model, tmp_path / "run") as scope:
-        for i in range(3):
+        for _ in range(3):
             step(model, optimizer)
         assert scope.run.status == "running"
         assert scope.run.steps.step.tolist() == [0, 1]  # the last may still be logged to
