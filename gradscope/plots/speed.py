@@ -101,14 +101,14 @@ def _standing(panel: SpeedPanel) -> str:
         for curve in panel.curves
         if (curve.values == 0).any() and (curve.values != 0).any()
     ]
-    said = []
-    if never:
-        said.append(f"layer {' and '.join(never)} never move{'s' * (len(never) == 1)}")
+    said = [f"{_named(never)} never move{'s' * (len(never) == 1)}"] if never else []
     if at_times:
-        said.append(
-            f"layer {' and '.join(at_times)} stand{'s' * (len(at_times) == 1)} still at times"
-        )
+        said.append(f"{_named(at_times)} stand{'s' * (len(at_times) == 1)} still at times")
     return f"{panel.run}: {', '.join(said)} (change of exactly 0)." if said else ""
+
+
+def _named(numbers: list[str]) -> str:
+    return f"layer{'s' * (len(numbers) > 1)} {' and '.join(numbers)}"
 
 
 def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
@@ -136,7 +136,7 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
             domain=across,
             anchor=f"y{suffix}",
             showline=True,
-            autorangeoptions={"minallowed": int(panel.curves[0].steps[0])},
+            autorangeoptions=_room_for_labels(panel),
         )
         side_by_side = number > 0 and not theme.narrow
         layout[f"yaxis{suffix}"] = log_axis(
@@ -198,6 +198,12 @@ def speed(runs: Run | Sequence[Run], *, layers: int = LAYERS, theme: Theme = LIG
 
 def _drawable(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.isfinite(values) & (values > 0)
+
+
+def _room_for_labels(panel: SpeedPanel) -> dict[str, float]:
+    """Return how to stretch the axis to the right: the labels lie beyond the lines."""
+    first, last = int(panel.curves[0].steps[0]), int(panel.curves[0].steps[-1])
+    return {"minallowed": first, "include": last + 0.25 * (last - first)}
 
 
 def _range(panels: list[SpeedPanel]) -> tuple[float, float]:

@@ -1,0 +1,230 @@
+"""The depth profile's picture: lines, bands, marks for odd readings, labels beside the lines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscope.plots import words
+from gradscope.plots.panels import odd_marks
+from gradscope.plots.theme import (
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    label_margin,
+    log_axis,
+    translucent,
+)
+
+if TYPE_CHECKING:
+    from gradscope.plots.depth_profile import ProfileInfo, ProfileLine
+
+HEIGHT = 350
+NORMAL = 100.0
+"""Within this factor of the output layer's gradient the background is shaded."""
+
+Floats = NDArray[np.float64]
+
+
+def profile_figure(info: ProfileInfo, theme: Theme) -> FigureDict:
+    """Return the figure of `info`, which has a line at least."""
+    layout = base_layout(theme, HEIGHT)
+    floor, ceiling = _ends(info)
+    data: list[dict[str, Any]] = []
+    for line in info.lines:
+        data += _traces(info, line, theme, floor, ceiling)
+    layout["annotations"] = _labels(info, theme, floor, ceiling)
+    _axes(info, theme, layout, floor, ceiling)
+    return {"data": data, "layout": layout}
+
+
+def _ends(info: ProfileInfo) -> tuple[float, float]:
+    """Return where exact zeros and infinities are drawn: beyond all finite values."""
+    parts = [part for line in info.lines for part in (line.values, line.cut) if part is not None]
+    values = np.concatenate(parts)
+    values = values[np.isfinite(values) & ((values > 0) | (not info.metric.log))]
+    if not info.metric.log:
+        return 0.0, 1.0
+    low, high = (values.min(), values.max()) if len(values) else (1.0, 1.0)
+    if info.metric.relative:
+        low, high = min(low, 1 / NORMAL), max(high, NORMAL)
+    return float(10 ** (np.log10(low) - 0.5)), float(10 ** (np.log10(high) + 0.5))
+
+
+def _traces(
+    info: ProfileInfo, line: ProfileLine, theme: Theme, floor: float, ceiling: float
+) -> list[dict[str, Any]]:
+    """Return a run's band, line, marks for what is no number, and cut line."""
+    style = theme.line(line.place)
+    name = words.safe(line.run)
+    names = [words.safe(layer) for layer in line.names]
+    drawn = _drawable(line.values, info.metric.log)
+    traces: list[dict[str, Any]] = []
+    known = np.isfinite(_drawable(line.low, info.metric.log))
+    if known.any():
+        traces.append(
+            {
+                "type": "scatter",
+                "x": np.concatenate([line.x[known], line.x[known][::-1]]).tolist(),
+                "y": np.concatenate([line.high[known], line.low[known][::-1]]).tolist(),
+                "fill": "toself",
+                "fillcolor": translucent(style["color"], 0.15),
+                "line": {"width": 0},
+                "mode": "lines",
+                "hoverinfo": "skip",
+            }
+        )
+    traces.append(
+        {
+            "type": "scatter",
+            "name": name,
+            "x": line.x.tolist(),
+            "y": [value if np.isfinite(value) else None for value in drawn],
+            "customdata": [
+                [layer, words.factor(value) if info.metric.relative else words.number(value), raw]
+                for layer, value, raw in zip(names, line.values, line.names, strict=True)
+            ],
+            "mode": "lines" if len(line.x) > 40 else "lines+markers",
+            "marker": {"size": 5, "color": style["color"]},
+            "line": style,
+            "hovertemplate": f"<b>%{{customdata[0]}}</b><br>%{{customdata[1]}}"
+            f"<extra>{name}</extra>",
+        }
+    )
+    traces += odd_marks(
+        line.x,
+        line.values,
+        ends=(floor, ceiling),
+        color=style["color"],
+        theme=theme,
+        hover=f"<b>%{{customdata[0]}}</b><br>{{said}}<extra>{name}</extra>",
+        customdata=[[words.safe(layer), layer] for layer in line.names],
+        log=info.metric.log,
+        name=name,
+    )
+    if line.cut is not None:
+        cut = _drawable(line.cut, True)
+        traces.append(
+            {
+                "type": "scatter",
+                "name": name,
+                "x": line.x.tolist(),
+                "y": [value if np.isfinite(value) else floor for value in cut],
+                "customdata": [
+                    [layer, words.factor(value), raw]
+                    for layer, value, raw in zip(names, line.cut, line.names, strict=True)
+                ],
+                "mode": "lines",
+                "line": {**style, "width": 1},
+                "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}"
+                f"<extra>{name}, {line.cut_edges} cut</extra>",
+            }
+        )
+    return traces
+
+
+def _drawable(values: Floats, log: bool) -> Floats:
+    """Return `values` with NaN for what the axis cannot show."""
+    return np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
+
+
+def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> list[dict[str, Any]]:
+    """Return each run's name and first value beside the left end of its line, kept apart."""
+    said: list[tuple[int, str, float]] = []
+    for line in info.lines:
+        value = words.factor if info.metric.relative else words.number
+        name = f"<b>{theme.short(line.run)}</b>"
+        said.append((line.place, f"{name}<br>{value(line.values[0])}", line.values[0]))
+        if line.cut is not None:
+            said.append(
+                (
+                    line.place,
+                    f"{theme.short(line.run)}<br>{line.cut_edges} cut: {value(line.cut[0])}",
+                    line.cut[0],
+                )
+            )
+
+    def height_of(value: float) -> float:
+        if np.isnan(value) or np.isposinf(value):
+            value = ceiling
+        elif info.metric.log:
+            value = max(value, floor)
+        return float(np.log10(value)) if info.metric.log else float(value)
+
+    heights = np.array([height_of(value) for _, _, value in said])
+    low, high = height_of(floor), height_of(ceiling)
+    pixels = (HEIGHT - 70) / max(high - low, 1e-9)
+    shifts = words.spread(heights * pixels, 32) - heights * pixels
+    labels = [
+        annotation(
+            theme,
+            text,
+            x=float(info.lines[0].x[0]),
+            y=height,
+            xshift=-8,
+            yshift=float(shift),
+            xanchor="right",
+            align="right",
+            font={"color": theme.label(place)},
+        )
+        for (place, text, _), height, shift in zip(said, heights, shifts, strict=True)
+    ]
+    return labels
+
+
+def _axes(
+    info: ProfileInfo, theme: Theme, layout: FigureDict, floor: float, ceiling: float
+) -> None:
+    """Add both axes and, for a gradient, the shaded normal range."""
+    title = "depth, input 0 % → output 100 %" if info.aligned else "layer, input → output"
+    left = min(line.x[0] for line in info.lines)
+    right = max(line.x[-1] for line in info.lines)
+    edge = max((right - left) * 0.01, 0.5 if left == right else 0)
+    layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True)
+    layout["margin"]["l"] = label_margin(theme, (line.run for line in info.lines))
+    metric = info.metric
+    if metric.log:
+        decades = float(np.log10(ceiling / floor))
+        layout["yaxis"] = log_axis(theme, metric.axis_title, decades, side="right")
+    else:
+        layout["yaxis"] = axis(theme, metric.axis_title, side="right", rangemode="tozero")
+    if metric.relative:
+        layout["shapes"] = [
+            {
+                "type": "rect",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": 1 / NORMAL,
+                "y1": NORMAL,
+                "fillcolor": theme.band,
+                "line": {"width": 0},
+                "layer": "below",
+            },
+            {
+                "type": "line",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": 1,
+                "y1": 1,
+                "line": {"color": theme.muted, "width": 1, "dash": "dot"},
+                "layer": "below",
+            },
+        ]
+        layout["annotations"].append(
+            annotation(
+                theme,
+                f"within {NORMAL:.0f} × of the output layer",
+                x=1,
+                xref="paper",
+                xanchor="right",
+                y=float(np.log10(NORMAL)),
+                yanchor="top",
+                font={"size": 11},
+            )
+        )
