@@ -392,6 +392,13 @@ def _check_model(model: nn.Module) -> None:
             "watch(): torch.nn.DataParallel trains copies that hooks do not follow; use"
             " DistributedDataParallel, or watch the module on one device"
         )
+    for name, module in model.named_modules():
+        if getattr(module.__dict__.get("forward"), "__module__", "") == "torch.cuda.graphs":
+            raise GradscopeError(
+                f"watch(): the forward of '{name or layers.ROOT}' was captured by"
+                " torch.cuda.make_graphed_callables and replays kernels without calling modules;"
+                " watch the model before it is captured, or train without CUDA graphs"
+            )
     if not any(p.requires_grad for p in model.parameters()):
         raise GradscopeError(
             f"watch(): {type(model).__name__} has no trainable parameters, so no gradient reaches"

@@ -119,6 +119,15 @@ def test_wrappers_that_hide_the_gradient_are_refused(model, wrap, instead):
     refused(instead, wrapped)
 
 
+def test_a_forward_captured_as_a_cuda_graph_is_refused(model):
+    def replay(*args):
+        raise AssertionError("not called")
+
+    replay.__module__ = "torch.cuda.graphs"  # where make_graphed_callables defines its own
+    model[0].forward = replay
+    refused("'0' was captured by torch.cuda.make_graphed_callables", model)
+
+
 def test_the_default_folder_names_the_time_and_the_class(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     watch_one_step(model)

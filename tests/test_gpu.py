@@ -1,0 +1,132 @@
+"""On a CUDA device: nothing waits for it, and the readings are those of the CPU."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from reference import Reference
+from torch import nn
+from torch.nn import functional as F
+
+import gradscope
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.fc1, self.act, self.fc2 = (
+            nn.LayerNorm(64),
+            nn.Linear(64, 64),
+            nn.GELU(),
+            nn.Linear(64, 64),
+        )
+
+    def forward(self, x):
+        return x + self.fc2(self.act(self.fc1(self.norm(x))))
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 64), *[Block() for _ in range(4)], nn.Linear(64, 4)).cuda()
+
+
+def batches(n):
+    torch.manual_seed(1)
+    x = [torch.randn(32, 16) for _ in range(n)]
+    return [(b.cuda(), torch.randint(0, 4, (32,)).cuda()) for b in x]
+
+
+def train(model, optimizer, data, scope=None):
+    for x, y in data:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        if scope is not None:
+            scope.log(train_loss=loss)
+
+
+def test_two_hundred_steps_never_wait_for_the_device(tmp_path):
+    model, data = net(), batches(200)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    train(model, optimizer, data[:1])
+    with gradscope.watch(model, tmp_path / "run", cut="shortcuts") as scope:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            train(model, optimizer, data, scope)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert scope.run.notes == []
+    assert len(scope.run.steps) == 200
+    assert scope.run.steps.train_loss.notna().all()
+
+
+def test_readings_equal_plain_autograd_on_the_device(tmp_path):
+    model, data = net(), batches(1)
+    reference = Reference(model, lambda m: F.cross_entropy(m(data[0][0]), data[0][1]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        train(model, optimizer, data)
+    read = scope.run.frame().set_index("name")
+    for name in read.index:
+        assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-5)
+        if reference.gradient(name):
+            assert read.grad_norm[name] == pytest.approx(reference.gradient(name), rel=1e-5)
+
+
+def test_weights_are_the_same_to_the_bit(tmp_path):
+    bare, watched = net(), net()
+    train(bare, torch.optim.AdamW(bare.parameters(), lr=1e-3), batches(10))
+    with gradscope.watch(watched, tmp_path / "run"):
+        train(watched, torch.optim.AdamW(watched.parameters(), lr=1e-3), batches(10))
+    for a, b in zip(bare.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_half_precision_with_a_scaler_reads_unscaled(fused, tmp_path):
+    model, data = net(), batches(3)
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**14)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for i, (x, y) in enumerate(data):
+            optimizer.zero_grad()
+            with torch.autocast("cuda", torch.float16):
+                loss = F.cross_entropy(model(x), y) * (float("inf") if i == 1 else 1.0)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    run = scope.run
+    assert run.steps.skipped.tolist() == [False, True, False]
+    assert run.steps.loss_scale.tolist() == [2.0**14, 2.0**14, 2.0**13]
+    reference = Reference(twin, lambda m: F.cross_entropy(m(data[0][0]), data[0][1]))
+    first = run.frame().query("step == 0").set_index("name")
+    assert first.grad_norm["0"] == pytest.approx(reference.gradient("0"), rel=0.02)
+
+
+def test_training_on_a_side_stream_is_read_in_order(tmp_path):
+    model, data = net(), batches(20)
+    expected = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with (
+        gradscope.watch(model, tmp_path / "run", flush_every=3) as scope,
+        torch.cuda.stream(stream),
+    ):
+        for x, y in data:
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            expected.append(torch.stack([p.grad.norm() for p in model.parameters()]).norm())
+            optimizer.step()
+    norms = torch.stack(expected).cpu().numpy()
+    np.testing.assert_allclose(scope.run.steps.grad_norm, norms, rtol=1e-5)
