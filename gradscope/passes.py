@@ -20,7 +20,7 @@ from gradscope.graph import Call, Graph, sequence_number, walk
 from gradscope.measure import Reading
 from gradscope.modules import ModuleInfo
 from gradscope.plan import Plan
-from gradscope.tape import Key, Readings
+from gradscope.tape import Readings
 
 Edge = tuple[Node, int]
 Place = tuple[int, str, int]
@@ -52,7 +52,7 @@ class Forward:
         self._calls: list[Call | None] = []
         self._expected = expected
         self._open: list[OpenCall] = []
-        self._measured: list[tuple[Place, Reading]] = []
+        self._norms: dict[Place, Reading] = {}
 
     @property
     def calls(self) -> list[Call]:
@@ -119,11 +119,10 @@ class Forward:
         return walk(call.outputs, {node for node, _ in call.inputs})
 
     def supply(self, plan: Plan) -> None:
-        """Give what was measured on suspicion, before there was a plan, to the joins in `plan`."""
-        for place, norm in self._measured:
-            if keys := plan.forward.get(place):
+        """Give the joins in `plan` the norms of the tensors that they add up, where seen."""
+        for place, keys in plan.forward.items():
+            if (norm := self._norms.get(place)) is not None:
                 self.readings.add(norm, *keys)
-        self._measured.clear()
 
     def _measure_output(
         self,
@@ -138,13 +137,11 @@ class Forward:
             if not x.is_floating_point() or x.numel() == 0:
                 continue
             n = tensor.numel()
-            place = (call.ordinal, "out", position)
             norm, mean, deviation = measure.moments(x)
-            self.readings.add(norm, ("layer", "activation_norm", number, n), *self._keys(place))
+            self._norms[call.ordinal, "out", position] = norm
+            self.readings.add(norm, ("layer", "activation_norm", number, n))
             self.readings.add(mean, ("layer", "activation_mean", number, n))
             self.readings.add(deviation, ("layer", "activation_std", number, n))
-            if self._expected is None:
-                self._measured.append((place, norm))
             if call.module.is_activation:
                 self._measure_activation(number, module, args, tensor)
 
@@ -161,19 +158,11 @@ class Forward:
             self.readings.add(value, ("layer", metric, number, output.numel()))
 
     def _measure_for_joins(self, ordinal: int, side: str, tensors: list[Tensor]) -> None:
-        if self._expected is not None and not self._expected.forward:
-            return
+        """Take the norms that a join will ask for, as far as the previous forward tells."""
         for position, tensor in enumerate(tensors):
             place = (ordinal, side, position)
-            keys = self._keys(place)
-            if keys or self._expected is None:
-                norm = measure.norm(measure.dense(tensor))
-                self.readings.add(norm, *keys)
-                if self._expected is None:
-                    self._measured.append((place, norm))
-
-    def _keys(self, place: Place) -> tuple[Key, ...]:
-        return () if self._expected is None else self._expected.forward.get(place, ())
+            if self._expected is None or place in self._expected.forward:
+                self._norms[place] = measure.norm(measure.dense(tensor))
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
