@@ -1,4 +1,4 @@
-"""The command `gradscope`: list runs, diagnose one, export one, open the dashboard."""
+"""The command `gradscope`: look at recorded runs, merge ranks, measure what watching costs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradscope._version import __version__
 from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.progress import tracked
 
 if TYPE_CHECKING:
     from gradscope.run import Run
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "gradscope diagnose runs/resnet56",
     )
     diagnose.add_argument("run", metavar="RUN", help="folder of a run")
+    diagnose.add_argument("--json", action="store_true", help="print JSON instead of text")
 
     export = _command(
         commands,
@@ -78,6 +81,27 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("run", metavar="RUN", help="folder of a run")
     export.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write")
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+    report = _command(
+        commands,
+        "report",
+        _report,
+        "write verdicts and figures of runs to one HTML file",
+        "gradscope report runs/plain runs/residual -o report.html",
+    )
+    report.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    report.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write")
+    report.add_argument("--force", action="store_true", help="replace the file if it exists")
+
+    merge = _command(
+        commands,
+        "merge",
+        _merge,
+        "put the runs of all ranks of one training together, with the norms over all of them",
+        "gradscope merge runs/ddp -o runs/ddp-merged",
+    )
+    merge.add_argument("folder", metavar="DIR", help='run folder of watch(ranks="all")')
+    merge.add_argument("-o", "--output", metavar="RUN", required=True, help="run to write")
 
     dashboard = _command(
         commands,
@@ -167,16 +191,61 @@ def _diagnose(options: argparse.Namespace) -> None:
     from gradscope.diagnosis import diagnose
     from gradscope.run import load
 
-    print("\n".join(_plain(line) for line in str(diagnose(load(options.run))).splitlines()))
+    diagnosis = diagnose(load(options.run))
+    if options.json:
+        print(json.dumps(_finite(asdict(diagnosis)), indent=1))
+    else:
+        print("\n".join(_plain(line) for line in str(diagnosis).splitlines()))
+
+
+def _finite(value: Any) -> Any:
+    """Return `value` with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _export(options: argparse.Namespace) -> None:
+    from gradscope.export import write_whole
     from gradscope.run import load
 
     run = load(options.run)
-    run.to_csv(options.output, overwrite=options.force)
     rows = len(run.steps) * len(run.layers)
+    chunks = tracked(run.csv_chunks(), "exporting", rows, lambda chunk: chunk.count(b"\n"))
+    write_whole(Path(options.output), chunks, overwrite=options.force)
     print(f"wrote {rows} rows to {_plain(options.output)}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from gradscope.run import load
+
+    try:
+        from gradscope.report import write_report
+    except ModuleNotFoundError as error:
+        raise GradscopeError(_missing("the report", error)) from error
+    runs = [load(path) for path in options.runs]
+    write_report(
+        runs,
+        options.output,
+        overwrite=options.force,
+        track=lambda figures: tracked(figures, "drawing", len(figures)),
+    )
+    print(f"wrote {len(runs)} run{'s' if len(runs) > 1 else ''} to {_plain(options.output)}")
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from gradscope.merging import merge
+
+    run = merge(
+        options.folder,
+        options.output,
+        track=lambda pieces: tracked(pieces, "merging", len(pieces)),
+    )
+    print(
+        f"merged {run.meta['merged']} ranks, {len(run.steps)} steps, to {_plain(options.output)}"
+    )
 
 
 def _dashboard(options: argparse.Namespace) -> None:
@@ -185,15 +254,19 @@ def _dashboard(options: argparse.Namespace) -> None:
     try:
         from gradscope_dashboard import serve
     except ModuleNotFoundError as error:
-        raise GradscopeError(
-            f"the dashboard needs {error.name}, which is not installed;"
-            " run: pip install 'gradscope-torch[dashboard]'"
-        ) from error
+        raise GradscopeError(_missing("the dashboard", error)) from error
     serve(
         options.folder,
         host=options.host,
         port=options.port,
         open_browser=not options.no_browser,
+    )
+
+
+def _missing(what: str, error: ModuleNotFoundError) -> str:
+    return (
+        f"{what} needs {error.name}, which is not installed;"
+        " run: pip install 'gradscope-torch[dashboard]'"
     )
 
 

@@ -12,6 +12,13 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return quotient
 
 
+def energy_share(shortcut: np.ndarray, branch: np.ndarray) -> np.ndarray:
+    """Return the shortcut's share of the two paths' squared norms; NaN where both are 0."""
+    with np.errstate(all="ignore"):
+        energy = np.square(shortcut, dtype=np.float64)
+        return ratio(energy, energy + np.square(branch, dtype=np.float64))
+
+
 def relative(signal: np.ndarray) -> np.ndarray:
     """Divide each row, the signals of all layers at one step, by its last value that is not NaN."""
     if not signal.shape[1]:

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from gradscope import layers
 from gradscope.catalogue import Catalogue
 from gradscope.errors import GradscopeError
 from gradscope.meta import META_NAME, Meta, read_meta
 from gradscope.modules import Modules
-from gradscope.ranks import Ranks, several
+from gradscope.ranks import Ranks, replicas, several
 from gradscope.store import RunWriter
 
 _LONGEST_KIND = 60  # characters of a class name in the name of a folder
@@ -76,7 +77,9 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
         path = path / f"rank{ranks.rank}"
     if every_rank or ranks.rank == 0:
         try:
-            place = {"rank": ranks.rank, "ranks": ranks.size}
+            place: Meta = {"rank": ranks.rank, "ranks": ranks.size}
+            if every_rank:
+                place["replicas"] = _replicas(model)
             writer = _open(model, path, {**meta, **place}, resume)
         except GradscopeError as error:
             problem = str(error)
@@ -96,6 +99,15 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
 def _opened(writer: RunWriter, ranks: Ranks | None) -> Opened:
     lists = (writer.meta[key] for key in ("layers", "shortcuts", "notes"))
     return Opened(writer.path, writer, ranks, writer.next_step, writer.elapsed, *lists)
+
+
+def _replicas(model: nn.Module) -> dict[str, int]:
+    """Return how many processes hold the same parameters of each layer, where not all do."""
+    return {
+        layers.clean(name) or layers.ROOT: replicas(own[0][1])
+        for name, module in model.named_modules()
+        if (own := layers.own_parameters(module)) and hasattr(own[0][1], "device_mesh")
+    }
 
 
 def _open(model: nn.Module, path: Path, meta: Meta, resume: bool) -> RunWriter:

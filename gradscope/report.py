@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from string import Template
 
@@ -58,12 +58,17 @@ $figures
 """)
 
 
-def report_html(runs: Run | Sequence[Run]) -> str:
+Draw = Callable[[list[Run]], go.Figure]
+Track = Callable[[Sequence[Draw]], Iterable[Draw]]
+
+
+def report_html(runs: Run | Sequence[Run], track: Track = iter) -> str:
     """Return a report of the runs as one HTML page that loads nothing.
 
     Parameters
     ----------
     runs : Run or sequence of Run
+    track : called with the figures to draw, returns them one by one; may show progress
 
     Returns
     -------
@@ -82,13 +87,17 @@ def report_html(runs: Run | Sequence[Run]) -> str:
     return _PAGE.substitute(
         plotly=get_plotlyjs(),
         cards="\n".join(_card(run, place) for place, run in enumerate(listed)),
-        figures="\n".join(_figures(listed)),
+        figures="\n".join(_figures(listed, track)),
         version=__version__,
     )
 
 
 def write_report(
-    runs: Run | Sequence[Run], path: str | os.PathLike[str], *, overwrite: bool = False
+    runs: Run | Sequence[Run],
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    track: Track = iter,
 ) -> None:
     """Write `report_html(runs)` to a file, whole or not at all.
 
@@ -98,6 +107,7 @@ def write_report(
     path : path
     overwrite : bool
         Replace the file if it exists.
+    track : as for `report_html`
 
     Raises
     ------
@@ -105,7 +115,7 @@ def write_report(
         As `report_html`, and if the file exists and `overwrite` is False, or it cannot be
         written.
     """
-    write_whole(Path(path), [report_html(runs).encode()], overwrite=overwrite)
+    write_whole(Path(path), [report_html(runs, track).encode()], overwrite=overwrite)
 
 
 def _card(run: Run, place: int) -> str:
@@ -125,9 +135,9 @@ def _card(run: Run, place: int) -> str:
     )
 
 
-def _figures(runs: list[Run]) -> Iterator[str]:
+def _figures(runs: list[Run], track: Track) -> Iterator[str]:
     """Yield each figure as HTML that draws itself."""
-    for draw in FIGURES:
+    for draw in track(FIGURES):
         figure: go.Figure = draw(runs)
         height = int(figure.layout.height)
         # plotly's JSON escapes what would end the script.

@@ -44,6 +44,15 @@ def train(model, optimizer, data):
         optimizer.step()
 
 
+def shard(model):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    fully_shard(model.fc, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
 def main(kind, path):
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
@@ -52,12 +61,7 @@ def main(kind, path):
     if kind == "ddp":
         model = nn.parallel.DistributedDataParallel(model)
     elif kind == "fsdp":
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh("cpu", (2,))
-        fully_shard(model.fc, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        shard(model)
     elif kind == "all":
         model = nn.parallel.DistributedDataParallel(model)
         ranks = "all"
@@ -75,6 +79,12 @@ def main(kind, path):
     else:
         with gradscope.watch(model, path, ranks=ranks) as scope:
             train(model, optimizer, half)
+            scope.log(train_loss=1.0 + rank)
+    if kind == "all":  # once more, sharded
+        model = Net()
+        shard(model)
+        with gradscope.watch(model, f"{path}-sharded", ranks=ranks) as scope:
+            train(model, torch.optim.AdamW(model.parameters(), lr=0.01), half)
             scope.log(train_loss=1.0 + rank)
     if kind in ("ddp", "bare"):
         inner = model.module

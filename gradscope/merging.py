@@ -1,0 +1,228 @@
+"""The runs that the processes of one training wrote, `watch(ranks="all")`, put together into one.
+
+The same rules as when rank 0 puts readings together while they train (`gradscope.ranks`), as far as
+what each process wrote allows: a mean weighs every process the same.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradscope import schema
+from gradscope.decode import combine, pool_deviations
+from gradscope.derived import energy_share
+from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.ranks import AVERAGED
+from gradscope.readings import Readings
+from gradscope.run import Run, load, load_all
+from gradscope.store import RunWriter
+
+_OF_PARAMETERS = ("grad_norm", "clipped_grad_norm", "weight_norm", "update_norm")
+_KEPT = ("model", "every", "cut", "gradscope", "torch", "created")
+_ROWS_AT_ONCE = 2**17
+
+Track = Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]
+
+
+def merge(
+    folder: str | os.PathLike[str], path: str | os.PathLike[str], track: Track = iter
+) -> Run:
+    """Write the runs `rank0`, `rank1`, ... in `folder` as one run with the norms over all of them.
+
+    Parameters
+    ----------
+    folder : that was given to `watch(run=..., ranks="all")`
+    path : folder of the new run
+    track : called with the pieces of the work, returns them one by one; may show progress
+
+    Returns
+    -------
+    Run
+        Of the steps that every process wrote. Time, loss scale and logged scalars are rank 0's. A
+        reading that one process lacks is NaN.
+
+    Raises
+    ------
+    GradscopeError
+        If a rank is missing, the runs are not of one training, or `path` cannot be written.
+
+    Notes
+    -----
+    With R processes, each of which has its share of the batch, and gradients averaged over them: a
+    signal is the root of the sum of squares of the processes' signals / R; a norm of parameters
+    that n processes hold alike that of their norms / sqrt(n); other norms that of their norms.
+    """
+    runs = _ranks(Path(folder))
+    layers = _Union(runs, "layer", lambda run: run.layers, ["name"])
+    shortcuts = _Union(
+        runs, "shortcut", lambda run: run.shortcuts, ["name", "form", "split", "join", "branch"]
+    )
+    steps = [run.steps.set_index("step") for run in runs]
+    common = steps[0].index
+    for other in steps[1:]:
+        common = common.intersection(other.index)
+    numbers = common.sort_values().to_numpy()
+
+    writer = RunWriter(path, {key: runs[0].meta[key] for key in _KEPT if key in runs[0].meta})
+    try:
+        writer.update(
+            layers=layers.rows,
+            shortcuts=shortcuts.rows,
+            notes=_notes(runs, sum(not common.equals(s.index) for s in steps)),
+            merged=len(runs),
+        )
+        height = max(1, _ROWS_AT_ONCE // max(1, len(layers.rows) * len(runs)))
+        pieces = [numbers[start : start + height] for start in range(0, numbers.size, height)]
+        for piece in track(pieces):
+            of_layers = layers.merged(piece, schema.names(schema.LAYER_METRICS))
+            of_shortcuts = shortcuts.merged(piece, schema.names(schema.SHORTCUT_METRICS))
+            of_shortcuts["energy_share"] = energy_share(
+                of_shortcuts["shortcut_norm"], of_shortcuts["branch_norm"]
+            )
+            writer.append("layers", _table("layer", piece, of_layers))
+            writer.append("shortcuts", _table("shortcut", piece, of_shortcuts))
+            writer.append("steps", _step_rows(piece, steps, of_layers))
+            writer.flush()
+    finally:
+        writer.close()
+    return load(path)
+
+
+class _Union:
+    """The layers, or the shortcuts, of all ranks under one numbering: rank 0's, then new ones."""
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        key: str,
+        listed: Callable[[Run], pd.DataFrame],
+        identity: list[str],
+    ) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._numbers: list[list[int]] = []
+        self._readings = [
+            Readings(run.path / f"{key}s", str(run.meta["id"]), key, _warn)
+            for run in runs
+        ]
+        known: dict[tuple[object, ...], int] = {}
+        for run in runs:
+            numbers = []
+            seen: Counter[tuple[object, ...]] = Counter()
+            for row in listed(run).to_dict("records"):
+                name = tuple(row[column] for column in identity)
+                seen[name] += 1
+                number = known.setdefault((*name, seen[name]), len(self.rows))
+                if number == len(self.rows):
+                    self.rows.append({**{str(k): v for k, v in row.items()}, key: number})
+                numbers.append(number)
+            self._numbers.append(numbers)
+        self._shares = [_factors(run, listed(run)) for run in runs]
+
+    def merged(self, steps: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return each metric over all ranks, steps x layers (or shortcuts)."""
+        read = [
+            readings.read(metrics, steps, len(numbers))
+            for readings, numbers in zip(self._readings, self._numbers, strict=True)
+        ]
+        flat = [number for numbers in self._numbers for number in numbers]
+        counts = [1] * len(flat)
+        given: dict[str, np.ndarray] = {}
+        result = {}
+        for place, metric in enumerate(metrics):
+            given[metric] = np.concatenate(
+                [
+                    values[place] * share(metric)
+                    for values, share in zip(read, self._shares, strict=True)
+                ],
+                axis=1,
+            ).astype(np.float64)
+            out = np.full((steps.size, len(self.rows)), np.nan)
+            combine(metric, given[metric], flat, counts, out)
+            if metric == "activation_std":
+                pool_deviations(given[metric], given["activation_mean"], flat, counts, out)
+            wide = read[0][place].dtype == np.float64
+            result[metric] = out if wide else out.astype(np.float32)
+        return result
+
+
+def _factors(run: Run, listed: pd.DataFrame) -> Callable[[str], np.ndarray | float]:
+    """Return what a rank's metric is multiplied by before squares are added up, by metric."""
+    size = int(run.meta["ranks"])
+    held: Mapping[str, int] = run.meta.get("replicas", {})
+    shares = np.array([held.get(name, size) for name in listed["name"]], np.float64) ** -0.5
+
+    def factor(metric: str) -> np.ndarray | float:
+        if metric in _OF_PARAMETERS:
+            return shares
+        if metric in AVERAGED:
+            return 1 / size
+        if metric == "branch_ratio":  # of norms that are not here: the root of the mean square
+            return float(size**-0.5)
+        return 1.0
+
+    return factor
+
+
+def _ranks(folder: Path) -> list[Run]:
+    """Return the runs of all ranks, in order."""
+    runs = {run.meta["rank"]: run for run in load_all(folder) if "rank" in run.meta}
+    if not runs:
+        raise GradscopeError(
+            f'{folder}: holds no runs of several ranks, as watch(ranks="all") writes them'
+        )
+    size = next(iter(runs.values())).meta["ranks"]
+    missing = [str(rank) for rank in range(size) if rank not in runs]
+    if missing:
+        raise GradscopeError(
+            f"{folder}: rank {', '.join(missing)} of {size} is missing; copy its run to the others"
+        )
+    listed = [runs[rank] for rank in range(size)]
+    for what in ("model", "ranks", "every"):
+        values = {run.meta[what] for run in listed}
+        if len(values) > 1:
+            raise GradscopeError(
+                f"{folder}: the runs are not of one training, their `{what}` differs:"
+                f" {', '.join(map(str, sorted(values)))}"
+            )
+    return listed
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(problem, GradscopeWarning, stacklevel=2)
+
+
+def _notes(runs: Sequence[Run], differing: int) -> list[str]:
+    notes = [f"rank {run.meta['rank']}: {note}" for run in runs for note in run.notes]
+    if differing:
+        notes.append("steps that not every rank has on disk are left out")
+    return notes
+
+
+def _table(key: str, steps: np.ndarray, metrics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    width = next(iter(metrics.values())).shape[1]
+    return {
+        "step": np.repeat(steps, width),
+        key: np.tile(np.arange(width, dtype=np.int32), steps.size),
+        **{name: values.reshape(-1) for name, values in metrics.items()},
+    }
+
+
+def _step_rows(
+    numbers: np.ndarray, steps: Sequence[pd.DataFrame], layers: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    of_ranks = [rows.loc[numbers] for rows in steps]
+    columns = {str(name): of_ranks[0][name].to_numpy() for name in of_ranks[0].columns}
+    columns["skipped"] = np.any([rows["skipped"] for rows in of_ranks], axis=0)
+    for name in ("grad_norm", "clipped_grad_norm"):
+        total = np.sqrt(np.nansum(np.square(layers[name], dtype=np.float64), axis=1))
+        unread = np.any([rows[name].isna() for rows in of_ranks], axis=0)
+        columns[name] = np.where(unread, np.nan, total)
+    return {"step": numbers, **columns}

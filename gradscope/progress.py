@@ -1,0 +1,42 @@
+"""A progress bar on stderr; there is none where stderr is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+_WIDTH = 30  # characters
+_CLEAR_LINE = "\r\x1b[K"
+
+
+def tracked(
+    items: Iterable[Item], what: str, total: int, size: Callable[[Item], int] = lambda item: 1
+) -> Iterator[Item]:
+    """Yield `items`, and show how far the work on them is.
+
+    Parameters
+    ----------
+    items : iterable
+    what : str
+        Is being done, such as "merging".
+    total : int
+        Sum of the sizes of all items.
+    size : of an item; 1 by default
+    """
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    done = 0
+    try:
+        for item in items:
+            share = min(done / total, 1.0) if total else 1.0
+            filled = round(share * _WIDTH)
+            bar = "#" * filled + "." * (_WIDTH - filled)
+            print(f"\r{what} [{bar}] {share:4.0%}", end="", file=sys.stderr, flush=True)
+            yield item
+            done += size(item)
+    finally:
+        print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)
