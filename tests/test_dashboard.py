@@ -585,18 +585,19 @@ def test_what_makes_no_sense_in_an_address_is_dropped(search: str | None) -> Non
 
 def test_background_work_is_done_once_for_each_state_of_the_data() -> None:
     background = Background()
-    done = threading.Event()
-    calls = []
-
-    def work() -> str:
-        calls.append(1)
-        done.set()
-        return "result"
-
-    assert background.get("key", 1, work) is None
-    assert done.wait(10)
-    while background.finished == 0:
-        pass
-    assert background.get("key", 1, work) == "result"
+    calls: list[int] = []
+    results = [background.get("key", mark, lambda: calls.append(1) or len(calls)) for mark in "aa"]
+    assert results == [1, 1]
+    assert background.finished == len(calls) == 1
     background.close()
-    assert len(calls) == 1
+
+
+def test_slow_background_work_is_not_waited_for() -> None:
+    background = Background()
+    go_on = threading.Event()
+    assert background.get("key", 1, lambda: go_on.wait(30)) is None
+    assert background.get("key", 1, lambda: go_on.wait(30)) is None
+    go_on.set()
+    assert background.get("after", 1, lambda: "done") == "done"
+    assert background.get("key", 1, lambda: False) is True
+    background.close()

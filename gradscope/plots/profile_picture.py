@@ -143,7 +143,7 @@ def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> li
             said.append(
                 (
                     line.place,
-                    f"{theme.short(line.run)}<br>{line.cut_edges} cut: {value(line.cut[0])}",
+                    f"{line.cut_edges} cut<br>{value(line.cut[0])}",
                     line.cut[0],
                 )
             )
