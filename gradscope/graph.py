@@ -38,7 +38,7 @@ class Call:
     stop: int
     inputs: tuple[tuple[Node, int], ...]
     outputs: tuple[tuple[Node, int], ...]
-    owns_frozen: bool = True
+    owns_frozen: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ class Forward:
             sequence_number(),
             call.inputs,
             tuple(map(gradient_edge, tensors)),
+            info.owns_parameters and _owns_frozen(module),
         )
         if not torch.is_grad_enabled():
             pass  # what is computed here is computed again, or not trained
@@ -163,6 +164,11 @@ class Forward:
             place = (ordinal, side, position)
             if self._expected is None or place in self._expected.forward:
                 self._norms[place] = measure.norm(measure.dense(tensor))
+
+
+def _owns_frozen(module: nn.Module) -> bool:
+    """Whether some of the module's own parameters get no gradient, as of now."""
+    return any(p is not None and not p.requires_grad for p in module._parameters.values())
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:

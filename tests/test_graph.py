@@ -177,5 +177,5 @@ def test_graph_keeps_the_forward_alive_no_longer_than_itself() -> None:
 
 def test_calls_of_another_model_do_not_matter() -> None:
     graph = graph_of(nn.Linear(4, 4)(torch.randn(2, 4)))
-    call = Call("other", "Linear", True, 10**9, 10**9 + 5, (), ())
+    call = Call("other", "Linear", True, 10**9, 10**9 + 5, (), (), False)
     assert Makers(graph, [call]).maker(0) is None
