@@ -171,6 +171,11 @@ class ParameterReadings:
 
     # --- what was read ------------------------------------------------------------------------
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether an optimizer got a gradient."""
+        return any(clipped.unchanged or clipped.changed for clipped in self._clipped.values())
+
     def segments(self) -> list[Segment]:
         """Return every reading, as (layout, values)."""
         layout = self._parameters.layout

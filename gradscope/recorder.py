@@ -28,8 +28,8 @@ from torch.utils.hooks import RemovableHandle
 from gradscope.catalogue import Catalogue, ShortcutInfo, occurrences
 from gradscope.compiling import Eager, may_compile
 from gradscope.gradients import Gradients, current_backward
-from gradscope.graph import Graph, fingerprint
-from gradscope.joins import find_joins
+from gradscope.graph import Call, Graph, fingerprint
+from gradscope.joins import Join, find_joins
 from gradscope.layers import ROOT
 from gradscope.modules import Modules
 from gradscope.parameters import ParameterReadings, Parameters
@@ -38,6 +38,12 @@ from gradscope.plan import Plan, make_plan, position
 from gradscope.scaling import ScalerTap, current_scale
 from gradscope.tape import Key, Readings, Row
 from gradscope.taps import ModuleTaps, tap_optimizers
+
+PLANS = 128
+"""Structures that are remembered: a model of changing depth has some, not any number."""
+
+ANALYSIS_SHARE = 0.02
+"""Share of a training's time, after the first seconds, that the analysis of structures may take."""
 
 queue_callback = torch.autograd.Variable._execution_engine.queue_callback
 
@@ -158,6 +164,7 @@ class Recorder:
         self._saw_optimizer = self._hookless = False
         self._off: set[str] = set()
         self._numbered = (0, 0)
+        self._analysis = 0.0  # seconds spent on looking for joins
         self._step = Step(first, recorded=first % every == 0)
         self._taps = ModuleTaps(self)
         self._compiled = compiled
@@ -207,9 +214,10 @@ class Recorder:
             return
         calls, outermost = forward.calls, forward.modules[0].number
         structure = fingerprint(graph, calls)
-        plan = self._plans.get(structure)
-        if plan is None:
-            plan = self._plans[structure] = self._make_plan(graph, forward)
+        plan = self._plans.pop(structure, None) or self._make_plan(graph, forward)
+        self._plans[structure] = plan  # the last one used stands last
+        if len(self._plans) > PLANS:
+            del self._plans[next(iter(self._plans))]
         forward.supply(plan)
         self._expected[outermost] = plan
         cut = self._cut if self._step.number % self._cut_every == 0 else None
@@ -223,7 +231,7 @@ class Recorder:
         self._modules.look_for_new()
         self._taps.put_in(self._modules)
         calls, layers = forward.calls, forward.layers
-        joins = find_joins(graph, calls)
+        joins = self._find_joins(graph, calls)
         names = [(j.name, j.form, j.split, j.join, j.branch) for j in joins]
         numbers = self._catalogue.add_shortcuts(
             [
@@ -232,6 +240,19 @@ class Recorder:
             ]
         )
         return make_plan(graph, calls, layers, joins, numbers)
+
+    def _find_joins(self, graph: Graph, calls: Sequence[Call]) -> list[Join]:
+        """Look for residual joins, within a share of the time that the training has taken."""
+        begun = time.monotonic()
+        if self._analysis > 5 + ANALYSIS_SHARE * (begun - self._start):
+            self._tell(
+                "the structure of the model changes all the time: shortcuts are looked for in some"
+                f" of the structures only, so that this takes {ANALYSIS_SHARE:.0%} of the time"
+            )
+            return []
+        joins = find_joins(graph, calls)
+        self._analysis += time.monotonic() - begun
+        return joins
 
     # --- backward -----------------------------------------------------------------------------
 
@@ -349,19 +370,19 @@ class Recorder:
             self._number_layers()
         if self._forward is not None:  # an interrupt cut it short: it will never return
             self._forward = None
-        elif self._step.recorded and not self._step.gradients and may_compile():
-            self._note_compiled()
+        elif self._step.parameters is not None and not self._step.gradients and may_compile():
+            self._note_compiled(self._step.parameters)
         if (self._step.number + 1) % self._every == 0:
             self._arm()
 
-    def _note_compiled(self) -> None:
-        """Take it that a step without a forward that trains was compiled."""
-        if not self._compiled:
+    def _note_compiled(self, readings: ParameterReadings) -> None:
+        """Take it that gradients which no forward led to come from compiled code."""
+        if readings.has_gradients and not self._compiled:
             self._compiled = True
             self._tell(
                 f"no forward was seen in step {self._step.number}, which seems to have run"
-                " compiled: it has readings of parameters only; recorded steps run without torch.compile from"
-                " now on. Call torch.compile before watch() to have them all"
+                " compiled: it has readings of parameters only. From now on recorded steps run"
+                " without torch.compile; call torch.compile before watch() to have them all"
             )
 
     def _number_layers(self) -> None:

@@ -639,3 +639,32 @@ def test_a_whole_step_on_the_meta_device_shows_that_nothing_waits(tmp_path):
             scope.log(train_loss=loss)
     assert scope.run.notes == []
     assert len(scope.run.steps) == 3 and len(scope.run.shortcuts) == 2
+
+
+def test_a_structure_that_changes_all_the_time_costs_bounded_memory_and_time(tmp_path, monkeypatch):
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.fc, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+            self.double()
+
+        def forward(self, x):
+            x, self.depth = self.stem(x), self.depth + 1
+            for _ in range(self.depth):
+                x = x + torch.tanh(self.fc(x))
+            return self.head(x)
+
+    monkeypatch.setattr("gradscope.recorder.PLANS", 4)
+    monkeypatch.setattr("gradscope.recorder.ANALYSIS_SHARE", -1e9)
+    model = Unrolled()
+    model.depth = 0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scope = gradscope.watch(model, tmp_path / "run")
+    with pytest.warns(gradscope.GradscopeWarning, match="changes all the time"):
+        for batch in batches(8):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+    scope.close()
+    assert len(scope._recorder._plans) == 4
+    assert scope.run.frame().signal_norm.notna().all()  # the layers are read all the same
