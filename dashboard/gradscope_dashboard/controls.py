@@ -15,7 +15,7 @@ from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import aria, read_page
 from gradscope_dashboard.views import VIEWS
 
-POLL_SECONDS = 1.5
+POLL_SECONDS = 0.8
 NAMES = [view.NAME for view in VIEWS]
 CLICKS = {graph: clicked for view in VIEWS for graph, clicked in view.CLICKS.items()}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from dash import Dash
-from flask import Response
+from flask import Response, abort, request
 
 LARGEST_REQUEST = 2**20
 
@@ -19,7 +21,6 @@ def protect(app: Dash, trusted_hosts: list[str] | None) -> None:
         local dashboard through a name that they resolve to this machine (DNS rebinding).
     """
     app.server.config["MAX_CONTENT_LENGTH"] = LARGEST_REQUEST
-    app.server.config["TRUSTED_HOSTS"] = trusted_hosts
     scripts = " ".join(["'self'", *app.csp_hashes()])
     policy = "; ".join(
         [
@@ -41,4 +42,14 @@ def protect(app: Dash, trusted_hosts: list[str] | None) -> None:
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
+    def refuse_other_hosts() -> None:
+        # Flask's own TRUSTED_HOSTS knows no IPv6 addresses.
+        try:
+            asked = urlsplit(f"//{request.headers.get('Host', '')}").hostname
+        except ValueError:
+            asked = None
+        if trusted_hosts is not None and asked not in trusted_hosts:
+            abort(400, "this dashboard is not to be asked under that name")
+
+    app.server.before_request(refuse_other_hosts)
     app.server.after_request(add_headers)

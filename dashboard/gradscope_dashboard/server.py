@@ -31,9 +31,7 @@ class Server:
     def __init__(self, server: BaseWSGIServer, host: str, library: Library) -> None:
         self._server = server
         self._library = library
-        shown = "127.0.0.1" if host in WILDCARDS else host
-        if ":" in shown:
-            shown = f"[{shown}]"
+        shown = "127.0.0.1" if host in WILDCARDS else _in_address(host)
         self.url = f"http://{shown}:{server.server_port}/"
         self._thread = threading.Thread(
             target=server.serve_forever, name="gradscope-dashboard", daemon=True
@@ -95,7 +93,7 @@ def start(path: str | Path, *, host: str = "127.0.0.1", port: int = 0) -> Server
         If there is no such folder, or the address cannot be listened on.
     """
     # Behind a wildcard the names by which others know this machine are unknown.
-    trusted = None if host in WILDCARDS else [*LOOPBACK, host]
+    trusted = None if host in WILDCARDS else [*LOOPBACK, host.lower()]
     library = Library(path)
     app = make_app(library, trusted_hosts=trusted)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -145,3 +143,8 @@ def _has_display() -> bool:
     if sys.platform in ("win32", "darwin"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _in_address(host: str) -> str:
+    """Return `host` as it stands in an address: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host

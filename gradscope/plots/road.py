@@ -86,7 +86,7 @@ def _traces(road: Road, theme: Theme, y: float, stretch: float, pixels: float) -
     trunk, shortcut, branch = _Outline(), _Outline(), _Outline()
     # Where blocks lie close, all ways are drawn thinner, so that the branches stay apart.
     closest = min((fork.stop - fork.start for fork in road.forks), default=np.inf)
-    scale = float(np.clip(0.28 * closest * stretch * pixels / FULL, 0.4, 1.0))
+    scale = float(np.clip(0.28 * closest * stretch * pixels / FULL, 0.2, 1.0))
     on_trunk = [station for station in road.stations if not station.on_branch]
     for fork in road.forks:
         straight = np.array([fork.start, fork.stop]) * stretch

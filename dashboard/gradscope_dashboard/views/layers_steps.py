@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from dash import Dash, Input, Output, State, dcc, html
+from dash.exceptions import PreventUpdate
 
 from gradscope.plots.heatmap import (
     TITLE,
@@ -43,12 +44,16 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         prevent_initial_call=True,
     )
     def remember_zoom(change: dict[str, Any] | None, zoom: dict[str, Any]) -> dict[str, Any]:
+        moved = False
         for key, value in (change or {}).items():
             if match := re.fullmatch(r"xaxis(\d*)\.range\[([01])\]", key):
                 panel = str(int(match[1] or 1) - 1)
                 zoom.setdefault(panel, [None, None])[int(match[2])] = value
+                moved = True
             elif match := re.fullmatch(r"xaxis(\d*)\.autorange", key):
-                zoom.pop(str(int(match[1] or 1) - 1), None)
+                moved |= zoom.pop(str(int(match[1] or 1) - 1), None) is not None
+        if not moved:
+            raise PreventUpdate
         return zoom
 
 
