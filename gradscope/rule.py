@@ -62,8 +62,8 @@ def read(flow: Flow, total: Sum) -> Way | None:
             continue
         branch = tuple(term for term in total.terms if term is not shortcut)
         way = _direct(flow, shortcut, branch)
-        if concat and way is not None and _is_gated_only(flow, way):
-            way = None
+        if way is not None and (concat or way.form == "gated") and _is_gated_only(flow, way):
+            way = None  # a selection: different data, weighed by gates that all of them make
         if way is None and not concat:
             way = _nested(flow, shortcut, branch) or _projection(flow, total, shortcut, branch)
         if way is not None and not _is_injected(flow, way):
