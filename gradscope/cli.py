@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from gradscope._version import __version__
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.progress import tracked
+from gradscope.schema import RECORDED_VERDICTS
 
 if TYPE_CHECKING:
     from gradscope.run import Run
 
+_FOUND = 1
 _USER_ERROR = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -34,20 +36,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit code: 0, or 2 after a mistake of the user's, told in one line on stderr.
+        The exit code: 0, or 2 after a mistake of the user's, told in one line on stderr;
+        1 where `diagnose --fail-on` found what it was to look for.
     """
     options = _parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("always", GradscopeWarning)
         warnings.showwarning = _show_warning
         try:
-            options.command(options)
+            code: int | None = options.command(options)
         except GradscopeError as error:
             print(f"gradscope: {_plain(str(error))}", file=sys.stderr)
             return _USER_ERROR
         except KeyboardInterrupt:
             return _INTERRUPTED
-    return 0
+    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     diagnose.add_argument("run", metavar="RUN", help="folder of a run")
     diagnose.add_argument("--json", action="store_true", help="print JSON instead of text")
+    diagnose.add_argument(
+        "--fail-on",
+        metavar="VERDICTS",
+        type=_verdicts,
+        default=frozenset(),
+        help="exit with 1 if the run has one of these, commas between: vanishing,exploding",
+    )
 
     export = _command(
         commands,
@@ -187,7 +197,7 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else _plain(str(value))
 
 
-def _diagnose(options: argparse.Namespace) -> None:
+def _diagnose(options: argparse.Namespace) -> int:
     from gradscope.diagnosis import diagnose
     from gradscope.run import load
 
@@ -220,6 +230,7 @@ def _export(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from gradscope.run import load
+    return _FOUND if options.fail_on & diagnosis.verdicts else 0
 
     try:
         from gradscope.report import write_report
@@ -288,3 +299,15 @@ def _plain(text: str) -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
+def _verdicts(text: str) -> frozenset[str]:
+    from gradscope.findings import CANNOT_TELL
+
+    known = [*RECORDED_VERDICTS, CANNOT_TELL]
+    asked = frozenset(name.strip() for name in text.split(","))
+    if unknown := sorted(asked.difference(known)):
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is no verdict of a recording; there are {', '.join(known)}"
+        )
+    return asked
+
+

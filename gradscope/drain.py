@@ -10,14 +10,19 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from gradscope import schema
+from gradscope.alerts import Alerts
 from gradscope.catalogue import Catalogue
 from gradscope.decode import Columns, Decoder
 from gradscope.ranks import Ranks
 from gradscope.sinks import Subscription
 from gradscope.store import RunWriter
 from gradscope.tape import HostRow, Row, Tape
+
+if TYPE_CHECKING:
+    from gradscope.findings import Diagnosis
 
 
 class Drain:
@@ -57,6 +62,7 @@ class Drain:
         self._notes = list(notes)
         self._written = (0, 0, 0)
         self._subscriptions: list[Subscription] = []
+        self._alerts: Alerts | None = None
         self._tape = Tape()
         # a signal handler may put, even where it interrupts a put: no other queue or lock allows it
         self._requests: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
@@ -76,6 +82,14 @@ class Drain:
     def subscribe(self, subscription: Subscription) -> None:
         """Send rows on to a sink, too, from the next flush on."""
         self._subscriptions.append(subscription)
+
+    def alert(self, verdict: str, callback: Callable[[Diagnosis], object]) -> None:
+        """Call back once `verdict` appears in the run, if this process writes it."""
+        if self._writer is None:
+            return
+        if self._alerts is None:
+            self._alerts = Alerts(self._writer.path, self._tell)
+        self._alerts.add(verdict, callback)
 
     def append(self, row: Row) -> None:
         """Hand over a closed row; called by the training thread."""
@@ -123,6 +137,9 @@ class Drain:
             self._flush(closing)
         if self._writer is not None:
             self._describe()
+            if self._alerts is not None:
+                self._alerts.look(last=True)
+                self._describe()
             self._writer.close()
 
     def _wait(self) -> list[threading.Event]:
@@ -144,6 +161,8 @@ class Drain:
                 self._describe()
                 self._writer.flush()
                 self._send(decoded)
+                if self._alerts is not None and not closing:
+                    self._alerts.look()
         except Exception as error:  # the thread must live: `append` waits for it
             self._tell(f"lost the steps of one flush: {type(error).__name__}: {error}")
 

@@ -14,6 +14,9 @@ Severity = Literal["critical", "warning", "information"]
 
 CANNOT_TELL = "cannot tell"
 
+ADVISORY = frozenset({"shortcut-dominated", "reparameterised", "update-speed"})
+"""Verdicts that are no faults; of the others mere information tells of the first step alone."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -98,6 +101,14 @@ class Diagnosis:
     late_signal: float
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+
+    @property
+    def verdicts(self) -> frozenset[str]:
+        """`verdict`, without a reason, and the findings', but for what passed at init."""
+        lasting = [f for f in self.findings if f.severity != "information" or f.verdict in ADVISORY]
+        return frozenset(
+            [self.verdict.partition(":")[0], *(finding.verdict for finding in lasting)]
+        )
 
     def __str__(self) -> str:
         """Return the diagnosis as text for a terminal."""

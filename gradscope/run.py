@@ -187,6 +187,28 @@ class Run:
             steps = self._recorded()
             return steps, self._shortcut_readings.matrices([column], steps, len(self._shortcuts))[0]
 
+    def ledger(self, step: int | None = None) -> pd.DataFrame:
+        """Return in which layers and residual blocks the gradient was lost, as `gradscope.ledger`.
+
+        Parameters
+        ----------
+        step : int, optional
+            A recorded step; by default the one whose loss of gradient is the run's median.
+
+        Returns
+        -------
+        DataFrame, one row a layer or block in order of depth
+            `layer`, `name`, `kind`, `group`, `gain` (decades), `on_path`.
+
+        Raises
+        ------
+        GradscopeError
+            If `step` was not recorded.
+        """
+        from gradscope.gains import ledger  # which builds upon this module
+
+        return ledger(self, step)
+
     def frame(self) -> pd.DataFrame:
         """Return the layer readings with the layers' names and two derived columns.
 

@@ -203,3 +203,6 @@ VERDICTS = (
     "update-speed",
     "healthy",
 )
+
+RECORDED_VERDICTS = tuple(verdict for verdict in VERDICTS if verdict != "shattered")
+"""Verdicts that readings can give; the other needs a probe, `gradscope.shattering`."""

@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradscope import layers, process, schema
+from gradscope import alerts, layers, process, schema
 from gradscope._version import __version__
 from gradscope.catalogue import Catalogue
 from gradscope.compiling import is_compiled
@@ -30,6 +30,7 @@ from gradscope.recorder import Recorder
 from gradscope.sinks import DEFAULT_METRICS, Subscription
 
 if TYPE_CHECKING:
+    from gradscope.findings import Diagnosis
     from gradscope.run import Run
 
 
@@ -96,7 +97,7 @@ def watch(
     Returns
     -------
     Scope
-        With `log`, `send_to`, `run`, `close`; also a context manager.
+        With `log`, `send_to`, `on`, `run`, `close`; also a context manager.
 
     Raises
     ------
@@ -286,6 +287,41 @@ class Scope:
 
     def request_flush(self) -> threading.Event:
         """Ask for every closed step to be written; the event is set when it is. Never waits."""
+    def on(self, verdict: str, callback: Callable[[Diagnosis], object]) -> None:
+        """Call `callback` once, when `verdict` appears in the run that is being recorded.
+
+        >>> stop = threading.Event()
+        >>> scope.on("exploding", lambda diagnosis: stop.set())
+        >>> scope.on("vanishing", print)
+
+        Parameters
+        ----------
+        verdict : str
+            A verdict of `gradscope.diagnose`: `vanishing`, `exploding`, `dead`, `disconnected`,
+            `collapsed`, `saturated`, `shortcut-dominated`, `reparameterised`, `update-speed` or
+            `healthy`.
+        callback : function of a Diagnosis
+            Called on gradscope's own thread, so an exception in it stops no training: it is told
+            of, once.
+
+        Raises
+        ------
+        GradscopeError
+            If the scope is closed, a recording cannot have such a verdict, or `callback` is no
+            function.
+
+        Notes
+        -----
+        The run is diagnosed as it comes to disk, from 20 recorded steps on, as often as takes 2 %
+        of the time, and a last time by `close`, however few the steps are: a callback may come a
+        little late, but never for what passed with the first step. With several processes the one
+        that writes the run calls back.
+        """
+        if self._closed:
+            raise GradscopeError(f"{self.path}: the scope is closed; call on() before close()")
+        alerts.check(verdict, callback)
+        self._drain.alert(verdict, callback)
+
         return self._drain.request_flush()
 
     def detach(self) -> None:

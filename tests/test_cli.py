@@ -13,6 +13,8 @@ import pytest
 import synthetic
 
 from gradscope.cli import main
+from gradscope.diagnosis import diagnose
+from gradscope.progress import tracked
 from gradscope.run import load
 from gradscope.store import RunWriter
 
@@ -96,6 +98,84 @@ def test_diagnose_prints_the_verdict(runs: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.startswith("plain-50: vanishing\n")
 
 
+def test_diagnose_as_json_is_for_scripts(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["diagnose", str(runs / "plain-50"), "--json"]) == 0
+    read = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    diagnosis = diagnose(load(runs / "plain-50"))
+    assert read["verdict"] == diagnosis.verdict == "vanishing"
+    assert read["decades"] == diagnosis.decades
+    assert [finding["sentence"] for finding in read["findings"]] == [
+        finding.sentence for finding in diagnosis.findings
+    ]
+
+
+def test_diagnose_as_json_has_null_for_what_is_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunWriter(tmp_path / "empty", {"model": "Net"}).close()
+    assert main(["diagnose", str(tmp_path / "empty"), "--json"]) == 0
+    read = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert read["decades"] is None
+
+
+@pytest.mark.parametrize(
+    ("run", "verdicts", "code"),
+    [
+        ("plain-50", "vanishing,exploding", 1),
+        ("plain-50", "exploding, dead", 0),
+        ("plain-50", "healthy", 0),
+        ("residual-50", "vanishing,exploding", 0),
+        ("residual-50", "healthy", 1),
+    ],
+)
+def test_diagnose_fails_on_the_verdicts_named(
+    runs: Path, run: str, verdicts: str, code: int
+) -> None:
+    assert main(["diagnose", str(runs / run), "--fail-on", verdicts]) == code
+
+
+def test_diagnose_can_fail_on_a_run_that_tells_nothing(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "empty", {"model": "Net"}).close()
+    assert main(["diagnose", str(tmp_path / "empty"), "--fail-on", "vanishing"]) == 0
+    assert main(["diagnose", str(tmp_path / "empty"), "--fail-on", "cannot tell"]) == 1
+
+
+def test_diagnose_refuses_to_fail_on_what_is_no_verdict(runs: Path) -> None:
+    result = command("diagnose", runs / "plain-50", "--fail-on", "vanishing,explodng")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "'explodng' is no verdict of a recording" in result.stderr
+
+
+def test_report_writes_one_page_of_all_runs(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = runs / "report.html"
+    arguments = ["report", str(runs / "plain-50"), str(runs / "residual-50"), "-o", str(target)]
+    assert main(arguments) == 0
+    assert capsys.readouterr() == (f"wrote 2 runs to {target}\n", "")
+    page = target.read_text()
+    assert "plain-50" in page and "residual-50" in page and "Plotly.newPlot" in page
+    assert main(arguments) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+
+
+def test_a_bar_is_shown_on_a_terminal_alone_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(tracked("abcd", "merging", 4)) == ["a", "b", "c", "d"]
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert list(tracked("abcd", "merging", 4)) == ["a", "b", "c", "d"]
+    output, shown = capsys.readouterr()
+    assert output == ""
+    assert [f"{share}%" in shown for share in (0, 25, 50, 75)] == [True] * 4
+    assert shown.endswith("\r\x1b[K")
+
+
 def test_export_writes_the_csv_of_the_run(runs: Path) -> None:
     target = runs / "report.csv"
     result = command("export", runs / "plain-50", "-o", target)
@@ -126,6 +206,8 @@ def test_export_overwrites_only_with_force(runs: Path) -> None:
         (["diagnose", "nowhere"], "gradscope: nowhere: there is no such folder\n"),
         (["export", "nowhere", "-o", "x.csv"], "gradscope: nowhere: there is no such folder\n"),
         (["dashboard", "nowhere"], "gradscope: nowhere: there is no such folder\n"),
+        (["merge", "nowhere", "-o", "x"], "gradscope: nowhere: there is no such folder\n"),
+        (["report", "nowhere", "-o", "x"], "gradscope: nowhere: there is no such folder\n"),
         (["export", ".", "-o", "x.csv"], "gradscope: .: not a run, it holds no run.json\n"),
     ],
 )
