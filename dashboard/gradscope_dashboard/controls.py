@@ -41,7 +41,7 @@ def controls() -> html.Section:
         children=[
             html.Div(id="runs", className="choice", role="group", **aria(label="runs")),
             html.Div(
-                [_button("metric", m.name, m.label, m.meaning) for m in METRICS.values()],
+                [_button("metric", m.name, m.label, m.definition) for m in METRICS.values()],
                 id="metrics",
                 className="choice",
                 role="group",

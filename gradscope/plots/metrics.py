@@ -33,6 +33,11 @@ class Metric:
     log: bool = True
 
     @property
+    def definition(self) -> str:
+        """What it is, and its unit, for a hover."""
+        return f"{self.meaning} Unit: {self.unit or 'none, a ratio'}."
+
+    @property
     def axis_title(self) -> str:
         """Words for the axis."""
         unit = "÷ output layer" if self.relative else f"({self.unit})" if self.unit else ""

@@ -95,7 +95,7 @@ def _head(sort: str | None) -> html.Thead:
         elif sort == f"-{name}":
             state = "descending"
         mark = {"ascending": " ▲", "descending": " ▼", "none": ""}[state]
-        title = METRICS[name].meaning if name in METRICS else None
+        title = METRICS[name].definition if name in METRICS else None
         button = html.Button(HEADS[name] + mark, id={"do": "sort", "to": to, "of": ""}, title=title)
         kind = "" if name in ("run", "name", "kind") else "number"
         cells.append(html.Th(button, scope="col", className=kind, **aria(sort=state)))
