@@ -21,6 +21,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute  # noqa: F401  cast() would import it in the middle of a training
 import pyarrow.parquet as pq
 
 PARTS_PER_MERGE = 8
@@ -79,12 +80,20 @@ def foreign_files(folder: Path) -> list[Path]:
 
 def arrow_table(columns: dict[str, np.ndarray]) -> pa.Table:
     """Return `columns` as an Arrow table without nulls; the arrays are not copied."""
-    arrays = [pa.array(values) for values in columns.values()]
+    arrays = [_arrow(values) for values in columns.values()]
     fields = [
         pa.field(name, array.type, nullable=False)
         for name, array in zip(columns, arrays, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    """Return `values` as Arrow array; `pa.array` would import pandas into a training."""
+    packed = values.dtype == bool
+    data = np.packbits(values, bitorder="little") if packed else np.ascontiguousarray(values)
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, values.size, [None, pa.py_buffer(data)])
 
 
 def write_part(
@@ -270,11 +279,13 @@ def _regrouped(parts: Sequence[Part], layout: pa.Schema, run_id: str) -> Iterato
     """Yield the parts' rows as tables of `ROWS_PER_GROUP` rows or more, the last one of fewer."""
     held: list[pa.Table] = []
     for part in parts:
-        for rows in read_part(part, run_id, None, part.first - 1, part.last):
-            held.append(_conform(arrow_table(rows), layout))
-            if sum(table.num_rows for table in held) >= ROWS_PER_GROUP:
-                yield pa.concat_tables(held)
-                held = []
+        file = _open(part, run_id)
+        with _damage(), file:
+            for group in range(file.num_row_groups):
+                held.append(_conform(file.read_row_group(group), layout))
+                if sum(table.num_rows for table in held) >= ROWS_PER_GROUP:
+                    yield pa.concat_tables(held)
+                    held = []
     if held:
         yield pa.concat_tables(held)
 
@@ -284,7 +295,7 @@ def _conform(table: pa.Table, layout: pa.Schema) -> pa.Table:
     columns = [
         table.column(field.name).cast(field.type)
         if field.name in table.column_names
-        else pa.array(np.full(table.num_rows, np.nan), field.type)
+        else _arrow(np.full(table.num_rows, np.nan, field.type.to_pandas_dtype()))
         for field in layout
     ]
     return pa.Table.from_arrays(columns, schema=layout)
