@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradscope import measure
 from gradscope.kinds import BOUNDS, canonical
 
 SAMPLE = 2**16
@@ -73,8 +74,8 @@ def activation_readings(
         kind = _kind(activation)
         if kind in _CHEAP:
             return _CHEAP[kind](output.float() if output.dtype in _HALF else output)
-        input = None if input is None else _sample(input)
-        output = _sample(output)
+        input = None if input is None else sample(input)
+        output = sample(output)
         zero = 1 - _share_nonzero(output)
         slope = derivative(activation, input, output)
         if slope is None:
@@ -85,7 +86,7 @@ def activation_readings(
         return ActivationReadings(mean, zero, _share_below(slope, 0.1 * steepest(activation)))
 
 
-def _sample(x: Tensor) -> Tensor:
+def sample(x: Tensor) -> Tensor:
     """Return `x`, or every k-th of its elements where these are more than SAMPLE."""
     if x.numel() <= SAMPLE:
         return x

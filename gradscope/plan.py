@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch.autograd.graph import Node
 
+from gradscope.functional import Function, find_functions
 from gradscope.graph import Call, Edge, Graph, Value
 from gradscope.joins import Join
 from gradscope.tape import Key
@@ -80,6 +81,7 @@ class Plan:
     values: dict[int, list[ValueTap]] = field(default_factory=dict)
     edges: dict[int, list[EdgeTap]] = field(default_factory=dict)
     sums: list[Sum] = field(default_factory=list)
+    functions : activations that were called on the output of a layer without a module
     joins: list[JoinTap] = field(default_factory=list)
     direct: list[tuple[int, int, tuple[Key, ...]]] = field(default_factory=list)
     forward: dict[tuple[int, str, int], tuple[Key, ...]] = field(default_factory=dict)
@@ -91,6 +93,7 @@ class Plan:
 def make_plan(
     graph: Graph,
     calls: Sequence[Call],
+    functions: list[Function] = field(default_factory=list)
     layers: Sequence[int | None],
     joins: Sequence[Join],
     numbers: Sequence[int],
@@ -173,6 +176,7 @@ def make_plan(
         if name == "AccumulateGrad" and graph.nodes[i] not in own
     ]
     return plan
+    plan.functions = find_functions(graph, calls, layers, plan.outputs, consumers_of)
 
 
 def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:

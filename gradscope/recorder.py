@@ -27,6 +27,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope.catalogue import Catalogue, ShortcutInfo, occurrences
 from gradscope.compiling import Eager, may_compile
+from gradscope.functional import read_functions
 from gradscope.gradients import Gradients, current_backward
 from gradscope.graph import Call, Graph, fingerprint
 from gradscope.joins import Join, find_joins
@@ -222,6 +223,8 @@ class Recorder:
         self._expected[outermost] = plan
         cut = self._cut if self._step.number % self._cut_every == 0 else None
         gradients = Gradients(plan, forward.readings, self._arrives, self._gradient_failed, cut)
+        if plan.functions:
+            self._read_functions(plan, graph, forward)
         gradients.tap(graph, calls)
         if cut:
             self._step.tapped.append(gradients)
@@ -229,6 +232,10 @@ class Recorder:
     def _make_plan(self, graph: Graph, forward: Forward) -> Plan:
         """Analyse a structure that is met for the first time."""
         self._modules.look_for_new()
+    @guarded("activation functions")
+    def _read_functions(self, plan: Plan, graph: Graph, forward: Forward) -> None:
+        read_functions(plan.functions, graph, forward.readings)
+
         self._taps.put_in(self._modules)
         calls, layers = forward.calls, forward.layers
         joins = self._find_joins(graph, calls)

@@ -117,13 +117,21 @@ LAYER_METRICS: Table = (
         "activation",
         "standard deviation of the layer's output over all its elements (population)",
     ),
-    Column("derivative_mean", "float32", "", "mean |phi'(z)| of an activation function"),
-    Column("zero_fraction", "float32", "", "share of the output's elements that are exactly 0"),
+    Column(
+        "derivative_mean",
+        "float32",
+        "",
+        "mean |phi'(z)| of an activation: the layer itself, or functions such as F.relu that were"
+        " called on its output",
+    ),
+    Column(
+        "zero_fraction", "float32", "", "share of that activation's outputs that are exactly 0"
+    ),
     Column(
         "saturated_fraction",
         "float32",
         "",
-        "share of an activation's elements with |phi'| below a tenth of its maximum",
+        "share of that activation's elements with |phi'| below a tenth of its maximum",
     ),
     Column(
         "cut_signal_norm",

@@ -113,11 +113,14 @@ def watch(
     to then and ends the process as ever; where the program has a handler for it, that one alone
     decides: call `flush` there. Forked and spawned workers record nothing.
 
-    What is recorded is described column by column in `gradscope.schema`. Training is not changed:
-    same weights to the bit, same random numbers. Only a compiled model runs without torch.compile
-    on recorded steps, with the rounding of eager mode: choose `every` with that in mind. Memory:
-    while an optimizer steps on a recorded step, a copy of the weights that it updates; besides, a
-    few numbers for each layer.
+    What is recorded is described column by column in `gradscope.schema`. Activation functions that
+    are called without a module, such as F.relu, are found on the graph and read at the layer whose
+    output they are given; not within checkpoints, nor where a sum is what they are given.
+
+    Training is not changed: same weights to the bit, same random numbers. Only a compiled model
+    runs without torch.compile on recorded steps, with the rounding of eager mode: choose `every`
+    with that in mind. Memory: while an optimizer steps on a recorded step, a copy of the weights
+    that it updates; besides, a few numbers for each layer.
     """
     if not isinstance(model, nn.Module):
         hint = "; did you mean to pass an instance?" if isinstance(model, type) else ""
@@ -281,12 +284,6 @@ class Scope:
             )
         self._drain.subscribe(Subscription(sink, metrics, every))
 
-    def flush(self) -> None:
-        """Write every closed step to disk now."""
-        self._drain.flush()
-
-    def request_flush(self) -> threading.Event:
-        """Ask for every closed step to be written; the event is set when it is. Never waits."""
     def on(self, verdict: str, callback: Callable[[Diagnosis], object]) -> None:
         """Call `callback` once, when `verdict` appears in the run that is being recorded.
 
@@ -328,6 +325,12 @@ class Scope:
         """Take out every hook and leave the run as it is: in a forked worker it is the parent's."""
         self._recorder.detach()
 
+    def flush(self) -> None:
+        """Write every closed step to disk now."""
+        self._drain.flush()
+
+    def request_flush(self) -> threading.Event:
+        """Ask for every closed step to be written; the event is set when it is. Never waits."""
     def close(self) -> None:
         """Stop recording, take out every hook, and write the rest; a second call does nothing."""
         if self._closed:

@@ -179,10 +179,10 @@ def test_a_layer_that_is_switched_off_is_dead(tmp_path: Path) -> None:
     assert finding.layers == ("act2",) and finding.steps == (20, 39)
 
 
-def test_a_zero_output_of_a_weight_layer_is_not_dead(tmp_path: Path) -> None:
-    zero = np.zeros(N)
-    zero[4] = 1  # a branch whose last layer starts at zero
-    readings = {"signal_norm": 1.0, "zero_fraction": zero}
+def test_a_function_that_is_steepest_at_zero_is_not_dead_there(tmp_path: Path) -> None:
+    zero, slope = np.zeros(N), np.full(N, 0.5)
+    zero[5] = slope[5] = 1  # a tanh behind a layer that starts at zero
+    readings = {"signal_norm": 1.0, "zero_fraction": zero, "derivative_mean": slope}
     assert diagnose(make_run(tmp_path / "r", LAYERS, readings)).verdict == "healthy"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.blocks import residual_blocks
 from gradscope.case import BLOCK, Case, Mask, column_medians
 from gradscope.findings import Finding, Severity
-from gradscope.kinds import BOTH_SIDES, canonical, group
+from gradscope.kinds import BOTH_SIDES, canonical
 from gradscope.rules.flow import DECADES
 from gradscope.signal_path import Floats, composites, is_weight_layer, ratio
 from gradscope.words import listed
@@ -79,7 +79,7 @@ def disconnected(case: Case) -> Iterator[Finding]:
             (
                 "look for detach(), no_grad() or an argmax between these layers and the loss",
                 "check that the loss uses the output of these layers",
-                "if functional ReLUs follow, check that their units are not all off",
+                "if functional ReLUs follow on a sum, check that their units are not all off",
             ),
         )
 
@@ -197,10 +197,12 @@ def _severity(found: Mask) -> Severity:
 
 
 def _off(case: Case) -> Mask:
-    """Return which activations are switched off, (blocks, layers)."""
-    kinds = [group(kind, False) for kind in case.layers["kind"]]
-    activation = np.array([kind == "activation" for kind in kinds], dtype=bool)
-    return np.asarray((case.median("zero_fraction") >= OFF) & activation)
+    """Return which activations are switched off, (blocks, layers).
+
+    Not those, such as tanh, that are at their steepest where they are 0.
+    """
+    steep = case.median("derivative_mean") > 0.5
+    return np.asarray((case.median("zero_fraction") >= OFF) & ~steep)
 
 
 def _zero_weights(case: Case) -> Mask:
