@@ -1,0 +1,179 @@
+"""Activation functions that are called without a module, such as F.relu, found on the graph.
+
+What such a function did is read from the tensor that its node keeps for the backward pass: that
+is there anyway, and looking at it never waits for the device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradscope import measure
+from gradscope.activations import activation_readings, sample
+from gradscope.graph import Call, Edge, Graph, Makers, Value
+from gradscope.kinds import group
+from gradscope.tape import Readings
+
+_SAME_ELEMENTS = re.compile(
+    r"(Alias|Clone|Permute|ReshapeAlias|Squeeze|T|ToCopy|Transpose|UnsafeView|Unsqueeze|View)Backward"
+)
+"""Nodes that hand on all elements of what they are given, and no others."""
+
+# Names and attributes of nodes come from torch's derivatives.yaml. The in-place forms, often
+# ...Backward1, keep the result instead of the input.
+_MODULES: dict[str, Callable[[Any], nn.Module]] = {
+    "Celu": lambda node: nn.CELU(node._saved_alpha),
+    "Elu": lambda node: nn.ELU(node._saved_alpha) if node._saved_scale == 1 else nn.SELU(),
+    "Gelu": lambda node: nn.GELU(node._saved_approximate),
+    "Hardshrink": lambda node: nn.Hardshrink(node._saved_lambd),
+    "Hardsigmoid": lambda _: nn.Hardsigmoid(),
+    "Hardswish": lambda _: nn.Hardswish(),
+    "Hardtanh": lambda node: nn.Hardtanh(node._saved_min_val, node._saved_max_val),
+    "LeakyRelu": lambda node: nn.LeakyReLU(node._saved_negative_slope),
+    "LogSigmoid": lambda _: nn.LogSigmoid(),
+    "Mish": lambda _: nn.Mish(),
+    "Relu": lambda _: nn.ReLU(),
+    "Sigmoid": lambda _: nn.Sigmoid(),
+    "Silu": lambda _: nn.SiLU(),
+    "Softplus": lambda node: nn.Softplus(node._saved_beta, node._saved_threshold),
+    "Softshrink": lambda node: nn.Softshrink(node._saved_lambd),
+    "Tanh": lambda _: nn.Tanh(),
+}
+"""Kind of node -> the module that does what the node did, its settings included."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """A call of an activation function: its node, and the layer whose output it was given."""
+
+    node: int
+    kind: str
+    layer: int
+
+
+def find_functions(
+    graph: Graph,
+    calls: Sequence[Call],
+    layers: Sequence[int | None],
+    outputs: Sequence[tuple[Value, int]],
+    consumers: dict[Value, list[Edge]],
+) -> list[Function]:
+    """Return the activation functions that were called on the output of a layer.
+
+    Left out are those within a module that is itself an activation, whose own readings tell, and
+    those on an output of which something else is made, too, as in x * sigmoid(x): they are part
+    of another function.
+
+    Parameters
+    ----------
+    graph, calls
+        Of one forward.
+    layers : for each call, the number of the layer that was called, None for other modules
+    outputs : (value, number) of each output of a layer, in order of execution
+    consumers : as `Graph.consumers`
+    """
+    kinds = {i: kind for i, name in enumerate(graph.names) if (kind := _kind(name)) in _MODULES}
+    parts = set(kinds)
+    for i, name in enumerate(graph.names):
+        if name == "DivBackward0" and (size := _softsign(graph, i)) is not None:
+            kinds[i] = "Softsign"
+            parts |= {i, size}
+    if not kinds:
+        return []
+    activations = {
+        id(call)
+        for call, layer in zip(calls, layers, strict=True)
+        if layer is not None and group(call.kind, weights=False) == "activation"
+    }
+    makers = Makers(graph, calls)
+    owner: dict[Value, int] = {}
+    for value, layer in outputs:
+        owner.setdefault(value, layer)
+    found = []
+    for node, kind in kinds.items():
+        if id(makers.maker(node)) in activations:
+            continue
+        value = graph.edges[node][0]
+        whole = _only_for(consumers[value], parts)
+        while value not in owner and _SAME_ELEMENTS.match(graph.names[value[0]]):
+            value = graph.edges[value[0]][0]
+            whole &= len(consumers[value]) == 1
+        if value in owner and whole:
+            found.append(Function(node, kind, owner[value]))
+    return found
+
+
+def read_functions(functions: Sequence[Function], graph: Graph, readings: Readings) -> None:
+    """Add `derivative_mean`, `zero_fraction` and `saturated_fraction` of each function."""
+    for function in functions:
+        saved = _input_and_output(graph.nodes[function.node], function.kind)
+        if saved is None:
+            continue
+        module, z, output, count = saved
+        for metric, reading in activation_readings(module, z, output)._asdict().items():
+            value = reading.item() if reading.is_cpu else reading
+            readings.add(value, ("layer", metric, function.layer, count))
+
+
+def _kind(name: str) -> str:
+    """Return the kind of a node: `LeakyReluBackward1` -> `LeakyRelu`."""
+    return name.rstrip("0123456789").removesuffix("Backward")
+
+
+def _softsign(graph: Graph, node: int) -> int | None:
+    """Return the node of |x| if `node` is the division of x / (1 + |x|), else None."""
+    x, denominator = graph.edges[node]
+    if x[0] < 0 or graph.names[denominator[0]] != "AddBackward0":
+        return None
+    for term, _ in graph.edges[denominator[0]]:
+        if term >= 0 and graph.names[term] == "AbsBackward0" and graph.edges[term][0] == x:
+            return term
+    return None
+
+
+def _only_for(edges: Sequence[Edge], nodes: Collection[int]) -> bool:
+    return all(consumer in nodes for consumer, _ in edges)
+
+
+def _input_and_output(node: Any, kind: str) -> tuple[nn.Module, Tensor | None, Tensor, int] | None:
+    """Return the module that does what `node` did, its input, output and number of elements.
+
+    The input is None where only the output is kept. Nothing where neither can be had.
+    """
+    if kind == "Softsign":
+        z, size = _saved(node, "self"), _saved(node, "other")
+        if z is None or size is None:
+            return None
+        return nn.Softsign(), None, sample(z) / sample(size), z.numel()
+    module = _MODULES[kind](node)
+    output = _saved(node, "result")
+    if output is not None:
+        return module, None, output, output.numel()
+    z = _saved(node, "self")
+    if z is None:
+        return None
+    some = sample(z)
+    return module, some, module.forward(some), z.numel()
+
+
+def _saved(node: Any, name: str) -> Tensor | None:
+    """Return a tensor that `node` keeps; None where it is not to be had at once.
+
+    So it is where the tensor was changed in place since, and where hooks keep it elsewhere:
+    checkpointing would compute it anew.
+    """
+    keeper = getattr(node, f"_raw_saved_{name}", None)
+    if keeper is None or keeper.unpack_hook is not None:
+        return None
+    try:
+        tensor: Tensor = getattr(node, f"_saved_{name}")
+    except RuntimeError:
+        return None
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return None
+    return measure.dense(tensor)
