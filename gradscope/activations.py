@@ -83,7 +83,8 @@ def activation_readings(
             return ActivationReadings(unknown, zero, unknown)
         slope = slope.abs()
         mean = slope.mean()
-        return ActivationReadings(mean, zero, _share_below(slope, 0.1 * steepest(activation)))
+        flat = 1 - _share_above(slope, 0.1 * steepest(activation))
+        return ActivationReadings(mean, zero, flat)
 
 
 def sample(x: Tensor) -> Tensor:
@@ -97,29 +98,35 @@ def sample(x: Tensor) -> Tensor:
 # Comparisons and sums of bool are many times slower on the CPU than arithmetic: signs are counted.
 
 
+def _signs(x: Tensor) -> Tensor:
+    return torch.sign(x, out=measure.scratch_like(x))
+
+
 def _share_nonzero(x: Tensor) -> Tensor:
-    return x.sign().abs_().mean()
+    return _signs(x).abs_().mean()
 
 
-def _share_below(x: Tensor, bound: float) -> Tensor:
-    return (1 - (x - bound).sign_().mean()) / 2
+def _share_above(x: Tensor, bound: float) -> Tensor:
+    return (1 + torch.sub(x, bound, out=measure.scratch_like(x)).sign_().mean()) / 2
 
 
 def _relu_readings(a: Tensor) -> ActivationReadings:
-    active = a.sign().mean()
+    active = _signs(a).mean()
     return ActivationReadings(active, 1 - active, 1 - active)
 
 
 def _tanh_readings(a: Tensor) -> ActivationReadings:
     slope = 1 - torch.linalg.vector_norm(a).square_() / a.numel()
-    flat = 1 - _share_below(a.abs(), math.sqrt(0.9))  # 1 - a^2 < 0.1
-    return ActivationReadings(slope, 1 - _share_nonzero(a), flat)
+    flat = torch.abs(a, out=measure.scratch_like(a)).sub_(math.sqrt(0.9)).sign_().mean()
+    return ActivationReadings(slope, 1 - _share_nonzero(a), (1 + flat) / 2)  # 1 - a^2 < 0.1
 
 
 def _sigmoid_readings(a: Tensor) -> ActivationReadings:
     slope = a.mean() - torch.linalg.vector_norm(a).square_() / a.numel()
-    flat = 1 - _share_below((a - 0.5).abs_(), math.sqrt(0.225))  # a (1 - a) < 0.1 / 4
-    return ActivationReadings(slope, 1 - _share_nonzero(a), flat)
+    flat = (
+        torch.sub(a, 0.5, out=measure.scratch_like(a)).abs_().sub_(math.sqrt(0.225)).sign_().mean()
+    )
+    return ActivationReadings(slope, 1 - _share_nonzero(a), (1 + flat) / 2)  # a (1 - a) < 0.1 / 4
 
 
 _CHEAP: dict[str, Callable[[Tensor], ActivationReadings]] = {

@@ -118,6 +118,8 @@ class Recorder:
         A loss scaler whose class is not torch's.
     compiled : bool
         Whether torch.compile has its hands on the model.
+    keep_snapshot : bool, optional
+        Keep the memory for the weights before a step.
     cut : "shortcuts", "branches" or None
         What to cut in a second backward, on every `cut_every`-th step.
     first, elapsed : int, float
@@ -135,6 +137,7 @@ class Recorder:
         tell: Callable[[str], None],
         scaler: Any = None,
         compiled: bool = False,
+        keep_snapshot: bool | None = None,
         cut: str | None = None,
         cut_every: int = 1,
         first: int = 0,
@@ -152,7 +155,7 @@ class Recorder:
         self._cut_every = cut_every
         self._start = time.monotonic() - elapsed
         self._modules = Modules(model)
-        self._parameters = Parameters()
+        self._parameters = Parameters(keep_snapshot)
         self._outermost = {0}  # modules that were called from outside the model
         self._plans: dict[int, Plan] = {}
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
@@ -220,22 +223,22 @@ class Recorder:
         if len(self._plans) > PLANS:
             del self._plans[next(iter(self._plans))]
         forward.supply(plan)
+        if plan.functions:
+            self._read_functions(plan, graph, forward)
         self._expected[outermost] = plan
         cut = self._cut if self._step.number % self._cut_every == 0 else None
         gradients = Gradients(plan, forward.readings, self._arrives, self._gradient_failed, cut)
-        if plan.functions:
-            self._read_functions(plan, graph, forward)
         gradients.tap(graph, calls)
         if cut:
             self._step.tapped.append(gradients)
 
-    def _make_plan(self, graph: Graph, forward: Forward) -> Plan:
-        """Analyse a structure that is met for the first time."""
-        self._modules.look_for_new()
     @guarded("activation functions")
     def _read_functions(self, plan: Plan, graph: Graph, forward: Forward) -> None:
         read_functions(plan.functions, graph, forward.readings)
 
+    def _make_plan(self, graph: Graph, forward: Forward) -> Plan:
+        """Analyse a structure that is met for the first time."""
+        self._modules.look_for_new()
         self._taps.put_in(self._modules)
         calls, layers = forward.calls, forward.layers
         joins = self._find_joins(graph, calls)

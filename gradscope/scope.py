@@ -44,6 +44,7 @@ def watch(
     scaler: Any = None,
     cut: str | None = None,
     cut_every: int | None = None,
+    keep_snapshot: bool | None = None,
     ranks: int | str = 0,
     flush_every: int = 500,
     flush_seconds: float = 2.0,
@@ -86,6 +87,10 @@ def watch(
         and holds the gradient of every layer's output meanwhile.
     cut_every : int, optional
         Steps 0, `cut_every`, ... of the recorded ones are cut, too; 10 x `every` by default.
+    keep_snapshot : bool, optional
+        Keep the memory for the copy of the weights that a step's update is told by (as much as the
+        trainable parameters, half types in float32) from one recorded step to the next. By default
+        on the CPU only, where to ask for it anew is slow; elsewhere it is held during the step.
     ranks : {0, "all"}
         Under torch.distributed, where every process calls `watch`: 0, the default, makes rank 0
         write one run with the norms over all processes; "all" makes each write its own, local
@@ -146,6 +151,7 @@ def watch(
         optimizers=optimizers,
         scaler=scaler,
         compiled=is_compiled(model),
+        keep_snapshot=keep_snapshot,
         cut=cut,
         cut_every=cut_every,
     )
@@ -319,18 +325,18 @@ class Scope:
         alerts.check(verdict, callback)
         self._drain.alert(verdict, callback)
 
-        return self._drain.request_flush()
-
-    def detach(self) -> None:
-        """Take out every hook and leave the run as it is: in a forked worker it is the parent's."""
-        self._recorder.detach()
-
     def flush(self) -> None:
         """Write every closed step to disk now."""
         self._drain.flush()
 
     def request_flush(self) -> threading.Event:
         """Ask for every closed step to be written; the event is set when it is. Never waits."""
+        return self._drain.request_flush()
+
+    def detach(self) -> None:
+        """Take out every hook and leave the run as it is: in a forked worker it is the parent's."""
+        self._recorder.detach()
+
     def close(self) -> None:
         """Stop recording, take out every hook, and write the rest; a second call does nothing."""
         if self._closed:
