@@ -113,6 +113,30 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("folder", metavar="DIR", help='run folder of watch(ranks="all")')
     merge.add_argument("-o", "--output", metavar="RUN", required=True, help="run to write")
 
+    bench = _command(
+        commands,
+        "bench",
+        _bench,
+        "measure what watching costs on this machine",
+        "gradscope bench --device cuda",
+    )
+    bench.add_argument("--device", default="cpu", help="cpu, cuda, mps ... (default: cpu)")
+    bench.add_argument(
+        "--nets",
+        metavar="NET",
+        nargs="+",
+        default=[],
+        help="deep, resnet, gpt, wide (default: all)",
+    )
+    bench.add_argument(
+        "--threads", metavar="N", type=int, nargs="+", default=[1, 2], help="default: 1 2"
+    )
+    bench.add_argument(
+        "--rounds", metavar="N", type=int, default=11, help="more resolve more (default: 11)"
+    )
+    bench.add_argument("--alone", action="store_true", help="measure none of the alternatives")
+    bench.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
     dashboard = _command(
         commands,
         "dashboard",
@@ -206,6 +230,7 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(json.dumps(_finite(asdict(diagnosis)), indent=1))
     else:
         print("\n".join(_plain(line) for line in str(diagnosis).splitlines()))
+    return _FOUND if options.fail_on & diagnosis.verdicts else 0
 
 
 def _finite(value: Any) -> Any:
@@ -230,7 +255,6 @@ def _export(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from gradscope.run import load
-    return _FOUND if options.fail_on & diagnosis.verdicts else 0
 
     try:
         from gradscope.report import write_report
@@ -254,9 +278,21 @@ def _merge(options: argparse.Namespace) -> None:
         options.output,
         track=lambda pieces: tracked(pieces, "merging", len(pieces)),
     )
-    print(
-        f"merged {run.meta['merged']} ranks, {len(run.steps)} steps, to {_plain(options.output)}"
+    print(f"merged {run.meta['merged']} ranks, {len(run.steps)} steps, to {_plain(options.output)}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from gradscope.bench import bench
+
+    result = bench(
+        options.device,
+        options.nets,
+        options.threads,
+        options.rounds,
+        options.alone,
+        track=lambda work: tracked(work, "measuring", len(work)),
     )
+    print(json.dumps(_finite(asdict(result)), indent=1) if options.json else result)
 
 
 def _dashboard(options: argparse.Namespace) -> None:
@@ -281,6 +317,18 @@ def _missing(what: str, error: ModuleNotFoundError) -> str:
     )
 
 
+def _verdicts(text: str) -> frozenset[str]:
+    from gradscope.findings import CANNOT_TELL
+
+    known = [*RECORDED_VERDICTS, CANNOT_TELL]
+    asked = frozenset(name.strip() for name in text.split(","))
+    if unknown := sorted(asked.difference(known)):
+        raise argparse.ArgumentTypeError(
+            f"{unknown[0]!r} is no verdict of a recording; there are {', '.join(known)}"
+        )
+    return asked
+
+
 def _port(text: str) -> int:
     port = int(text)
     if not 0 <= port <= 65535:
@@ -299,15 +347,3 @@ def _plain(text: str) -> str:
 
 if __name__ == "__main__":
     sys.exit(main())
-def _verdicts(text: str) -> frozenset[str]:
-    from gradscope.findings import CANNOT_TELL
-
-    known = [*RECORDED_VERDICTS, CANNOT_TELL]
-    asked = frozenset(name.strip() for name in text.split(","))
-    if unknown := sorted(asked.difference(known)):
-        raise argparse.ArgumentTypeError(
-            f"{unknown[0]!r} is no verdict of a recording; there are {', '.join(known)}"
-        )
-    return asked
-
-

@@ -32,9 +32,7 @@ _ROWS_AT_ONCE = 2**17
 Track = Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]
 
 
-def merge(
-    folder: str | os.PathLike[str], path: str | os.PathLike[str], track: Track = iter
-) -> Run:
+def merge(folder: str | os.PathLike[str], path: str | os.PathLike[str], track: Track = iter) -> Run:
     """Write the runs `rank0`, `rank1`, ... in `folder` as one run with the norms over all of them.
 
     Parameters
@@ -109,8 +107,7 @@ class _Union:
         self.rows: list[dict[str, Any]] = []
         self._numbers: list[list[int]] = []
         self._readings = [
-            Readings(run.path / f"{key}s", str(run.meta["id"]), key, _warn)
-            for run in runs
+            Readings(run.path / f"{key}s", str(run.meta["id"]), key, _warn) for run in runs
         ]
         known: dict[tuple[object, ...], int] = {}
         for run in runs:

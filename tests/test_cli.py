@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import synthetic
 
+import synthetic
 from gradscope.cli import main
 from gradscope.diagnosis import diagnose
 from gradscope.progress import tracked
@@ -236,7 +236,9 @@ def test_a_wrong_call_exits_with_code_2(
     assert "usage: gradscope" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["runs", "diagnose", "export", "dashboard"])
+@pytest.mark.parametrize(
+    "name", ["runs", "diagnose", "export", "report", "merge", "bench", "dashboard"]
+)
 def test_help_of_every_command_shows_an_example(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

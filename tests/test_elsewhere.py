@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import synthetic
 
 import gradscope
+import synthetic
 from gradscope import parts
 from gradscope.store import RunWriter
 

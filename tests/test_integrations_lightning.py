@@ -18,7 +18,9 @@ lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not in
 from gradscope.integrations.lightning import GradscopeCallback  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning:lightning", "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning"
+    "ignore::UserWarning:lightning",
+    "ignore::FutureWarning:lightning",
+    "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning",
 )
 READINGS = [
     "grad_norm", "clipped_grad_norm", "weight_norm", "update_norm", "signal_norm",

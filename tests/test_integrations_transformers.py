@@ -143,9 +143,11 @@ def test_an_exception_closes_the_scope_of_a_with_block(tmp_path):
             raise RuntimeError("out of luck")
 
     model = Net()
-    with pytest.raises(RuntimeError, match="out of luck"):
-        with GradscopeCallback(tmp_path / "run") as callback:
-            fit(model, callback, tmp_path, data=Failing())
+    with (
+        pytest.raises(RuntimeError, match="out of luck"),
+        GradscopeCallback(tmp_path / "run") as callback,
+    ):
+        fit(model, callback, tmp_path, data=Failing())
     run = gradscope.load(tmp_path / "run")
     assert run.status == "closed" and len(run.steps) >= 2
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

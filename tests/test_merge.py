@@ -8,13 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from distributed_training import Net, batches, train
-from test_distributed import run_two
 
 import gradscope
+from distributed_training import Net, batches, train
 from gradscope.cli import main
 from gradscope.merging import merge
 from gradscope.store import RunWriter
+from test_distributed import run_two
 
 
 @pytest.fixture(scope="module")

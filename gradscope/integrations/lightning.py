@@ -77,9 +77,7 @@ class GradscopeCallback(Callback):  # type: ignore[misc, unused-ignore]
         """Log what validation has measured."""
         if self.scope is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
             measured = trainer.callback_metrics.items()
-            self.scope.log(
-                **{n: v for n, v in measured if _JUDGED.search(n) and "train" not in n}
-            )
+            self.scope.log(**{n: v for n, v in measured if _JUDGED.search(n) and "train" not in n})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rest."""
