@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import html
+import importlib
 import os
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,9 @@ from gradscope.lock import is_live
 from gradscope.meta import META_NAME, lost_words, read_meta
 from gradscope.readings import Readings, read_rows
 from gradscope.remote import Mirror, is_remote, runs_at
+
+if TYPE_CHECKING:
+    from gradscope_dashboard import Server
 
 _LATEST = 10**12  # later than any step
 _CSV_ROWS = 2**17  # rows of a piece of the CSV
@@ -209,6 +214,38 @@ class Run:
 
         return ledger(self, step)
 
+    def report(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write verdicts and figures of the run to one HTML file that opens offline.
+
+        Parameters
+        ----------
+        path : of the file
+        overwrite : bool
+            Replace the file if it exists.
+
+        Raises
+        ------
+        GradscopeError
+            If the file exists or cannot be written, or plotly is not installed.
+        """
+        _optional("gradscope.report").write_report([self], path, overwrite=overwrite)
+
+    def dashboard(self) -> Server:
+        """Serve the dashboard for this run, from a thread of this process.
+
+        Returns
+        -------
+        Server
+            With `.url` and `.stop()`; a notebook shows it in place.
+
+        Raises
+        ------
+        GradscopeError
+            If dash is not installed.
+        """
+        server: Server = _optional("gradscope_dashboard").start(self.path)
+        return server
+
     def frame(self) -> pd.DataFrame:
         """Return the layer readings with the layers' names and two derived columns.
 
@@ -339,6 +376,16 @@ class Run:
                 why = "the run is live, and nothing was flushed to disk yet"
             why = why or "no forward, backward and optimizer step was seen before it ended"
             self._tell(f"{self.path}: no step is recorded: {why}")
+
+
+def _optional(module: str) -> Any:
+    """Import what needs the packages of the extra `dashboard`, or say how to get them."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise GradscopeError(
+            f"{error.name} is not installed: pip install 'gradscope-torch[dashboard]'"
+        ) from error
 
 
 def load(path: str | os.PathLike[str]) -> Run:

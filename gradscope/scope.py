@@ -32,6 +32,7 @@ from gradscope.sinks import DEFAULT_METRICS, Subscription
 if TYPE_CHECKING:
     from gradscope.findings import Diagnosis
     from gradscope.run import Run
+    from gradscope_dashboard import Server
 
 
 def watch(
@@ -47,7 +48,7 @@ def watch(
     keep_snapshot: bool | None = None,
     ranks: int | str = 0,
     flush_every: int = 500,
-    flush_seconds: float = 2.0,
+    flush_seconds: float = 1.0,
 ) -> Scope:
     """Record how gradients reach the layers of `model` while it trains; the loop is unchanged.
 
@@ -324,6 +325,10 @@ class Scope:
             raise GradscopeError(f"{self.path}: the scope is closed; call on() before close()")
         alerts.check(verdict, callback)
         self._drain.alert(verdict, callback)
+
+    def dashboard(self) -> Server:
+        """Serve the dashboard for this run while it is recorded; see `Run.dashboard`."""
+        return self.run.dashboard()
 
     def flush(self) -> None:
         """Write every closed step to disk now."""

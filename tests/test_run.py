@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
+import urllib.request
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import synthetic
 
+import synthetic
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.run import load
@@ -302,3 +304,22 @@ def test_a_run_without_a_close_has_crashed(tmp_path: Path) -> None:
     assert load(copy).status == "crashed"
     writer.close()
     assert load(path).status == "closed"
+
+
+def test_a_run_serves_its_dashboard_and_writes_its_report(tmp_path):
+    run = load(synthetic.write_run(tmp_path / "run", n_layers=6, n_steps=4))
+    with run.dashboard() as server, urllib.request.urlopen(server.url) as page:
+        assert b"gradscope" in page.read()
+    run.report(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text().lstrip().lower().startswith("<!doctype html>")
+    with pytest.raises(GradscopeError, match=r"report\.html"):
+        run.report(tmp_path / "report.html")
+
+
+def test_without_dash_the_pip_line_is_told(tmp_path, monkeypatch):
+    run = load(synthetic.write_run(tmp_path / "run", n_layers=6, n_steps=4))
+    for name in [m for m in sys.modules if m.split(".")[0] in ("gradscope_dashboard", "dash")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "dash", None)
+    with pytest.raises(GradscopeError, match=r"pip install 'gradscope-torch\[dashboard\]'"):
+        run.dashboard()
