@@ -110,7 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         "put the runs of all ranks of one training together, with the norms over all of them",
         "gradscope merge runs/ddp -o runs/ddp-merged",
     )
-    merge.add_argument("folder", metavar="DIR", help='run folder of watch(ranks="all")')
+    merge.add_argument(
+        "folders", metavar="RUN", nargs="+", help="run of a rank, or folder of those of all ranks"
+    )
     merge.add_argument("-o", "--output", metavar="RUN", required=True, help="run to write")
 
     bench = _command(
@@ -274,7 +276,7 @@ def _merge(options: argparse.Namespace) -> None:
     from gradscope.merging import merge
 
     run = merge(
-        options.folder,
+        options.folders,
         options.output,
         track=lambda pieces: tracked(pieces, "merging", len(pieces)),
     )

@@ -10,7 +10,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,12 +31,17 @@ _ROWS_AT_ONCE = 2**17
 Track = Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]
 
 
-def merge(folder: str | os.PathLike[str], path: str | os.PathLike[str], track: Track = iter) -> Run:
-    """Write the runs `rank0`, `rank1`, ... in `folder` as one run with the norms over all of them.
+def merge(
+    folders: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    track: Track = iter,
+) -> Run:
+    """Write the runs of all ranks of one training as one run with the norms over all of them.
 
     Parameters
     ----------
-    folder : that was given to `watch(run=..., ranks="all")`
+    folders : the runs, or a folder that holds them
+        Such as the one that was given to `watch(run=..., ranks="all")`; URLs as for `load`.
     path : folder of the new run
     track : called with the pieces of the work, returns them one by one; may show progress
 
@@ -50,7 +54,8 @@ def merge(folder: str | os.PathLike[str], path: str | os.PathLike[str], track: T
     Raises
     ------
     GradscopeError
-        If a rank is missing, the runs are not of one training, or `path` cannot be written.
+        If a rank is missing or there twice, the runs are not of one training, or `path` cannot be
+        written.
 
     Notes
     -----
@@ -58,7 +63,7 @@ def merge(folder: str | os.PathLike[str], path: str | os.PathLike[str], track: T
     signal is the root of the sum of squares of the processes' signals / R; a norm of parameters
     that n processes hold alike that of their norms / sqrt(n); other norms that of their norms.
     """
-    runs = _ranks(Path(folder))
+    runs = _ranks(folders)
     layers = _Union(runs, "layer", lambda run: run.layers, ["name"])
     shortcuts = _Union(
         runs, "shortcut", lambda run: run.shortcuts, ["name", "form", "split", "join", "branch"]
@@ -168,14 +173,25 @@ def _factors(run: Run, listed: pd.DataFrame) -> Callable[[str], np.ndarray | flo
     return factor
 
 
-def _ranks(folder: Path) -> list[Run]:
+def _ranks(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
     """Return the runs of all ranks, in order."""
-    runs = {run.meta["rank"]: run for run in load_all(folder) if "rank" in run.meta}
+    folder = ", ".join(map(str, folders))
+    runs: dict[int, Run] = {}
+    for run in (run for folder in folders for run in load_all(folder)):
+        if "rank" not in run.meta:
+            continue
+        rank = int(run.meta["rank"])
+        if rank in runs:
+            raise GradscopeError(
+                f"{run.path}: rank {rank} is there twice, also in {runs[rank].path}; give the runs"
+                " of one training"
+            )
+        runs[rank] = run
     if not runs:
         raise GradscopeError(
             f'{folder}: holds no runs of several ranks, as watch(ranks="all") writes them'
         )
-    size = next(iter(runs.values())).meta["ranks"]
+    size = int(next(iter(runs.values())).meta["ranks"])
     missing = [str(rank) for rank in range(size) if rank not in runs]
     if missing:
         raise GradscopeError(

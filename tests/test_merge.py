@@ -56,24 +56,25 @@ def assert_equals_whole(run, whole):
 
 
 def test_norms_over_the_ranks_of_ddp_equal_the_single_process(ranks, whole, tmp_path):
-    assert_equals_whole(merge(ranks, tmp_path / "merged"), whole)
+    assert_equals_whole(merge([ranks], tmp_path / "merged"), whole)
 
 
 def test_norms_over_the_shards_of_fully_shard_equal_the_single_process(ranks, whole, tmp_path):
-    assert_equals_whole(merge(f"{ranks}-sharded", tmp_path / "merged"), whole)
+    assert_equals_whole(merge([f"{ranks}-sharded"], tmp_path / "merged"), whole)
 
 
 def test_the_command_says_what_it_wrote(ranks, tmp_path, capsys):
-    assert main(["merge", str(ranks), "-o", str(tmp_path / "merged")]) == 0
+    folders = [str(ranks / "rank1"), str(ranks / "rank0")]
+    assert main(["merge", *folders, "-o", str(tmp_path / "merged")]) == 0
     assert capsys.readouterr() == (f"merged 2 ranks, 3 steps, to {tmp_path / 'merged'}\n", "")
     assert gradscope.load(tmp_path / "merged").meta["merged"] == 2
 
 
 def test_long_runs_are_merged_piece_by_piece(ranks, tmp_path, monkeypatch):
-    at_once = merge(ranks, tmp_path / "at once")
+    at_once = merge([ranks], tmp_path / "at once")
     monkeypatch.setattr("gradscope.merging._ROWS_AT_ONCE", 1)
     pieces = []
-    bit_by_bit = merge(ranks, tmp_path / "bit by bit", track=lambda p: pieces.extend(p) or p)
+    bit_by_bit = merge([ranks], tmp_path / "bit by bit", track=lambda p: pieces.extend(p) or p)
     assert len(pieces) == 3
     assert bit_by_bit.frame().equals(at_once.frame())
 
@@ -81,7 +82,7 @@ def test_long_runs_are_merged_piece_by_piece(ranks, tmp_path, monkeypatch):
 def test_only_steps_of_all_ranks_are_merged_and_that_is_noted(tmp_path):
     for rank, steps in enumerate(([0, 1, 2], [0, 2, 3])):
         write_rank(tmp_path / "run" / f"rank{rank}", rank, 2, steps)
-    run = merge(tmp_path / "run", tmp_path / "merged")
+    run = merge([tmp_path / "run"], tmp_path / "merged")
     assert run.steps.step.tolist() == [0, 2]
     assert run.notes == ["steps that not every rank has on disk are left out"]
 
@@ -89,7 +90,7 @@ def test_only_steps_of_all_ranks_are_merged_and_that_is_noted(tmp_path):
 def test_layers_are_matched_by_name_and_what_one_rank_lacks_is_nan(tmp_path):
     write_rank(tmp_path / "run" / "rank0", 0, 2, [0], {"a": 3.0, "b": 1.0})
     write_rank(tmp_path / "run" / "rank1", 1, 2, [0], {"b": 1.0, "a": 4.0, "c": 1.0})
-    run = merge(tmp_path / "run", tmp_path / "merged")
+    run = merge([tmp_path / "run"], tmp_path / "merged")
     assert run.layers.name.tolist() == ["a", "b", "c"]
     readings = run.frame().set_index("name").activation_norm
     assert readings["a"] == 5.0
@@ -123,12 +124,13 @@ def write_rank(path, rank, size, steps, norms=None):
 def test_what_cannot_be_merged_is_refused(pair, tmp_path, ranks):
     def refusal(folder, target="merged"):
         with pytest.raises(gradscope.GradscopeError) as refused:
-            merge(folder, tmp_path / target)
+            merge(folder if isinstance(folder, list) else [folder], tmp_path / target)
         assert "\n" not in str(refused.value)
         return str(refused.value)
 
     assert "holds no runs of several ranks" in refusal(pair)
     shutil.copytree(ranks, tmp_path / "copy")
+    assert "rank 0 is there twice" in refusal([ranks, tmp_path / "copy"])
     shutil.rmtree(tmp_path / "copy" / "rank1")
     assert "rank 1 of 2 is missing" in refusal(tmp_path / "copy")
     write_rank(tmp_path / "copy" / "rank1", 1, 2, [0])

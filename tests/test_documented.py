@@ -1,0 +1,123 @@
+"""Everything that a user meets is explained: public names, commands, columns, verdicts."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from argparse import ArgumentParser, _SubParsersAction
+from pathlib import Path
+
+import pytest
+
+import gradscope
+import gradscope.integrations
+import gradscope.plots
+from gradscope import cli, schema
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def commands() -> dict[str, ArgumentParser]:
+    """The commands of `gradscope`, by name."""
+    (found,) = (a for a in cli._parser()._actions if isinstance(a, _SubParsersAction))
+    return found.choices
+
+
+def columns() -> list[schema.Column]:
+    tables = (
+        schema.LAYERS, schema.SHORTCUTS, schema.STEPS, schema.LAYER_READINGS,
+        schema.SHORTCUT_READINGS, schema.FRAME,
+    )  # fmt: skip
+    return [column for table in tables for column in table]
+
+
+def code(text: str) -> str:
+    """What stands in backticks, inline or fenced, or is indented."""
+    return "\n".join(re.findall(r"```.*?```|`[^`\n]+`|^ {4}[^\n]*", text, re.DOTALL | re.MULTILINE))
+
+
+def missing(names: list[str], text: str) -> list[str]:
+    """Those of `names` that `text` does not have as words of their own."""
+    return [name for name in names if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text)]
+
+
+def test_the_readme_names_every_public_name(readme):
+    names = [name for name in gradscope.__all__ if not name.startswith("__")]
+    assert missing(names, code(readme)) == []
+
+
+def test_the_readme_names_every_integration(readme):
+    names = [module.name for module in pkgutil.iter_modules(gradscope.integrations.__path__)]
+    assert missing(names, readme.lower()) == []
+
+
+def test_the_readme_shows_every_command(readme):
+    assert [name for name in commands() if f"gradscope {name}" not in code(readme)] == []
+
+
+def test_every_command_and_option_has_a_help_text():
+    assert [
+        f"{name} {action.dest}"
+        for name, parser in commands().items()
+        for action in parser._actions
+        if not action.help
+    ] == []
+
+
+def test_the_readme_says_where_the_columns_are_explained(readme):
+    assert "(gradscope/schema.py)" in readme
+
+
+def test_every_column_has_a_meaning_and_every_norm_a_unit():
+    assert [column.name for column in columns() if not column.meaning] == []
+    assert [c.name for c in columns() if c.name.endswith("_norm") and not c.unit] == []
+
+
+def test_the_readme_lists_exactly_the_verdicts(readme):
+    """They are the rows of the table whose head begins with `verdict`."""
+    table = re.search(r"^\| *verdict.*\n\|[-| :]+\n((?:\|.*\n)+)", readme, re.MULTILINE | re.I)
+    assert table, "README.md has no table that begins with | verdict |"
+    listed = re.findall(r"^\| *[`*]*([\w-]+)", table[1], re.MULTILINE)
+    assert sorted(listed) == sorted(schema.VERDICTS)
+
+
+def public_things():
+    names = [name for name in gradscope.__all__ if not name.startswith("__")]
+    yield from (getattr(gradscope, name) for name in names)
+    plots = (getattr(gradscope.plots, name) for name in gradscope.plots.__all__)
+    yield from filter(inspect.isfunction, plots)
+
+
+@pytest.mark.parametrize("thing", public_things(), ids=lambda thing: thing.__qualname__)
+def test_help_is_a_manual(thing):
+    """Every parameter of a public function, or of a class's public methods, is described."""
+    assert inspect.getdoc(thing)
+    for function in [thing] if inspect.isfunction(thing) else public_methods(thing):
+        text = inspect.getdoc(function)
+        assert text, f"{function.__qualname__} has no docstring"
+        parameters = [p for p in inspect.signature(function).parameters if p != "self"]
+        assert missing(parameters, text) == [], function.__qualname__
+
+
+def public_methods(cls: type) -> list[object]:
+    return [
+        member
+        for name, member in vars(cls).items()
+        if inspect.isfunction(member) and not name.startswith("_")
+    ]
+
+
+def test_every_module_says_what_it_is_for():
+    modules = [
+        module.name
+        for module in pkgutil.walk_packages(gradscope.__path__, "gradscope.")
+        if not module.name.endswith("__main__") and ".integrations." not in module.name
+    ]
+    assert [name for name in modules if not importlib.import_module(name).__doc__] == []
