@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -168,6 +169,7 @@ class Recorder:
         self._saw_optimizer = self._hookless = False
         self._off: set[str] = set()
         self._numbered = (0, 0)
+        self._trainer = -1  # the thread that trains
         self._analysis = 0.0  # seconds spent on looking for joins
         self._step = Step(first, recorded=first % every == 0)
         self._taps = ModuleTaps(self)
@@ -376,6 +378,7 @@ class Recorder:
             self._step.stepped_by.append(weakref.ref(optimizer))
         self._step.ended = time.monotonic() - self._start
         self._step.is_over = True
+        self._trainer = threading.get_ident()
         if self._step.recorded:
             self._number_layers()
         if self._forward is not None:  # an interrupt cut it short: it will never return
@@ -459,6 +462,14 @@ class Recorder:
         self._number_layers()
         self._emit(step.row(self._parameters.wide))
         self.rows += 1
+
+    def end_step(self) -> None:
+        """Close the current step if an optimizer has made it, without waiting for the next.
+
+        Only on the thread that trains: for another one the step may be going on.
+        """
+        if self._step_taps and self._step.is_over and self._trainer == threading.get_ident():
+            self._close_step()
 
     def close(self) -> None:
         """Hand over what is left and take out every hook."""

@@ -208,14 +208,14 @@ class Scope:
 
     @property
     def run(self) -> Run:
-        """The run as recorded up to the last closed step; waits until that is on disk."""
+        """The run with every step made by now; waits until that is on disk."""
         from gradscope.run import load  # pandas is not needed to record
 
-        self._drain.flush()
+        self.flush()
         return load(self.path)
 
     def log(self, **scalars: float | Tensor) -> None:
-        """Attach scalars, such as losses, to the current step: the one that stepped last.
+        """Attach scalars, such as losses, to the current step: the one that was made last.
 
         Parameters
         ----------
@@ -331,7 +331,8 @@ class Scope:
         return self.run.dashboard()
 
     def flush(self) -> None:
-        """Write every closed step to disk now."""
+        """Write every step made by now to disk; what is logged afterwards is the next step's."""
+        self._recorder.end_step()
         self._drain.flush()
 
     def request_flush(self) -> threading.Event:

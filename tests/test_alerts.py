@@ -85,7 +85,7 @@ def test_a_callback_may_close_the_scope_and_read_the_run(tmp_path: Path) -> None
     scope.on("vanishing", stop)
     train(model, 25)
     scope.flush()
-    assert seen == [24]  # the last step was still open
+    assert seen == [25]
     train(model, 5)
     scope.flush()  # waits for the thread, which closes the run
     assert gradscope.load(tmp_path / "run").status == "closed"
