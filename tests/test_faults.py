@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 import synthetic
 from disk import full_disk
-
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.run import load
 from gradscope.store import MEMORY_LIMIT, RunWriter

@@ -1,4 +1,4 @@
-"""What is recorded, and what training notices, when its process is killed, told to end, or forks."""
+"""What is left of a training when its process is killed, told to end, exits, or forks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import trainings
-from disk import full_disk
 from torch import nn
-from trainings import wait_for
 
 import gradscope
+import trainings
+from disk import full_disk
+from trainings import wait_for
 
 
 @pytest.fixture(scope="module")
