@@ -6,10 +6,10 @@ none, nor are reshapes, pools and dropouts.
 
 from __future__ import annotations
 
-import re
-
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+
+from gradscope.kinds import group
 
 ROOT = "(root)"
 """Name of the layer that holds the parameters of the model itself."""
@@ -23,12 +23,6 @@ _WRAPPERS = {
 """Class that wraps a module -> the attribute under which it does."""
 
 _INNER_WRAPPERS = frozenset(_WRAPPERS.values()) - {"module"}  # a name that users give, too
-_ACTIVATION = re.compile(
-    r"(activation|relu\d?|gelu|silu|swish|swiglu|mish|sigmoid|tanh|softplus|softsign|elu|hardtanh"
-    r"|hardswish|softmax|threshold|shrink|sine?|snake)$",
-    re.IGNORECASE,
-)
-_NORMALISATION = re.compile(r"norm(\dd)?$", re.IGNORECASE)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -64,16 +58,15 @@ def is_activation(module: nn.Module) -> bool:
         return False
     if type(module).__module__ == "torch.nn.modules.activation":
         return not isinstance(module, nn.MultiheadAttention)
-    return bool(_ACTIVATION.search(type(module).__name__))
+    return group(type(module).__name__, weights=False) == "activation"
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether `module` is a layer: it owns parameters, activates or normalises."""
     if own_parameters(module) or is_activation(module):
         return True
-    return not any(True for _ in module.children()) and bool(
-        _NORMALISATION.search(type(module).__name__)
-    )
+    named = group(type(module).__name__, weights=False)
+    return named == "normalisation" and not any(True for _ in module.children())
 
 
 def is_weight_layer(module: nn.Module) -> bool:

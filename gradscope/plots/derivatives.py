@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from gradscope.kinds import BOTH_SIDES, BOUNDS, canonical
 from gradscope.plots import words
 from gradscope.plots.metrics import Metric
 from gradscope.plots.readings import as_runs, readings
@@ -26,9 +27,6 @@ from gradscope.plots.theme import (
 from gradscope.run import Run
 
 TITLE = "How much gradient do the activation functions let through?"
-BOUNDS = {"Sigmoid": 0.25, "Hardsigmoid": 1 / 6, "Tanh": 1.0, "Softsign": 1.0}
-"""Largest slope of activation functions; others than these do not bound it below 1."""
-
 _METRIC = Metric("derivative_mean", "mean slope", "", "mean |phi'(z)|", layers="activations")
 
 
@@ -37,7 +35,7 @@ class DerivativeLine:
     """The `place`-th given run at one step.
 
     `depth` in percent and `values`, mean |phi'(z)|, have the shape (n_activations,); `bounds`
-    holds the largest slope of each function, NaN where it has none below 1.
+    holds the largest slope of functions that flatten out on both sides, NaN for others.
     """
 
     place: int
@@ -61,8 +59,8 @@ def derivatives_info(runs: Run | Sequence[Run], *, step: int | None = None) -> l
         read = ~np.isnan(data.matrix[:, data.layers]).all(axis=0)
         if not read.any():
             continue
-        kinds = run.layers["kind"].to_numpy()[data.layers]
-        bounds = np.array([BOUNDS.get(str(kind), np.nan) for kind in kinds])
+        kinds = [canonical(str(kind)) for kind in run.layers["kind"].to_numpy()[data.layers]]
+        bounds = np.array([BOUNDS[kind] if kind in BOTH_SIDES else np.nan for kind in kinds])
         depth = (data.layers + 0.5) / len(run.layers) * 100
         names = [data.names[i] for i in np.flatnonzero(read)]
         lines.append(
