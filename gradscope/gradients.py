@@ -128,7 +128,7 @@ class Gradients:
                 x = measure.dense(gradient)
                 self.readings.add(measure.norm(x), *tap.keys)
                 for join in tap.joins:
-                    self._read_join(self._plan.joins[join])
+                    self._read_join(self._plan.joins[join], x)
 
     def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:
@@ -155,8 +155,12 @@ class Gradients:
         wide = [g.float() if g.dtype in _HALF else g for g in gradients]
         return torch.stack(wide).sum(0) if len(wide) > 2 else wide[0] + wide[1]
 
-    def _read_join(self, join: JoinTap) -> None:
+    def _read_join(self, join: JoinTap, total: Tensor) -> None:
         gradients = {part: self._take_sum(i) for part, i in join.parts.items()}
+        if join.is_open:
+            rest = _rest(total, [g for g in gradients.values() if g is not None])
+            known = gradients["other"]
+            gradients["other"] = rest if known is None else rest + known
         norms: dict[str, Reading] = {}
         for part, gradient in gradients.items():
             norms[part] = 0.0 if gradient is None else measure.norm(gradient)
@@ -165,3 +169,15 @@ class Gradients:
         if shortcut is not None and branch is not None:
             cosine = measure.cosine(shortcut, branch, norms["shortcut"], norms["branch"])
             self.readings.add(cosine, ("shortcut", "cosine", join.number))
+
+
+def _rest(total: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Return what `parts` lack of `total`; zeros where that is no more than rounding."""
+    rest = total.float() if total.dtype in _HALF else total
+    bound: Reading = 0.0
+    for part in parts:
+        rest = rest - part
+        bound = bound + measure.norm(part)
+    bound = bound * (len(parts) * torch.finfo(total.dtype).eps)
+    is_rounding = torch.as_tensor(measure.norm(rest) <= bound, device=total.device)
+    return torch.where(is_rounding, 0, rest)

@@ -26,8 +26,9 @@ class Join:
     `name`, `form`, `split`, `join`, `branch` are the columns of `schema.SHORTCUTS`. `value` is the
     block's input; `shortcut_edges`, `branch_edges` and `other_edges` are all the edges that read
     it. Without a gradient through `shortcut_cut` (`branch_cut`) the join acts in backward as if
-    S(x) (F(x)) were detached. `shortcut_operand` and the sum of `branch_operands` are S(x) and
-    F(x); the latter are none where a fused operation never forms them.
+    S(x) (F(x)) were detached. `shortcut_operand` is S(x), the sum of
+    `branch_operands` with their signs F(x), up to the sign of all; both are empty where the sum
+    itself scales a term, as lerp does.
     """
 
     form: str
@@ -42,8 +43,8 @@ class Join:
     other_edges: tuple[Edge, ...]
     shortcut_cut: tuple[Edge, ...]
     branch_cut: tuple[Edge, ...]
-    shortcut_operand: Value
-    branch_operands: tuple[Value, ...]
+    shortcut_operand: Value | None
+    branch_operands: tuple[tuple[Value, int], ...]
 
 
 def find_joins(graph: Graph, calls: Sequence[Call] = ()) -> list[Join]:
@@ -126,6 +127,7 @@ def _describe(flow: Flow, total: Sum, way: Way, form: str) -> Join:
         branch_edges = sorted(edge for key in shared for edge in parts.pop(key))
     other_edges = sorted(edge for edges in parts.values() for edge in edges)
     name, branch_name = _names(flow, total, way, branch_edges)
+    bare = all(term.sign for term in total.terms)
     return Join(
         form=form,
         name=name,
@@ -139,8 +141,8 @@ def _describe(flow: Flow, total: Sum, way: Way, form: str) -> Join:
         other_edges=tuple(other_edges),
         shortcut_cut=way.shortcut.edges + way.shortcut.factors,
         branch_cut=tuple(edge for term in way.branch for edge in term.edges + term.factors),
-        shortcut_operand=way.shortcut.values[0],
-        branch_operands=tuple(term.values[0] for term in way.branch if len(term.values) == 1),
+        shortcut_operand=way.shortcut.values[0] if bare else None,
+        branch_operands=tuple((t.values[0], t.sign) for t in way.branch) if bare else (),
     )
 
 

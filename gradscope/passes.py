@@ -19,12 +19,10 @@ from gradscope.activations import activation_readings
 from gradscope.graph import Call, Graph, sequence_number, walk
 from gradscope.measure import Reading
 from gradscope.modules import ModuleInfo
-from gradscope.plan import Plan
+from gradscope.plan import Place, Plan, SignedPlaces
 from gradscope.tape import Readings
 
 Edge = tuple[Node, int]
-Place = tuple[int, str, int]
-"""Where a tensor was seen: call, "in" or "out", position among the tensors with a gradient."""
 
 
 class OpenCall(NamedTuple):
@@ -53,6 +51,8 @@ class Forward:
         self._expected = expected
         self._open: list[OpenCall] = []
         self._norms: dict[Place, Reading] = {}
+        self._terms: dict[Place, tuple[Tensor, int]] = {}
+        self._sum_norms: dict[SignedPlaces, Reading] = {}
 
     @property
     def calls(self) -> list[Call]:
@@ -124,6 +124,9 @@ class Forward:
         for place, keys in plan.forward.items():
             if (norm := self._norms.get(place)) is not None:
                 self.readings.add(norm, *keys)
+        for places, keys in plan.forward_sums.items():
+            if (norm := self._sum_norms.get(places)) is not None:
+                self.readings.add(norm, *keys)
 
     def _measure_output(
         self,
@@ -140,6 +143,7 @@ class Forward:
             n = tensor.numel()
             norm, mean, deviation = measure.moments(x)
             self._norms[call.ordinal, "out", position] = norm
+            self._hold((call.ordinal, "out", position), x)
             self.readings.add(norm, ("layer", "activation_norm", number, n))
             self.readings.add(mean, ("layer", "activation_mean", number, n))
             self.readings.add(deviation, ("layer", "activation_std", number, n))
@@ -164,6 +168,18 @@ class Forward:
             place = (ordinal, side, position)
             if self._expected is None or place in self._expected.forward:
                 self._norms[place] = measure.norm(measure.dense(tensor))
+            self._hold(place, tensor)
+
+    def _hold(self, place: Place, x: Tensor) -> None:
+        """Keep a term of a branch's sum, as the previous forward tells, until all are there."""
+        if self._expected is None or (places := self._expected.terms.get(place)) is None:
+            return
+        self._terms[place] = x.detach(), x._version
+        if all(other in self._terms for other, _ in places):
+            terms = [(*self._terms.pop(other), sign) for other, sign in places]
+            if all(x._version == version for x, version, _ in terms):  # else F(x) is lost
+                total = sum(sign * measure.dense(x) for x, _, sign in terms)
+                self._sum_norms[places] = measure.norm(torch.as_tensor(total))
 
 
 def _owns_frozen(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Literal
 
 from torch.autograd.graph import Node
@@ -24,6 +25,11 @@ SPLIT_FORMS = frozenset({"identity", "projection", "scaled", "gated", "nested"})
 
 CUTS = ("shortcuts", "branches")
 """What can be cut: gradient through the shortcuts, or through the branches."""
+
+Place = tuple[int, str, int]
+"""Where a tensor was seen: call, "in" or "out", position among the tensors with a gradient."""
+
+SignedPlaces = tuple[tuple[Place, int], ...]
 
 Part = Literal["shortcut", "branch", "other"]
 _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
@@ -56,10 +62,15 @@ class Sum:
 
 @dataclass
 class JoinTap:
-    """A join to split: its number and, for each part, the sum of its edges (None: no edge)."""
+    """A join to split: its number and, for each part, the sum of its edges (None: no edge).
+
+    `is_open`: its value is an output or an input of the model, so that gradient may come from
+    elsewhere, too.
+    """
 
     number: int
     parts: dict[Part, int | None]
+    is_open: bool
 
 
 @dataclass
@@ -71,29 +82,34 @@ class Plan:
     values, edges : by index of the node that gets the hook
     direct : (call, output, keys)
         Outputs of layers that the model's outputs do not depend on, such as an auxiliary loss's.
-    forward : (call, "in" or "out", tensor) -> keys
+    forward : place -> keys
         Tensors whose norm the forward ratio of a join needs.
+    forward_sums : places, each with a sign -> keys
+        Sums of tensors whose norm it needs: those of branches with several terms.
+    terms : place -> the one of `forward_sums` that it belongs to
     leaves : nodes that accumulate the gradient of a parameter
     cuts : way -> edges that a cut of this way lets no gradient pass
     outputs : (value, number) of each output of a layer
+    functions : activations that were called on the output of a layer without a module
     """
 
     values: dict[int, list[ValueTap]] = field(default_factory=dict)
     edges: dict[int, list[EdgeTap]] = field(default_factory=dict)
     sums: list[Sum] = field(default_factory=list)
-    functions : activations that were called on the output of a layer without a module
     joins: list[JoinTap] = field(default_factory=list)
     direct: list[tuple[int, int, tuple[Key, ...]]] = field(default_factory=list)
-    forward: dict[tuple[int, str, int], tuple[Key, ...]] = field(default_factory=dict)
+    forward: dict[Place, tuple[Key, ...]] = field(default_factory=dict)
+    forward_sums: dict[SignedPlaces, tuple[Key, ...]] = field(default_factory=dict)
+    terms: dict[Place, SignedPlaces] = field(default_factory=dict)
     leaves: list[int] = field(default_factory=list)
     cuts: dict[str, list[Edge]] = field(default_factory=dict)
     outputs: list[tuple[Value, int]] = field(default_factory=list)
+    functions: list[Function] = field(default_factory=list)
 
 
 def make_plan(
     graph: Graph,
     calls: Sequence[Call],
-    functions: list[Function] = field(default_factory=list)
     layers: Sequence[int | None],
     joins: Sequence[Join],
     numbers: Sequence[int],
@@ -144,6 +160,7 @@ def make_plan(
                 whole[value].append(key)  # no one else uses the value: its whole gradient it is
             else:
                 add_sum(inside, (key,))
+    outputs = {locate(graph, edge) for edge in calls[0].outputs}
     for join, number in zip(joins, numbers, strict=True):
         if join.form not in SPLIT_FORMS:
             continue
@@ -155,7 +172,8 @@ def make_plan(
         whole[join.value].append(("shortcut", "total_norm", number))
         totals[join.value].append(len(plan.joins))
         sums = {part: add_sum(some) if some else None for part, some in parts.items()}
-        plan.joins.append(JoinTap(number, sums))
+        is_open = join.value in outputs or graph.nodes[join.value[0]] in graph.inputs
+        plan.joins.append(JoinTap(number, sums, is_open))
         _plan_forward(graph, calls, join, number, plan)
 
     for value, keys in sorted(whole.items()):
@@ -169,6 +187,7 @@ def make_plan(
         "shortcuts": [edge for join in joins for edge in join.shortcut_cut],
         "branches": [edge for join in joins for edge in join.branch_cut],
     }
+    plan.functions = find_functions(graph, calls, layers, plan.outputs, consumers_of)
     own = {node for node, _ in calls[0].inputs}
     plan.leaves = [
         i
@@ -176,7 +195,6 @@ def make_plan(
         if name == "AccumulateGrad" and graph.nodes[i] not in own
     ]
     return plan
-    plan.functions = find_functions(graph, calls, layers, plan.outputs, consumers_of)
 
 
 def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
@@ -204,25 +222,39 @@ def position(
 
 
 def _plan_forward(graph: Graph, calls: Sequence[Call], join: Join, number: int, plan: Plan) -> None:
-    if len(join.branch_operands) != 1:  # the norm of a sum does not follow from its terms' norms
+    """Plan to read ||S(x)|| and ||F(x)|| where modules show both."""
+    if join.shortcut_operand is None:
         return
-    operands = (join.shortcut_operand, *join.branch_operands)
-    for metric, operand in zip(("shortcut_forward", "branch_forward"), operands, strict=True):
-        place = _seen_at(graph, calls, operand)
-        if place is not None:
-            key: Key = ("shortcut", metric, number)
-            plan.forward[place] = (*plan.forward.get(place, ()), key)
+    shortcut = _seen_at(graph, calls, join.shortcut_operand)
+    seen = [(_seen_at(graph, calls, value), sign) for value, sign in join.branch_operands]
+    branch = tuple((place, sign) for place, sign in seen if place is not None)
+    if shortcut is None or len(branch) < len(seen):
+        return
+    key: Key = ("shortcut", "shortcut_forward", number)
+    plan.forward[shortcut] = (*plan.forward.get(shortcut, ()), key)
+    key = ("shortcut", "branch_forward", number)
+    if len(branch) == 1:
+        plan.forward[branch[0][0]] = (*plan.forward.get(branch[0][0], ()), key)
+    else:
+        plan.forward_sums[branch] = (*plan.forward_sums.get(branch, ()), key)
+        plan.terms.update((place, branch) for place, _ in branch)
 
 
-def _seen_at(graph: Graph, calls: Sequence[Call], value: Value) -> tuple[int, str, int] | None:
+def _seen_at(graph: Graph, calls: Sequence[Call], value: Value) -> Place | None:
     """Return a module call that returned or received `value`: there its norm can be taken."""
+    size = prod(graph.shape(value))
     for side in ("out", "in"):
         for ordinal, call in enumerate(calls):
             edges = call.outputs if side == "out" else call.inputs
-            for position, (node, slot) in enumerate(edges):
-                if (graph.index.get(node, -1), slot) == value:
+            for position, edge in enumerate(edges):
+                node, slot = edge
+                if locate(graph, edge) == value and prod(_shape(node, slot)) == size:
                     return ordinal, side, position
     return None
+
+
+def _shape(node: Node, slot: int) -> tuple[int, ...]:
+    return tuple(node._input_metadata[slot].shape)
 
 
 def _sequence(node: Node) -> int:

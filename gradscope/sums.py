@@ -25,7 +25,8 @@ MERGED = ("Add", "Sub")
 class Term:
     """One term of a sum: a value, or the product of several, and the edges by which it enters.
 
-    `factors` are the edges of parameters that the sum itself multiplies the term with.
+    `factors` are the edges of parameters that the sum itself multiplies the term with. `sign` is 1
+    or -1 where the term is its value or minus that, 0 where the sum brings another factor along.
     """
 
     edges: tuple[Edge, ...]
@@ -34,6 +35,7 @@ class Term:
     gated: bool = False
     weighted: bool = False
     factors: tuple[Edge, ...] = ()
+    sign: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,18 @@ def _terms(flow: Flow, node: int) -> list[Term]:
         return []
     terms = [Term(((node, position),), (value,)) for position, value in data]
     if stem in ("Add", "Sub", "Rsub"):
-        second = stem == "Sub" or getattr(saved, "_saved_alpha", 1) != 1
-        scaled = (stem == "Rsub", second)
-        return [replace(t, scaled=scaled[p]) for t, (p, _) in zip(terms, data, strict=True)]
+        alpha = getattr(saved, "_saved_alpha", 1)
+        scaled = (stem == "Rsub", stem == "Sub" or alpha != 1)
+        times_alpha = _sign(alpha if stem == "Add" else -alpha)
+        signs = (times_alpha, 1) if stem == "Rsub" else (1, times_alpha)
+        return [
+            replace(t, scaled=scaled[p], sign=signs[p])
+            for t, (p, _) in zip(terms, data, strict=True)
+        ]
     if stem == "Lerp":
         gated = any(position == 2 for position, _ in data)
         return [
-            replace(t, scaled=not gated, gated=gated)
+            replace(t, scaled=not gated, gated=gated, sign=0)
             for t, (p, _) in zip(terms, data, strict=True)
             if p < 2
         ]
@@ -86,12 +93,15 @@ def _terms(flow: Flow, node: int) -> list[Term]:
         return _with_product(flow, node, terms)
     if stem == "Stack":
         return terms if _is_summed(flow, node) else []
-    if stem == "CopySlices":
-        return terms if _adds_in_place(flow, node) else []
-    if stem in ("IndexAdd", "ScatterAdd", "Cat"):
+    if stem == "Cat":
         return terms
-    if not stem and not flow.bears[node]:
-        return terms if _only_adds(flow, node) else []
+    if stem == "CopySlices":
+        factor = _adds_in_place(flow, node)
+        return [terms[0], replace(terms[1], sign=_sign(factor))] if factor else []
+    if stem in ("IndexAdd", "ScatterAdd"):
+        return [terms[0], *(replace(term, sign=0) for term in terms[1:])]
+    if not stem and not flow.bears[node] and _only_adds(flow, node):
+        return [replace(term, sign=0) for term in terms]
     return []
 
 
@@ -109,7 +119,12 @@ def _with_product(flow: Flow, node: int, terms: list[Term]) -> list[Term]:
         for position, (producer, _) in enumerate(flow.graph.edges[node])
         if position > 0 and producer >= 0 and (node, position) not in edges
     )
-    return [terms[0], Term(edges, values, not gated, gated, matrix, factors)]
+    first = replace(terms[0], sign=_sign(getattr(flow.graph.nodes[node], "_saved_beta", 1)))
+    return [first, Term(edges, values, not gated, gated, matrix, factors, sign=0)]
+
+
+def _sign(factor: float) -> int:
+    return int(factor) if abs(factor) == 1 else 0
 
 
 def _is_summed(flow: Flow, node: int) -> bool:
@@ -126,8 +141,8 @@ def _is_summed(flow: Flow, node: int) -> bool:
     return False
 
 
-def _adds_in_place(flow: Flow, node: int) -> bool:
-    """Ask an in-place operation on a view whether it added.
+def _adds_in_place(flow: Flow, node: int) -> float:
+    """Ask an in-place operation on a view by which factor it added its operand; 0 if it did not.
 
     The graph does not name the operation, but its backward can be called: an addition hands the
     gradient on to its first input as it is, and to the second one up to a factor; a product would
@@ -139,9 +154,10 @@ def _adds_in_place(flow: Flow, node: int) -> bool:
         ones = torch.ones(described.shape, dtype=described.dtype, device=described.device)
         first, *others = copy(ones)
         if ones.is_meta or len(others) != 1 or first is None or others[0] is None:
-            return False
-        factor = others[0].flatten()[:1]
-        return bool((first == 1).all() and (others[0] == factor).all() and factor != 0)
+            return 0.0
+        factor = others[0].flatten()[0]
+        added = (first == 1).all() and (others[0] == factor).all()
+        return float(factor) if added else 0.0
 
 
 def _only_adds(flow: Flow, node: int) -> bool:
@@ -176,7 +192,10 @@ def _merge(flow: Flow, node: int, terms: Sequence[Term], part: set[int]) -> list
             and _interpolation(flow, inner, inner_terms, set()) is None
         ):
             part.add(inner)
-            inner_terms = [replace(t, scaled=t.scaled or term.scaled) for t in inner_terms]
+            inner_terms = [
+                replace(t, scaled=t.scaled or term.scaled, sign=t.sign * term.sign)
+                for t in inner_terms
+            ]
             merged += _merge(flow, inner, inner_terms, part)
         else:
             merged.append(term)
@@ -199,7 +218,7 @@ def _interpolation(flow: Flow, node: int, terms: Sequence[Term], part: set[int])
                 edges: tuple[Edge, ...] = ((difference, position),)
                 if value == u.values[0]:
                     edges = (*u.edges, *edges)
-                whole.append(Term(edges, (value,), scaled=not gates, gated=bool(gates)))
+                whole.append(Term(edges, (value,), not gates, bool(gates), sign=0))
             part.add(difference)
             return Sum(node, tuple(whole), gates)
     return None
