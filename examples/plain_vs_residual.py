@@ -9,11 +9,7 @@ Writes one run a net under runs/, the readings of both to report.csv, and opens 
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -24,6 +20,7 @@ from tqdm import tqdm
 import digits
 import gradscope
 import nets
+import running
 
 DEPTH = 50
 BATCH = 64
@@ -31,11 +28,13 @@ BATCH = 64
 
 def main() -> None:
     """Train both nets, report, and open the dashboard."""
-    args = arguments()
+    args = running.arguments(
+        "Train a deep plain net and its residual twin, and look at their gradients.", steps=400
+    )
     runs = []
     for build in (nets.plain, nets.residual):
         torch.manual_seed(0)
-        folder = free_folder(args.runs, f"{build.__name__}-{DEPTH}")
+        folder = running.free_folder(args.runs, f"{build.__name__}-{DEPTH}")
         train(build(DEPTH), folder, args.steps, args.device)
         runs.append(gradscope.load(folder))
 
@@ -44,11 +43,7 @@ def main() -> None:
     pd.concat(frames, names=["run"]).reset_index(level="run").to_csv("report.csv", index=False)
     print(f"\nReadings: report.csv, runs: {', '.join(str(run.path) for run in runs)}")
 
-    if args.dashboard:
-        browser = [] if args.browser else ["--no-browser"]
-        command = [sys.executable, "-m", "gradscope", "dashboard", str(args.runs), *browser]
-        with suppress(KeyboardInterrupt):  # Ctrl-C ends the dashboard, and so the example
-            sys.exit(subprocess.run(command, check=False).returncode)
+    running.open_dashboard(args)
 
 
 def train(model: nn.Module, folder: Path, steps: int, device: str) -> None:
@@ -99,35 +94,6 @@ def print_table(runs: list[gradscope.Run]) -> None:
         )
     for diagnosis in diagnoses:
         print(f"\n{diagnosis.run}: {diagnosis.summary}")
-
-
-def free_folder(parent: Path, name: str) -> Path:
-    """Return `parent`/`name`, or with a number behind it where earlier runs are in the way."""
-    folder, number = parent / name, 1
-    while folder.exists():
-        number += 1
-        folder = parent / f"{name}-{number}"
-    return folder
-
-
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description="Train a deep plain net and its residual twin, and look at their gradients."
-    )
-    parser.add_argument("--steps", type=int, default=400, help="training steps of each net")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, mps ...")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder for the runs")
-    parser.add_argument(
-        "--no-dashboard", dest="dashboard", action="store_false", help="stop after the table"
-    )
-    parser.add_argument(
-        "--no-browser", dest="browser", action="store_false", help="only print the dashboard's URL"
-    )
-    args = parser.parse_args()
-    if args.steps < 1:
-        parser.error(f"--steps must be 1 or more, got {args.steps}")
-    return args
 
 
 if __name__ == "__main__":
