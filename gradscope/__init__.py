@@ -13,6 +13,7 @@ from gradscope._version import __version__
 from gradscope.errors import GradscopeError, GradscopeWarning
 
 if TYPE_CHECKING:
+    from gradscope import plots as plots
     from gradscope.comparison import Comparison, compare
     from gradscope.counterfactual import cut, path_lengths
     from gradscope.diagnosis import diagnose
@@ -65,6 +66,8 @@ no torch, neither of them plotly."""
 
 
 def __getattr__(name: str) -> Any:
+    if name == "plots":  # a module, which needs plotly
+        return importlib.import_module("gradscope.plots")
     if name in _HOMES:
         value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
         return value
