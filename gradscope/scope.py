@@ -226,7 +226,8 @@ class Scope:
         Raises
         ------
         GradscopeError
-            If a name is a column of `run.steps` already, or a value is no single number.
+            If a name is a column of `run.steps` already or no valid Unicode, or a value is no
+            single number.
         """
         if self._closed:
             raise GradscopeError(f"{self.path}: the scope is closed; log before close()")
@@ -234,6 +235,10 @@ class Scope:
             if name in schema.names(schema.STEPS):
                 raise GradscopeError(
                     f"log({name}=...): gradscope records a column of this name; choose another"
+                )
+            if name != name.encode("utf-8", "replace").decode("utf-8"):
+                raise GradscopeError(
+                    f"log({name!r}=...): no file can hold this name, it is no valid Unicode"
                 )
             if isinstance(value, Tensor) and value.numel() == 1:
                 continue
