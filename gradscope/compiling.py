@@ -14,6 +14,7 @@ def is_compiled(model: nn.Module) -> bool:
     return any(
         type(module).__name__ == "OptimizedModule"
         or getattr(module, "_compiled_call_impl", None) is not None
+        or getattr(module, "_compiler_ctx", None) is not None  # a LightningModule
         for module in model.modules()
     )
 

@@ -155,6 +155,14 @@ def test_readings_equal_those_of_a_plain_loop(tmp_path, options, loop):
     assert_same(run, plain(tmp_path / "plain", **loop))
 
 
+def test_a_compiled_module_is_recorded_from_its_first_step_on(tmp_path):
+    callback = GradscopeCallback(tmp_path / "run")
+    fit(torch.compile(Module(), backend="eager"), callback, tmp_path)
+    run = callback.scope.run
+    assert run.notes == []
+    assert_same(run, plain(tmp_path / "plain"))
+
+
 def test_several_optimizers_stepped_by_hand_share_a_step(tmp_path):
     callback = GradscopeCallback(tmp_path / "run")
     fit(Manual(), callback, tmp_path)

@@ -114,6 +114,7 @@ def assert_same(run, expected):
         ({"steps": 3, "gradient_accumulation_steps": 2}, {"accumulate": 2}),
         ({"max_grad_norm": 0.1}, {"clip": 0.1}),
         ({"bf16": True}, {"autocast": True}),
+        ({"torch_compile": True, "torch_compile_backend": "eager"}, {}),
     ],
 )
 def test_readings_equal_those_of_a_plain_loop(tmp_path, options, loop):

@@ -16,7 +16,11 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ModuleNotFoundError as missing:
     try:
-        from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning import (  # type: ignore[assignment, unused-ignore]
+            Callback,
+            LightningModule,
+            Trainer,
+        )
     except ModuleNotFoundError:
         raise GradscopeError(
             f"gradscope.integrations.lightning needs {missing.name}, which is not installed;"

@@ -7,6 +7,7 @@ import re
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 
 from gradscope.errors import GradscopeError
@@ -63,7 +64,9 @@ class GradscopeCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         """Begin to watch: the model is on its device, the optimizer is there."""
         assert model is not None
         self.close()
-        self.scope = watch(model, self._run, **self._settings)
+        # the Trainer does not show the compiled wrapper that it calls: one like it tells the same
+        shown: Any = torch.compile(model) if args.torch_compile else model
+        self.scope = watch(shown, self._run, **self._settings)
         self._training = True
 
     def on_log(
