@@ -5,9 +5,12 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from dash import Dash
+from dash.exceptions import DependencyException
 from flask import Response, abort, request
+from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, NotFound
 
 LARGEST_REQUEST = 2**20
+CALLBACK = "_dash-update-component"
 
 
 def protect(app: Dash, trusted_hosts: list[str] | None) -> None:
@@ -51,5 +54,16 @@ def protect(app: Dash, trusted_hosts: list[str] | None) -> None:
         if trusted_hosts is not None and asked not in trusted_hosts:
             abort(400, "this dashboard is not to be asked under that name")
 
+    def refuse(error: Exception) -> HTTPException:
+        """Answer a request that fails with a status and no word of why; the terminal has that."""
+        if isinstance(error, HTTPException):
+            return error
+        if isinstance(error, DependencyException):  # a file that no component has
+            return NotFound()
+        app.server.logger.error("cannot answer %s", request.path, exc_info=error)
+        # what a page asks for is answered, so this was not asked for by a page
+        return BadRequest() if request.path.endswith(CALLBACK) else InternalServerError()
+
     app.server.before_request(refuse_other_hosts)
     app.server.after_request(add_headers)
+    app.server.register_error_handler(Exception, refuse)
