@@ -96,11 +96,13 @@ def find_functions(
         owner.setdefault(value, layer)
     found = []
     for node, kind in kinds.items():
-        if id(makers.maker(node)) in activations:
-            continue
+        if not graph.edges[node] or id(makers.maker(node)) in activations:
+            continue  # it made an input of the model, or belongs to a module
         value = graph.edges[node][0]
         whole = _only_for(consumers[value], parts)
         while value not in owner and _SAME_ELEMENTS.match(graph.names[value[0]]):
+            if not graph.edges[value[0]]:
+                break
             value = graph.edges[value[0]][0]
             whole &= len(consumers[value]) == 1
         if value in owner and whole:

@@ -9,9 +9,11 @@ because node objects live for one step only; two steps of one structure number t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.autograd.graph import Node
 
 Value = tuple[int, int]
@@ -136,6 +138,22 @@ def contains(outer: Call, inner: Call) -> bool:
 def sequence_number() -> int:
     """Return the number that autograd will give to the next node of this thread."""
     return torch._C._autograd._get_sequence_nr()
+
+
+def saved_factors(node: Node) -> tuple[Tensor | None, Tensor | None]:
+    """Return the two factors of a product (or quotient), detached, as far as its node keeps them.
+
+    None stands for one that backward does not need, that was changed in place since, or that hooks
+    keep elsewhere: checkpointing would compute it anew.
+    """
+    found: list[Tensor | None] = []
+    for name in ("self", "other"):
+        tensor = None
+        if getattr(node, f"_raw_saved_{name}").unpack_hook is None:
+            with suppress(RuntimeError):
+                tensor = getattr(node, f"_saved_{name}")
+        found.append(None if tensor is None else tensor.detach())
+    return found[0], found[1]
 
 
 class Makers:

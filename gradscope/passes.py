@@ -16,10 +16,10 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from gradscope import measure
 from gradscope.activations import activation_readings
-from gradscope.graph import Call, Graph, sequence_number, walk
+from gradscope.graph import Call, Graph, saved_factors, sequence_number, walk
 from gradscope.measure import Reading
 from gradscope.modules import ModuleInfo
-from gradscope.plan import Place, Plan, SignedPlaces
+from gradscope.plan import Operand, Place, Plan, SignedPlaces
 from gradscope.tape import Readings
 
 Edge = tuple[Node, int]
@@ -119,14 +119,32 @@ class Forward:
             return None
         return walk(call.outputs, {node for node, _ in call.inputs})
 
-    def supply(self, plan: Plan) -> None:
-        """Give the joins in `plan` the norms of the tensors that they add up, where seen."""
-        for place, keys in plan.forward.items():
-            if (norm := self._norms.get(place)) is not None:
+    def supply(self, plan: Plan, graph: Graph) -> None:
+        """Give the joins in `plan` the norms of what they add up, where these can be had."""
+        for operand, keys in plan.forward.items():
+            if (norm := self._norm(operand, graph)) is not None:
                 self.readings.add(norm, *keys)
         for places, keys in plan.forward_sums.items():
             if (norm := self._sum_norms.get(places)) is not None:
                 self.readings.add(norm, *keys)
+
+    def _norm(self, operand: Operand, graph: Graph) -> Reading | None:
+        """Return the norm of `operand`; None where it was not seen, or a factor is gone."""
+        norm: Reading | None = None
+        if operand.place is not None:
+            norm = self._norms.get(operand.place)
+        elif operand.product is not None:
+            one, other = saved_factors(graph.nodes[operand.product])
+            if one is not None and other is not None:
+                norm = measure.norm(measure.dense(one * other))
+        for node in operand.times:
+            one, other = saved_factors(graph.nodes[node])
+            factor = one if other is None else other
+            if norm is None or factor is None or factor.numel() != 1:
+                return None
+            size = abs(factor.item()) if factor.is_cpu else measure.dense(factor).abs().view(())
+            norm = norm / size if graph.names[node] == "DivBackward0" else norm * size
+        return norm
 
     def _measure_output(
         self,
@@ -166,7 +184,7 @@ class Forward:
         """Take the norms that a join will ask for, as far as the previous forward tells."""
         for position, tensor in enumerate(tensors):
             place = (ordinal, side, position)
-            if self._expected is None or place in self._expected.forward:
+            if self._expected is None or place in self._expected.places:
                 self._norms[place] = measure.norm(measure.dense(tensor))
             self._hold(place, tensor)
 

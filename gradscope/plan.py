@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch.autograd.graph import Node
 
@@ -30,6 +30,19 @@ Place = tuple[int, str, int]
 """Where a tensor was seen: call, "in" or "out", position among the tensors with a gradient."""
 
 SignedPlaces = tuple[tuple[Place, int], ...]
+
+
+class Operand(NamedTuple):
+    """How to get the norm of S(x) or F(x).
+
+    It is the tensor seen at `place` or, where no module shows it, the product of the two factors
+    that the node `product` has saved, and this times the constants of the nodes `times`.
+    """
+
+    place: Place | None
+    product: int | None
+    times: tuple[int, ...]
+
 
 Part = Literal["shortcut", "branch", "other"]
 _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
@@ -82,8 +95,9 @@ class Plan:
     values, edges : by index of the node that gets the hook
     direct : (call, output, keys)
         Outputs of layers that the model's outputs do not depend on, such as an auxiliary loss's.
-    forward : place -> keys
-        Tensors whose norm the forward ratio of a join needs.
+    forward : operand -> keys
+        What the forward ratio of a join needs the norm of.
+    places : those of `forward`
     forward_sums : places, each with a sign -> keys
         Sums of tensors whose norm it needs: those of branches with several terms.
     terms : place -> the one of `forward_sums` that it belongs to
@@ -98,7 +112,8 @@ class Plan:
     sums: list[Sum] = field(default_factory=list)
     joins: list[JoinTap] = field(default_factory=list)
     direct: list[tuple[int, int, tuple[Key, ...]]] = field(default_factory=list)
-    forward: dict[Place, tuple[Key, ...]] = field(default_factory=dict)
+    forward: dict[Operand, tuple[Key, ...]] = field(default_factory=dict)
+    places: set[Place] = field(default_factory=set)
     forward_sums: dict[SignedPlaces, tuple[Key, ...]] = field(default_factory=dict)
     terms: dict[Place, SignedPlaces] = field(default_factory=dict)
     leaves: list[int] = field(default_factory=list)
@@ -222,22 +237,47 @@ def position(
 
 
 def _plan_forward(graph: Graph, calls: Sequence[Call], join: Join, number: int, plan: Plan) -> None:
-    """Plan to read ||S(x)|| and ||F(x)|| where modules show both."""
+    """Plan to read ||S(x)|| and ||F(x)|| where both can be had."""
     if join.shortcut_operand is None:
         return
-    shortcut = _seen_at(graph, calls, join.shortcut_operand)
-    seen = [(_seen_at(graph, calls, value), sign) for value, sign in join.branch_operands]
-    branch = tuple((place, sign) for place, sign in seen if place is not None)
-    if shortcut is None or len(branch) < len(seen):
+    shortcut = _operand(graph, calls, join.shortcut_operand)
+    branch = [(_operand(graph, calls, value), sign) for value, sign in join.branch_operands]
+    places = tuple((term.place, sign) for term, sign in branch if term and term.place)
+    keys: dict[str, Key] = {
+        way: ("shortcut", f"{way}_forward", number) for way in ("shortcut", "branch")
+    }
+    if shortcut is None:
         return
-    key: Key = ("shortcut", "shortcut_forward", number)
-    plan.forward[shortcut] = (*plan.forward.get(shortcut, ()), key)
-    key = ("shortcut", "branch_forward", number)
-    if len(branch) == 1:
-        plan.forward[branch[0][0]] = (*plan.forward.get(branch[0][0], ()), key)
+    if len(branch) == 1 and branch[0][0] is not None:
+        wanted = {"shortcut": shortcut, "branch": branch[0][0]}
+    elif len(places) == len(branch) and not any(term and term.times for term, _ in branch):
+        wanted = {"shortcut": shortcut}
+        plan.forward_sums[places] = (*plan.forward_sums.get(places, ()), keys["branch"])
+        plan.terms.update((place, places) for place, _ in places)
     else:
-        plan.forward_sums[branch] = (*plan.forward_sums.get(branch, ()), key)
-        plan.terms.update((place, branch) for place, _ in branch)
+        return
+    for way, operand in wanted.items():
+        plan.forward[operand] = (*plan.forward.get(operand, ()), keys[way])
+        if operand.place is not None:
+            plan.places.add(operand.place)
+
+
+def _operand(graph: Graph, calls: Sequence[Call], value: Value) -> Operand | None:
+    """Return how to get the norm of `value`, None if there is no cheap way."""
+    times: list[int] = []
+    while True:
+        place = _seen_at(graph, calls, value)
+        if place is not None:
+            return Operand(place, None, tuple(times))
+        node = value[0]
+        if graph.names[node] not in ("MulBackward0", "DivBackward0"):
+            return None
+        one, other = graph.edges[node]
+        if one[0] >= 0 and other[0] >= 0:
+            is_product = graph.names[node] == "MulBackward0"
+            return Operand(None, node, tuple(times)) if is_product else None
+        times.append(node)
+        value = one if one[0] >= 0 else other
 
 
 def _seen_at(graph: Graph, calls: Sequence[Call], value: Value) -> Place | None:

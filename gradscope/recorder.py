@@ -224,7 +224,7 @@ class Recorder:
         self._plans[structure] = plan  # the last one used stands last
         if len(self._plans) > PLANS:
             del self._plans[next(iter(self._plans))]
-        forward.supply(plan)
+        forward.supply(plan, graph)
         if plan.functions:
             self._read_functions(plan, graph, forward)
         self._expected[outermost] = plan

@@ -158,7 +158,8 @@ SHORTCUT_METRICS: Table = (
         "other_norm",
         "float32",
         "loss/activation",
-        "L2 norm of its part over edges that belong to neither, such as a gate's; 0 without any",
+        "L2 norm of the rest: over edges that belong to neither, such as a gate's, and what a loss"
+        " takes directly of a block's input that the model returns, too; 0 without any",
     ),
     Column("cosine", "float32", "", "cosine between the shortcut's and the branch's part"),
     Column(
@@ -167,7 +168,14 @@ SHORTCUT_METRICS: Table = (
         "",
         "shortcut_norm^2 / (shortcut_norm^2 + branch_norm^2); norms of parts do not add up",
     ),
-    Column("branch_ratio", "float32", "", "forward ||F(x)|| / ||S(x)||, branch over shortcut"),
+    Column(
+        "branch_ratio",
+        "float32",
+        "",
+        "forward ||F(x)|| / ||S(x)||, branch over shortcut; NaN where the sum itself scales a term"
+        " (lerp, addcmul, alpha), no module takes or returns one, or checkpointing has dropped it,"
+        " and at the first recorded step of a branch that is itself a sum",
+    ),
 )
 
 SHORTCUT_READINGS: Table = (

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from gradscope import graph, passes
@@ -142,12 +143,29 @@ def reader_elsewhere(m: Net, x: Tensor, ways: Ways) -> Tensor:
     return (s + f) * m.g(o).sigmoid()
 
 
-# The sum scales a term, or a product is never the output of a module: no forward ratio.
-
-
 def scaled(m: Net, x: Tensor, ways: Ways) -> Tensor:
     s, b, _ = ways(x)
-    return 0.5 * s + m.f(b)
+    s, f = 0.5 * s, m.f(b) / 3
+    ways.show(s, f)
+    return s + f
+
+
+def highway(m: Net, x: Tensor, ways: Ways) -> Tensor:
+    s, b, o = ways(x)
+    t = torch.sigmoid(m.g(o))
+    s, f = (1 - t) * s, t * m.f(b)
+    ways.show(s, f)
+    return f + s
+
+
+def layer_scale(m: Net, x: Tensor, ways: Ways) -> Tensor:
+    s, b, _ = ways(x)
+    f = 0.1 * (m.n1.weight * m.f(b))
+    ways.show(s, f)
+    return s + f
+
+
+# The sum itself scales a term, so that no tensor is S(x) or F(x): no forward ratio.
 
 
 def scaled_by_the_addition(m: Net, x: Tensor, ways: Ways) -> Tensor:
@@ -160,15 +178,9 @@ def interpolated(m: Net, x: Tensor, ways: Ways) -> Tensor:
     return torch.lerp(s, m.f(b), 0.3)
 
 
-def layer_scale(m: Net, x: Tensor, ways: Ways) -> Tensor:
+def fused_layer_scale(m: Net, x: Tensor, ways: Ways) -> Tensor:
     s, b, _ = ways(x)
     return torch.addcmul(s, m.f(b), m.n1.weight)
-
-
-def highway(m: Net, x: Tensor, ways: Ways) -> Tensor:
-    s, b, o = ways(x)
-    t = torch.sigmoid(m.g(o))
-    return t * m.f(b) + (1 - t) * s
 
 
 def coupled_highway(m: Net, x: Tensor, ways: Ways) -> Tensor:
@@ -178,9 +190,9 @@ def coupled_highway(m: Net, x: Tensor, ways: Ways) -> Tensor:
 
 SEEN = (
     identity, projection, subtraction, in_place, chain, transformer, attention_on_the_input,
-    two_branches, reader_elsewhere,
+    two_branches, reader_elsewhere, scaled, highway, layer_scale,
 )  # fmt: skip
-UNSEEN = (scaled, scaled_by_the_addition, interpolated, layer_scale, highway, coupled_highway)
+UNSEEN = (scaled_by_the_addition, interpolated, fused_layer_scale, coupled_highway)
 
 
 def record(model, x, path, steps=1, loss=None, **settings):
@@ -249,10 +261,12 @@ def test_the_forward_norm_of_a_branch_of_two_terms_is_that_of_their_sum(tmp_path
     np.testing.assert_allclose(run.shortcut_readings.branch_ratio, [math.nan, *ways.ratios[1:]])
 
 
-@pytest.mark.parametrize("function", SEEN, ids=lambda f: f.__name__)
-def test_parts_obey_the_law_of_cosines(function, tmp_path):
-    if function is reader_elsewhere:
-        function = chain
+@pytest.mark.parametrize(
+    "function",
+    [f for f in (*SEEN, *UNSEEN) if f not in (reader_elsewhere, highway, coupled_highway)],
+    ids=lambda f: f.__name__,
+)
+def test_two_parts_obey_the_law_of_cosines(function, tmp_path):
     run = record(Net(function).double(), torch.randn(4, 5).double(), tmp_path / "run", 3)
     r = run.shortcut_readings
     whole = r.shortcut_norm**2 + r.branch_norm**2 + 2 * r.shortcut_norm * r.branch_norm * r.cosine
@@ -279,6 +293,27 @@ def test_nested_shortcuts_of_one_value_each_have_their_own_split(tmp_path):
     of_inner, of_outer = run.shortcut_readings.itertuples()
     check(of_inner, total, inner, branch, outer)
     check(of_outer, total, outer, inner + branch, torch.zeros_like(total))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_forward_ratios_compute_nothing_again_that_a_checkpoint_has_dropped(reentrant, tmp_path):
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.net, self.calls = nn.Linear(5, 5), Net(highway), 0
+
+        def inner(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.net(x)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(self.inner, self.stem(x), use_reentrant=reentrant)
+
+    model = Checkpointed()
+    run = record(model, torch.randn(4, 5), tmp_path / "run", steps=2)
+    assert model.calls == 4  # forward and recomputed, twice
+    assert run.notes == []
+    assert run.shortcut_readings.branch_ratio.isna().all() == (not reentrant)
 
 
 # --- gradient that comes from elsewhere ----------------------------------------------------------
@@ -409,6 +444,22 @@ def test_parts_in_half_precision_are_summed_in_full(tmp_path):
     run = record(model, x, tmp_path / "run", loss=lambda y: y.sum())
     (row,) = run.shortcut_readings.itertuples()
     assert row.branch_norm == pytest.approx(2.0)  # (256 + 1 - 256) for each of four elements
+
+
+@pytest.mark.parametrize("function", SEEN + UNSEEN, ids=lambda f: f.__name__)
+def test_nothing_waits_for_the_device(function, tmp_path):
+    """On the meta device whatever would wait for a value raises, and would be noted."""
+    model = Features()
+    model.body.function = function
+    run = record(
+        model.to("meta"),
+        torch.empty(4, 5, device="meta"),
+        tmp_path / "run",
+        steps=3,
+        loss=lambda output: output[0].sum() + output[1].sum(),
+    )
+    assert len(run.steps) == 3 and run.notes == []
+    assert len(run.shortcuts) > 0
 
 
 # --- training loops ------------------------------------------------------------------------------
