@@ -73,6 +73,10 @@ def main(kind, path):
                 gradscope.watch(nn.parallel.DistributedDataParallel(model), path, **attempt)
             except gradscope.GradscopeError as error:
                 print(f"rank {rank}: {error}")
+    elif kind == "resumed":
+        model = nn.parallel.DistributedDataParallel(model)
+        with gradscope.watch(model, path, resume=True):
+            train(model, optimizer, half)
     elif kind == "bare":
         model = nn.parallel.DistributedDataParallel(model)
         train(model, optimizer, half)

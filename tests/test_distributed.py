@@ -108,3 +108,15 @@ def test_what_one_rank_cannot_do_is_an_error_on_all(tmp_path):
         cut, folder = out.splitlines()
         assert cut.startswith(f"rank {rank}: watch(cut=") and "DistributedDataParallel" in cut
         assert "cannot be written" in folder
+
+
+def test_two_processes_resume_one_run(whole, tmp_path):
+    for _ in range(2):
+        run_two("resumed", tmp_path / "run")
+    run = gradscope.load(tmp_path / "run")
+    assert run.steps.step.tolist() == list(range(6))
+    assert run.layers.name.tolist() == whole.layers.name.tolist()
+    assert len(run.shortcuts) == len(whole.shortcuts)
+    for column in ("grad_norm", "signal_norm"):
+        first, second = np.split(run.matrix(column)[1], 2)
+        np.testing.assert_array_equal(first, second)
