@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gradscope.kinds import canonical
 from gradscope.run import Run
 from gradscope.signal_path import Floats, SignalPath, signal_path
 
@@ -65,6 +66,18 @@ class Case:
     def names(self) -> list[str]:
         """The layers' names."""
         return [str(name) for name in self.layers["name"]]
+
+    @cached_property
+    def activations(self) -> list[str]:
+        """For each layer the activation that is read there: itself or a function on its output."""
+        functions = self.run.functions
+        kinds = [functions.get(i, str(kind)) for i, kind in enumerate(self.layers["kind"])]
+        return [canonical(kind) for kind in kinds]
+
+    @cached_property
+    def kinds(self) -> set[str]:
+        """The kinds of the layers and of the functions called on their outputs."""
+        return {canonical(str(kind)) for kind in self.layers["kind"]} | set(self.activations)
 
     def median(self, column: str) -> Floats:
         """Return a layer metric's median in each block, (blocks, layers), NaN where unread."""

@@ -50,6 +50,7 @@ class Catalogue:
         self.layers = list(layers)
         self.shortcuts = list(shortcuts)
         self.layer_of: dict[int, int] = {}
+        self.function_of: dict[int, str] = {}  # module -> activation called on its output
         self._resumed = {row["name"]: row["layer"] for row in layers}
         names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in shortcuts]
         self._shortcut_of = {
@@ -108,15 +109,16 @@ class Catalogue:
                 continue
             depth += info.weight_layer
             self.layer_of[info.module] = len(self.layers)
-            self.layers.append(
-                {
-                    "layer": len(self.layers),
-                    "name": info.name,
-                    "kind": info.kind,
-                    "depth": depth,
-                    "parameters": info.parameters,
-                }
-            )
+            row: Json = {
+                "layer": len(self.layers),
+                "name": info.name,
+                "kind": info.kind,
+                "depth": depth,
+                "parameters": info.parameters,
+            }
+            if info.module in self.function_of:
+                row["function"] = self.function_of[info.module]
+            self.layers.append(row)
 
     def add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
         """Return the number of each shortcut, given now where it is met for the first time."""

@@ -33,13 +33,14 @@ _MODULES: dict[str, Callable[[Any], nn.Module]] = {
     "Hardshrink": lambda node: nn.Hardshrink(node._saved_lambd),
     "Hardsigmoid": lambda _: nn.Hardsigmoid(),
     "Hardswish": lambda _: nn.Hardswish(),
-    "Hardtanh": lambda node: nn.Hardtanh(node._saved_min_val, node._saved_max_val),
+    "Hardtanh": lambda node: _hardtanh(node._saved_min_val, node._saved_max_val),
     "LeakyRelu": lambda node: nn.LeakyReLU(node._saved_negative_slope),
     "LogSigmoid": lambda _: nn.LogSigmoid(),
     "Mish": lambda _: nn.Mish(),
     "Relu": lambda _: nn.ReLU(),
     "Sigmoid": lambda _: nn.Sigmoid(),
     "Silu": lambda _: nn.SiLU(),
+    "Softsign": lambda _: nn.Softsign(),  # there is no such node: it is a division
     "Softplus": lambda node: nn.Softplus(node._saved_beta, node._saved_threshold),
     "Softshrink": lambda node: nn.Softshrink(node._saved_lambd),
     "Tanh": lambda _: nn.Tanh(),
@@ -47,12 +48,20 @@ _MODULES: dict[str, Callable[[Any], nn.Module]] = {
 """Kind of node -> the module that does what the node did, its settings included."""
 
 
+def _hardtanh(low: float, high: float) -> nn.Module:
+    return nn.ReLU6() if (low, high) == (0, 6) else nn.Hardtanh(low, high)
+
+
 @dataclass(frozen=True)
 class Function:
-    """A call of an activation function: its node, and the layer whose output it was given."""
+    """A call of an activation function on the output of a layer.
+
+    `kind` is its node's; `name` is the class of the module that does the same.
+    """
 
     node: int
     kind: str
+    name: str
     layer: int
 
 
@@ -106,7 +115,8 @@ def find_functions(
             value = graph.edges[value[0]][0]
             whole &= len(consumers[value]) == 1
         if value in owner and whole:
-            found.append(Function(node, kind, owner[value]))
+            name = type(_MODULES[kind](graph.nodes[node])).__name__
+            found.append(Function(node, kind, name, owner[value]))
     return found
 
 
@@ -147,12 +157,12 @@ def _input_and_output(node: Any, kind: str) -> tuple[nn.Module, Tensor | None, T
 
     The input is None where only the output is kept. Nothing where neither can be had.
     """
+    module = _MODULES[kind](node)
     if kind == "Softsign":
         z, size = _saved(node, "self"), _saved(node, "other")
         if z is None or size is None:
             return None
-        return nn.Softsign(), None, sample(z) / sample(size), z.numel()
-    module = _MODULES[kind](node)
+        return module, None, sample(z) / sample(size), z.numel()
     output = _saved(node, "result")
     if output is not None:
         return module, None, output, output.numel()

@@ -42,13 +42,14 @@ def ledger(run: Run, step: int | None = None) -> pd.DataFrame:
     Returns
     -------
     DataFrame, one row a layer or block in order of depth
-        `layer` (index in `run.layers`, missing for blocks and the remainder), `name`, `kind`,
-        `group` (`weight`, `activation`, `normalisation`, `shortcut` or `other`), `gain` (decades,
-        negative where gradient is lost), `on_path`. The gains of the rows with `on_path` add up
-        to the decades between the first and the last hidden layer; what happened between the
-        modules, in functions that are none, is the last of these rows, `(remainder)`. Layers
-        within a residual block have a gain of their own but are not on the path: the block is.
-        No rows where no signal was recorded.
+        `layer` (index in `run.layers`, missing for what is none), `name`, `kind`, `group`
+        (`weight`, `activation`, `normalisation`, `shortcut` or `other`), `gain` (decades, negative
+        where gradient is lost), `on_path`. The gains of the rows with `on_path` add up to the
+        decades between the first and the last hidden layer. An activation that was called as a
+        function on a layer's output is a row under that layer's name, its gain taken up to the
+        next layer's input; what else happened between the modules is the last of these rows,
+        `(remainder)`. Layers within a residual block have a gain of their own but are not on the
+        path: the block is. No rows where no signal was recorded.
 
     Raises
     ------
@@ -90,8 +91,11 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
     weights = is_weight_layer(layers)
     blocks = residual_blocks(run)
     totals = _totals(run, blocks, row)
+    functions = run.functions
     start, early = _start(path, row)
     end = path.end
+    first_function = start + (path.start_behind and start == path.start)
+    last_function = end - (not path.end_behind)
 
     rows: list[list[Any]] = []
     for index in range(len(layers)):
@@ -106,6 +110,11 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
         on_path = start < index <= end and not inside
         what = group(kind, bool(weights[index]))
         rows.append([index, name, kind, what, gains[index], on_path])
+        if index in functions:
+            behind = _at_next(index, blocks, totals, at_input)
+            gain = log10(ratio(at_output[index : index + 1], np.array([behind])))[0]
+            on_path = first_function <= index <= last_function and not inside
+            rows.append([None, name, functions[index], "activation", gain, on_path])
     frame = pd.DataFrame(rows, columns=COLUMNS)
     frame["on_path"] &= np.isfinite(frame["gain"])
 
@@ -140,10 +149,15 @@ def _behind(
     block = blocks[number]
     if block.form == "identity":
         return float(gradient_behind(run, block)[row])
-    for other, following in enumerate(blocks):
-        if following.first == block.after:
-            return float(totals[other])
-    return float(at_input[block.after]) if block.after < len(at_input) else np.nan
+    return _at_next(block.after - 1, blocks, totals, at_input)
+
+
+def _at_next(index: int, blocks: list[Block], totals: Floats, at_input: Floats) -> float:
+    """Return the gradient at the input of what follows layer `index`: a block or a layer."""
+    for number, block in enumerate(blocks):
+        if block.first == index + 1:
+            return float(totals[number])
+    return float(at_input[index + 1]) if index + 1 < len(at_input) else np.nan
 
 
 def decades_by_group(frame: pd.DataFrame) -> dict[str, float]:

@@ -251,7 +251,9 @@ class Recorder:
                 for name, occurrence, join in zip(names, occurrences(names), joins, strict=True)
             ]
         )
-        return make_plan(graph, calls, layers, joins, numbers)
+        plan = make_plan(graph, calls, layers, joins, numbers)
+        self._catalogue.function_of |= {f.layer: f.name for f in plan.functions}
+        return plan
 
     def _find_joins(self, graph: Graph, calls: Sequence[Call]) -> list[Join]:
         """Look for residual joins, within a share of the time that the training has taken."""

@@ -111,6 +111,16 @@ class Run:
         return self._layers.copy()
 
     @property
+    def functions(self) -> dict[int, str]:
+        """Activations called on a layer's output without a module: layer -> name, as `ReLU`."""
+        rows = self.meta["layers"]
+        return {
+            place: str(row[schema.FUNCTION])
+            for place, row in enumerate(rows)
+            if schema.FUNCTION in row
+        }
+
+    @property
     def shortcuts(self) -> pd.DataFrame:
         """One row a residual join, the columns of `schema.SHORTCUTS`."""
         return self._shortcuts.copy()

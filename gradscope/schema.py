@@ -52,6 +52,10 @@ LAYERS: Table = (
     Column("parameters", "int64", "elements", "trainable and frozen elements owned by the module"),
 )
 
+FUNCTION = "function"
+"""Key of a layer in run.json, beside LAYERS: class name of the activation that a function called on
+its output computes, `ReLU` for F.relu; missing where there is none. See `Run.functions`."""
+
 FORMS = ("identity", "projection", "scaled", "gated", "nested", "concat", "partial")
 """Kinds of residual join. `concat` and `partial` are listed but their gradient is not split."""
 
@@ -124,9 +128,7 @@ LAYER_METRICS: Table = (
         "mean |phi'(z)| of an activation: the layer itself, or functions such as F.relu that were"
         " called on its output",
     ),
-    Column(
-        "zero_fraction", "float32", "", "share of that activation's outputs that are exactly 0"
-    ),
+    Column("zero_fraction", "float32", "", "share of that activation's outputs that are exactly 0"),
     Column(
         "saturated_fraction",
         "float32",

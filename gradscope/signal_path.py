@@ -48,6 +48,9 @@ class SignalPath:
         What they are, in words: `layer fc1`, `the input of block3`.
     start, end : int
         The layers start < index <= end lie between the two ends.
+    start_behind, end_behind : bool
+        Whether a function that is called on the output of the layer `start` (`end`) lies before
+        that end of the path, so that the end is behind it.
     decades : float64 (S,)
         log10(early / late). -inf where the early signal underflowed to 0, NaN where it is 0 for
         another reason or was not read, or where the loss gave no gradient at all.
@@ -62,6 +65,8 @@ class SignalPath:
     late_name: str
     start: int
     end: int
+    start_behind: bool
+    end_behind: bool
     decades: Floats
 
     @property
@@ -117,12 +122,12 @@ def signal_path(run: Run) -> SignalPath | None:
     # each end twice: at the layer's output, and behind its activation, where the next one begins
     second = chosen[min(1, len(chosen) - 1)]
     early = [
-        _End(signal[:, hidden[0]], int(hidden[0]), _named(layers, hidden[0])),
-        _End(at_input[:, second], int(second) - 1, _named(layers, hidden[0])),
+        _End(signal[:, hidden[0]], int(hidden[0]), False, _named(layers, hidden[0])),
+        _End(at_input[:, second], int(second) - 1, True, _named(layers, hidden[0])),
     ]
     late = [
-        _End(signal[:, hidden[-1]], int(hidden[-1]), _named(layers, hidden[-1])),
-        _End(at_input[:, chosen[-1]], int(chosen[-1]) - 1, _named(layers, hidden[-1])),
+        _End(signal[:, hidden[-1]], int(hidden[-1]), False, _named(layers, hidden[-1])),
+        _End(at_input[:, chosen[-1]], int(chosen[-1]) - 1, True, _named(layers, hidden[-1])),
     ]
     blocks = residual_blocks(run) if len(chosen) > 1 else []
     if blocks and (hidden < blocks[0].first).sum() <= 1:
@@ -144,27 +149,34 @@ def signal_path(run: Run) -> SignalPath | None:
         late[which].name,
         early[which].place,
         late[which].place,
+        early[which].behind,
+        late[which].behind,
         behind if which else at_output,
     )
 
 
 class _End(NamedTuple):
-    """An end of the path: the signal there, (S,), the last layer before it, and its name."""
+    """An end of the path: the signal there, (S,), the last layer before it, and its name.
+
+    `behind`: it is behind what is called on that layer's output, too.
+    """
 
     signal: Floats
     place: int
+    behind: bool
     name: str
 
 
 def _before(run: Run, block: Block) -> _End:
     totals = run.shortcut_matrix("total_norm")[1][:, block.shortcut]
-    return _End(np.asarray(totals, dtype=np.float64), block.first - 1, f"the input of {block.name}")
+    name = f"the input of {block.name}"
+    return _End(np.asarray(totals, dtype=np.float64), block.first - 1, True, name)
 
 
 def _behind(run: Run, block: Block) -> _End:
     if block.form == "identity":
         name = f"the output of {block.name}"
-        return _End(gradient_behind(run, block), block.after - 1, name)
+        return _End(gradient_behind(run, block), block.after - 1, True, name)
     return _before(run, block)
 
 

@@ -207,3 +207,43 @@ def test_functions_that_are_all_off_are_found_dead(tmp_path: Path) -> None:
     diagnosis = gradscope.diagnose(gradscope.load(tmp_path / "run"))
     assert diagnosis.verdict == "dead"
     assert diagnosis.findings[0].layers == ("first",)
+
+
+class Deep(nn.Module):
+    """Six hidden layers and an output layer, with activations as modules or as functions."""
+
+    def __init__(self, functional: bool, gain: float) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.hidden = nn.ModuleList(nn.Linear(6, 6) for _ in range(6))
+        self.activations = nn.ModuleList(nn.Tanh() for _ in range(0 if functional else 6))
+        self.last = nn.Linear(6, 2)
+        self.functional = functional
+        for layer in self.hidden:
+            nn.init.normal_(layer.weight, std=gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.hidden):
+            x = torch.tanh(layer(x)) if self.functional else self.activations[i](layer(x))
+        return self.last(x)
+
+
+@pytest.mark.parametrize(("gain", "verdict"), [(0.15, "vanishing"), (3.0, "saturated")])
+def test_a_net_of_functions_is_diagnosed_as_the_same_net_of_modules(
+    tmp_path: Path, gain: float, verdict: str
+) -> None:
+    diagnoses, sums = [], []
+    for functional in (False, True):
+        path = tmp_path / str(functional)
+        recorded(path, Deep(functional, gain))
+        run = gradscope.load(path)
+        diagnoses.append(gradscope.diagnose(run))
+        ledger = run.ledger()
+        sums.append(ledger[ledger["on_path"]].groupby("group")["gain"].sum())
+        assert ledger["gain"].iloc[-1] == pytest.approx(0, abs=1e-5)  # the remainder
+    modular, functional = diagnoses
+    assert modular.verdict == functional.verdict == verdict
+    assert functional.decades == pytest.approx(modular.decades, abs=1e-5)
+    assert functional.findings[0].remedies == modular.findings[0].remedies
+    assert sums[1].to_dict() == pytest.approx(sums[0].to_dict(), abs=1e-5)
+    assert run.functions == dict.fromkeys(range(6), "Tanh")

@@ -172,7 +172,6 @@ def _speed_in_words(decades: float) -> str:
 def _against_vanishing(case: Case, account_frame: pd.DataFrame) -> Iterator[str]:
     groups = decades_by_group(account_frame)
     on_path = account_frame[account_frame["on_path"]]
-    kinds = {canonical(kind) for kind in case.layers["kind"]}
     worst = min(groups, key=lambda name: groups[name]) if groups else "other"
     activations = on_path.loc[on_path["group"] == "activation", "kind"]
     flat = [kind for kind in activations.unique() if canonical(kind) in BOTH_SIDES]
@@ -184,30 +183,29 @@ def _against_vanishing(case: Case, account_frame: pd.DataFrame) -> Iterator[str]
             " is lost in"
         )
     if groups.get("weight", 0) < -0.5 or not flat:
-        if kinds & {"tanh", "softsign", "sigmoid"}:
+        if case.kinds & {"tanh", "softsign", "sigmoid"}:
             yield "start from Xavier weights (torch.nn.init.xavier_normal_, with the gain)"
         else:
             yield "start from He weights (torch.nn.init.kaiming_normal_): the default's are smaller"
-    if not any("norm" in kind for kind in kinds):
+    if not any("norm" in kind for kind in case.kinds):
         yield "put a normalisation between weights and activation (BatchNorm, LayerNorm)"
 
 
 def _against_exploding(case: Case, account_frame: pd.DataFrame) -> Iterator[str]:
     groups = decades_by_group(account_frame)
-    kinds = {canonical(kind) for kind in case.layers["kind"]}
     worst = max(groups, key=lambda name: groups[name]) if groups else "other"
     if worst == "shortcut":
         yield (
             "scale each branch by 1/sqrt(number of blocks), or start its last layer at zero:"
             " blocks without it grow with depth"
         )
-    if worst == "normalisation" or any("batchnorm" in kind for kind in kinds):
+    if worst == "normalisation" or any("batchnorm" in kind for kind in case.kinds):
         yield (
             "warm the learning rate up: BatchNorm without shortcuts explodes at initialisation"
             " and often recovers within the first steps"
         )
     if worst in ("weight", "other"):
         yield "start from smaller weights: Xavier for tanh, He (fan in) for ReLU"
-    if not any("norm" in kind for kind in kinds):
+    if not any("norm" in kind for kind in case.kinds):
         yield "put a normalisation before each branch or activation"
     yield "clip the gradient's norm, so that one step cannot throw the weights far"

@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.blocks import residual_blocks
 from gradscope.case import BLOCK, Case, Mask, column_medians
 from gradscope.findings import Finding, Severity
-from gradscope.kinds import BOTH_SIDES, canonical
+from gradscope.kinds import BOTH_SIDES
 from gradscope.rules.flow import DECADES
 from gradscope.signal_path import Floats, composites, is_weight_layer, ratio
 from gradscope.words import listed
@@ -122,7 +122,7 @@ def saturated(case: Case) -> Iterator[Finding]:
     if path is None or not case.blocks:
         return
     share = case.median("saturated_fraction")
-    both_sides = np.array([canonical(kind) in BOTH_SIDES for kind in case.layers["kind"]], bool)
+    both_sides = np.array([kind in BOTH_SIDES for kind in case.activations], dtype=bool)
     flat = (share > SATURATED) & both_sides & (np.arange(len(both_sides)) < path.layers[-1])
     if flat.any():
         names = _names(case, np.any(flat, axis=0))
