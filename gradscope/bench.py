@@ -13,10 +13,9 @@ import math
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from gradscope.errors import GradscopeError
 from gradscope.watchers import GRADSCOPE, Bare, Watcher, alternatives
 from gradscope.workloads import WORKLOADS, Workload
 
-Track = Callable[[Sequence[Any]], Iterable[Any]]
+Track = Callable[[Iterable["Cost"], int], Iterable["Cost"]]
 
 _NOISE = "bare once more (noise)"
 
@@ -98,9 +97,9 @@ def bench(
     device: str = "cpu",
     nets: Sequence[str] = (),
     threads: Sequence[int] = (1, 2),
-    rounds: int = 11,
+    rounds: int = 7,
     alone: bool = False,
-    track: Track = iter,
+    track: Track = lambda costs, total: costs,
 ) -> Bench:
     """Measure what watching costs.
 
@@ -114,7 +113,8 @@ def bench(
         Of three blocks each. More rounds resolve smaller differences.
     alone : bool
         Measure gradscope and none of the alternatives that are installed.
-    track : called with the measurements to make, returns them one by one; may show progress
+    track : called with the costs as they are measured and their number, returns them one by one
+        May show progress.
 
     Returns
     -------
@@ -145,14 +145,15 @@ def bench(
     work = [(known[n], count) for n in (nets or known) for count in threads]
     before = torch.get_num_threads()
     try:
-        costs = [
+        measured = (
             cost
-            for workload, count in track(work)
+            for workload, count in work
             for cost in measure(workload, watchers, place, count, rounds)
-        ]
+        )
+        costs = tuple(track(measured, len(work) * len(watchers)))
     finally:
         torch.set_num_threads(before)
-    return Bench(_machine(place), tuple(costs))
+    return Bench(_machine(place), costs)
 
 
 def measure(
@@ -161,29 +162,25 @@ def measure(
     device: torch.device,
     threads: int,
     rounds: int,
-) -> list[Cost]:
-    """Return the cost of each of `watchers` on one net."""
+) -> Iterator[Cost]:
+    """Yield the cost of each of `watchers` on one net."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = workload.model().to(device)
     batch = tuple(tensor.to(device) for tensor in workload.batch())
     size = sum(parameter.numel() for parameter in model.parameters())
     bare = [Copy(workload, model, batch, Bare) for _ in range(2)]
-    costs = []
+    low = bare[0].peak()
     for name, watcher in watchers.items():
         watched = Copy(workload, model, batch, watcher)
         try:
             ratios = _ratios([*bare, watched], rounds)
-            above = watched.peak() - bare[0].peak()
+            above = max(watched.peak() - low, 0.0)
         finally:
             watched.close()
         lower, ratio, upper = np.percentile(ratios, [25, 50, 75]).tolist()
-        cost = Cost(
-            workload.name, name, threads, rounds, ratio, lower, upper, max(above, 0.0) / size
-        )
-        costs.append(cost)
         del watched  # before the next one takes its place in memory
-    return costs
+        yield Cost(workload.name, name, threads, rounds, ratio, lower, upper, above / size)
 
 
 class Copy:
@@ -220,9 +217,9 @@ class Copy:
         return time.perf_counter() - start
 
     def peak(self) -> float:
-        """Return the bytes by which memory rises during a block, the least of three; or NaN."""
+        """Return the bytes by which memory rises during a block, the least of two; or NaN."""
         device = self._batch[0].device
-        return min(_rise(device, self.block) for _ in range(3))
+        return min(_rise(device, self.block) for _ in range(2))
 
     def close(self) -> None:
         """Stop watching, and free what it took."""

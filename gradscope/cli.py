@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", metavar="N", type=int, nargs="+", default=[1, 2], help="default: 1 2"
     )
     bench.add_argument(
-        "--rounds", metavar="N", type=int, default=11, help="more resolve more (default: 11)"
+        "--rounds", metavar="N", type=int, default=7, help="more resolve more (default: 7)"
     )
     bench.add_argument("--alone", action="store_true", help="measure none of the alternatives")
     bench.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -292,7 +292,7 @@ def _bench(options: argparse.Namespace) -> None:
         options.threads,
         options.rounds,
         options.alone,
-        track=lambda work: tracked(work, "measuring", len(work)),
+        track=lambda costs, total: tracked(costs, "measuring", total),
     )
     print(json.dumps(_finite(asdict(result)), indent=1) if options.json else result)
 

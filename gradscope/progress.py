@@ -31,12 +31,17 @@ def tracked(
         return
     done = 0
     try:
+        _show(what, done, total)
         for item in items:
-            share = min(done / total, 1.0) if total else 1.0
-            filled = round(share * _WIDTH)
-            bar = "#" * filled + "." * (_WIDTH - filled)
-            print(f"\r{what} [{bar}] {share:4.0%}", end="", file=sys.stderr, flush=True)
             yield item
             done += size(item)
+            _show(what, done, total)
     finally:
         print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)
+
+
+def _show(what: str, done: int, total: int) -> None:
+    share = min(done / total, 1.0) if total else 1.0
+    filled = round(share * _WIDTH)
+    bar = "#" * filled + "." * (_WIDTH - filled)
+    print(f"\r{what} [{bar}] {share:4.0%}", end="", file=sys.stderr, flush=True)

@@ -264,7 +264,8 @@ class Scope:
 
         Readings arrive once they are on disk, `flush_seconds` late at most, under the names
         `grad_norm/<layer>`, `cosine/<block>` and `steps/grad_norm`; NaN is not sent. With several
-        processes rank 0 sends. A sink that raises is told of once and not called again.
+        processes rank 0 sends. A sink that raises is told of once and not called again; one that
+        is slower than the training holds up what is written, so give it fewer steps or metrics.
 
         Parameters
         ----------

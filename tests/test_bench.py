@@ -76,7 +76,7 @@ def test_a_watcher_leaves_the_model_as_it_was(name):
 
 def test_each_watcher_is_compared_with_two_bare_copies():
     watchers = {"bare": Bare, **GRADSCOPE}
-    costs = measure(TINY, watchers, torch.device("cpu"), torch.get_num_threads(), 3)
+    costs = list(measure(TINY, watchers, torch.device("cpu"), torch.get_num_threads(), 3))
     assert [(cost.net, cost.watcher, cost.rounds) for cost in costs] == [
         ("tiny", watcher, 3) for watcher in watchers
     ]

@@ -172,7 +172,7 @@ def test_a_bar_is_shown_on_a_terminal_alone_and_leaves_nothing_behind(
     assert list(tracked("abcd", "merging", 4)) == ["a", "b", "c", "d"]
     output, shown = capsys.readouterr()
     assert output == ""
-    assert [f"{share}%" in shown for share in (0, 25, 50, 75)] == [True] * 4
+    assert [f"{share}%" in shown for share in (0, 25, 50, 75, 100)] == [True] * 5
     assert shown.endswith("\r\x1b[K")
 
 
