@@ -6,6 +6,7 @@ is told of on its standard input.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import mmap
 import os
@@ -246,13 +247,13 @@ def without_close(path: Path) -> None:
 
 
 def forking(path: Path) -> None:
-    """Fork at 40 moments of a training that flushes after each step; workers use the model."""
+    """Fork at 30 moments of a training that flushes after each step; workers use the model."""
     import gradscope
 
     model = net()
     optimizer = learner(model)
     scope = gradscope.watch(model, path, flush_every=1)
-    for step in range(40):
+    for step in range(30):
         train(model, optimizer, range(step, step + 1))
         if step % 2:  # a flush is under way, or not
             scope.request_flush()
@@ -261,7 +262,7 @@ def forking(path: Path) -> None:
             signal.alarm(DEADLINE)
             _use(model, scope)
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-            if step % 10 == 0:
+            if step in (8, 9):
                 sys.exit(7)  # as a program ends, which takes long
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == 7
@@ -295,34 +296,39 @@ class Data:
     def __getitem__(self, index: int) -> torch.Tensor:
         import torch
 
-        self.model(torch.ones(3, 4))
+        self.model(torch.ones(3, 4)).sum().backward()
         return torch.full((3, 4), float(index))
 
 
-def with_forked_workers(path: Path) -> None:
+def with_no_worker(path: Path) -> None:
+    _train_with_workers(path, None)
+
+
+def with_a_forked_worker(path: Path) -> None:
     _train_with_workers(path, "fork")
 
 
-def with_spawned_workers(path: Path) -> None:
+def with_a_spawned_worker(path: Path) -> None:
     _train_with_workers(path, "spawn")
 
 
-def _train_with_workers(path: Path, context: str) -> None:
-    """Train on what 2 workers of a DataLoader compute with the watched model."""
+def _train_with_workers(path: Path, context: str | None) -> None:
+    """Train on what a worker of a DataLoader, or a copy, computes with the watched model."""
     import torch
     from torch.utils.data import DataLoader
 
     import gradscope
 
+    torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Tanh())
     optimizer = learner(model)
     with gradscope.watch(model, path, flush_every=1):
-        loader = DataLoader(Data(model), num_workers=2, multiprocessing_context=context)
-        for _ in range(2):
-            for x in loader:
-                optimizer.zero_grad()
-                model(x.detach()).square().sum().backward()
-                optimizer.step()
+        data = Data(model if context else copy.deepcopy(model))
+        workers = 1 if context else 0
+        for x in DataLoader(data, num_workers=workers, multiprocessing_context=context):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
 
 
 def until_stopped(path: Path) -> None:

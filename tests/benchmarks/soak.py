@@ -52,19 +52,20 @@ def train(steps: int) -> None:
     y = x.sum(1, keepdim=True).sin()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
-        print("     steps   steps/s   RSS MiB   parts    disk MiB")
+        print("     steps   steps/s  CPU us/step   RSS MiB   parts    disk MiB")
         with gradscope.watch(model, path):
             for tenth in range(1, 11):
-                began = time.perf_counter()
+                began, used = time.perf_counter(), time.process_time()
                 for _ in range(steps // 10):
                     optimizer.zero_grad()
                     (model(x) - y).square().mean().backward()
                     optimizer.step()
                 rate = steps / 10 / (time.perf_counter() - began)
+                cost = (time.process_time() - used) / steps * 10 * 1e6
                 parts = sum(1 for _ in path.rglob("part-*"))
                 print(
-                    f"{tenth * steps // 10:10}{rate:10.0f}{resident_mib():10.1f}{parts:8}"
-                    f"{size_mib(path):12.1f}",
+                    f"{tenth * steps // 10:10}{rate:10.0f}{cost:13.0f}{resident_mib():10.1f}"
+                    f"{parts:8}{size_mib(path):12.1f}",
                     flush=True,
                 )
         recorded = gradscope.load(path).steps.step
