@@ -129,7 +129,7 @@ class Drain:
         while not closing:
             asked = self._wait()
             closing = self._closing
-            if asked or len(self._tape) or self._ranks is not None:
+            if asked or closing or len(self._tape) or self._ranks is not None:
                 self._flush(closing)
             for done in asked:
                 done.set()
