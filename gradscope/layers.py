@@ -76,6 +76,14 @@ def is_weight_layer(module: nn.Module) -> bool:
     )
 
 
+def kind(module: nn.Module) -> str:
+    """Return the class name of `module`, the one that it had before `fully_shard` wrapped it."""
+    found = type(module)
+    if any(base.__name__ == "FSDPModule" for base in found.__bases__):
+        found = found.__bases__[-1]
+    return found.__name__
+
+
 def is_lazy(parameter: nn.Parameter) -> bool:
     """Whether `parameter` still waits for its first input to get a shape."""
     return isinstance(parameter, UninitializedParameter)

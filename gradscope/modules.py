@@ -79,7 +79,7 @@ class Modules:
             LayerInfo(
                 number,
                 info.name or layers.ROOT,
-                type(module).__name__,  # anew: a lazy module has changed its class
+                layers.kind(module),  # anew: a lazy module has changed its class
                 sum(p.numel() for _, p in layers.own_parameters(module) if not layers.is_lazy(p)),
                 layers.is_weight_layer(module),
                 self._parents[number],
@@ -93,7 +93,7 @@ def _describe(number: int, name: str, module: nn.Module) -> ModuleInfo:
     return ModuleInfo(
         number,
         name,
-        type(module).__name__,
+        layers.kind(module),
         bool(layers.own_parameters(module)),
         layers.is_layer(module),
         layers.is_activation(module),

@@ -58,6 +58,7 @@ def test_norms_over_two_processes_equal_the_single_process(kind, whole, tmp_path
     run = gradscope.load(tmp_path / "run")
     assert run.notes == []
     assert run.layers.name.tolist() == whole.layers.name.tolist()
+    assert run.layers.kind.tolist() == whole.layers.kind.tolist()
     assert run.layers.parameters.tolist() == whole.layers.parameters.tolist()
     both, alone = run.frame(), whole.frame()
     for column in (
