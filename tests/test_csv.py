@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import synthetic
 
+import synthetic
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.run import Run, load

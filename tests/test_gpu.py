@@ -7,11 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-from reference import Reference
 from torch import nn
 from torch.nn import functional as F
 
 import gradscope
+from reference import Reference
 
 pytestmark = [
     pytest.mark.gpu,

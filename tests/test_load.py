@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import synthetic
 
+import synthetic
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.run import discover, load, load_all

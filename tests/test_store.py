@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-import synthetic
 
+import synthetic
 from gradscope import parts, schema
 from gradscope.errors import GradscopeError
 from gradscope.run import load
