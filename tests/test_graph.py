@@ -12,7 +12,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 from gradscope.graph import Call, Graph, Makers, fingerprint, walk
-from nets import ZOO, prepare, record
+from residual_zoo import ZOO, prepare, record
 
 
 def graph_of(tensor: Tensor, *inputs: Tensor) -> Graph:

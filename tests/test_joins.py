@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gradscope.graph import Edge, fingerprint, walk
 from gradscope.joins import find_joins
-from nets import ZOO, Case, Net, Recording, prepare, record
-from nets.harness import conv, lin, mlp, tensors
+from residual_zoo import ZOO, Case, Net, Recording, prepare, record
+from residual_zoo.harness import conv, lin, mlp, tensors
 
 SPLIT = ("identity", "projection", "scaled", "gated", "nested")
 

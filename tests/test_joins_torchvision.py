@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from nets import record
+from residual_zoo import record
 
 models = pytest.importorskip(
     "torchvision.models", reason="torchvision is not installed; it is no dependency of gradscope"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from nets import record
+from residual_zoo import record
 
 hf = pytest.importorskip(
     "transformers", reason="transformers is not installed; it is no dependency of gradscope"

@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from gradscope import graph, passes
-from nets import ZOO, Case, prepare
-from nets.harness import tensors
+from residual_zoo import ZOO, Case, prepare
+from residual_zoo.harness import tensors
 
 
 class Ways:

@@ -7,6 +7,7 @@ is told of on its standard input.
 from __future__ import annotations
 
 import copy
+import faulthandler
 import itertools
 import mmap
 import os
@@ -259,7 +260,7 @@ def forking(path: Path) -> None:
             scope.request_flush()
         worker = os.fork()
         if worker == 0:
-            signal.alarm(DEADLINE)
+            signal.alarm(DEADLINE // 2)
             _use(model, scope)
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
             if step in (8, 9):
@@ -356,6 +357,7 @@ def _serve() -> None:
             signal.alarm(DEADLINE)
             errors = os.open(f"{path}.errors", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(errors, 2)
+            faulthandler.register(signal.SIGALRM, chain=True)  # says where it hangs
             os.dup2(2, 1)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             globals()[name](Path(path))

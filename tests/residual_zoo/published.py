@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets.harness import TEXT, lin, mlp, net
+from residual_zoo.harness import TEXT, lin, mlp, net
 
 
 class LayerScale(nn.Module):

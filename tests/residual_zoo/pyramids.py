@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets.harness import IMAGE, conv, lin, mlp, net
-from nets.structure import Residual
+from residual_zoo.harness import IMAGE, conv, lin, mlp, net
+from residual_zoo.structure import Residual
 
 
 @net(

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets.harness import IMAGE, TEXT, conv, lin, net
-from nets.structure import Residual
+from residual_zoo.harness import IMAGE, TEXT, conv, lin, net
+from residual_zoo.structure import Residual
 
 
 class BasicBlock(nn.Module):

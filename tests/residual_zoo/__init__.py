@@ -1,6 +1,6 @@
 """A zoo of small nets, each with the residual joins that it has."""
 
-from nets import (
+from residual_zoo import (
     additions,
     arithmetic,
     images,
@@ -12,7 +12,7 @@ from nets import (
     structure,
     transformers,
 )
-from nets.harness import ZOO, Case, Net, Recording, prepare, record
+from residual_zoo.harness import ZOO, Case, Net, Recording, prepare, record
 
 __all__ = [
     "ZOO",

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
-from nets.harness import IMAGE, TEXT, ZOO, Case, conv, lin, mlp, net
+from residual_zoo.harness import IMAGE, TEXT, ZOO, Case, conv, lin, mlp, net
 
 
 @net("identity (root) stem (root) f", stem=lin(), f=lin())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from nets.harness import TEXT, lin, mlp, net
+from residual_zoo.harness import TEXT, lin, mlp, net
 
 
 @net(

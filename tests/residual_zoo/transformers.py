@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets.harness import IMAGE, TEXT, lin, mlp, net
+from residual_zoo.harness import IMAGE, TEXT, lin, mlp, net
 
 
 def layer(norm_first: bool) -> nn.TransformerEncoderLayer:

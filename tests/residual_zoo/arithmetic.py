@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nets.harness import IMAGE, TEXT, conv, lin, mlp, net
+from residual_zoo.harness import IMAGE, TEXT, conv, lin, mlp, net
 
 
 @net(f=lin(), g=lin())
