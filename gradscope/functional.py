@@ -74,9 +74,10 @@ def find_functions(
 ) -> list[Function]:
     """Return the activation functions that were called on the output of a layer.
 
-    Left out are those within a module that is itself an activation, whose own readings tell, and
+    Left out are those within a module that is itself an activation, whose own readings tell,
     those on an output of which something else is made, too, as in x * sigmoid(x): they are part
-    of another function.
+    of another function, and gates, sigmoids by which something is multiplied: these are meant to
+    be shut or open.
 
     Parameters
     ----------
@@ -107,6 +108,9 @@ def find_functions(
     for node, kind in kinds.items():
         if not graph.edges[node] or id(makers.maker(node)) in activations:
             continue  # it made an input of the model, or belongs to a module
+        readers = [graph.names[reader] for reader, _ in consumers.get((node, 0), [])]
+        if kind in ("Sigmoid", "Hardsigmoid") and "MulBackward0" in readers:
+            continue
         value = graph.edges[node][0]
         whole = _only_for(consumers[value], parts)
         while value not in owner and _SAME_ELEMENTS.match(graph.names[value[0]]):

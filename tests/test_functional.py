@@ -247,3 +247,24 @@ def test_a_net_of_functions_is_diagnosed_as_the_same_net_of_modules(
     assert functional.findings[0].remedies == modular.findings[0].remedies
     assert sums[1].to_dict() == pytest.approx(sums[0].to_dict(), abs=1e-5)
     assert run.functions == dict.fromkeys(range(6), "Tanh")
+
+
+def test_a_gate_is_not_read_as_an_activation(tmp_path: Path) -> None:
+    class Highway(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.gate, self.fc = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+            nn.init.constant_(self.gate.bias, -9.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            gate = torch.sigmoid(self.gate(x))
+            return gate * torch.tanh(self.fc(x)) + (1 - gate) * x
+
+    model = Highway()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        model(torch.randn(8, 4)).square().sum().backward()
+        optimizer.step()
+    read = scope.run.frame().set_index("name").saturated_fraction
+    assert read.isna()["gate"] and read["fc"] < 1
