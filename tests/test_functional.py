@@ -150,7 +150,7 @@ def test_a_function_on_a_view_belongs_to_the_layer(
 
 
 def test_several_functions_of_one_output_are_averaged(tmp_path: Path) -> None:
-    model = Net(lambda x: torch.tanh(x) * torch.sigmoid(x))
+    model = Net(lambda x: torch.tanh(x) + torch.sigmoid(x))
     z = model.first(inputs()).detach()
     slopes = torch.cat([1 - torch.tanh(z) ** 2, torch.sigmoid(z) * (1 - torch.sigmoid(z))])
     readings = recorded(tmp_path / "run", model)
