@@ -1,0 +1,47 @@
+"""Rows on their way to the host: one copy for each device, nothing dropped."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+
+from gradscope.tape import Readings, Row, Tape
+
+
+def test_readings_of_several_devices_are_kept_apart_and_all_arrive():
+    readings = Readings()
+    readings.add(1.5, ("layer", "signal_norm", 0, 1))
+    readings.add(torch.zeros((), device="meta"), ("layer", "signal_norm", 1, 1))
+    readings.add(torch.tensor(2.5), ("layer", "signal_norm", 2, 1))
+    segments = readings.segments()
+    assert [(values.device.type, len(layout)) for layout, values in segments] == [
+        ("cpu", 2),
+        ("meta", 1),
+    ]
+    tape = Tape()
+    tape.append(Row(0, segments=segments))
+    tape.append(Row(1, segments=segments))
+    rows = tape.fetch()
+    assert [row.step for row in rows] == [0, 1]
+    for row in rows:
+        (on_host, host), (on_meta, elsewhere) = row.segments
+        assert [keys[0][2] for keys in on_host] == [0, 2]
+        assert [keys[0][2] for keys in on_meta] == [1]
+        np.testing.assert_array_equal(host, [1.5, 2.5])
+        assert np.isnan(elsewhere).all()  # meta tensors have no values
+
+
+def test_a_full_tape_waits_for_the_drain_and_drops_nothing():
+    tape = Tape(limit=10)
+    segments = [((((("layer", "signal_norm", 0, 1)),),) * 8, torch.zeros(8))]
+    tape.append(Row(0, segments=segments))
+    tape.append(Row(1, segments=segments))
+    writer = threading.Thread(target=tape.append, args=(Row(2, segments=segments),))
+    writer.start()
+    seen = []
+    while len(seen) < 3:
+        seen += [row.step for row in tape.fetch()]
+    writer.join()
+    assert seen == [0, 1, 2]
