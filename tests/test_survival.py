@@ -231,7 +231,7 @@ def test_forked_workers_neither_record_nor_flush_nor_hang(
     path = tmp_path / "run"
     assert warm.run("forking", path) == (0, "")
     run = gradscope.load(path)
-    assert check_steps(run, reference) == 30
+    assert check_steps(run, reference) == 20
     assert run.status == "closed"
     assert run.notes == []
 

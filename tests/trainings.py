@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-DEADLINE = 60
+DEADLINE = 300
 """Seconds after which a training that hangs is ended by SIGALRM."""
 
 
@@ -248,13 +248,13 @@ def without_close(path: Path) -> None:
 
 
 def forking(path: Path) -> None:
-    """Fork at 30 moments of a training that flushes after each step; workers use the model."""
+    """Fork at 20 moments of a training that flushes after each step; workers use the model."""
     import gradscope
 
     model = net()
     optimizer = learner(model)
     scope = gradscope.watch(model, path, flush_every=1)
-    for step in range(30):
+    for step in range(20):
         train(model, optimizer, range(step, step + 1))
         if step % 2:  # a flush is under way, or not
             scope.request_flush()
