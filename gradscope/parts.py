@@ -168,7 +168,6 @@ def merge_parts(folder: Path, run_id: str) -> None:
         layout = pa.unify_schemas(layouts, promote_options="permissive")
         steps = (parts[0].first, parts[-1].last)
         write_part(folder, run_id, _regrouped(parts, layout, run_id), layout, steps, level + 1)
-        pa.default_memory_pool().release_unused()
         for part in parts:
             part.path.unlink(missing_ok=True)
 
