@@ -31,7 +31,7 @@ class Ranks:
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
-        self._group = dist.new_group(backend="gloo")
+        self._group: Any = dist.new_group(backend="gloo")
         self._open = set(range(self.size))
         self._waiting: dict[int, dict[int, HostRow]] = defaultdict(dict)
 
