@@ -67,6 +67,7 @@ class Drain:
         # a signal handler may put, even where it interrupts a put: no other queue or lock allows it
         self._requests: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
         self._closing = False
+        self._writing = threading.RLock()  # a sink, called while writing, may fork
         self._thread = threading.Thread(target=self._loop, name="gradscope-drain", daemon=True)
         self._thread.start()
 
@@ -114,6 +115,14 @@ class Drain:
         while not done.wait(1) and self.is_alive:
             pass
 
+    def pause(self, seconds: float) -> bool:
+        """Wait until nothing is being written; nothing is until `go_on`. False if it takes long."""
+        return self._writing.acquire(timeout=seconds)
+
+    def go_on(self) -> None:
+        """Write again."""
+        self._writing.release()
+
     def close(self) -> None:
         """Write the rest and end the thread; with several processes, when all of them close."""
         if not self.is_alive:
@@ -136,11 +145,12 @@ class Drain:
         while self._ranks is not None and not self._ranks.done:
             self._flush(closing)
         if self._writer is not None:
-            self._describe()
-            if self._alerts is not None:
-                self._alerts.look(last=True)
+            with self._writing:
                 self._describe()
-            self._writer.close()
+                if self._alerts is not None:
+                    self._alerts.look(last=True)
+                    self._describe()
+                self._writer.close()
 
     def _wait(self) -> list[threading.Event]:
         """Return the requests there are; waits for one, `seconds` at most."""
@@ -157,14 +167,18 @@ class Drain:
             if self._ranks is not None:
                 rows = self._exchange(rows, closing)
             if self._writer is not None:
-                decoded = self._decode(rows) if rows else []
-                self._describe()
-                self._writer.flush()
-                self._send(decoded)
-                if self._alerts is not None and not closing:
-                    self._alerts.look()
+                with self._writing:
+                    self._write(self._writer, rows, closing)
         except Exception as error:  # the thread must live: `append` waits for it
             self._tell(f"lost the steps of one flush: {type(error).__name__}: {error}")
+
+    def _write(self, writer: RunWriter, rows: list[HostRow], closing: bool) -> None:
+        decoded = self._decode(rows) if rows else []
+        self._describe()
+        writer.flush()
+        self._send(decoded)
+        if self._alerts is not None and not closing:
+            self._alerts.look()
 
     def _exchange(self, rows: list[HostRow], closing: bool) -> list[HostRow]:
         assert self._ranks is not None

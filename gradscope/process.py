@@ -7,30 +7,44 @@ import os
 import signal
 import threading
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from gradscope.drain import Drain
+    from gradscope.recorder import Recorder
     from gradscope.scope import Scope
 
-open_scopes: dict[int, Scope] = {}
+_PATIENCE = 5  # seconds for which a flush may delay a fork, or the end after a SIGTERM
+
+
+class Open(NamedTuple):
+    """An open scope and its parts."""
+
+    scope: Scope
+    recorder: Recorder
+    drain: Drain
+
+
+open_scopes: dict[int, Open] = {}
 """Open scopes by the identity of their model; a scope goes when its model does."""
 
-_scopes_of_parent: list[Scope] = []
+_of_parent: list[Open] = []
 """Kept in a forked worker: to free what they hold on an accelerator would use it, which hangs."""
 
-_PATIENCE = 5  # seconds that a flush may delay the end of a process that got SIGTERM
+_paused = threading.local()
 
 
-def enter(model_id: int, scope: Scope) -> None:
+def enter(model_id: int, opened: Open) -> None:
     """Take note of a new scope: SIGTERM flushes it, unless the program handles SIGTERM itself."""
-    open_scopes[model_id] = scope
+    open_scopes[model_id] = opened
     if _in_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
 
 
 def leave(model_id: int, scope: Scope) -> None:
     """Take note of a closed scope; the last one leaves SIGTERM as it was."""
-    if open_scopes.get(model_id) is scope:
+    opened = open_scopes.get(model_id)
+    if opened is not None and opened.scope is scope:
         del open_scopes[model_id]
     if not open_scopes:
         _restore_sigterm()
@@ -38,9 +52,12 @@ def leave(model_id: int, scope: Scope) -> None:
 
 def close_scope(model_id: int) -> None:
     """Close the scope of a model that is gone."""
-    scope = open_scopes.get(model_id)
-    if scope is not None:
-        scope.close()
+    opened = open_scopes.get(model_id)
+    if opened is not None:
+        opened.scope.close()
+
+
+# --- SIGTERM ------------------------------------------------------------------------------------
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -52,7 +69,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     last = signal.getsignal(number) is _terminate
     if last:
         signal.signal(number, signal.SIG_DFL)  # a second SIGTERM ends the process at once
-    written = [scope.request_flush() for scope in list(open_scopes.values())]
+    written = [opened.drain.request_flush() for opened in list(open_scopes.values())]
     for done in written:
         done.wait(_PATIENCE)
     if last:
@@ -69,20 +86,41 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
+# --- exit ---------------------------------------------------------------------------------------
+
+
 @atexit.register
 def _close_all() -> None:
     for model_id in list(open_scopes):
         close_scope(model_id)
 
 
-def _leave_to_parent() -> None:
-    """Record nothing in a forked worker: its parent goes on with the run."""
-    for scope in open_scopes.values():
-        scope.detach()
-    _scopes_of_parent.extend(open_scopes.values())
+# --- fork ---------------------------------------------------------------------------------------
+
+
+def _before_fork() -> None:
+    """Let flushes end: locks of Arrow that they hold would be held in the worker for ever."""
+    drains = [opened.drain for opened in list(open_scopes.values())]
+    _paused.drains = [drain for drain in drains if drain.pause(_PATIENCE)]
+
+
+def _after_fork_in_parent() -> None:
+    for drain in _paused.drains:
+        drain.go_on()
+
+
+def _after_fork_in_worker() -> None:
+    """Record nothing: the parent goes on with the run."""
+    for opened in open_scopes.values():
+        opened.recorder.detach()
+    _of_parent.extend(open_scopes.values())
     open_scopes.clear()
     _restore_sigterm()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_parent)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_worker,
+    )

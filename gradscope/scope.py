@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
@@ -203,7 +202,7 @@ class Scope:
             elapsed=opened.elapsed,
             **settings,
         )
-        process.enter(id(model), self)
+        process.enter(id(model), process.Open(self, self._recorder, self._drain))
         weakref.finalize(model, process.close_scope, id(model)).atexit = False
 
     @property
@@ -341,14 +340,6 @@ class Scope:
         self._recorder.end_step()
         self._drain.flush()
 
-    def request_flush(self) -> threading.Event:
-        """Ask for every closed step to be written; the event is set when it is. Never waits."""
-        return self._drain.request_flush()
-
-    def detach(self) -> None:
-        """Take out every hook and leave the run as it is: in a forked worker it is the parent's."""
-        self._recorder.detach()
-
     def close(self) -> None:
         """Stop recording, take out every hook, and write the rest; a second call does nothing."""
         if self._closed:
@@ -464,8 +455,8 @@ def _check_model(model: nn.Module) -> None:
     known = process.open_scopes.get(id(model))
     if known is not None:
         raise GradscopeError(
-            f"watch(): this {type(model).__name__} is watched already, into {known.path}; close()"
-            " that scope first"
+            f"watch(): this {type(model).__name__} is watched already, into {known.scope.path};"
+            " close() that scope first"
         )
 
 

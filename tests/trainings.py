@@ -243,7 +243,7 @@ def without_close(path: Path) -> None:
     model = net()
     scope = gradscope.watch(model, path, flush_every=1)
     train(model, learner(model), range(80))
-    scope.request_flush()
+    scope._drain.request_flush()
     sys.exit(0)
 
 
@@ -257,7 +257,7 @@ def forking(path: Path) -> None:
     for step in range(20):
         train(model, optimizer, range(step, step + 1))
         if step % 2:  # a flush is under way, or not
-            scope.request_flush()
+            scope._drain.request_flush()
         worker = os.fork()
         if worker == 0:
             signal.alarm(DEADLINE // 2)
