@@ -21,22 +21,30 @@ from torch import Tensor, nn
 
 from gradscope import measure
 from gradscope.kinds import BOUNDS, canonical
+from gradscope.measure import Reading
 
 SAMPLE = 2**16
 """Elements that the readings of a function without a short cut are taken from, at most."""
 
-_HALF = (torch.float16, torch.bfloat16)
 _canonical = cache(canonical)
 _SELU_SCALE = 1.0507009873554804934193349852946
 _SELU_ALPHA = 1.6732632423543772848170429916717
 
 
 class ActivationReadings(NamedTuple):
-    """Readings of one call of an activation function, 0-d float32 tensors on its device."""
+    """Readings of one call of an activation function: numbers, or 0-d tensors on its device."""
 
-    derivative_mean: Tensor
-    zero_fraction: Tensor
-    saturated_fraction: Tensor
+    derivative_mean: Reading
+    zero_fraction: Reading
+    saturated_fraction: Reading
+
+
+class WholeRule(NamedTuple):
+    """How to read an activation from a census of its whole output, with this center and radius."""
+
+    center: float
+    radius: float
+    readings: Callable[[int, Any], ActivationReadings]
 
 
 class _Rule(NamedTuple):
@@ -70,21 +78,17 @@ def activation_readings(
         element where there are more than SAMPLE. The first and the last are NaN for a function
         that is not known here, or whose derivative needs an input that is lost.
     """
+    if (whole := whole_rule(activation)) is not None:
+        census = measure.census(output, whole.center, whole.radius)
+        return whole.readings(output.numel(), census)
     with torch.no_grad():
-        kind = _kind(activation)
-        if kind in _CHEAP:
-            return _CHEAP[kind](output.float() if output.dtype in _HALF else output)
-        input = None if input is None else sample(input)
         output = sample(output)
-        zero = 1 - _share_nonzero(output)
-        slope = derivative(activation, input, output)
+        zero = 1 - measure.census(output, 0.0).nonzero
+        slope = derivative(activation, None if input is None else sample(input), output)
         if slope is None:
-            unknown = torch.full_like(zero, math.nan)
-            return ActivationReadings(unknown, zero, unknown)
-        slope = slope.abs()
-        mean = slope.mean()
-        flat = 1 - _share_above(slope, 0.1 * steepest(activation))
-        return ActivationReadings(mean, zero, flat)
+            return ActivationReadings(math.nan, zero, math.nan)
+        steep = measure.census(slope.abs_(), 0.0, 0.1 * steepest(activation))
+        return ActivationReadings(steep.mean, zero, 1 - steep.far)
 
 
 def sample(x: Tensor) -> Tensor:
@@ -95,46 +99,32 @@ def sample(x: Tensor) -> Tensor:
     return x.reshape(-1)[::stride]
 
 
-# Comparisons and sums of bool are many times slower on the CPU than arithmetic: signs are counted.
+def whole_rule(activation: nn.Module | str) -> WholeRule | None:
+    """Return how to read `activation` from sums over its output, None where these do not tell."""
+    return _WHOLE.get(_kind(activation))
 
 
-def _signs(x: Tensor) -> Tensor:
-    return torch.sign(x, out=measure.scratch_like(x))
+def _relu_readings(n: int, census: Any) -> ActivationReadings:
+    off = 1 - census.nonzero
+    return ActivationReadings(census.nonzero, off, off)
 
 
-def _share_nonzero(x: Tensor) -> Tensor:
-    return _signs(x).abs_().mean()
+def _tanh_readings(n: int, census: Any) -> ActivationReadings:
+    slope = 1 - census.norm * census.norm / n
+    return ActivationReadings(slope, 1 - census.nonzero, census.far)  # 1 - a^2 < 0.1
 
 
-def _share_above(x: Tensor, bound: float) -> Tensor:
-    return (1 + torch.sub(x, bound, out=measure.scratch_like(x)).sign_().mean()) / 2
+def _sigmoid_readings(n: int, census: Any) -> ActivationReadings:
+    slope = census.mean - census.norm * census.norm / n
+    return ActivationReadings(slope, 1 - census.nonzero, census.far)  # a (1 - a) < 0.1 / 4
 
 
-def _relu_readings(a: Tensor) -> ActivationReadings:
-    active = _signs(a).mean()
-    return ActivationReadings(active, 1 - active, 1 - active)
-
-
-def _tanh_readings(a: Tensor) -> ActivationReadings:
-    slope = 1 - torch.linalg.vector_norm(a).square_() / a.numel()
-    flat = torch.abs(a, out=measure.scratch_like(a)).sub_(math.sqrt(0.9)).sign_().mean()
-    return ActivationReadings(slope, 1 - _share_nonzero(a), (1 + flat) / 2)  # 1 - a^2 < 0.1
-
-
-def _sigmoid_readings(a: Tensor) -> ActivationReadings:
-    slope = a.mean() - torch.linalg.vector_norm(a).square_() / a.numel()
-    flat = (
-        torch.sub(a, 0.5, out=measure.scratch_like(a)).abs_().sub_(math.sqrt(0.225)).sign_().mean()
-    )
-    return ActivationReadings(slope, 1 - _share_nonzero(a), (1 + flat) / 2)  # a (1 - a) < 0.1 / 4
-
-
-_CHEAP: dict[str, Callable[[Tensor], ActivationReadings]] = {
-    "relu": _relu_readings,
-    "sigmoid": _sigmoid_readings,
-    "tanh": _tanh_readings,
+_WHOLE = {
+    "relu": WholeRule(0.0, 0.0, _relu_readings),
+    "sigmoid": WholeRule(0.5, math.sqrt(0.225), _sigmoid_readings),
+    "tanh": WholeRule(0.0, math.sqrt(0.9), _tanh_readings),
 }
-"""Kinds whose readings follow from sums over the whole output."""
+"""Kinds whose readings follow from a census of the whole output."""
 
 
 def derivative(activation: nn.Module | str, input: Tensor | None, output: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ under a loss scaler is divided by its factor.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
@@ -89,6 +89,7 @@ class Decoder:
             m: np.full((len(rows), n_shortcuts), np.nan) for m in (*SHORTCUT_METRICS, *_FORWARD)
         }
         totals = {}
+        elements = np.zeros(n_layers)  # of each layer's outputs
         for (kind, name), entries in by_kind.items():
             metric = str(name)
             picked = values[:, [column for column, _ in entries]].astype(np.float64)
@@ -107,6 +108,8 @@ class Decoder:
                     pool_deviations(
                         picked, spread, numbers, [n for _, (_, n) in entries], layers[metric]
                     )
+                elif metric == "activation_norm":
+                    np.add.at(elements, numbers, [n for _, (_, n) in entries])
             elif kind == "shortcut":
                 combine(
                     metric,
@@ -115,6 +118,7 @@ class Decoder:
                     [1] * len(entries),
                     shortcuts[metric],
                 )
+        _complete_deviations(layers, elements)
         _complete(shortcuts)
         return {
             "layers": self._table(rows, "layer", n_layers, layers, dtype),
@@ -148,7 +152,7 @@ def pool_deviations(
     Source: law of total variance, over the readings of one layer weighted by their elements.
     """
     weights = np.asarray(counts, dtype=np.float64)
-    for number in {n for n in numbers if numbers.count(n) > 1}:
+    for number in {n for n, count in Counter(numbers).items() if count > 1}:
         places = [i for i, other in enumerate(numbers) if other == number]
         share = weights[places] / weights[places].sum()
         mean = means[:, places] @ share
@@ -183,6 +187,16 @@ def combine(
             out[:, number] = part @ weight / weight.sum()
         else:
             out[:, number] = root_sum_square(part)
+
+
+def _complete_deviations(layers: dict[str, Array], elements: Array) -> None:
+    """Fill in the deviations that no accelerator has computed, from norm^2 / n - mean^2."""
+    norm, mean, deviation = (layers[f"activation_{name}"] for name in ("norm", "mean", "std"))
+    missing = np.isnan(deviation) & ~np.isnan(norm)
+    if missing.any():
+        with np.errstate(invalid="ignore", divide="ignore"):
+            variance = np.square(norm) / elements - np.square(mean)
+        deviation[missing] = np.sqrt(np.maximum(variance, 0))[missing]
 
 
 def _complete(shortcuts: dict[str, Array]) -> None:

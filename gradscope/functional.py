@@ -17,7 +17,7 @@ from gradscope import measure
 from gradscope.activations import activation_readings, sample
 from gradscope.graph import Call, Edge, Graph, Makers, Value
 from gradscope.kinds import group
-from gradscope.tape import Readings
+from gradscope.tape import Readings, activation_keys
 
 _SAME_ELEMENTS = re.compile(
     r"(Alias|Clone|Permute|ReshapeAlias|Squeeze|T|ToCopy|Transpose|UnsafeView|Unsqueeze|View)Backward"
@@ -131,9 +131,9 @@ def read_functions(functions: Sequence[Function], graph: Graph, readings: Readin
         if saved is None:
             continue
         module, z, output, count = saved
-        for metric, reading in activation_readings(module, z, output)._asdict().items():
-            value = reading.item() if reading.is_cpu else reading
-            readings.add(value, ("layer", metric, function.layer, count))
+        keys = activation_keys(function.layer, count)
+        for key, reading in zip(keys, activation_readings(module, z, output), strict=True):
+            readings.add(reading, key)
 
 
 def _kind(name: str) -> str:

@@ -118,7 +118,7 @@ class Gradients:
         if self._cut_graph is not None:
             for layer, gradient in self._cut_graph.read():
                 norm = measure.norm(measure.dense(gradient))
-                self.readings.add(norm, ("layer", "cut_signal_norm", layer, 1))
+                self.readings.add(norm, (("layer", "cut_signal_norm", layer, 1),))
         self._cut_graph = None
 
     def _read_values(self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]) -> None:
@@ -126,7 +126,7 @@ class Gradients:
             gradient = gradients[tap.slot]
             if gradient is not None:
                 x = measure.dense(gradient)
-                self.readings.add(measure.norm(x), *tap.keys)
+                self.readings.add(measure.norm(x), tap.keys)
                 for join in tap.joins:
                     self._read_join(self._plan.joins[join], x)
 
@@ -142,7 +142,7 @@ class Gradients:
     def _read_sum(self, i: int) -> None:
         total = self._take_sum(i)
         if total is not None:
-            self.readings.add(measure.norm(total), *self._plan.sums[i].keys)
+            self.readings.add(measure.norm(total), self._plan.sums[i].keys)
 
     def _take_sum(self, i: int | None) -> Tensor | None:
         """Return the sum of the gradients gathered for sum `i`, and begin it anew."""
@@ -164,11 +164,11 @@ class Gradients:
         norms: dict[str, Reading] = {}
         for part, gradient in gradients.items():
             norms[part] = 0.0 if gradient is None else measure.norm(gradient)
-            self.readings.add(norms[part], ("shortcut", f"{part}_norm", join.number))
+            self.readings.add(norms[part], join.keys[part])
         shortcut, branch = gradients["shortcut"], gradients["branch"]
         if shortcut is not None and branch is not None:
             cosine = measure.cosine(shortcut, branch, norms["shortcut"], norms["branch"])
-            self.readings.add(cosine, ("shortcut", "cosine", join.number))
+            self.readings.add(cosine, join.keys["cosine"])
 
 
 def _rest(total: Tensor, parts: Sequence[Tensor]) -> Tensor:

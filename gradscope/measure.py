@@ -1,40 +1,42 @@
 """Tensors in, norms out: pure functions that never wait for an accelerator.
 
 On an accelerator a reading is a 0-d or 1-D tensor there, and norms accumulate in float64, so that
-no square of a float32 leaves the range. On the CPU a reading is a float, for there is nothing to
-wait for. There float64 accumulation is an order of magnitude slower than float32: norms accumulate
-in the tensor's own precision, over pieces short enough to keep the rounding error below 1e-6, and
-are taken again, divided by the largest element, where a square may have left the range.
+no square of a float32 leaves the range. On the CPU a reading is a float (host.py).
 """
 
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradscope import host
+
 Reading = float | Tensor
 """A number on the host, or a 0-d tensor on an accelerator."""
 
-PIECE = 2**18
-"""Elements that one reduction on the CPU runs over: 67 M float32 in one go are .5 % off, and a
-piece is still in the cache when it is read a second time."""
 
-_SAFE = {
-    dtype: (1e7 * math.sqrt(torch.finfo(accumulator).tiny), math.inf)
-    for dtype, accumulator in (
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-    )
-}
-"""Norms strictly between these are sure to have no square that left the range of their dtype."""
+class Census(NamedTuple):
+    """What there is among the elements of a tensor.
 
-_HALF = (torch.float16, torch.bfloat16)
+    Attributes
+    ----------
+    norm, mean : Reading
+    deviation : float or None
+        Of the population. None on an accelerator: sqrt(norm^2 / n - mean^2) takes no kernels there
+        if the host computes it.
+    nonzero, far : Reading
+        Shares of elements; NaN where there is a NaN among them, or no center or radius was named.
+    """
+
+    norm: Reading
+    mean: Reading
+    deviation: float | None
+    nonzero: Reading
+    far: Reading
 
 
 def dense(x: Tensor) -> Tensor:
@@ -65,12 +67,10 @@ def norm(x: Tensor) -> Reading:
     x : Tensor, any shape, real floating point
         NaN and inf in it pass through; exact to 1e-5 relative over its whole range.
     """
-    if not x.is_cpu:
-        result: Tensor = torch.linalg.vector_norm(x, dtype=_wide(x))
-        return result
-    if x.dtype not in _HALF and x.numel() <= PIECE:
-        return _checked(torch.linalg.vector_norm(x).item(), x)
-    return _checked(_norm_of_pieces(x), x)
+    if x.is_cpu:
+        return host.norm(x)
+    result: Tensor = torch.linalg.vector_norm(x, dtype=_wide(x))
+    return result
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -84,112 +84,47 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     -------
     Tensor, shape (n,), on the same device
     """
-    if not tensors[0].is_cpu:
-        return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=_wide(tensors[0])))
-    return torch.tensor(_host_norms(tensors), dtype=torch.float64)
+    if tensors[0].is_cpu:
+        return torch.tensor(host.norms(tensors), dtype=torch.float64)
+    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=_wide(tensors[0])))
 
 
 def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
     """Copy `tensors` to `copies`, and return the L2 norm of each, shape (n,)."""
-    return _change_with_norms(torch._foreach_copy_, Tensor.copy_, tensors, copies)
+    if copies[0].is_cpu:
+        return torch.tensor(host.copy_with_norms(tensors, copies), dtype=torch.float64)
+    torch._foreach_copy_(list(copies), list(tensors))
+    return norms(copies)
 
 
-def subtract_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
-    """Subtract `tensors` from `copies`, and return the L2 norm of each difference, shape (n,)."""
-    return _change_with_norms(torch._foreach_sub_, Tensor.sub_, tensors, copies)
+def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each difference, shape (n,); what `copies` held may be overwritten."""
+    if copies[0].is_cpu:
+        return torch.tensor(host.difference_norms(tensors, copies), dtype=torch.float64)
+    torch._foreach_sub_(list(copies), list(tensors))
+    return norms(copies)
 
 
-def _change_with_norms(
-    change_all: Callable[[list[Tensor], list[Tensor]], object],
-    change: Callable[[Tensor, Tensor], object],
-    tensors: Sequence[Tensor],
-    copies: Sequence[Tensor],
-) -> Tensor:
-    """Change `copies` by `tensors`; on the CPU large ones piece by piece, to read them cached."""
-    if not copies[0].is_cpu:
-        change_all(list(copies), list(tensors))
-        return norms(copies)
-    values: list[float] = []
-    for group in _cached_groups(copies):
-        if copies[group.start].numel() <= PIECE:
-            change_all(list(copies[group]), list(tensors[group]))
-            values += _host_norms(copies[group])
-            continue
-        square = 0.0
-        for piece, target in zip(
-            _pieces(tensors[group.start]), _pieces(copies[group.start]), strict=True
-        ):
-            change(target, piece)
-            square += torch.linalg.vector_norm(target).item() ** 2
-        values.append(_checked(math.sqrt(square), copies[group.start]))
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _cached_groups(tensors: Sequence[Tensor]) -> Iterator[slice]:
-    """Yield slices of neighbours that are no larger than PIECE together, or of a single one."""
-    start, size = 0, 0
-    for i, x in enumerate(tensors):
-        size += x.numel()
-        if size > PIECE and i > start:
-            yield slice(start, i)
-            start, size = i, x.numel()
-    yield slice(start, len(tensors))
-
-
-def _host_norms(tensors: Sequence[Tensor]) -> list[float]:
-    """Return the L2 norms of tensors on the CPU, the small ones by one call."""
-    small = [i for i, x in enumerate(tensors) if x.numel() <= PIECE and x.dtype not in _HALF]
-    found = torch._foreach_norm([tensors[i] for i in small], 2) if small else ()
-    values = {i: _checked(value.item(), tensors[i]) for i, value in zip(small, found, strict=True)}
-    if len(small) < len(tensors):
-        for i in set(range(len(tensors))).difference(small):
-            values[i] = float(norm(tensors[i]))
-    return [values[i] for i in range(len(tensors))]
-
-
-_kept = threading.local()
-
-
-def scratch_like(x: Tensor) -> Tensor:
-    """Return a tensor like `x` for a passing result, overwritten by the next call in this thread.
-
-    On the CPU it is the same memory every time: to have fresh memory mapped costs up to thirty
-    times what is then computed in it (93 against 3 us for the signs of 32,768 elements).
-    """
-    n = x.numel()
-    if not x.is_cpu or n > PIECE:
-        return torch.empty_like(x)
-    buffers: dict[torch.dtype, Tensor] = _kept.__dict__.setdefault("buffers", {})
-    if x.dtype not in buffers:
-        buffers[x.dtype] = torch.empty(PIECE, dtype=x.dtype)
-    return buffers[x.dtype][:n].view(x.shape)
-
-
-def moments(x: Tensor) -> tuple[Reading, Reading, Reading]:
-    """Return L2 norm, mean and population standard deviation of all elements of `x`.
-
-    The deviation follows from the other two, sqrt(norm^2 / n - mean^2), which saves a pass; where
-    that difference cancels in float32, it is taken over `x` - mean.
+def census(x: Tensor, center: float | None = None, radius: float = 0.0) -> Census:
+    """Return norm, mean and deviation of the elements of `x`, and two shares of them.
 
     Parameters
     ----------
     x : Tensor, any shape, not empty, real floating point
+    center, radius : float
+        Far away is farther from `center` than `radius`; a share that they do not ask for is NaN.
     """
-    n = x.numel()
-    if not x.is_cpu:
-        length, center = norm(x), torch.mean(x, dim=None, dtype=_wide(x))
-        square = (length * length).div_(n)  # type: ignore[union-attr]
-        return length, center, square.sub_(center.square()).clamp_(min=0).sqrt_()
-    if x.dtype in _HALF:
-        x = x.float()
-    length = norm(x)
-    mean: float = x.sum().item() / n
-    square_mean = length * length / n
-    variance = square_mean - mean * mean
-    if variance > 1e-2 * square_mean:
-        return length, mean, math.sqrt(variance)
-    centered = torch.sub(x, mean, out=scratch_like(x))
-    return length, mean, norm(centered) / math.sqrt(n)
+    if x.is_cpu:
+        return Census(*host.census(x, center, radius))
+    mean = torch.mean(x, dim=None, dtype=_wide(x))
+    nonzero: Reading = math.nan
+    far: Reading = math.nan
+    if center is not None:
+        nonzero = torch.sign(x).abs_().mean(dim=None, dtype=_wide(x))
+        if radius:
+            signs = torch.sub(x, center).abs_().sub_(radius).sign_()
+            far = signs.mean(dim=None, dtype=_wide(x)).add_(1).div_(2)
+    return Census(norm(x), mean, None, nonzero, far)
 
 
 def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
@@ -204,7 +139,7 @@ def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
     if a.is_cpu:
         if not (a_norm and b_norm):
             return math.nan
-        dtype = torch.float32 if a.dtype in _HALF else a.dtype
+        dtype = torch.float32 if a.dtype in host.HALF else a.dtype
     else:
         dtype = _wide(a)
     unit_a = a.to(dtype).div(a_norm).reshape(-1)
@@ -216,33 +151,3 @@ def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
 def _wide(x: Tensor) -> torch.dtype:
     """Return the dtype that readings of `x` accumulate in on an accelerator."""
     return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
-
-
-def _checked(value: float, x: Tensor) -> float:
-    """Return `value`, the norm of `x`, or take it again where a square may have left the range."""
-    low, high = _SAFE[x.dtype]
-    return value if low < value < high else _scaled_norm(x)
-
-
-def _norm_of_pieces(x: Tensor, divisor: float = 1.0) -> float:
-    pieces = [piece if divisor == 1 else piece / divisor for piece in _pieces(x)]
-    return math.sqrt(sum(part.item() ** 2 for part in torch._foreach_norm(pieces, 2)))
-
-
-def _scaled_norm(x: Tensor) -> float:
-    """Return the L2 norm of `x`, some squares of which may have left the range of its dtype."""
-    largest = max((piece.abs().max().item() for piece in _pieces(x)), default=0.0)
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    return largest * _norm_of_pieces(x, largest)
-
-
-def _pieces(x: Tensor) -> Iterator[Tensor]:
-    """Yield the elements of `x` in short 1-D pieces, half types as float32, the others as views."""
-    if x.numel() == 0:
-        return
-    if not x.is_contiguous() and x.dim() == 4:
-        x = x.permute(0, 2, 3, 1)  # channels_last: the same elements without a copy
-    x = x.reshape(-1)
-    for piece in (x,) if x.numel() <= PIECE else torch.split(x, PIECE):
-        yield piece.float() if piece.dtype in _HALF else piece

@@ -241,7 +241,7 @@ class ParameterReadings:
         result = []
         for group, weights in self._weights_at([i for i in places if i in self._copies]):
             copies = [self._copies.pop(i) for i in group]
-            result.append(_Norms(group, measure.subtract_with_norms(weights, copies)))
+            result.append(_Norms(group, measure.difference_norms(weights, copies)))
         return result
 
     def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:

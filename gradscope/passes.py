@@ -6,32 +6,26 @@ is tapped (gradients.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
 from gradscope import measure
-from gradscope.activations import activation_readings
+from gradscope.activations import activation_readings, whole_rule
 from gradscope.graph import Call, Graph, saved_factors, sequence_number, walk
 from gradscope.measure import Reading
 from gradscope.modules import ModuleInfo
 from gradscope.plan import Operand, Place, Plan, SignedPlaces
-from gradscope.tape import Readings
+from gradscope.tape import Readings, activation_keys, output_keys
 
 Edge = tuple[Node, int]
 
 
-class OpenCall(NamedTuple):
-    """A call that has not returned yet."""
-
-    module: ModuleInfo
-    ordinal: int
-    start: int
-    inputs: tuple[Edge, ...]
+OpenCall = tuple[ModuleInfo, int, int, tuple[Edge, ...]]
+"""A call that has not returned yet: its module, its number, when it began, its inputs."""
 
 
 class Forward:
@@ -68,42 +62,38 @@ class Forward:
         self, module: ModuleInfo, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
         """Note that `module` is called; without gradients, as checkpointing does, only that."""
-        tensors = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
-        if not torch.is_grad_enabled():
-            tensors = []
+        tensors = with_gradient((args, kwargs) if kwargs else args)
         ordinal = len(self.modules)
         self.modules.append(module)
         self._calls.append(None)
-        start = sequence_number()
-        self._open.append(OpenCall(module, ordinal, start, tuple(map(gradient_edge, tensors))))
-        self._measure_for_joins(ordinal, "in", tensors)
+        inputs = tuple([gradient_edge(tensor) for tensor in tensors])
+        self._open.append((module, ordinal, sequence_number(), inputs))
+        if tensors:
+            self._measure_for_joins(ordinal, "in", tensors)
 
     def leave(
         self, number: int, module: nn.Module, args: tuple[object, ...], output: object
     ) -> bool:
         """Note that a module returned; return whether it was the outermost call."""
-        call = self._open.pop()
-        while call.module.number != number:  # a call within it never returned
-            call = self._open.pop()
-        info = call.module
-        found = list(tensors_in(output))
-        tensors = [t for t in found if t.requires_grad]
-        self._calls[call.ordinal] = Call(
+        info, ordinal, start, inputs = self._open.pop()
+        while info.number != number:  # a call within it never returned
+            info, ordinal, start, inputs = self._open.pop()
+        tensors = with_gradient(output)
+        self._calls[ordinal] = Call(
             info.name,
             info.kind,
             info.owns_parameters,
-            call.start,
+            start,
             sequence_number(),
-            call.inputs,
-            tuple(map(gradient_edge, tensors)),
+            inputs,
+            tuple([gradient_edge(tensor) for tensor in tensors]),
             info.owns_parameters and _owns_frozen(module),
         )
-        if not torch.is_grad_enabled():
-            pass  # what is computed here is computed again, or not trained
-        elif info.is_layer:
-            self._measure_output(call, module, args, tensors or found)
-        else:
-            self._measure_for_joins(call.ordinal, "out", tensors)
+        if not info.is_layer:
+            if tensors:
+                self._measure_for_joins(ordinal, "out", tensors)
+        elif torch.is_grad_enabled():  # else it will be computed again, or is not trained
+            self._measure_output(info, ordinal, module, args, tensors or list(tensors_in(output)))
         return not self._open
 
     def returned(self) -> Iterator[tuple[ModuleInfo, Call]]:
@@ -123,10 +113,10 @@ class Forward:
         """Give the joins in `plan` the norms of what they add up, where these can be had."""
         for operand, keys in plan.forward.items():
             if (norm := self._norm(operand, graph)) is not None:
-                self.readings.add(norm, *keys)
+                self.readings.add(norm, keys)
         for places, keys in plan.forward_sums.items():
             if (norm := self._sum_norms.get(places)) is not None:
-                self.readings.add(norm, *keys)
+                self.readings.add(norm, keys)
 
     def _norm(self, operand: Operand, graph: Graph) -> Reading | None:
         """Return the norm of `operand`; None where it was not seen, or a factor is gone."""
@@ -148,40 +138,42 @@ class Forward:
 
     def _measure_output(
         self,
-        call: OpenCall,
+        info: ModuleInfo,
+        ordinal: int,
         module: nn.Module,
         args: tuple[object, ...],
-        tensors: list[Tensor],
+        tensors: Sequence[Tensor],
     ) -> None:
-        number = call.module.number
+        rule = whole_rule(module) if info.is_activation else None
         for position, tensor in enumerate(tensors):
             x = measure.dense(tensor)
-            if not x.is_floating_point() or x.numel() == 0:
+            if not x.is_floating_point() or (n := x.numel()) == 0:
                 continue
-            n = tensor.numel()
-            norm, mean, deviation = measure.moments(x)
-            self._norms[call.ordinal, "out", position] = norm
-            self._hold((call.ordinal, "out", position), x)
-            self.readings.add(norm, ("layer", "activation_norm", number, n))
-            self.readings.add(mean, ("layer", "activation_mean", number, n))
-            self.readings.add(deviation, ("layer", "activation_std", number, n))
-            if call.module.is_activation:
-                self._measure_activation(number, module, args, tensor)
+            if rule is None:
+                census = measure.census(x)
+            else:
+                census = measure.census(x, rule.center, rule.radius)
+            place = ordinal, "out", position
+            self._norms[place] = census.norm
+            self._hold(place, x)
+            values = census[:2] if census.deviation is None else census[:3]
+            keys = output_keys(info.number, tensor.numel())[: len(values)]
+            self.readings.add_all(values, keys)  # type: ignore[arg-type]
+            if rule is not None:
+                read = rule.readings(n, census)
+            elif info.is_activation:
+                z = args[0] if args and isinstance(args[0], Tensor) else None
+                if z is tensor:  # in place: z is lost
+                    z = None
+                read = activation_readings(module, z, x)
+            else:
+                continue
+            self.readings.add_all(read, activation_keys(info.number, tensor.numel()))
 
-    def _measure_activation(
-        self, number: int, module: nn.Module, args: tuple[object, ...], output: Tensor
-    ) -> None:
-        z = args[0] if args and isinstance(args[0], Tensor) else None
-        if z is output:  # in place: z is lost
-            z = None
-        x = measure.dense(output)
-        readings = activation_readings(module, z, x)
-        for metric, reading in zip(readings._fields, readings, strict=True):
-            value = reading.item() if reading.is_cpu else reading
-            self.readings.add(value, ("layer", metric, number, output.numel()))
-
-    def _measure_for_joins(self, ordinal: int, side: str, tensors: list[Tensor]) -> None:
+    def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
         """Take the norms that a join will ask for, as far as the previous forward tells."""
+        if self._expected is not None and ordinal not in self._expected.calls:
+            return
         for position, tensor in enumerate(tensors):
             place = (ordinal, side, position)
             if self._expected is None or place in self._expected.places:
@@ -205,13 +197,25 @@ def _owns_frozen(module: nn.Module) -> bool:
     return any(p is not None and not p.requires_grad for p in module._parameters.values())
 
 
+def with_gradient(value: object) -> list[Tensor]:
+    """Return the tensors in `value` that require grad; none while gradients are off."""
+    if not torch.is_grad_enabled():
+        return []
+    if isinstance(value, Tensor):
+        return [value] if value.requires_grad else []
+    return [tensor for tensor in tensors_in(value) if tensor.requires_grad]
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from tensors_in(item)
+            if isinstance(item, Tensor):
+                yield item
+            else:
+                yield from tensors_in(item)
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)

@@ -75,15 +75,15 @@ class Sum:
 
 @dataclass
 class JoinTap:
-    """A join to split: its number and, for each part, the sum of its edges (None: no edge).
+    """A join to split: for each part the sum of its edges (None: no edge), and the readings' keys.
 
     `is_open`: its value is an output or an input of the model, so that gradient may come from
     elsewhere, too.
     """
 
-    number: int
     parts: dict[Part, int | None]
     is_open: bool
+    keys: dict[str, tuple[Key, ...]]
 
 
 @dataclass
@@ -98,6 +98,7 @@ class Plan:
     forward : operand -> keys
         What the forward ratio of a join needs the norm of.
     places : those of `forward`
+    calls : those of `places` and `terms`
     forward_sums : places, each with a sign -> keys
         Sums of tensors whose norm it needs: those of branches with several terms.
     terms : place -> the one of `forward_sums` that it belongs to
@@ -120,6 +121,7 @@ class Plan:
     cuts: dict[str, list[Edge]] = field(default_factory=dict)
     outputs: list[tuple[Value, int]] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
+    calls: set[int] = field(default_factory=set)
 
 
 def make_plan(
@@ -188,7 +190,11 @@ def make_plan(
         totals[join.value].append(len(plan.joins))
         sums = {part: add_sum(some) if some else None for part, some in parts.items()}
         is_open = join.value in outputs or graph.nodes[join.value[0]] in graph.inputs
-        plan.joins.append(JoinTap(number, sums, is_open))
+        named: dict[str, tuple[Key, ...]] = {
+            part: (("shortcut", f"{part}_norm", number),) for part in parts
+        }
+        named["cosine"] = (("shortcut", "cosine", number),)
+        plan.joins.append(JoinTap(sums, is_open, named))
         _plan_forward(graph, calls, join, number, plan)
 
     for value, keys in sorted(whole.items()):
@@ -202,6 +208,7 @@ def make_plan(
         "shortcuts": [edge for join in joins for edge in join.shortcut_cut],
         "branches": [edge for join in joins for edge in join.branch_cut],
     }
+    plan.calls = {ordinal for ordinal, _, _ in (*plan.places, *plan.terms)}
     plan.functions = find_functions(graph, calls, layers, plan.outputs, consumers_of)
     own = {node for node, _ in calls[0].inputs}
     plan.leaves = [

@@ -186,16 +186,9 @@ class Recorder:
         self._modules.note_call(number)
         if in_transform():
             return
-        if self._forward is None:
-            if not torch.is_grad_enabled():
-                return
-            if current_backward() == -1:  # else it is checkpointing that computes again
-                self._begin_forward()
-            if not self._step.recorded:
-                return
-            self._outermost.add(number)
-            self._forward = Forward(self._expected.get(number))
-        self._forward.enter(self._modules.info(number), args, kwargs)
+        forward = self._forward or self._begin_forward(number)
+        if forward is not None:
+            forward.enter(self._modules.info(number), args, kwargs)
 
     def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Note that module `number` returned."""
@@ -205,12 +198,21 @@ class Recorder:
             forward, self._forward = self._forward, None
             self._tap(forward)
 
-    def _begin_forward(self) -> None:
-        self._unfinished = None
-        if not self._saw_optimizer:
-            self._look_for_update()
-        if self._step.is_over:
-            self._close_step()
+    def _begin_forward(self, number: int) -> Forward | None:
+        """Begin an outermost call; None where nothing is recorded of it."""
+        if not torch.is_grad_enabled():
+            return None
+        if current_backward() == -1:  # else it is checkpointing that computes again
+            self._unfinished = None
+            if not self._saw_optimizer:
+                self._look_for_update()
+            if self._step.is_over:
+                self._close_step()
+        if not self._step.recorded:
+            return None
+        self._outermost.add(number)
+        self._forward = Forward(self._expected.get(number))
+        return self._forward
 
     def _tap(self, forward: Forward) -> None:
         """Tap the graph that the outermost call has left, if it has left one."""
@@ -432,7 +434,7 @@ class Recorder:
 
     def _log(self, name: str, value: float | Tensor | None) -> None:
         if isinstance(value, Tensor) and value.device.type != "cpu":  # stays on its device
-            self._step.readings.add(value.detach().reshape(()).clone(), ("step", name))
+            self._step.readings.add(value.detach().reshape(()).clone(), (("step", name),))
         elif value is not None:
             self._step.scalars[name] = float(value.item() if isinstance(value, Tensor) else value)
 

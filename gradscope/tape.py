@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,37 +31,64 @@ Segment = tuple[Layout, Tensor]
 Decoded = tuple[Layout, NDArray[np.floating]]
 
 
+@lru_cache(2**14)
+def output_keys(layer: int, n: int) -> tuple[tuple[Key, ...], ...]:
+    """Return the keys of norm, mean and deviation of an output of n elements."""
+    return tuple((("layer", f"activation_{name}", layer, n),) for name in ("norm", "mean", "std"))
+
+
+@lru_cache(2**14)
+def activation_keys(layer: int, n: int) -> tuple[tuple[Key, ...], ...]:
+    """Return the keys of `ActivationReadings` of an output of n elements."""
+    names = ("derivative_mean", "zero_fraction", "saturated_fraction")
+    return tuple((("layer", name, layer, n),) for name in names)
+
+
 class Readings:
-    """Readings as they are taken, each with the keys of all that it stands for."""
+    """Readings as they are taken, each with the keys of all that it stands for.
+
+    Keys are best the same objects at every step: then the layouts of two steps compare in no time.
+    """
 
     def __init__(self) -> None:
-        self._keys: list[tuple[Key, ...]] = []
-        self._values: list[Reading] = []
+        self._numbers: list[float] = []
+        self._numbers_keys: list[tuple[Key, ...]] = []
+        self._tensors: list[Tensor] = []
+        self._tensors_keys: list[tuple[Key, ...]] = []
 
-    def add(self, value: Reading, *keys: Key) -> None:
+    def add(self, value: Reading, keys: tuple[Key, ...]) -> None:
         """Take a reading; a tensor must not be changed any more."""
-        self._keys.append(keys)
-        self._values.append(value)
+        if isinstance(value, float):
+            self._numbers.append(value)
+            self._numbers_keys.append(keys)
+        else:
+            self._tensors.append(value)
+            self._tensors_keys.append(keys)
+
+    def add_all(self, values: Sequence[Reading], keys: Sequence[tuple[Key, ...]]) -> None:
+        """Take several readings of one device, each with the keys in its place."""
+        if isinstance(values[0], float):
+            self._numbers += values  # type: ignore[arg-type]
+            self._numbers_keys += keys
+        else:
+            self._tensors += values  # type: ignore[arg-type]
+            self._tensors_keys += keys
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._numbers) + len(self._tensors)
 
     def segments(self) -> list[Segment]:
         """Return everything, put together to one tensor a device."""
-        devices = [v.device if isinstance(v, Tensor) else _HOST for v in self._values]
-        result = []
+        result: list[Segment] = []
+        if self._numbers:
+            together = torch.from_numpy(np.array(self._numbers))
+            result.append((tuple(self._numbers_keys), together))
+        devices = [value.device for value in self._tensors]
         for device in dict.fromkeys(devices):
             mine = [i for i, other in enumerate(devices) if other == device]
-            values = [self._values[i] for i in mine]
-            if device == _HOST:
-                together = torch.tensor([float(value) for value in values], dtype=torch.float64)
-            else:
-                together = torch.stack([v.to(_dtype(device)) for v in values])  # type: ignore[union-attr]
-            result.append((tuple(self._keys[i] for i in mine), together))
+            together = torch.stack([self._tensors[i].to(_dtype(device)) for i in mine])
+            result.append((tuple(self._tensors_keys[i] for i in mine), together))
         return result
-
-
-_HOST = torch.device("cpu")
 
 
 def _dtype(device: torch.device) -> torch.dtype:

@@ -39,8 +39,8 @@ ROOMS = {
     "measuring": Room(
         "torch numpy",
         "foundation",
-        "measure activations catalogue layers modules graph flow sums rule joins tape functional"
-        " plan cuts passes gradients ranks parameters taps scaling compiling",
+        "kernel host measure activations catalogue layers modules graph flow sums rule joins tape"
+        " functional plan cuts passes gradients ranks parameters taps scaling compiling",
     ),
     # the life of a training: watch() and Scope
     "recording": Room(
