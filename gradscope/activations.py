@@ -23,7 +23,7 @@ from gradscope import measure
 from gradscope.kinds import BOUNDS, canonical
 from gradscope.measure import Reading
 
-SAMPLE = 2**16
+SAMPLE = 2**14
 """Elements that the readings of a function without a short cut are taken from, at most."""
 
 _canonical = cache(canonical)
@@ -92,11 +92,11 @@ def activation_readings(
 
 
 def sample(x: Tensor) -> Tensor:
-    """Return `x`, or every k-th of its elements where these are more than SAMPLE."""
+    """Return `x`, or a copy of every k-th of its elements where these are more than SAMPLE."""
     if x.numel() <= SAMPLE:
         return x
     stride = -(-x.numel() // SAMPLE) | 1  # odd, so as not to pick the same channels all the time
-    return x.reshape(-1)[::stride]
+    return x.reshape(-1)[::stride].contiguous()
 
 
 def whole_rule(activation: nn.Module | str) -> WholeRule | None:

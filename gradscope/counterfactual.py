@@ -280,4 +280,4 @@ def _with_gradients(value: Any) -> Any:
 
 
 def _norm(x: Tensor) -> float:
-    return float(measure.norm(measure.dense(x)))
+    return float(measure.norm(x))

@@ -118,7 +118,7 @@ class Decoder:
                     [1] * len(entries),
                     shortcuts[metric],
                 )
-        _complete_deviations(layers, elements)
+        _complete_outputs(layers, elements)
         _complete(shortcuts)
         return {
             "layers": self._table(rows, "layer", n_layers, layers, dtype),
@@ -189,14 +189,16 @@ def combine(
             out[:, number] = root_sum_square(part)
 
 
-def _complete_deviations(layers: dict[str, Array], elements: Array) -> None:
-    """Fill in the deviations that no accelerator has computed, from norm^2 / n - mean^2."""
+def _complete_outputs(layers: dict[str, Array], elements: Array) -> None:
+    """Complete what accelerators have read: deviations, from norm^2 / n - mean^2, and NaN."""
     norm, mean, deviation = (layers[f"activation_{name}"] for name in ("norm", "mean", "std"))
     missing = np.isnan(deviation) & ~np.isnan(norm)
     if missing.any():
         with np.errstate(invalid="ignore", divide="ignore"):
             variance = np.square(norm) / elements - np.square(mean)
         deviation[missing] = np.sqrt(np.maximum(variance, 0))[missing]
+    for metric in ("derivative_mean", "zero_fraction", "saturated_fraction"):
+        layers[metric][np.isnan(norm)] = math.nan  # a count of signs does not show a NaN
 
 
 def _complete(shortcuts: dict[str, Array]) -> None:

@@ -117,7 +117,7 @@ class Gradients:
         """Read what would reach each layer if the cut were made, and let go of the graph."""
         if self._cut_graph is not None:
             for layer, gradient in self._cut_graph.read():
-                norm = measure.norm(measure.dense(gradient))
+                norm = measure.norm(gradient)
                 self.readings.add(norm, (("layer", "cut_signal_norm", layer, 1),))
         self._cut_graph = None
 
@@ -125,10 +125,9 @@ class Gradients:
         for tap in taps:
             gradient = gradients[tap.slot]
             if gradient is not None:
-                x = measure.dense(gradient)
-                self.readings.add(measure.norm(x), tap.keys)
+                self.readings.add(measure.norm(gradient), tap.keys)
                 for join in tap.joins:
-                    self._read_join(self._plan.joins[join], x)
+                    self._read_join(self._plan.joins[join], measure.dense(gradient))
 
     def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:

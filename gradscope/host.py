@@ -1,9 +1,9 @@
-"""Readings of tensors on the CPU, as plain numbers: there is nothing to wait for.
+"""Readings of tensors on the CPU by torch, as plain numbers: there is nothing to wait for.
 
-Here float64 accumulation is an order of magnitude slower than float32 in torch: norms accumulate
-in the tensor's own precision, over pieces short enough to keep the rounding error below 1e-6, and
-are taken again, times a power of two, where a square may have left the range. Where there is a
-compiled kernel (kernel.py), it does the same for float32 in one pass.
+Float64 accumulation is an order of magnitude slower than float32 there: norms accumulate in the
+tensor's own precision, over pieces short enough to keep the rounding error below 1e-6, and are
+taken again, times a power of two, where a square may have left the range. For most float32
+tensors kernel.py does the same in one pass; this is its reference.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-
-from gradscope.kernel import Kernel, kernel
 
 PIECE = 2**17
 """Elements that one reduction runs over: 67 M float32 in one go are .5 % off, and a piece of
@@ -38,10 +36,6 @@ HALF = (torch.float16, torch.bfloat16)
 
 def norm(x: Tensor) -> float:
     """Return the L2 norm of `x`."""
-    x = _in_order(x)
-    fast = kernel()
-    if fast is not None and fast.takes(x):
-        return math.sqrt(fast.square_sum(x))
     if _is_piece(x):
         return _in_range(torch.linalg.vector_norm(x).item(), x)
     return _in_range(_norm_of_pieces(x), x)
@@ -49,8 +43,6 @@ def norm(x: Tensor) -> float:
 
 def norms(tensors: Sequence[Tensor]) -> list[float]:
     """Return the L2 norm of each tensor, those of small ones by one call."""
-    if (fast := _kernel_for(*tensors)) is not None:
-        return _roots(fast.square_sums(tensors))
     small = [x for x in tensors if _is_piece(x)]
     found = iter(torch._foreach_norm(small, 2) if small else ())
     return [_in_range(next(found).item(), x) if _is_piece(x) else norm(x) for x in tensors]
@@ -58,15 +50,11 @@ def norms(tensors: Sequence[Tensor]) -> list[float]:
 
 def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> list[float]:
     """Copy `tensors` to `copies`, and return the L2 norm of each."""
-    if (fast := _kernel_for(*tensors, *copies)) is not None:
-        return _roots(fast.copies(tensors, copies))
     return _change_with_norms(torch._foreach_copy_, Tensor.copy_, tensors, copies)
 
 
 def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> list[float]:
-    """Return the L2 norm of each difference; what `copies` held may be overwritten."""
-    if (fast := _kernel_for(*tensors, *copies)) is not None:
-        return _roots(fast.differences(tensors, copies))
+    """Return the L2 norm of each difference, which overwrites `copies`."""
     return _change_with_norms(torch._foreach_sub_, Tensor.sub_, tensors, copies)
 
 
@@ -85,51 +73,43 @@ def census(
         Far away is farther from `center` than `radius`; a share that they do not ask for is NaN.
     """
     n = x.numel()
-    x = _in_order(x)
-    fast = kernel()
-    if fast is not None and fast.takes(x):
-        square, total, nonzero, far = fast.census(x, center or 0.0, radius)
-        length, precision = math.sqrt(square), 1e-10
-    else:
-        square = total = nonzero = far = 0.0
-        for piece in (x,) if _is_piece(x) else _pieces(x):
-            part = torch.linalg.vector_norm(piece).item()
-            square += part * part
-            total += piece.sum().item()
-            if center is not None:
-                nonzero += torch.sign(piece, out=_scratch(piece)).abs_().sum().item()
-            if radius:
-                away = torch.sub(piece, center or 0.0, out=_scratch(piece)).abs_()
-                # comparisons and sums of bool are many times slower than arithmetic
-                far += (piece.numel() + away.sub_(radius).sign_().sum().item()) / 2
-        length, precision = _in_range(math.sqrt(square), x), 1e-2
-    mean = total / n
-    square_mean = length * length / n
+    square = total = nonzero = far = 0.0
+    for piece in (x,) if _is_piece(x) else _pieces(x):
+        part = torch.linalg.vector_norm(piece).item()
+        square += part * part
+        total += piece.sum().item()
+        if center is not None:
+            nonzero += torch.sign(piece, out=_scratch(piece)).abs_().sum().item()
+        if radius:
+            away = torch.sub(piece, center or 0.0, out=_scratch(piece)).abs_()
+            # comparisons and sums of bool are many times slower than arithmetic
+            far += (piece.numel() + away.sub_(radius).sign_().sum().item()) / 2
+    length, mean = _in_range(math.sqrt(square), x), total / n
+    if math.isnan(length):
+        nonzero = far = math.nan
+    return (
+        length,
+        mean,
+        deviation(x, length, mean, 1e-2),
+        math.nan if center is None else nonzero / n,
+        far / n if radius else math.nan,
+    )
+
+
+def deviation(x: Tensor, length: float, mean: float, precision: float) -> float:
+    """Return the standard deviation of `x` from its norm and its mean.
+
+    Where the variance is less than `precision` of the mean square, it is taken over `x` - mean.
+    """
+    square_mean = length * length / x.numel()
     variance = square_mean - mean * mean
-    deviation = math.sqrt(variance) if variance > precision * square_mean else _deviation(x, mean)
-    if center is None or math.isnan(length):
-        nonzero = math.nan
-    if not radius or math.isnan(length):
-        far = math.nan
-    return length, mean, deviation, nonzero / n, far / n
-
-
-def _deviation(x: Tensor, mean: float) -> float:
+    if variance > precision * square_mean:
+        return math.sqrt(variance)
     square = 0.0
-    for piece in _pieces(x):
+    for piece in _pieces(x.detach()):
         part = norm(torch.sub(piece, mean, out=_scratch(piece)))
         square += part * part
     return math.sqrt(square / x.numel())
-
-
-def _kernel_for(*tensors: Tensor) -> Kernel | None:
-    """Return the kernel if there is one that takes all of `tensors`."""
-    fast = kernel()
-    return fast if fast is not None and all(map(fast.takes, tensors)) else None
-
-
-def _roots(squares: Sequence[float]) -> list[float]:
-    return [math.sqrt(square) for square in squares]
 
 
 def _change_with_norms(

@@ -6,7 +6,7 @@ none, nor are reshapes, pools and dropouts.
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from gradscope.kinds import group
@@ -84,6 +84,6 @@ def kind(module: nn.Module) -> str:
     return found.__name__
 
 
-def is_lazy(parameter: nn.Parameter) -> bool:
+def is_lazy(parameter: Tensor) -> bool:
     """Whether `parameter` still waits for its first input to get a shape."""
     return isinstance(parameter, UninitializedParameter)

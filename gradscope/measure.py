@@ -1,7 +1,8 @@
 """Tensors in, norms out: pure functions that never wait for an accelerator.
 
 On an accelerator a reading is a 0-d or 1-D tensor there, and norms accumulate in float64, so that
-no square of a float32 leaves the range. On the CPU a reading is a float (host.py).
+no square of a float32 leaves the range. On the CPU a reading is a float, read by a compiled kernel
+(kernel.py) or by torch (host.py).
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradscope import host
+from gradscope.kernel import Kernel, Sums, kernel
 
 Reading = float | Tensor
 """A number on the host, or a 0-d tensor on an accelerator."""
@@ -39,6 +42,11 @@ class Census(NamedTuple):
     far: Reading
 
 
+def is_dense(x: Tensor) -> bool:
+    """Whether `x` is an ordinary tensor of real numbers, which `dense` would at most detach."""
+    return type(x) is Tensor and x.layout is torch.strided and not x.is_complex()
+
+
 def dense(x: Tensor) -> Tensor:
     """Return the stored elements of `x` as a real, strided tensor, detached, on this process.
 
@@ -47,7 +55,7 @@ def dense(x: Tensor) -> Tensor:
     """
     if x.requires_grad:
         x = x.detach()
-    if type(x) is Tensor and x.layout is torch.strided and not x.is_complex():
+    if is_dense(x):
         return x
     x = x.detach()
     if (to_local := getattr(x, "to_local", None)) is not None:
@@ -64,9 +72,13 @@ def norm(x: Tensor) -> Reading:
 
     Parameters
     ----------
-    x : Tensor, any shape, real floating point
+    x : Tensor, any shape, floating point or complex
         NaN and inf in it pass through; exact to 1e-5 relative over its whole range.
     """
+    fast = kernel()
+    if fast is not None and fast.takes(x):
+        return math.sqrt(fast.square_sum(x))
+    x = dense(x)
     if x.is_cpu:
         return host.norm(x)
     result: Tensor = torch.linalg.vector_norm(x, dtype=_wide(x))
@@ -78,31 +90,64 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
 
     Parameters
     ----------
-    tensors : sequence of n Tensors, any shapes, real floating point, one device
+    tensors : sequence of n Tensors, any shapes, floating point or complex, one device
 
     Returns
     -------
     Tensor, shape (n,), on the same device
     """
+    if (fast := _kernel_for(tensors)) is not None:
+        return _roots(fast.square_sums(tensors))
+    tensors = [dense(x) for x in tensors]
     if tensors[0].is_cpu:
         return torch.tensor(host.norms(tensors), dtype=torch.float64)
-    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=_wide(tensors[0])))
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=_wide(tensors[0])))
 
 
 def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
-    """Copy `tensors` to `copies`, and return the L2 norm of each, shape (n,)."""
+    """Copy `tensors` to `copies`, and return the L2 norm of each, shape (n,).
+
+    Parameters
+    ----------
+    tensors, copies : sequences of n Tensors
+        Each copy like the dense form of its tensor; half types in float32.
+    """
+    if (fast := _kernel_for(tensors)) is not None:
+        return _roots(fast.copies(tensors, copies))
+    tensors = [dense(x) for x in tensors]
     if copies[0].is_cpu:
         return torch.tensor(host.copy_with_norms(tensors, copies), dtype=torch.float64)
-    torch._foreach_copy_(list(copies), list(tensors))
+    torch._foreach_copy_(list(copies), tensors)
     return norms(copies)
 
 
 def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
-    """Return the L2 norm of each difference, shape (n,); what `copies` held may be overwritten."""
+    """Return the L2 norm of each difference, shape (n,); what `copies` held may be overwritten.
+
+    Parameters
+    ----------
+    tensors, copies : as for `copy_with_norms`
+    """
+    fast = _kernel_for(tensors)
+    if fast is not None and all(
+        x.stride() == y.stride() for x, y in zip(tensors, copies, strict=True)
+    ):
+        return _roots(fast.differences(tensors, copies))
+    tensors = [dense(x) for x in tensors]
     if copies[0].is_cpu:
         return torch.tensor(host.difference_norms(tensors, copies), dtype=torch.float64)
-    torch._foreach_sub_(list(copies), list(tensors))
+    torch._foreach_sub_(list(copies), tensors)
     return norms(copies)
+
+
+def _kernel_for(tensors: Sequence[Tensor]) -> Kernel | None:
+    """Return the kernel if there is one, and it takes all of `tensors`."""
+    fast = kernel()
+    return fast if fast is not None and all(map(fast.takes, tensors)) else None
+
+
+def _roots(squares: Sums) -> Tensor:
+    return torch.from_numpy(np.sqrt(squares, out=squares))
 
 
 def census(x: Tensor, center: float | None = None, radius: float = 0.0) -> Census:
@@ -110,10 +155,14 @@ def census(x: Tensor, center: float | None = None, radius: float = 0.0) -> Censu
 
     Parameters
     ----------
-    x : Tensor, any shape, not empty, real floating point
+    x : Tensor, any shape, not empty, floating point or complex
     center, radius : float
         Far away is farther from `center` than `radius`; a share that they do not ask for is NaN.
     """
+    fast = kernel()
+    if fast is not None and fast.takes(x):
+        return _host_census(fast, x, center, radius)
+    x = dense(x)
     if x.is_cpu:
         return Census(*host.census(x, center, radius))
     mean = torch.mean(x, dim=None, dtype=_wide(x))
@@ -127,6 +176,16 @@ def census(x: Tensor, center: float | None = None, radius: float = 0.0) -> Censu
     return Census(norm(x), mean, None, nonzero, far)
 
 
+def _host_census(fast: Kernel, x: Tensor, center: float | None, radius: float) -> Census:
+    n = x.numel()
+    square, total, nonzero, far = fast.census(x, center or 0.0, radius)
+    length, mean = math.sqrt(square), total / n
+    deviation = host.deviation(x, length, mean, 1e-10)
+    if center is None or math.isnan(length):
+        return Census(length, mean, deviation, math.nan, math.nan)
+    return Census(length, mean, deviation, nonzero / n, far / n if radius else math.nan)
+
+
 def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
     """Return the cosine between `a` and `b`; NaN where one of them is zero.
 
@@ -136,12 +195,13 @@ def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
     a_norm, b_norm : float or Tensor, shape ()
         Their norms. To divide by them first keeps the products in range.
     """
-    if a.is_cpu:
-        if not (a_norm and b_norm):
-            return math.nan
-        dtype = torch.float32 if a.dtype in host.HALF else a.dtype
-    else:
-        dtype = _wide(a)
+    if a.is_cpu and not (a_norm and b_norm):
+        return math.nan
+    fast = kernel()
+    if fast is not None and fast.takes(a) and fast.takes(b) and a.stride() == b.stride():
+        return fast.product_sum(a, b) / (a_norm * b_norm)
+    narrow = torch.float32 if a.dtype in host.HALF else a.dtype
+    dtype = narrow if a.is_cpu else _wide(a)
     unit_a = a.to(dtype).div(a_norm).reshape(-1)
     unit_b = b.to(dtype).div(b_norm).reshape(-1)
     product = torch.dot(unit_a, unit_b)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from operator import is_
 from typing import NamedTuple
 
 import torch
@@ -39,29 +40,43 @@ class Parameters:
         self.owners: list[tuple[int, ...]] = []
         self.replicas: list[int] = []
         self.wide = False  # whether some are float64
+        self._found: list[Tensor | None] = []
+        self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
         self._place: dict[int, int] = {}
         self._layouts: dict[tuple[Places, tuple[str, ...]], Layout] = {}
 
     def look_up(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         """Take the parameters as they are now."""
+        numbers: list[int] = []
+        found: list[Tensor | None] = []
+        for number, module in modules:
+            if own := module._parameters:
+                found += own.values()
+                numbers += [number] * len(own)
+        # False for a frozen one, else its class, which a lazy one changes
+        states: list[type[Tensor] | bool] = [
+            p is not None and p.requires_grad and type(p) for p in found
+        ]
+        found_as = numbers, states
+        if found_as == self._found_as and all(map(is_, found, self._found)):
+            return
+        self._found, self._found_as = found, found_as
         tensors: list[Tensor] = []
         owners: list[tuple[int, ...]] = []
         place: dict[int, int] = {}
-        for number, module in modules:
-            for parameter in module._parameters.values():
-                if parameter is None or not parameter.requires_grad or layers.is_lazy(parameter):
-                    continue
-                known = place.get(id(parameter))
-                if known is None:
-                    place[id(parameter)] = len(tensors)
-                    tensors.append(parameter)
-                    owners.append((number,))
-                else:
-                    owners[known] += (number,)
-        if owners != self.owners:
-            self._layouts.clear()
-            self.replicas = [replicas(tensor) for tensor in tensors]
-            self.wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
+        for number, parameter, trains in zip(numbers, found, states, strict=True):
+            if parameter is None or not trains or layers.is_lazy(parameter):
+                continue
+            known = place.get(id(parameter))
+            if known is None:
+                place[id(parameter)] = len(tensors)
+                tensors.append(parameter)
+                owners.append((number,))
+            else:
+                owners[known] += (number,)
+        self._layouts.clear()
+        self.replicas = [replicas(tensor) for tensor in tensors]
+        self.wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
         self.tensors, self.owners, self._place = tensors, owners, place
 
     def of(self, optimizer: Optimizer) -> Places:
@@ -79,10 +94,12 @@ class Parameters:
         half = weight.dtype in (torch.float16, torch.bfloat16)
         dtype = torch.float32 if half else weight.dtype
         kept = self._copies.get(place)
-        if kept is None or (kept.shape, kept.dtype, kept.device) != (
-            weight.shape,
-            dtype,
-            weight.device,
+        if (
+            kept is None
+            or kept.dtype is not dtype
+            or kept.shape != weight.shape
+            or kept.stride() != weight.stride()
+            or kept.device != weight.device
         ):
             kept = torch.empty_like(weight, dtype=dtype)
             if weight.is_cpu if self._keep is None else self._keep:
@@ -129,6 +146,7 @@ class ParameterReadings:
         self._weights: list[_Norms] = []
         self._updates: list[_Norms] = []
         self._copies: dict[int, Tensor] = {}
+        self._places: dict[Optimizer, Places] = {}
         self._suspected: tuple[list[_Norms], dict[int, int]] = ([], {})
 
     # --- the usual way: a backward ends, then optimizers tell before and after they step ------
@@ -141,8 +159,9 @@ class ParameterReadings:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Read the gradients that `optimizer` gets, and the weights that it is about to change."""
+        places = self._places[optimizer] = self._parameters.of(optimizer)
         self.read_clipped(optimizer)
-        self._weights += self._copy_weights(self._parameters.of(optimizer))
+        self._weights += self._copy_weights(places)
 
     def expect_changes(self) -> None:
         """Believe no gradient to be unchanged: unscaling leaves no mark on a tensor's version."""
@@ -150,14 +169,14 @@ class ParameterReadings:
 
     def read_clipped(self, optimizer: Optimizer) -> None:
         """Read those gradients that changed since `after_backward`: by clipping, by unscaling."""
-        found = self._find_gradients(self._parameters.of(optimizer))
+        found = self._find_gradients(self._places[optimizer])
         unchanged = {i for i, g in found.items() if self._states.get(i) == _state(g)}
         changed = _norms({i: g for i, g in found.items() if i not in unchanged})
         self._clipped[optimizer] = _Clipped(unchanged, changed)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
-        self._updates += self._read_updates(self._parameters.of(optimizer))
+        self._updates += self._read_updates(self._places[optimizer])
 
     # --- an optimizer that tells nothing: its step is found by what it did --------------------
 
@@ -247,7 +266,7 @@ class ParameterReadings:
     def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:
         """Return the weights at `places`, in groups of one device."""
         weights = {i: measure.dense(self._parameters.tensors[i]) for i in places}
-        return [(group, [weights[i] for i in group]) for group in _by_device(weights).values()]
+        return [(group, [weights[i] for i in group]) for group in _by_device(weights)]
 
 
 def _state(gradient: Tensor) -> tuple[int, int]:
@@ -258,13 +277,16 @@ def _state(gradient: Tensor) -> tuple[int, int]:
 def _norms(tensors: dict[int, Tensor]) -> list[_Norms]:
     """Return the L2 norm of each tensor, read in one go on each device."""
     return [
-        _Norms(group, measure.norms([measure.dense(tensors[i]) for i in group]))
-        for group in _by_device(tensors).values()
+        _Norms(group, measure.norms([tensors[i] for i in group])) for group in _by_device(tensors)
     ]
 
 
-def _by_device(tensors: dict[int, Tensor]) -> dict[torch.device, Places]:
+def _by_device(tensors: dict[int, Tensor]) -> list[Places]:
+    """Return the places of the tensors of each device."""
+    devices = [tensor.device for tensor in tensors.values()]
+    if len(set(devices)) < 2:
+        return [tuple(tensors)] if tensors else []
     groups: dict[torch.device, list[int]] = defaultdict(list)
-    for i, tensor in tensors.items():
-        groups[tensor.device].append(i)
-    return {device: tuple(places) for device, places in groups.items()}
+    for i, device in zip(tensors, devices, strict=True):
+        groups[device].append(i)
+    return [tuple(places) for places in groups.values()]

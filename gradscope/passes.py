@@ -126,7 +126,7 @@ class Forward:
         elif operand.product is not None:
             one, other = saved_factors(graph.nodes[operand.product])
             if one is not None and other is not None:
-                norm = measure.norm(measure.dense(one * other))
+                norm = measure.norm(one * other)
         for node in operand.times:
             one, other = saved_factors(graph.nodes[node])
             factor = one if other is None else other
@@ -146,8 +146,9 @@ class Forward:
     ) -> None:
         rule = whole_rule(module) if info.is_activation else None
         for position, tensor in enumerate(tensors):
-            x = measure.dense(tensor)
-            if not x.is_floating_point() or (n := x.numel()) == 0:
+            x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
+            n = x.numel()
+            if n == 0 or not x.is_floating_point():
                 continue
             if rule is None:
                 census = measure.census(x)
@@ -157,7 +158,7 @@ class Forward:
             self._norms[place] = census.norm
             self._hold(place, x)
             values = census[:2] if census.deviation is None else census[:3]
-            keys = output_keys(info.number, tensor.numel())[: len(values)]
+            keys = output_keys(info.number, n)[: len(values)]
             self.readings.add_all(values, keys)  # type: ignore[arg-type]
             if rule is not None:
                 read = rule.readings(n, census)
@@ -165,10 +166,10 @@ class Forward:
                 z = args[0] if args and isinstance(args[0], Tensor) else None
                 if z is tensor:  # in place: z is lost
                     z = None
-                read = activation_readings(module, z, x)
+                read = activation_readings(module, z, measure.dense(x))
             else:
                 continue
-            self.readings.add_all(read, activation_keys(info.number, tensor.numel()))
+            self.readings.add_all(read, activation_keys(info.number, n))
 
     def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
         """Take the norms that a join will ask for, as far as the previous forward tells."""
@@ -177,7 +178,7 @@ class Forward:
         for position, tensor in enumerate(tensors):
             place = (ordinal, side, position)
             if self._expected is None or place in self._expected.places:
-                self._norms[place] = measure.norm(measure.dense(tensor))
+                self._norms[place] = measure.norm(tensor)
             self._hold(place, tensor)
 
     def _hold(self, place: Place, x: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -72,10 +73,10 @@ def test_readings_summarise_the_derivative(module: nn.Module) -> None:
     slope = autograd_derivative(module, z).abs()
     output = module(z)
     readings = activation_readings(module, z, output)
-    assert readings.derivative_mean.item() == pytest.approx(slope.mean().item(), rel=1e-5)
-    assert readings.zero_fraction.item() == pytest.approx((output == 0).double().mean().item())
+    assert readings.derivative_mean == pytest.approx(slope.mean().item(), rel=1e-5)
+    assert readings.zero_fraction == pytest.approx((output == 0).double().mean().item())
     flat = (slope < 0.1 * steepest(module)).double().mean().item()
-    assert readings.saturated_fraction.item() == pytest.approx(flat, abs=1e-3)
+    assert readings.saturated_fraction == pytest.approx(flat, abs=1e-3)
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if not isinstance(m, nn.PReLU)], ids=str)
@@ -105,12 +106,13 @@ def test_an_in_place_call_is_read_from_its_output(module: nn.Module) -> None:
 
 def test_a_lost_input_gives_nan_and_still_the_zeros() -> None:
     readings = activation_readings(nn.SiLU(), None, torch.tensor([0.0, 1.0]))
-    assert readings.derivative_mean.isnan() and readings.saturated_fraction.isnan()
-    assert readings.zero_fraction.item() == 0.5
+    assert math.isnan(readings.derivative_mean) and math.isnan(readings.saturated_fraction)
+    assert readings.zero_fraction == 0.5
 
 
 def test_an_unknown_function_gives_nan() -> None:
-    assert activation_readings("Softmax", torch.ones(3), torch.ones(3)).derivative_mean.isnan()
+    readings = activation_readings("Softmax", torch.ones(3), torch.ones(3))
+    assert math.isnan(readings.derivative_mean)
 
 
 @pytest.mark.parametrize("kind", ["tanh", "TanhBackward0", "Tanh"])
@@ -123,18 +125,20 @@ def test_a_function_call_is_known_by_its_name_or_its_autograd_node(kind: str) ->
 def test_half_precision_is_summed_in_single(dtype: torch.dtype) -> None:
     a = torch.full((300_000,), 0.5, dtype=dtype)
     readings = activation_readings("sigmoid", None, a)
-    assert readings.derivative_mean.item() == pytest.approx(0.25)
-    assert readings.derivative_mean.dtype == torch.float32
+    assert readings.derivative_mean == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_nothing_waits_for_the_device(module: nn.Module) -> None:
     z = torch.empty(40, 5, 7, device="meta")
     module = copy.deepcopy(module).float().to("meta")
-    for reading in activation_readings(module, z, module(z)):
+    readings = activation_readings(module, z, module(z))
+    tensors = [reading for reading in readings if isinstance(reading, torch.Tensor)]
+    assert len(tensors) == 3
+    for reading in tensors:
         assert reading.shape == () and reading.device.type == "meta"
 
 
 def test_nan_passes_through() -> None:
     output = torch.tensor([float("nan"), 0.5])
-    assert activation_readings("tanh", None, output).derivative_mean.isnan()
+    assert math.isnan(activation_readings("tanh", None, output).derivative_mean)

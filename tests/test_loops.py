@@ -560,7 +560,7 @@ def test_checkpointed_blocks_read_like_plain_ones(use_reentrant, tmp_path):
         "gradscope.parameters.ParameterReadings.after_step",
         "gradscope.measure.norm",
         "gradscope.measure.norms",
-        "gradscope.measure.moments",
+        "gradscope.measure.census",
         "gradscope.tape.Tape.append",
         "gradscope.decode.Decoder.columns",
         "gradscope.recorder.Recorder._close_step",

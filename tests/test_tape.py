@@ -12,9 +12,9 @@ from gradscope.tape import Readings, Row, Tape
 
 def test_readings_of_several_devices_are_kept_apart_and_all_arrive():
     readings = Readings()
-    readings.add(1.5, ("layer", "signal_norm", 0, 1))
-    readings.add(torch.zeros((), device="meta"), ("layer", "signal_norm", 1, 1))
-    readings.add(torch.tensor(2.5), ("layer", "signal_norm", 2, 1))
+    readings.add(1.5, (("layer", "signal_norm", 0, 1),))
+    readings.add(torch.zeros((), device="meta"), (("layer", "signal_norm", 1, 1),))
+    readings.add_all([2.5], [(("layer", "signal_norm", 2, 1),)])
     segments = readings.segments()
     assert [(values.device.type, len(layout)) for layout, values in segments] == [
         ("cpu", 2),
