@@ -93,6 +93,7 @@ def main(kind, path):
     if kind in ("ddp", "bare"):
         inner = model.module
         torch.save(inner.state_dict(), f"{path}-{kind}-{rank}.pt")
+    dist.barrier()  # or one may take down its side while the other still reads: gloo aborts
     dist.destroy_process_group()
 
 
