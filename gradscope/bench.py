@@ -1,8 +1,8 @@
 """What watching costs on this machine, in ratios: `gradscope bench`.
 
-Blocks of steps of three copies of a net (bare, bare once more, watched) are interleaved in random
-order in one process. What counts is, round by round, the time of the watched copy over that of the
-bare ones; the ratio of the two bare copies shows the noise.
+Blocks of steps of several copies of a net (two bare ones, one for each watcher) are interleaved in
+random order in one process. What counts is, round by round, the time of a step of the watched copy
+over that of the bare ones; the ratio of the two bare copies shows the noise.
 """
 
 from __future__ import annotations
@@ -19,16 +19,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
 from gradscope._version import __version__
 from gradscope.errors import GradscopeError
+from gradscope.kernel import kernel as compiled_kernel
 from gradscope.watchers import GRADSCOPE, Bare, Watcher, alternatives
 from gradscope.workloads import WORKLOADS, Workload
 
 Track = Callable[[Iterable["Cost"], int], Iterable["Cost"]]
 
+_BARE = "bare"
 _NOISE = "bare once more (noise)"
 
 
@@ -44,8 +47,8 @@ class Cost:
     ratio, lower, upper : float
         Median and quartiles of the rounds' ratios, watched / bare.
     memory : float
-        Bytes a parameter by which the peak of a block is above that of a bare one, NaN where the
-        platform does not tell.
+        Bytes a parameter that watching adds to the peak of a block, NaN where the platform does
+        not tell.
     """
 
     net: str
@@ -110,7 +113,7 @@ def bench(
     nets : names of `WORKLOADS`, all by default
     threads : of torch, one measurement for each; on an accelerator the first
     rounds : int
-        Of three blocks each. More rounds resolve smaller differences.
+        Of a block of each copy. More rounds resolve smaller differences.
     alone : bool
         Measure gradscope and none of the alternatives that are installed.
     track : called with the costs as they are measured and their number, returns them one by one
@@ -169,22 +172,30 @@ def measure(
     model = workload.model().to(device)
     batch = tuple(tensor.to(device) for tensor in workload.batch())
     size = sum(parameter.numel() for parameter in model.parameters())
-    bare = [Copy(workload, model, batch, Bare) for _ in range(2)]
-    low = bare[0].peak()
-    for name, watcher in watchers.items():
-        watched = Copy(workload, model, batch, watcher)
-        try:
-            ratios = _ratios([*bare, watched], rounds)
-            above = max(watched.peak() - low, 0.0)
-        finally:
-            watched.close()
-        lower, ratio, upper = np.percentile(ratios, [25, 50, 75]).tolist()
-        del watched  # before the next one takes its place in memory
-        yield Cost(workload.name, name, threads, rounds, ratio, lower, upper, above / size)
+    copies: dict[str, Copy] = {}
+    try:
+        for name, watcher in {_BARE: Bare, **watchers}.items():
+            copies[name] = Copy(workload, model, batch, watcher)
+        seconds = _interleaved(copies, rounds)
+    finally:
+        for copy in copies.values():
+            copy.close()
+    for name in watchers:
+        bare = seconds[_BARE] if name == _NOISE else (seconds[_BARE] + seconds[_NOISE]) / 2
+        lower, ratio, upper = np.percentile(seconds[name] / bare, [25, 50, 75]).tolist()
+        above = max(copies[name].rise - copies[_BARE].rise, 0.0) / size
+        yield Cost(workload.name, name, threads, rounds, ratio, lower, upper, above)
 
 
 class Copy:
-    """A copy of the net that trains in blocks."""
+    """A copy of the net that trains in blocks.
+
+    Attributes
+    ----------
+    model : nn.Module
+    rise : float
+        Bytes by which memory rose when it got its watcher and trained for a block.
+    """
 
     def __init__(
         self,
@@ -193,16 +204,22 @@ class Copy:
         batch: tuple[torch.Tensor, ...],
         watcher: Watcher,
     ) -> None:
-        self._steps = workload.steps
         self._batch = batch
         self.model = copy.deepcopy(model)
         self._optimizer = workload.optimizer(self.model)
         self._folder = tempfile.TemporaryDirectory(prefix="gradscope-bench-")
-        self._watcher = watcher(self.model, Path(self._folder.name))
+        self._watcher = Bare(self.model, Path(self._folder.name))
+        self._steps = 2
         self.block()  # allocates the optimizer's state, warms caches
+        self.rise = _rise(batch[0].device, lambda: self._begin(workload, watcher))
+
+    def _begin(self, workload: Workload, watcher: Watcher) -> None:
+        self._watcher = watcher(self.model, Path(self._folder.name))
+        self._steps = -(-workload.steps // self._watcher.every) * self._watcher.every
+        self.block()
 
     def block(self) -> float:
-        """Train for a block of steps, and return the seconds that it took."""
+        """Train for a block of steps, and return the seconds that one took in the mean."""
         inputs, targets = self._batch
         _wait(inputs.device)
         start = time.perf_counter()
@@ -214,12 +231,7 @@ class Copy:
             self._watcher.after_step()
         self._watcher.end_of_block()
         _wait(inputs.device)
-        return time.perf_counter() - start
-
-    def peak(self) -> float:
-        """Return the bytes by which memory rises during a block, the least of two; or NaN."""
-        device = self._batch[0].device
-        return min(_rise(device, self.block) for _ in range(2))
+        return (time.perf_counter() - start) / self._steps
 
     def close(self) -> None:
         """Stop watching, and free what it took."""
@@ -227,18 +239,15 @@ class Copy:
         self._folder.cleanup()
 
 
-def _ratios(copies: Sequence[Copy], rounds: int) -> list[float]:
-    """Return, for each round, the time of the last copy over the mean of the others."""
+def _interleaved(copies: dict[str, Copy], rounds: int) -> dict[str, NDArray[np.float64]]:
+    """Return the seconds of a step of each copy in each round, the copies in random order."""
     order = random.Random(0)
-    ratios = []
-    for _ in range(rounds):
-        seconds = dict.fromkeys(copies, 0.0)
+    seconds = {name: np.empty(rounds) for name in copies}
+    for i in range(rounds):
         gc.collect()
-        for one in order.sample(list(copies), len(copies)):
-            seconds[one] = one.block()
-        *bare, watched = (seconds[one] for one in copies)
-        ratios.append(watched / (sum(bare) / len(bare)))
-    return ratios
+        for name in order.sample(list(copies), len(copies)):
+            seconds[name][i] = copies[name].block()
+    return seconds
 
 
 def _rise(device: torch.device, work: Callable[[], object]) -> float:
@@ -275,4 +284,6 @@ def _cell(cost: Cost) -> str:
 
 def _machine(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"gradscope {__version__}, torch {torch.__version__}, {name}"
+    kernel = "compiled" if compiled_kernel() is not None else "no"
+    how = f", {kernel} kernel" if device.type == "cpu" else ""
+    return f"gradscope {__version__}, torch {torch.__version__}, {name}{how}"

@@ -24,7 +24,14 @@ class Bare:
         About to be trained.
     folder : Path
         An empty one, to write to.
+
+    Attributes
+    ----------
+    every : int
+        Of so many steps one is watched: a fair block has a multiple of them.
     """
+
+    every = 1
 
     def __init__(self, model: nn.Module, folder: Path) -> None:
         self.model = model
@@ -46,6 +53,7 @@ class Gradscope(Bare):
     """Everything that gradscope records by default, written to disk."""
 
     def __init__(self, model: nn.Module, folder: Path, every: int = 1) -> None:
+        self.every = every
         self._scope = watch(model, folder / "run", every=every, flush_seconds=10)
 
     def end_of_block(self) -> None:

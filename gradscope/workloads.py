@@ -27,7 +27,7 @@ class Workload:
     optimizer : of the net's parameters
     batch : makes inputs and targets
     steps : int
-        Of a block that is timed, a multiple of 10.
+        Of a block that is timed.
     """
 
     name: str
@@ -130,7 +130,7 @@ WORKLOADS = (
         lambda: _mlp(50, 256),
         lambda model: Adam(model.parameters(), lr=1e-4),
         lambda: _classes(128, 256, classes=256),
-        steps=30,
+        steps=10,
     ),
     Workload(
         "resnet",
@@ -138,7 +138,7 @@ WORKLOADS = (
         _resnet,
         lambda model: SGD(model.parameters(), lr=1e-3, momentum=0.9),
         lambda: _classes(32, 3, 32, 32, classes=10),
-        steps=10,
+        steps=2,
     ),
     Workload(
         "gpt",
@@ -146,7 +146,7 @@ WORKLOADS = (
         _Gpt,
         lambda model: AdamW(model.parameters(), lr=1e-4),
         _text,
-        steps=10,
+        steps=2,
     ),
     Workload(
         "wide",
@@ -154,6 +154,6 @@ WORKLOADS = (
         lambda: _mlp(4, 4096),
         lambda model: Adam(model.parameters(), lr=1e-5),
         lambda: _classes(32, 4096, classes=4096),
-        steps=10,
+        steps=2,
     ),
 )

@@ -14,7 +14,7 @@ import gradscope
 from gradscope import bench as benchmark
 from gradscope.bench import Bench, Copy, Cost, measure
 from gradscope.cli import main
-from gradscope.watchers import GRADSCOPE, Bare, Naive, alternatives
+from gradscope.watchers import GRADSCOPE, Bare, Gradscope, Naive, alternatives
 from gradscope.workloads import WORKLOADS, Workload
 
 TINY = Workload(
@@ -36,7 +36,6 @@ def test_a_net_has_the_size_that_its_name_promises_and_trains(workload):
         model = workload.model()
     size = sum(parameter.numel() for parameter in model.parameters())
     assert size == PARAMETERS.get(workload.name, size)
-    assert workload.steps % 10 == 0  # or every=10 would record more in some blocks than in others
     loss = F.cross_entropy(model(inputs.to("meta")), targets.to("meta"))
     loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -75,12 +74,38 @@ def test_a_watcher_leaves_the_model_as_it_was(name):
 
 
 def test_each_watcher_is_compared_with_two_bare_copies():
-    watchers = {"bare": Bare, **GRADSCOPE}
+    watchers = {benchmark._NOISE: Bare, **GRADSCOPE}
     costs = list(measure(TINY, watchers, torch.device("cpu"), torch.get_num_threads(), 3))
     assert [(cost.net, cost.watcher, cost.rounds) for cost in costs] == [
         ("tiny", watcher, 3) for watcher in watchers
     ]
     assert all(0 < cost.lower <= cost.ratio <= cost.upper for cost in costs)
+
+
+def test_a_block_has_its_share_of_recorded_steps():
+    recorded = []
+
+    class Counting(Gradscope):
+        def end_of_block(self):
+            super().end_of_block()
+            recorded.append(len(self._scope.run.steps))
+
+    copy = Copy(TINY, TINY.model(), TINY.batch(), lambda m, f: Counting(m, f, every=4))
+    copy.block()
+    copy.close()
+    assert recorded == [3, 6]  # of blocks of 12 steps, as 10 are no multiple of 4
+
+
+def test_what_a_watcher_keeps_counts_as_its_memory():
+    size = 10_000_000
+
+    class Hoarder(Bare):
+        def __init__(self, model, folder):
+            super().__init__(model, folder)
+            self.hoard = torch.ones(size)
+
+    bare, hoarding = (Copy(TINY, TINY.model(), TINY.batch(), way) for way in (Bare, Hoarder))
+    assert hoarding.rise - bare.rise == pytest.approx(4 * size, rel=0.1)
 
 
 def test_the_table_has_a_row_a_watcher_and_a_column_a_net():

@@ -98,9 +98,7 @@ def test_diagnose_prints_the_verdict(runs: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.startswith("plain-50: vanishing\n")
 
 
-def test_diagnose_as_json_is_for_scripts(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_diagnose_as_json_is_for_scripts(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", str(runs / "plain-50"), "--json"]) == 0
     read = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     diagnosis = diagnose(load(runs / "plain-50"))
@@ -149,9 +147,7 @@ def test_diagnose_refuses_to_fail_on_what_is_no_verdict(runs: Path) -> None:
     assert "'explodng' is no verdict of a recording" in result.stderr
 
 
-def test_report_writes_one_page_of_all_runs(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_writes_one_page_of_all_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = runs / "report.html"
     arguments = ["report", str(runs / "plain-50"), str(runs / "residual-50"), "-o", str(target)]
     assert main(arguments) == 0

@@ -23,8 +23,15 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning",
 )
 READINGS = [
-    "grad_norm", "clipped_grad_norm", "weight_norm", "update_norm", "signal_norm",
-    "input_signal_norm", "activation_norm", "activation_mean", "derivative_mean",
+    "grad_norm",
+    "clipped_grad_norm",
+    "weight_norm",
+    "update_norm",
+    "signal_norm",
+    "input_signal_norm",
+    "activation_norm",
+    "activation_mean",
+    "derivative_mean",
 ]
 
 
@@ -33,7 +40,10 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.stem, self.act, self.fc, self.head = (
-            nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 2),
+            nn.Linear(5, 8),
+            nn.Tanh(),
+            nn.Linear(8, 8),
+            nn.Linear(8, 2),
         )
 
     def forward(self, x):

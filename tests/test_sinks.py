@@ -33,7 +33,10 @@ class Net(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(3))
         self.stem, self.act, self.block, self.head = (
-            nn.Linear(3, 4), nn.Tanh(), Block(), nn.Linear(4, 2),
+            nn.Linear(3, 4),
+            nn.Tanh(),
+            Block(),
+            nn.Linear(4, 2),
         )
 
     def forward(self, x):
