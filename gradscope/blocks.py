@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -32,37 +33,40 @@ def residual_blocks(run: Run) -> list[Block]:
     if shortcuts.empty:
         return []
     names = [str(name) for name in run.layers["name"]]
-    recorded = ~np.isnan(run.shortcut_matrix("total_norm")[1]).all(axis=0)
-    ends = _ends(run, shortcuts, names)
+    under = _under(names)
+    recorded = run.shortcut_was_read("total_norm")
+    ends = _ends(run, shortcuts, names, under)
+    rows = shortcuts.to_dict("records")
     found: list[Block] = []
-    for index, (read, after) in enumerate(zip(recorded, ends, strict=True)):
-        row = shortcuts.iloc[index]
+    for index, (read, after, row) in enumerate(zip(recorded, ends, rows, strict=True)):
         if read and row["form"] in SPLIT_FORMS:
-            first = _under(names, str(row["split"]))[-1:]
+            first = under.get(str(row["split"]), [])[-1:]
             start = first[0] + 1 if first and first[0] + 1 < after else 0
             if start == 0 and found:
                 start = found[-1].after
             # a module that is called again, as a ReLU may be, lies where it was called first
-            start = max([start, *_under(names, str(row["name"]))[:1]])
+            start = max([start, *under.get(str(row["name"]), [])[:1]])
             found.append(Block(index, str(row["name"]), str(row["form"]), start, after))
     return [block for block in found if not any(_holds(other, block) for other in found)]
 
 
-def _ends(run: Run, shortcuts: pd.DataFrame, names: list[str]) -> list[int]:
+def _ends(
+    run: Run, shortcuts: pd.DataFrame, names: list[str], under: dict[str, list[int]]
+) -> list[int]:
     """Return for each shortcut the first layer after its join.
 
     A join's position counts calls of layers. Where some are called more than once it is no exact
     place among the layers; then a block ends with the module that holds it.
     """
-    activations = run.matrix("activation_norm")[1]
-    called = np.flatnonzero(~np.isnan(activations).all(axis=0))
-    if len(activations) == 0 or len(called) == 0:
+    called = np.flatnonzero(run.was_read("activation_norm"))
+    if len(called) == 0:
         called = np.arange(len(names))
     bounds = [*called, len(names)]
     holders = shortcuts["name"].astype(str).tolist()
     places = shortcuts["position"].fillna(1).to_numpy(dtype=np.float64) * len(called)
     # the modules around a join have been called before it, but not yet returned
-    around = [sum(_encloses(names[layer], holder) for layer in called) for holder in holders]
+    calls = Counter(names[layer] for layer in called)
+    around = [sum(calls[name] for name in {"(root)", *_with_parents(h)}) for h in holders]
     ends = [
         int(bounds[min(round(place) + more, len(called))])
         for place, more in zip(places, around, strict=True)
@@ -70,20 +74,24 @@ def _ends(run: Run, shortcuts: pd.DataFrame, names: list[str]) -> list[int]:
     if np.allclose(places, places.round(), atol=1e-3):
         return ends
     for index, holder in enumerate(holders):
-        inside = _under(names, holder)
+        inside = under.get(holder, [])
         if inside and holder not in holders[index + 1 :]:
             ends[index] = inside[-1] + 1
     return ends
 
 
-def _under(names: list[str], module: str) -> list[int]:
-    """Return the layers that are `module` or lie in it; none for the model itself."""
-    return [i for i, name in enumerate(names) if f"{name}.".startswith(f"{module}.")]
+def _under(names: list[str]) -> dict[str, list[int]]:
+    """Return the layers that lie in each module, or are it; none lie in the model itself."""
+    under: dict[str, list[int]] = {}
+    for layer, name in enumerate(names):
+        for module in _with_parents(name):
+            under.setdefault(module, []).append(layer)
+    return under
 
 
-def _encloses(layer: str, module: str) -> bool:
-    """Whether a layer is `module` or one of the modules around it."""
-    return layer == "(root)" or f"{module}.".startswith(f"{layer}.")
+def _with_parents(name: str) -> list[str]:
+    """Return the modules around the one called `name`, and itself."""
+    return [name[:end] for end, letter in enumerate(f"{name}.") if letter == "."]
 
 
 def _holds(outer: Block, inner: Block) -> bool:

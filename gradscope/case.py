@@ -26,6 +26,9 @@ BLOCK = 20
 
 MOST_BLOCKS = 100
 
+ROWS_AT_ONCE = 2**12
+"""Recorded steps of which all layers are looked at together: a copy of all would take memory."""
+
 Mask = NDArray[np.bool_]
 
 
@@ -52,7 +55,9 @@ class Case:
         self.steps: pd.DataFrame = run.steps
         read = ~np.isnan(self.steps["grad_norm"].to_numpy(dtype=np.float64))
         for column in ("weight_norm", "signal_norm"):
-            read |= ~np.isnan(run.matrix(column)[1]).all(axis=1)
+            unknown = np.flatnonzero(~read)
+            if len(unknown):
+                read[unknown] = ~np.isnan(run.matrix(column)[1][unknown]).all(axis=1)
         self.rows = np.flatnonzero(read & ~self.steps["skipped"].to_numpy(dtype=bool))
         self.blocks = _blocks(self.rows)
         self._columns: dict[str, tuple[Floats, Floats]] = {}
@@ -91,6 +96,12 @@ class Case:
         """Return a shortcut metric's median in each block, (blocks, shortcuts)."""
         values = self.run.shortcut_matrix(column)[1]
         return _by_block(values, self.blocks, np.nanmedian)
+
+    def infinite(self, column: str) -> Mask:
+        """Return in which of `rows` any layer's reading of a metric is infinite, (R,)."""
+        values = self.run.matrix(column)[1]
+        pieces = np.array_split(self.rows, len(self.rows) // ROWS_AT_ONCE + 1)
+        return np.concatenate([np.isinf(values[rows]).any(axis=1) for rows in pieces])
 
     def span(self, blocks: Mask) -> tuple[int, int]:
         """Return the first and the last step of the marked blocks."""

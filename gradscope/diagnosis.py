@@ -127,7 +127,8 @@ def _unknown(case: Case) -> str | None:
     if path is None:
         return "no signal recorded"
     if np.isnan(path.decades[case.rows]).all():
-        if np.nanmax(path.signal[case.rows], initial=0) == 0:
+        signal = case.run.matrix("signal_norm")[1][case.rows][:, path.layers]
+        if np.nanmax(signal, initial=0) == 0:
             return "the loss gave no gradient"
         return "no signal recorded at both ends of the net"
     unread = _unread(case, path)

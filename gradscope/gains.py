@@ -20,10 +20,10 @@ from gradscope.run import Run
 from gradscope.signal_path import (
     Floats,
     SignalPath,
-    gradient_behind,
     is_weight_layer,
     log10,
     ratio,
+    signal_at,
     signal_path,
 )
 
@@ -85,14 +85,17 @@ def _median_row(path: SignalPath) -> int:
 
 def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
     layers = run.layers
-    at_output = np.asarray(run.matrix("signal_norm")[1][row], dtype=np.float64)
-    at_input = np.asarray(run.matrix("input_signal_norm")[1][row], dtype=np.float64)
+    step = int(path.steps[row])
+    at_output, at_input = (
+        np.asarray(run.matrix(column, step, step)[1][0], dtype=np.float64)
+        for column in ("signal_norm", "input_signal_norm")
+    )
     gains = log10(ratio(at_input, at_output))
     weights = is_weight_layer(layers)
     blocks = residual_blocks(run)
-    totals = _totals(run, blocks, row)
+    totals, passed = (_at_blocks(run, c, blocks, step) for c in ("total_norm", "shortcut_norm"))
     functions = run.functions
-    start, early = _start(path, row)
+    start, early = _start(run, path, row)
     end = path.end
     first_function = start + (path.start_behind and start == path.start)
     last_function = end - (not path.end_behind)
@@ -101,7 +104,7 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
     for index in range(len(layers)):
         for number, block in enumerate(blocks):
             if block.first == index:
-                out = _behind(run, row, number, blocks, totals, at_input)
+                out = _behind(number, blocks, totals, passed, at_input)
                 gain = log10(ratio(totals[number : number + 1], np.array([out])))[0]
                 kind = f"{block.form} shortcut"
                 rows.append([None, block.name, kind, "shortcut", gain, start < index <= end])
@@ -124,31 +127,36 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
     return frame.astype({"layer": "Int64", "gain": "float64", "on_path": "bool"})
 
 
-def _start(path: SignalPath, row: int) -> tuple[int, float]:
+def _start(run: Run, path: SignalPath, row: int) -> tuple[int, float]:
     """Return the layer behind which the path starts, and the gradient there.
 
     Where the gradient underflowed to 0 on its way, the path starts where it still was some.
     """
-    signal, early = path.signal[row], float(path.early[row])
-    if early == 0 and (signal > 0).any():
-        arrived = int(np.flatnonzero(signal > 0)[0])
-        return int(path.layers[arrived]), float(signal[arrived])
+    early = float(path.early[row])
+    if early == 0:
+        signal = signal_at(run, path.layers, int(path.steps[row]))
+        arrived = np.flatnonzero(signal > 0)
+        if len(arrived):
+            return int(path.layers[arrived[0]]), float(signal[arrived[0]])
     return path.start, early
 
 
-def _totals(run: Run, blocks: list[Block], row: int) -> Floats:
-    """Return the gradient at the input of each block, loss/activation."""
-    values = run.shortcut_matrix("total_norm")[1][row] if blocks else []
+def _at_blocks(run: Run, column: str, blocks: list[Block], step: int) -> Floats:
+    """Return a metric of each block at one step."""
+    values = run.shortcut_matrix(column, step, step)[1][0] if blocks else []
     return np.array([values[block.shortcut] for block in blocks], dtype=np.float64)
 
 
 def _behind(
-    run: Run, row: int, number: int, blocks: list[Block], totals: Floats, at_input: Floats
+    number: int, blocks: list[Block], totals: Floats, passed: Floats, at_input: Floats
 ) -> float:
-    """Return the gradient at a block's output, or else at the next block's or layer's input."""
+    """Return the gradient at a block's output, or else at the next block's or layer's input.
+
+    An identity shortcut passes on all that arrives at the output.
+    """
     block = blocks[number]
     if block.form == "identity":
-        return float(gradient_behind(run, block)[row])
+        return float(passed[number])
     return _at_next(block.after - 1, blocks, totals, at_input)
 
 

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -33,6 +33,8 @@ LARGEST_MERGE = 256 * 2**20
 ROWS_PER_GROUP = 2**18
 """Rows from which on a merged part starts another row group, always with a whole step: about as
 many are in memory while merging."""
+
+_KEYS = ("step", "layer", "shortcut")
 
 _NAME = re.compile(r"part-(\d{12})-(\d{12})-(\d)-([0-9a-f]{8})\.parquet")
 _RUN_ID = "gradscope run"  # key in the footer
@@ -173,8 +175,13 @@ def merge_parts(folder: Path, run_id: str) -> None:
 
 
 def read_part(
-    part: Part, run_id: str, columns: Sequence[str] | None, after: int, until: int
-) -> Iterator[dict[str, np.ndarray]]:
+    part: Part,
+    run_id: str,
+    columns: Sequence[str] | None,
+    after: int,
+    until: int,
+    grids: Mapping[int, np.ndarray] | None = None,
+) -> Iterator[tuple[int | None, dict[str, np.ndarray]]]:
     """Yield the rows of the steps `after` < step <= `until`, a dict for each row group.
 
     Parameters
@@ -183,6 +190,15 @@ def read_part(
     run_id : of the run that the part is to belong to
     columns : names of the columns to read, None for all; one the part lacks is left out
     after, until : steps
+    grids : number of a row group -> int64, ascending
+        Its steps, where it is known to hold the same rows for each, in order. The columns that
+        number its rows are then not read; "step" is the grid, one element a step and not a row.
+
+    Yields
+    ------
+    int or None
+        Number of the row group, None where some of its rows are left out.
+    dict of column to array
 
     Raises
     ------
@@ -200,12 +216,20 @@ def read_part(
             held = file.metadata.row_group(group).column(where).statistics
             if held.max <= after or held.min > until:
                 continue
-            table = file.read_row_group(group, columns=wanted)
-            rows = {name: table.column(name).to_numpy() for name in wanted}
-            if held.min <= after or held.max > until:
+            cut = held.min <= after or held.max > until
+            grid = (grids or {}).get(group)
+            read = [name for name in wanted if grid is None or name not in _KEYS]
+            table = file.read_row_group(group, columns=read)
+            rows = {name: table.column(name).to_numpy() for name in read}
+            if grid is not None:
+                first, stop = np.searchsorted(grid, (after, until), side="right")
+                each = table.num_rows // grid.size
+                rows = {n: values[first * each : stop * each] for n, values in rows.items()}
+                rows["step"] = grid[first:stop]
+            elif cut:
                 asked = (rows["step"] > after) & (rows["step"] <= until)
                 rows = {name: values[asked] for name, values in rows.items()}
-            yield rows
+            yield None if cut else group, rows
 
 
 def remove_leftovers(folder: Path, committed: int) -> None:

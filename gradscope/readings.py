@@ -14,9 +14,13 @@ import numpy as np
 from gradscope import parts
 
 _LISTINGS = 100  # more merges than this while reading one part: the file is damaged, not merged
-_CACHE_LIMIT = 2**30  # bytes of matrices that a table keeps
+_CACHE_LIMIT = 3 * 2**27  # bytes of matrices that a table keeps
+
+_WORTH_KNOWING = 2**12  # rows; the order of fewer is found out anew
+_UNREAD = np.full(1, np.nan, np.float32)
 
 Rows = dict[str, np.ndarray]
+Grids = dict[Path, dict[int, np.ndarray]]
 Warn = Callable[[str], None]
 
 
@@ -27,8 +31,11 @@ def read_rows(
     after: int,
     until: int,
     warn: Warn,
-) -> Iterator[tuple[parts.Part, Rows]]:
+    grids: Grids | None = None,
+) -> Iterator[tuple[parts.Part, int | None, Rows]]:
     """Yield the rows of the steps `after` < step <= `until`, piece by piece, each row once.
+
+    A piece is the part it comes from, and what `parts.read_part` yields.
 
     Parameters
     ----------
@@ -37,15 +44,17 @@ def read_rows(
     columns : names of columns to read, None for all; "step" has to be among them
     after, until : steps
     warn : called with a message for each part that had to be left out
+    grids : path of a part -> as for `parts.read_part`
     """
     for listing in range(_LISTINGS):
         try:
             for part in parts.list_parts(folder):
                 if part.last <= after or part.first > until:
                     continue
+                known = (grids or {}).get(part.path)
                 try:
-                    for rows in parts.read_part(part, run_id, columns, after, until):
-                        yield part, rows
+                    for group, rows in parts.read_part(part, run_id, columns, after, until, known):
+                        yield part, group, rows
                 except parts.DamagedPart as error:
                     warn(left_out(part, str(error)))
                 except FileNotFoundError:
@@ -82,9 +91,18 @@ class Readings:
         self._run_id = run_id
         self._key = key
         self._warn = warn
-        self._kept: dict[str, np.ndarray] = {}
+        self._kept: dict[tuple[str, tuple[int, ...] | None], np.ndarray] = {}
+        self._grids: Grids = {}  # of the row groups that were found in order: they never change
+        self._width = 0
+        self._looked: dict[str, np.ndarray] = {}
 
-    def matrices(self, columns: Sequence[str], steps: np.ndarray, width: int) -> list[np.ndarray]:
+    def matrices(
+        self,
+        columns: Sequence[str],
+        steps: np.ndarray,
+        width: int,
+        places: tuple[int, ...] | None = None,
+    ) -> list[np.ndarray]:
         """Return a read-only array for each of `columns`, NaN where there was no reading.
 
         Parameters
@@ -93,31 +111,96 @@ class Readings:
         steps : int64[S]
             The steps that count, ascending. Between two calls it may grow at its end.
         width : how many layers or shortcuts the run has; it may grow too
+        places : the layers or shortcuts to return, all by default
+            A few of them take as long to read as all, but little memory.
 
         Returns
         -------
-        list of arrays, shape (S, width), float32, or float64 where a part holds float64
+        list of arrays, float32, or float64 where a part holds float64
+            Shape (S, width), or (S, number of places).
         """
+        if places is not None:
+            whole = [self._kept.get((column, None)) for column in columns]
+            if all(kept is not None and kept.shape == (steps.size, width) for kept in whole):
+                return [kept[:, places] for kept in whole if kept is not None]
+        wide = width if places is None else len(places)
         stale: dict[int, list[str]] = {}
         for column in columns:
-            kept = self._kept.pop(column, np.empty((0, width), np.float32))
-            self._kept[column] = kept  # last: it was used last
-            if kept.shape != (steps.size, width):
+            kept = self._kept.pop((column, places), np.empty((0, wide), np.float32))
+            self._kept[column, places] = kept  # last: it was used last
+            if kept.shape != (steps.size, wide):
                 stale.setdefault(kept.shape[0], []).append(column)
         for done, names in stale.items():
-            for name, new in zip(names, self.read(names, steps[done:], width), strict=True):
-                self._kept[name] = _below(self._kept[name], new)
-                self._kept[name].flags.writeable = False
-        result = [self._kept[column] for column in columns]
+            new = self.read(names, steps[done:], width, places)
+            for name, lower in zip(names, new, strict=True):
+                joined = _below(self._kept[name, places], lower)
+                joined.flags.writeable = False
+                self._kept[name, places] = joined
+        result = [self._kept[column, places] for column in columns]
         while len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > _CACHE_LIMIT:
             del self._kept[next(iter(self._kept))]
         return result
 
-    def read(self, columns: Sequence[str], steps: np.ndarray, width: int) -> list[np.ndarray]:
+    def rows(
+        self, columns: Sequence[str], steps: np.ndarray, width: int, first: int, stop: int
+    ) -> list[np.ndarray]:
+        """Return the rows `first` to `stop` of what `matrices` returns, reading no others.
+
+        A part without them is not opened. What was read is not kept.
+        """
+        kept = [self._kept.get((column, None)) for column in columns]
+        if all(k is not None and k.shape == (steps.size, width) for k in kept):
+            return [k[first:stop] for k in kept if k is not None]
+        return self.read(columns, steps[first:stop], width)
+
+    def was_read(self, column: str, steps: np.ndarray, width: int, among: np.ndarray) -> np.ndarray:
+        """Return which of the layers or shortcuts `among` have a reading of `column` at any step.
+
+        Mostly the last step tells; the whole column is read for those that lack one there.
+
+        Parameters
+        ----------
+        among : int[k], places
+
+        Returns
+        -------
+        array, shape (k,), bool
+        """
+        # at how many steps each of them was looked for, -1 where it was found
+        looked = np.zeros(width, np.int64)
+        known = self._looked.get(column, looked[:0])
+        looked[: known.size] = known
+        self._looked[column] = looked
+        for last_only in (True, False):
+            missing = among[(looked[among] >= 0) & (looked[among] < steps.size)]
+            if not missing.size:
+                break
+            if last_only:
+                values = self.rows([column], steps, width, steps.size - 1, steps.size)[0]
+            else:
+                values = self.matrices([column], steps, width)[0][looked[missing].min() :]
+                looked[missing] = steps.size
+            missing = missing[[not np.isnan(values[:, place]).all() for place in missing]]
+            looked[missing] = -1
+        return np.asarray(looked[among] < 0)
+
+    def read(
+        self,
+        columns: Sequence[str],
+        steps: np.ndarray,
+        width: int,
+        places: tuple[int, ...] | None = None,
+    ) -> list[np.ndarray]:
         """Return what `matrices` returns, read from the disk and not kept."""
-        result = [np.full((steps.size, width), np.nan, np.float32) for _ in columns]
+        chosen = np.arange(width) if places is None else np.array(places, np.int64)
+        target = np.full(width, -1)  # the column of the result for each layer or shortcut
+        target[chosen] = np.arange(chosen.size)
+        result = [np.empty((steps.size, chosen.size), np.float32) for _ in columns]
         if not steps.size:
             return result
+        if width != self._width:
+            self._width = width
+            self._grids = {}
         wanted = ["step", self._key, *columns]
         first, last = int(steps[0]), int(steps[-1])
         missing = np.ones(steps.size, bool)
@@ -127,26 +210,40 @@ class Readings:
             told.append(message)
             self._warn(message)
 
-        for part, rows in read_rows(self._folder, self._run_id, wanted, first - 1, last, warn):
-            step, index = rows["step"], rows[self._key]
-            if index.size and not 0 <= int(index.min()) <= int(index.max()) < width:
-                warn(left_out(part, f"run.json lists {width} {self._key}s, it holds more"))
-                continue
-            grid = _grid(step, index, width)
-            named = step if grid is None else grid
+        for part, group, rows in read_rows(
+            self._folder, self._run_id, wanted, first - 1, last, warn, self._grids
+        ):
+            grid: np.ndarray | None = rows["step"]
+            index = rows.get(self._key)
+            if index is not None:
+                if index.size and not 0 <= int(index.min()) <= int(index.max()) < width:
+                    warn(left_out(part, f"run.json lists {width} {self._key}s, it holds more"))
+                    continue
+                grid = _grid(rows["step"], index, width)
+                if grid is not None and group is not None and index.size > _WORTH_KNOWING:
+                    self._grids.setdefault(part.path, {})[group] = grid
+            named = rows["step"] if grid is None else grid
             at = np.searchsorted(steps, named)
             counts = steps[at] == named  # others are written, but not in `steps`: they do not count
             at = at[counts]
+            together = 0 < at.size == named.size and int(at[-1]) - int(at[0]) + 1 == at.size
+            where = slice(int(at[0]), int(at[-1]) + 1) if together else at
+            unseen = at[missing[at]]
             missing[at] = False
             for i, column in enumerate(columns):
-                if column not in rows:
-                    continue
-                values = rows[column]
+                values = rows.get(column, _UNREAD)
                 result[i] = result[i].astype(np.result_type(result[i], values), copy=False)
-                if grid is None:
-                    result[i][at, index[counts]] = values[counts]
-                else:
-                    result[i][at] = values.reshape(-1, width)[counts]
+                if grid is None or column not in rows:
+                    result[i][unseen] = np.nan  # there may be no row for some of the layers
+                if column in rows and grid is None and index is not None:
+                    to = target[index[counts]]
+                    result[i][at[to >= 0], to[to >= 0]] = values[counts][to >= 0]
+                elif column in rows:
+                    lines = values.reshape(-1, width)
+                    lines = lines if places is None else lines[:, chosen]
+                    result[i][where] = lines if together else lines[counts]
+        for values in result:
+            values[missing] = np.nan
         if width and missing.any() and not told:
             gone = steps[missing]
             self._warn(
@@ -164,7 +261,7 @@ def _grid(step: np.ndarray, index: np.ndarray, width: int) -> np.ndarray | None:
     regular = (steps == steps[:, :1]).all() and (
         index.reshape(-1, width) == np.arange(width, dtype=index.dtype)
     ).all()
-    return steps[:, 0] if regular else None
+    return steps[:, 0].copy() if regular else None  # a view would keep all of them
 
 
 def _below(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:

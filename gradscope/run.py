@@ -10,7 +10,7 @@ import importlib
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,12 +151,22 @@ class Run:
             metrics = dict(zip(_SHORTCUT_METRICS, values, strict=True))
             return frames.readings("shortcut", steps, width, metrics)
 
-    def matrix(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+    def matrix(
+        self,
+        column: str,
+        first: int | None = None,
+        last: int | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return one metric of all layers, without building a frame.
 
         Parameters
         ----------
         column : a metric of `schema.LAYER_METRICS`, "update_ratio" or "relative_signal"
+        first, last : int, optional
+            Steps to begin and end with; of the files no more is read than that takes.
+        layers : sequence of int, optional
+            Those to return, in this order; all by default.
 
         Returns
         -------
@@ -169,22 +179,35 @@ class Run:
             If there is no such metric.
         """
         if column == "update_ratio":
-            steps, (update, weight) = self._matrices(["update_norm", "weight_norm"])
+            steps, (update, weight) = self._matrices(
+                ["update_norm", "weight_norm"], first, last, layers
+            )
             return steps, derived.ratio(update, weight)
         if column == "relative_signal":
-            steps, (signal,) = self._matrices(["signal_norm"])
-            return steps, derived.relative(signal)
+            steps, (signal,) = self._matrices(["signal_norm"], first, last)
+            values = derived.relative(signal)
+            return steps, values if layers is None else values[:, layers]
         if column not in _LAYER_METRICS:
             raise _no_metric(column, [*_LAYER_METRICS, *_DERIVED])
-        steps, (values,) = self._matrices([column])
+        steps, (values,) = self._matrices([column], first, last, layers)
         return steps, values
 
-    def shortcut_matrix(self, column: str) -> tuple[np.ndarray, np.ndarray]:
+    def shortcut_matrix(
+        self,
+        column: str,
+        first: int | None = None,
+        last: int | None = None,
+        shortcuts: Sequence[int] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return one metric of all shortcuts, as `matrix` does for layers.
 
         Parameters
         ----------
         column : a metric of `schema.SHORTCUT_METRICS`
+        first, last : int, optional
+            Steps to begin and end with.
+        shortcuts : sequence of int, optional
+            Those to return, in this order; all by default.
 
         Returns
         -------
@@ -199,8 +222,46 @@ class Run:
         if column not in _SHORTCUT_METRICS:
             raise _no_metric(column, _SHORTCUT_METRICS)
         with self._lock:
-            steps = self._recorded()
-            return steps, self._shortcut_readings.matrices([column], steps, len(self._shortcuts))[0]
+            width = len(self._shortcuts)
+            steps, (values,) = self._between(
+                self._shortcut_readings, [column], width, first, last, shortcuts
+            )
+            return steps, values
+
+    def was_read(self, column: str, layers: np.ndarray | None = None) -> np.ndarray:
+        """Return which layers have a reading of a metric at any step.
+
+        Parameters
+        ----------
+        column : a metric of `schema.LAYER_METRICS`
+        layers : int[k], optional
+            Those to look at, all by default.
+
+        Returns
+        -------
+        array, shape (k,), bool
+        """
+        with self._lock:
+            width = len(self._layers)
+            among = np.arange(width) if layers is None else layers
+            return self._layer_readings.was_read(column, self._recorded(), width, among)
+
+    def shortcut_was_read(self, column: str) -> np.ndarray:
+        """Return which shortcuts have a reading of a metric at any step, as `was_read`.
+
+        Parameters
+        ----------
+        column : a metric of `schema.SHORTCUT_METRICS`
+
+        Returns
+        -------
+        array, shape (n_shortcuts,), bool
+        """
+        with self._lock:
+            width = len(self._shortcuts)
+            return self._shortcut_readings.was_read(
+                column, self._recorded(), width, np.arange(width)
+            )
 
     def ledger(self, step: int | None = None) -> pd.DataFrame:
         """Return in which layers and residual blocks the gradient was lost, as `gradscope.ledger`.
@@ -329,10 +390,39 @@ class Run:
         )
         return f"<table><caption>{html.escape(self.name)}</caption>{rows}</table>"
 
-    def _matrices(self, columns: list[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _matrices(
+        self,
+        columns: list[str],
+        first: int | None,
+        last: int | None,
+        layers: Sequence[int] | None = None,
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
         with self._lock:
-            steps = self._recorded()
-            return steps, self._layer_readings.matrices(columns, steps, len(self._layers))
+            width = len(self._layers)
+            return self._between(self._layer_readings, columns, width, first, last, layers)
+
+    def _between(
+        self,
+        readings: Readings,
+        columns: list[str],
+        width: int,
+        first: int | None,
+        last: int | None,
+        chosen: Sequence[int] | None,
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return the steps from `first` to `last`, and `columns` of the `chosen` at them."""
+        steps = self._recorded()
+        start = 0 if first is None else int(np.searchsorted(steps, first))
+        stop = steps.size if last is None else int(np.searchsorted(steps, last, "right"))
+        places = None if chosen is None else tuple(int(place) for place in chosen)
+        if stop - start == steps.size:
+            return steps, readings.matrices(columns, steps, width, places)
+        values = readings.rows(columns, steps, width, start, max(stop, start))
+        if places is not None:
+            values = [value[:, places] for value in values]
+        for value in values:
+            value.flags.writeable = False
+        return steps[start : max(stop, start)], values
 
     def _recorded(self) -> np.ndarray:
         self._tell_if_empty()
@@ -362,7 +452,7 @@ class Run:
     def _read_steps(self) -> bool:
         after = int(self._steps["step"].iloc[-1]) if len(self._steps) else -1
         pieces = read_rows(self.path / "steps", self._id, None, after, _LATEST, self._tell)
-        new = [pd.DataFrame(rows) for _, rows in pieces]
+        new = [pd.DataFrame(rows) for *_, rows in pieces]
         if not new:
             return False
         known = [self._steps] if len(self._steps) else []

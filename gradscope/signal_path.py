@@ -40,8 +40,6 @@ class SignalPath:
     steps : int64 (S,)
     layers : int64 (n,)
         Indices of the hidden weight layers and the output layer, from input to output.
-    signal : float64 (S, n), loss/activation
-        Signal norm of these layers.
     early, late : float64 (S,), loss/activation
         Signal at the first and the last point of the path.
     early_name, late_name : str
@@ -58,7 +56,6 @@ class SignalPath:
 
     steps: Ints
     layers: Ints
-    signal: Floats
     early: Floats
     late: Floats
     early_name: str
@@ -68,11 +65,6 @@ class SignalPath:
     start_behind: bool
     end_behind: bool
     decades: Floats
-
-    @property
-    def relative(self) -> Floats:
-        """Signal of each layer over the late one, (S, n); NaN where that is 0."""
-        return ratio(self.signal, self.late[:, None])
 
 
 def ratio(part: Floats, whole: Floats) -> Floats:
@@ -105,9 +97,7 @@ def composites(layers: pd.DataFrame, candidates: NDArray[np.bool_]) -> NDArray[n
 def signal_path(run: Run) -> SignalPath | None:
     """Return the signal along the depth of `run`; None if no weight layer's signal was recorded."""
     layers = run.layers
-    steps, matrix = run.matrix("signal_norm")
-    signal = np.asarray(matrix, dtype=np.float64)
-    read = ~np.isnan(signal).all(axis=0) if len(steps) else np.zeros(len(layers), dtype=bool)
+    read = run.was_read("signal_norm")
     for kind in (is_weight_layer(layers), layers["parameters"].to_numpy() > 0):
         points = kind & read
         points &= ~composites(layers, points)
@@ -118,31 +108,30 @@ def signal_path(run: Run) -> SignalPath | None:
 
     chosen = np.flatnonzero(points)
     hidden = chosen[:-1] if len(chosen) > 1 else chosen
-    at_input = np.asarray(run.matrix("input_signal_norm")[1], dtype=np.float64)
     # each end twice: at the layer's output, and behind its activation, where the next one begins
     second = chosen[min(1, len(chosen) - 1)]
+    steps, at_output = _columns(run, "signal_norm", [hidden[0], hidden[-1]])
+    _, at_input = _columns(run, "input_signal_norm", [second, chosen[-1]])
     early = [
-        _End(signal[:, hidden[0]], int(hidden[0]), False, _named(layers, hidden[0])),
-        _End(at_input[:, second], int(second) - 1, True, _named(layers, hidden[0])),
+        _End(at_output[0], int(hidden[0]), False, _named(layers, hidden[0])),
+        _End(at_input[0], int(second) - 1, True, _named(layers, hidden[0])),
     ]
     late = [
-        _End(signal[:, hidden[-1]], int(hidden[-1]), False, _named(layers, hidden[-1])),
-        _End(at_input[:, chosen[-1]], int(chosen[-1]) - 1, True, _named(layers, hidden[-1])),
+        _End(at_output[1], int(hidden[-1]), False, _named(layers, hidden[-1])),
+        _End(at_input[1], int(chosen[-1]) - 1, True, _named(layers, hidden[-1])),
     ]
     blocks = residual_blocks(run) if len(chosen) > 1 else []
     if blocks and (hidden < blocks[0].first).sum() <= 1:
         early = [_before(run, blocks[0])] * 2
     if blocks and hidden[-1] < blocks[-1].after:
         late = [_behind(run, blocks[-1])] * 2
-    values = signal[:, chosen]
-    at_output, behind = (
-        _decades(values, a.signal, b.signal) for a, b in zip(early, late, strict=True)
+    before, behind = (
+        _decades(run, chosen, a.signal, b.signal) for a, b in zip(early, late, strict=True)
     )
-    which = int(_says_less(behind, at_output))
+    which = int(_says_less(behind, before))
     return SignalPath(
         steps,
         chosen,
-        values,
         early[which].signal,
         late[which].signal,
         early[which].name,
@@ -151,8 +140,20 @@ def signal_path(run: Run) -> SignalPath | None:
         late[which].place,
         early[which].behind,
         late[which].behind,
-        behind if which else at_output,
+        behind if which else before,
     )
+
+
+def signal_at(run: Run, layers: Ints, step: int) -> Floats:
+    """Return the signal norm of `layers` at one recorded step, (n,), loss/activation."""
+    values = run.matrix("signal_norm", step, step, layers.tolist())[1][0]
+    return np.asarray(values, dtype=np.float64)
+
+
+def _columns(run: Run, column: str, layers: list[np.int64]) -> tuple[Ints, list[Floats]]:
+    """Return the recorded steps, and a metric of each of `layers` at them, (S,)."""
+    steps, values = run.matrix(column, layers=[int(layer) for layer in layers])
+    return steps, list(values.astype(np.float64).T)
 
 
 class _End(NamedTuple):
@@ -168,25 +169,18 @@ class _End(NamedTuple):
 
 
 def _before(run: Run, block: Block) -> _End:
-    totals = run.shortcut_matrix("total_norm")[1][:, block.shortcut]
+    totals = run.shortcut_matrix("total_norm", shortcuts=[block.shortcut])[1][:, 0]
     name = f"the input of {block.name}"
     return _End(np.asarray(totals, dtype=np.float64), block.first - 1, True, name)
 
 
 def _behind(run: Run, block: Block) -> _End:
-    if block.form == "identity":
-        name = f"the output of {block.name}"
-        return _End(gradient_behind(run, block), block.after - 1, True, name)
-    return _before(run, block)
-
-
-def gradient_behind(run: Run, block: Block) -> Floats:
-    """Return the norm of the gradient at the output of a block, (S,), loss/activation.
-
-    An identity shortcut passes it on as it is, so that its own part is all of it.
-    """
-    values = run.shortcut_matrix("shortcut_norm")[1]
-    return np.asarray(values[:, block.shortcut], dtype=np.float64)
+    if block.form != "identity":
+        return _before(run, block)
+    # an identity passes the gradient on as it is: the shortcut's part is all of it
+    passed = run.shortcut_matrix("shortcut_norm", shortcuts=[block.shortcut])[1][:, 0]
+    name = f"the output of {block.name}"
+    return _End(np.asarray(passed, dtype=np.float64), block.after - 1, True, name)
 
 
 def _says_less(decades: Floats, other: Floats) -> bool:
@@ -202,7 +196,7 @@ def _named(layers: pd.DataFrame, index: int) -> str:
     return f"layer {layers['name'].iloc[index]}"
 
 
-def _decades(signal: Floats, early: Floats, late: Floats) -> Floats:
+def _decades(run: Run, layers: Ints, early: Floats, late: Floats) -> Floats:
     """Return log10(early / late), telling an underflow from a path that is cut or switched off.
 
     A signal that had already lost two decades at the earliest layer where it is not 0 went on to
@@ -210,8 +204,12 @@ def _decades(signal: Floats, early: Floats, late: Floats) -> Floats:
     """
     decades = log10(ratio(early, late))
     decades[~np.isfinite(early) | ~np.isfinite(late)] = np.nan
-    for row in np.flatnonzero((early == 0) & (late > 0)):
-        arrived = signal[row][signal[row] > 0]
+    gone = np.flatnonzero((early == 0) & (late > 0))
+    if len(gone):
+        signal = run.matrix("signal_norm")[1]
+    for row in gone:
+        values = signal[row, layers]
+        arrived = values[values > 0].astype(np.float64)
         if len(arrived) == 0 or arrived[0] > 0.01 * late[row]:
             decades[row] = np.nan
     return decades

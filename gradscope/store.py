@@ -134,7 +134,7 @@ class RunWriter:
                 pieces = parts.read_part(
                     part, self.meta["id"], ["step", "time"], part.first - 1, part.last
                 )
-                times = np.concatenate([rows["time"] for rows in pieces])
+                times = np.concatenate([rows["time"] for _, rows in pieces])
                 times = times[np.isfinite(times)]
                 if times.size:
                     return float(times[-1])

@@ -184,6 +184,91 @@ def test_matrix_of_every_metric_equals_the_frame(path: Path) -> None:
         np.testing.assert_array_equal(values.ravel(), frame[metric])
 
 
+@pytest.mark.parametrize("column", ["signal_norm", "update_ratio", "relative_signal"])
+@pytest.mark.parametrize(("first", "last"), [(None, None), (7, 19), (7, None), (None, 0), (90, 99)])
+@pytest.mark.parametrize("layers", [None, [4], [10, 0, 3]])
+def test_some_steps_and_layers_of_a_matrix_are_those_of_all(
+    path: Path, column: str, first: int | None, last: int | None, layers: list[int] | None
+) -> None:
+    all_steps, everything = load(path).matrix(column)
+    run = load(path)
+    inside = slice(first, None if last is None else last + 1)
+    for _ in range(2):  # the second time some of it was read before
+        steps, values = run.matrix(column, first, last, layers)
+        np.testing.assert_array_equal(steps, all_steps[inside])
+        expected = everything[inside]
+        np.testing.assert_array_equal(values, expected if layers is None else expected[:, layers])
+
+
+def test_some_shortcuts_of_a_matrix_are_those_of_all(path: Path) -> None:
+    steps, everything = load(path).shortcut_matrix("total_norm")
+    some, values = load(path).shortcut_matrix("total_norm", 3, 8, [4, 1])
+    np.testing.assert_array_equal(some, steps[3:9])
+    np.testing.assert_array_equal(values, everything[3:9, [4, 1]])
+
+
+def test_single_layers_grow_with_the_run(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=5)
+    synthetic.extend(writer, span(0, 9))
+    writer.flush()
+    run = load(tmp_path / "run")
+    assert run.matrix("signal_norm", layers=[2])[1].shape == (10, 1)
+    synthetic.extend(writer, span(10, 14))
+    writer.close()
+    run.refresh()
+    expected = load(tmp_path / "run").matrix("signal_norm")[1]
+    np.testing.assert_array_equal(run.matrix("signal_norm", layers=[2])[1], expected[:, [2]])
+
+
+def test_a_layer_that_appears_late_shifts_no_reading(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=5)
+    synthetic.extend(writer, span(0, 1199))
+    writer.flush()
+    run = load(tmp_path / "run")
+    before = run.matrix("signal_norm")[1]
+    writer.update(layers=synthetic.layer_table(6))
+    synthetic.extend(writer, span(1200, 1201))
+    writer.close()
+    run.refresh()
+    after = run.matrix("activation_std")[1]
+    assert np.isnan(after[:1200, 5]).all() and not np.isnan(after[:1200, :5]).any()
+    np.testing.assert_array_equal(run.matrix("signal_norm", 0, 1199)[1][:, :5], before)
+
+
+def test_steps_of_one_part_are_read_without_the_others(tmp_path: Path) -> None:
+    path = synthetic.write_run(tmp_path / "run", n_layers=5, n_steps=40, flush=10)
+    expected = load(path).matrix("signal_norm")[1]
+    run = load(path)
+    for part in (path / "layers").iterdir():
+        if "part-000000000020-" not in part.name:
+            part.write_bytes(b"broken")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        steps, values = run.matrix("signal_norm", 22, 27)
+    np.testing.assert_array_equal(steps, span(22, 27))
+    np.testing.assert_array_equal(values, expected[22:28])
+
+
+def test_layers_with_a_reading_at_any_step_are_told(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=5, residual=True)
+    rows = synthetic.layer_rows(5, span(0, 9), 1.0)
+    rows["grad_norm"][:] = np.nan
+    rows["grad_norm"][(rows["layer"] == 0) & (rows["step"] == 3)] = 1.0
+    rows["grad_norm"][(rows["layer"] == 4) & (rows["step"] == 9)] = 1.0
+    writer.append("layers", rows)
+    writer.append("shortcuts", synthetic.shortcut_rows(2, span(0, 9)))
+    writer.append("steps", synthetic.step_rows(span(0, 9), 0.1))
+    writer.flush()
+    run = load(tmp_path / "run")
+    assert run.was_read("grad_norm").tolist() == [True, False, False, False, True]
+    assert run.was_read("grad_norm", np.array([2, 0])).tolist() == [False, True]
+    assert run.shortcut_was_read("total_norm").all()
+    synthetic.extend(writer, span(10, 10))
+    writer.close()
+    run.refresh()
+    assert run.was_read("grad_norm").tolist() == [True, False, True, False, True]
+
+
 def test_an_unknown_metric_is_refused_by_name(path: Path) -> None:
     run = load(path)
     with pytest.raises(GradscopeError, match="no metric 'gradnorm'; there are grad_norm"):

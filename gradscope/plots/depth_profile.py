@@ -26,6 +26,8 @@ from gradscope.run import Run
 TITLE = "How much gradient reaches each layer?"
 WINDOW = 10
 """The band spans this many recorded steps before and after the one drawn."""
+CUT_WINDOW = 100
+"""A cut is looked for in so many recorded steps before it is looked for in all of them."""
 
 Floats = NDArray[np.float64]
 
@@ -92,6 +94,7 @@ def depth_profile_info(
         around = data.values(first, row + WINDOW + 1)
         low, high = _percentiles(around)
         count = len(data.layers)
+        recorded = int(data.steps[row])
         x = np.arange(1, count + 1, dtype=float)
         if aligned:
             x = (x - 1) / max(count - 1, 1) * 100
@@ -99,13 +102,13 @@ def depth_profile_info(
             ProfileLine(
                 place=place,
                 run=run.name,
-                step=int(data.steps[row]),
+                step=recorded,
                 names=data.names,
                 x=x,
                 values=around[row - first].astype(float),
                 low=low,
                 high=high,
-                cut=_cut(run, data.layers, row) if metric == "signal_norm" else None,
+                cut=_cut(run, data.layers, recorded) if metric == "signal_norm" else None,
                 cut_edges="branches" if run.meta.get("cut") == "branches" else "shortcuts",
             )
         )
@@ -123,16 +126,21 @@ def _percentiles(values: NDArray[Any]) -> tuple[Floats, Floats]:
     return low, high
 
 
-def _cut(run: Run, layers: NDArray[Any], row: int) -> Floats | None:
-    """Return the newest cut signal up to `row`, over the uncut signal of the output layer then."""
-    if run.shortcuts.empty:
+def _cut(run: Run, layers: NDArray[Any], step: int) -> Floats | None:
+    """Return the newest cut signal up to `step`, over the uncut signal of the output layer then."""
+    if run.shortcuts.empty or not run.meta.get("cut", True):
         return None
-    cut = run.matrix("cut_signal_norm")[1][: row + 1]
-    taken = np.flatnonzero(~np.isnan(cut).all(axis=1))
-    if not len(taken):
+    before = run.steps["step"].to_numpy()
+    near = int(before[max(int(np.searchsorted(before, step)) - CUT_WINDOW, 0)])
+    for first in (near, None):
+        steps, cut = run.matrix("cut_signal_norm", first, step)
+        taken = np.flatnonzero(~np.isnan(cut).all(axis=1))
+        if len(taken):
+            break
+    else:
         return None
-    last = taken[-1]
-    uncut = run.matrix("signal_norm")[1][last : last + 1, layers]
+    last = int(taken[-1])
+    uncut = run.matrix("signal_norm", int(steps[last]), int(steps[last]))[1][:, layers]
     return np.asarray(cut[last, layers] / reference(uncut)[0], dtype=float)
 
 

@@ -56,7 +56,7 @@ def derivatives_info(runs: Run | Sequence[Run], *, step: int | None = None) -> l
             continue
         row = data.row(step)
         values = data.values(row, row + 1)[0].astype(float)
-        read = ~np.isnan(data.matrix[:, data.layers]).all(axis=0)
+        read = run.was_read(_METRIC.name, data.layers)
         if not read.any():
             continue
         kinds = [canonical(str(kind)) for kind in run.layers["kind"].to_numpy()[data.layers]]

@@ -137,10 +137,11 @@ def _forks(run: Run, data: Readings, row: int) -> tuple[list[Fork], np.ndarray]:
     forks: list[Fork] = []
     if not blocks:
         return forks, inside
-    scale = float(reference(data.matrix[row : row + 1, data.layers])[0, 0])
+    step = int(data.steps[row])
+    scale = float(reference(data.raw(row, row + 1)[0][:, data.layers])[0, 0])
     columns = ("total_norm", "shortcut_norm", "branch_norm", "other_norm")
     rest = ("cosine", "energy_share", "branch_ratio")
-    read = {name: run.shortcut_matrix(name)[1][row] for name in (*columns, *rest)}
+    read = {name: run.shortcut_matrix(name, step, step)[1][0] for name in (*columns, *rest)}
     for block in blocks:
         held = (data.layers >= block.first) & (data.layers < block.after) & (inside < 0)
         if not held.any():

@@ -88,16 +88,17 @@ def heatmap_info(
         stop = len(data.steps) if last is None else int(np.searchsorted(data.steps, last, "right"))
         if data.empty or start >= stop:
             continue
-        starts = bin_starts(stop - start, bins) + start
-        stops = [*starts[1:].tolist(), stop]
+        starts = bin_starts(stop - start, bins)
+        stops = [*starts[1:].tolist(), stop - start]
+        raw = data.raw(start, stop)
         farthest = np.stack(
             [
-                farthest_from_one(data.values(begin, end))
+                farthest_from_one(data.drawn([values[begin:end] for values in raw]))
                 for begin, end in zip(starts.tolist(), stops, strict=True)
             ],
             axis=1,
         )
-        steps = data.steps[starts]
+        steps = data.steps[start + starts]
         panels.append(HeatmapPanel(place, run.name, data.names, steps, farthest, stop - start))
     return HeatmapInfo(chosen, panels)
 

@@ -27,24 +27,23 @@ class Readings:
 
     Parameters
     ----------
+    run : Run
+    columns : tuple of str
+        The column that is drawn, or two of which the quotient is.
     steps : array, shape (n_steps,), int64
     layers : array, shape (n_layers,)
         Index in `Run.layers` of each layer, from input to output.
     names : list of str
         The layers' names.
-    matrix : array, shape (n_steps, layers of the run)
-        All that was read, NaN where nothing was; not copied.
-    divisor : array like `matrix`, or None
-        What it is divided by where it is looked at: a quotient of whole matrices takes memory.
     relative : bool
         Whether the metric is looked at relative to the output layer's.
     """
 
+    run: Run
+    columns: tuple[str, ...]
     steps: NDArray[np.int64]
     layers: Ints
     names: list[str]
-    matrix: Floats
-    divisor: Floats | None
     relative: bool
 
     @property
@@ -60,24 +59,38 @@ class Readings:
 
     def values(self, start: int = 0, stop: int | None = None) -> Floats:
         """Return the rows `start` to `stop` as they are drawn, shape (rows, n_layers)."""
-        part = self.matrix[start:stop][:, self.layers]
-        if self.divisor is not None:
-            part = _quotient(part, self.divisor[start:stop][:, self.layers])
+        return self.drawn(self.raw(start, stop))
+
+    def raw(self, start: int = 0, stop: int | None = None) -> list[Floats]:
+        """Return the rows `start` to `stop` of each of `columns`, of all layers of the run."""
+        steps = self.steps[start:stop]
+        return [self.run.matrix(c, int(steps[0]), int(steps[-1]))[1] for c in self.columns]
+
+    def drawn(self, raw: list[Floats]) -> Floats:
+        """Return rows of `raw` as they are drawn, shape (rows, n_layers)."""
+        part = raw[0][:, self.layers]
+        for divisor in raw[1:]:
+            part = _quotient(part, divisor[:, self.layers])
         return relative(part) if self.relative else part
 
     def layer(self, layer: int) -> Floats:
         """Return the run's layer `layer` at every step as it is drawn, shape (n_steps,)."""
-        values = self.matrix[:, layer]
-        if self.divisor is not None:
-            values = _quotient(values, self.divisor[:, layer])
-        return _quotient(values, self.reference()) if self.relative else values
+        return self.series([layer])[0]
 
-    def reference(self) -> Floats:
-        """Return the output layer's reading at every step, shape (n_steps,)."""
-        last = self.matrix[:, self.layers[-1]]
-        if np.isnan(last).any():
-            return reference(self.matrix[:, self.layers])[:, 0]
-        return np.where(np.isfinite(last) & (last > 0), last, np.nan)
+    def series(self, layers: Sequence[int]) -> list[Floats]:
+        """Return the run's layers `layers` at every step as they are drawn, (n_steps,) each."""
+        wanted = [*layers, int(self.layers[-1])] if self.relative else list(layers)
+        first, last = int(self.steps[0]), int(self.steps[-1])
+        part, *divisors = (self.run.matrix(c, first, last, wanted)[1] for c in self.columns)
+        for divisor in divisors:
+            part = _quotient(part, divisor)
+        if not self.relative:
+            return list(part.T)
+        if np.isnan(part[:, -1]).any():  # then another layer is the last one that was read
+            output = reference(self.raw()[0][:, self.layers])
+        else:
+            output = reference(part[:, -1:])
+        return list(_quotient(part[:, :-1], output).T)
 
 
 def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
@@ -97,19 +110,16 @@ def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
 
 
 def readings(run: Run, metric: Metric) -> Readings:
-    """Return `metric` of a run."""
-    divisor = None
-    if metric.name == "update_ratio":
-        steps, matrix = run.matrix("update_norm")
-        divisor = run.matrix("weight_norm")[1]
-    else:
-        steps, matrix = run.matrix(metric.name)
-    layers = _layers(run, metric, matrix)
+    """Return `metric` of a run; nothing is read of it yet but which layers have it."""
+    quotient = metric.name == "update_ratio"
+    columns = ("update_norm", "weight_norm") if quotient else (metric.name,)
+    steps = run.steps["step"].to_numpy()
+    layers = _layers(run, metric, columns[0])
     names = [str(name) for name in run.layers["name"].to_numpy()[layers]]
-    return Readings(steps, layers, names, matrix, divisor, metric.relative)
+    return Readings(run, columns, steps, layers, names, metric.relative)
 
 
-def _layers(run: Run, metric: Metric, matrix: Floats) -> Ints:
+def _layers(run: Run, metric: Metric, column: str) -> Ints:
     """Return the layers to draw: one a weight matrix, or the activations, as far as recorded."""
     table = run.layers
     if metric.layers == "activations":
@@ -120,27 +130,17 @@ def _layers(run: Run, metric: Metric, matrix: Floats) -> Ints:
     if not chosen.any():
         chosen = np.ones(len(table), dtype=bool)
     layers = np.flatnonzero(chosen)
-    unread = _never_read(matrix, layers)
+    unread = ~run.was_read(column, layers)
     if unread.any():
         # NaN all along is a diverged layer, unless it is frozen, or was never called.
         if metric.name in ("grad_norm", "update_ratio"):
-            unread &= _never_read(run.matrix("weight_norm")[1], layers)
+            unread &= ~run.was_read("weight_norm", layers)
         else:
             # In a forward pass that diverged, all later layers are NaN, too.
-            calls = ~_never_read(run.matrix("activation_norm")[1], np.arange(len(table)))
+            calls = run.was_read("activation_norm")
             last_call = np.flatnonzero(calls)[-1] if calls.any() else -1
             unread &= ~calls[layers] & (layers < last_call)
     return layers if unread.all() else layers[~unread]
-
-
-def _never_read(matrix: Floats, layers: Ints) -> NDArray[np.bool_]:
-    """Return which of `layers` are NaN at every step, shape (n_layers,)."""
-    unread = np.ones(len(layers), dtype=bool)
-    for rows in (matrix[-1:], matrix):  # mostly the last row tells
-        suspects = np.flatnonzero(unread)
-        if len(suspects):
-            unread[suspects] = np.isnan(rows[:, layers[suspects]]).all(axis=0)
-    return unread
 
 
 def reference(values: Floats) -> Floats:

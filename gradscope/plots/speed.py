@@ -69,8 +69,9 @@ def speed_info(runs: Run | Sequence[Run], *, layers: int = LAYERS) -> list[Speed
             continue
         picked = np.unique(np.linspace(0, len(data.layers) - 1, layers).round().astype(int))
         curves = []
-        for column in picked:
-            values = data.layer(data.layers[column]).astype(float)
+        series = data.series(data.layers[picked].tolist())
+        for column, read in zip(picked, series, strict=True):
+            values = read.astype(float)
             with np.errstate(divide="ignore"):
                 kept = extremes(np.log10(values), POINTS)
             curves.append(

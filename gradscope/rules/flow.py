@@ -13,7 +13,7 @@ from gradscope.case import BLOCK, Case, Mask, column_medians, running_median
 from gradscope.findings import Finding, Severity
 from gradscope.gains import account, decades_by_group, ledger
 from gradscope.kinds import BOTH_SIDES, canonical
-from gradscope.signal_path import SignalPath, is_weight_layer, log10, ratio
+from gradscope.signal_path import Floats, SignalPath, is_weight_layer, log10, ratio
 from gradscope.words import amount, compared
 
 DECADES = 2.0
@@ -94,7 +94,7 @@ def _non_finite_rows(case: Case) -> Mask:
     total = steps["grad_norm"].to_numpy(dtype=np.float64)
     bad: Mask = np.isinf(total)
     for column in ("activation_norm", "signal_norm", "grad_norm"):
-        bad |= np.isinf(case.run.matrix(column)[1][case.rows]).any(axis=1)
+        bad |= case.infinite(column)
     lossless = np.zeros(len(bad), dtype=bool)
     for name in steps.columns.difference(["loss_scale"]):
         if "loss" in name:
@@ -132,7 +132,7 @@ def _finding(
         if not math.isnan(speed):
             evidence["update_speed_decades"] = speed
             sentence += " " + _speed_in_words(speed)
-    change = column_medians(path.relative[rows])
+    change = _typical_change(case, path, rows)
     # an underflow to 0 is the far end of vanishing
     far = change <= 10**-DECADES if verdict == "vanishing" else change >= 10**DECADES
     layers = tuple(case.names[i] for i in path.layers[far])
@@ -140,6 +140,18 @@ def _finding(
         case, account_frame
     )
     return Finding(verdict, severity, sentence, layers, steps, evidence, tuple(remedies))
+
+
+def _typical_change(case: Case, path: SignalPath, rows: NDArray[np.int64]) -> Floats:
+    """Return the median over `rows` of each layer's signal over the late one, (n,)."""
+    signal = case.run.matrix("signal_norm")[1]
+    late = path.late[rows]
+    return np.concatenate(
+        [
+            column_medians(ratio(signal[rows, layer].astype(np.float64), late)[:, None])
+            for layer in path.layers
+        ]
+    )
 
 
 def _speed_decades(case: Case, rows: NDArray[np.int64]) -> float:
