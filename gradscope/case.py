@@ -8,7 +8,6 @@ that the loss scaler skipped are left out: infinite gradients are how it finds i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -94,14 +93,13 @@ class Case:
 
     def shortcut_median(self, column: str) -> Floats:
         """Return a shortcut metric's median in each block, (blocks, shortcuts)."""
-        values = self.run.shortcut_matrix(column)[1]
-        return _by_block(values, self.blocks, np.nanmedian)
+        return self._by_block(self.run.shortcut_matrix, column, [column_medians])[0]
 
     def infinite(self, column: str) -> Mask:
         """Return in which of `rows` any layer's reading of a metric is infinite, (R,)."""
-        values = self.run.matrix(column)[1]
         pieces = np.array_split(self.rows, len(self.rows) // ROWS_AT_ONCE + 1)
-        return np.concatenate([np.isinf(values[rows]).any(axis=1) for rows in pieces])
+        read = (self._at(self.run.matrix, column, rows) for rows in pieces if len(rows))
+        return np.concatenate([np.zeros(0, bool), *(np.isinf(v).any(axis=1) for v in read)])
 
     def span(self, blocks: Mask) -> tuple[int, int]:
         """Return the first and the last step of the marked blocks."""
@@ -111,12 +109,32 @@ class Case:
 
     def _reduced(self, column: str) -> tuple[Floats, Floats]:
         if column not in self._columns:
-            values = self.run.matrix(column)[1]
-            self._columns[column] = (
-                _by_block(values, self.blocks, np.nanmedian),
-                _by_block(values, self.blocks, np.nanmax),
-            )
+            median, highest = self._by_block(self.run.matrix, column, [column_medians, _highest])
+            self._columns[column] = median, highest
         return self._columns[column]
+
+    def _by_block(
+        self,
+        matrix: Callable[..., tuple[Any, Floats]],
+        column: str,
+        reductions: list[Callable[[Floats], Floats]],
+    ) -> list[Floats]:
+        """Return what each of `reductions` makes of a metric in each block, (blocks, width)."""
+        if not self.blocks:
+            width = matrix(column)[1].shape[1]
+            return [np.empty((0, width)) for _ in reductions]
+        read = [self._at(matrix, column, block).astype(np.float64) for block in self.blocks]
+        return [np.stack([reduce(values) for values in read]) for reduce in reductions]
+
+    def _at(
+        self, matrix: Callable[..., tuple[Any, Floats]], column: str, rows: NDArray[np.int64]
+    ) -> Floats:
+        """Return a metric at `rows`; of a long run no more is in memory than those between."""
+        step = self.steps["step"].to_numpy()
+        if len(step) <= ROWS_AT_ONCE:
+            return matrix(column)[1][rows]
+        values = matrix(column, int(step[rows[0]]), int(step[rows[-1]]))[1]
+        return np.asarray(values[rows - rows[0]])
 
 
 def running_median(values: Floats) -> Floats:
@@ -139,11 +157,22 @@ def running_median(values: Floats) -> Floats:
 
 
 def column_medians(values: Floats) -> Floats:
-    """Return the median of each column, over what of it was read; NaN where nothing was."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a column that is NaN all along
-        medians: Floats = np.nanmedian(values, axis=0)
+    """Return the median of each column, over what of it was read; NaN where nothing was.
+
+    NumPy's own warns of columns of NaN, and warnings cannot be silenced in one thread alone.
+    """
+    ordered = np.sort(values, axis=0)  # NaN comes last
+    counts = (~np.isnan(ordered)).sum(axis=0)
+    below, above = np.maximum(counts - 1, 0) // 2, np.minimum(counts // 2, len(values) - 1)
+    with np.errstate(invalid="ignore"):  # the mean of -inf and inf, two middle values
+        pair = [np.take_along_axis(ordered, at[None], axis=0)[0] for at in (below, above)]
+        medians: Floats = np.where(below == above, pair[0], (pair[0] + pair[1]) / 2)
     return medians
+
+
+def _highest(values: Floats) -> Floats:
+    """Return the maximum of each column, over what of it was read."""
+    return np.asarray(np.fmax.reduce(values))
 
 
 def _blocks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -155,13 +184,3 @@ def _blocks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         return list(np.array_split(rows, count))
     starts = np.linspace(0, len(rows) - BLOCK, MOST_BLOCKS).round().astype(int)
     return [rows[start : start + BLOCK] for start in starts]
-
-
-def _by_block(
-    values: Floats, blocks: list[NDArray[np.int64]], reduce: Callable[..., Any]
-) -> Floats:
-    if not blocks:
-        return np.empty((0, values.shape[1]))
-    with warnings.catch_warnings(), np.errstate(invalid="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # blocks without a reading are NaN
-        return np.stack([reduce(values[block].astype(np.float64), axis=0) for block in blocks])

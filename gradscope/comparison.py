@@ -133,7 +133,7 @@ class Comparison:
         return f"{table}<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+def compare(runs: Sequence[Run], diagnoses: Sequence[Diagnosis] | None = None) -> Comparison:
     """Say whether deeper nets train worse, what their gradients say of it, and how well runs fit.
 
     Parameters
@@ -141,6 +141,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     runs : sequence of Run
         Trained alike on the same data. Losses, errors or accuracies are found among the logged
         scalars by their names: `train_loss`, `loss/val`, `val_acc`, `training_error` ...
+    diagnoses : sequence of Diagnosis, optional
+        Of each run, where they are known already.
 
     Returns
     -------
@@ -171,7 +173,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     if not listed:
         raise GradscopeError("compare() needs at least one run, got none")
     curves = [logged_curves(run) for run in listed]
-    diagnoses = [diagnose(run) for run in listed]
+    diagnoses = [diagnose(run) for run in listed] if diagnoses is None else list(diagnoses)
     step = min((int(run.steps["step"].max()) for run in listed if len(run.steps)), default=0)
     table = _table(listed, curves, diagnoses, step)
     observations, notes = [], []

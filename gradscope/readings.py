@@ -14,7 +14,7 @@ import numpy as np
 from gradscope import parts
 
 _LISTINGS = 100  # more merges than this while reading one part: the file is damaged, not merged
-_CACHE_LIMIT = 3 * 2**27  # bytes of matrices that a table keeps
+_CACHE_LIMIT = 2**28  # bytes of arrays that a table keeps
 
 _WORTH_KNOWING = 2**12  # rows; the order of fewer is found out anew
 _UNREAD = np.full(1, np.nan, np.float32)
@@ -137,9 +137,17 @@ class Readings:
                 joined.flags.writeable = False
                 self._kept[name, places] = joined
         result = [self._kept[column, places] for column in columns]
-        while len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > _CACHE_LIMIT:
-            del self._kept[next(iter(self._kept))]
+        self._forget(spared={(column, places) for column in columns})
         return result
+
+    def _forget(self, spared: set[tuple[str, tuple[int, ...] | None]]) -> None:
+        """Drop what was used longest ago, whole columns before single layers."""
+        size = sum(array.nbytes for array in self._kept.values())
+        for key in sorted(self._kept, key=lambda key: key[1] is not None):
+            if size <= _CACHE_LIMIT:
+                return
+            if key not in spared:
+                size -= self._kept.pop(key).nbytes
 
     def rows(
         self, columns: Sequence[str], steps: np.ndarray, width: int, first: int, stop: int
@@ -232,7 +240,8 @@ class Readings:
             missing[at] = False
             for i, column in enumerate(columns):
                 values = rows.get(column, _UNREAD)
-                result[i] = result[i].astype(np.result_type(result[i], values), copy=False)
+                with np.errstate(all="ignore"):  # what is not filled yet may be anything
+                    result[i] = result[i].astype(np.result_type(result[i], values), copy=False)
                 if grid is None or column not in rows:
                     result[i][unseen] = np.nan  # there may be no row for some of the layers
                 if column in rows and grid is None and index is not None:

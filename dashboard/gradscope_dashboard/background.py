@@ -40,7 +40,9 @@ class Background:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gradscope-background")
 
-    def get(self, key: Hashable, mark: Hashable, work: Callable[[], Any]) -> Any:
+    def get(
+        self, key: Hashable, mark: Hashable, work: Callable[[], Any], *, patient: bool = True
+    ) -> Any:
         """Return the newest result under `key`, None if the first takes its time.
 
         Parameters
@@ -50,6 +52,8 @@ class Background:
             State of the data; `work` is called in the background if it is another than the
             newest result's.
         work : callable
+        patient : bool
+            Wait a moment for a first result.
         """
         with self._lock:
             result = self._results.get(key)
@@ -59,7 +63,7 @@ class Background:
                 started = self._thread.submit(self._run, key, mark, work)
             else:
                 started = None
-        if result is None and started is not None:
+        if result is None and started is not None and patient:
             wait([started], timeout=PATIENCE_SECONDS)
             result = self._results.get(key)
         return None if result is None else result.value

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from gradscope.comparison import Comparison, compare
 from gradscope.diagnosis import diagnose
@@ -95,22 +94,34 @@ class Library:
                     marks[name] = [len(steps), last, status]
         return marks
 
-    def diagnosis(self, name: str) -> Diagnosis | None:
-        """Return the newest diagnosis of the run called `name`, None before the first."""
-        found: Diagnosis | None = self._worked_out([name], _diagnose)
+    def diagnosis(self, name: str, *, patient: bool = True) -> Diagnosis | None:
+        """Return the newest diagnosis of the run called `name`, None before the first.
+
+        Parameters
+        ----------
+        name : str
+        patient : bool
+            Wait a moment for the first one.
+        """
+        runs = self.get([name])
+        if not runs:
+            return None
+        found: Diagnosis | None = self._background.get(
+            name, _marks(runs), lambda: diagnose(runs[0]), patient=patient
+        )
         return found
 
     def comparison(self, names: Sequence[str]) -> Comparison | None:
         """Return the newest comparison of the runs called `names`, None before the first."""
-        found: Comparison | None = self._worked_out(names, compare)
-        return found
-
-    def _worked_out(self, names: Sequence[str], work: Callable[[list[Run]], Any]) -> Any:
         runs = self.get(names)
-        if not runs:
+        diagnoses = [self.diagnosis(name, patient=False) for name in names]
+        known = [diagnosis for diagnosis in diagnoses if diagnosis is not None]
+        if not runs or len(known) < len(runs):
             return None
-        mark = tuple((len(run.steps), run.status) for run in runs)
-        return self._background.get((work.__name__, *names), mark, lambda: work(runs))
+        found: Comparison | None = self._background.get(
+            tuple(names), _marks(runs), lambda: compare(runs, known), patient=False
+        )
+        return found
 
     @property
     def worked_out(self) -> int:
@@ -170,5 +181,6 @@ def _made(path: Path) -> str:
         return ""
 
 
-def _diagnose(runs: list[Run]) -> Diagnosis:
-    return diagnose(runs[0])
+def _marks(runs: Sequence[Run]) -> tuple[tuple[int, str], ...]:
+    """Return what differs once there is more to work out of `runs`."""
+    return tuple((len(run.steps), run.status) for run in runs)

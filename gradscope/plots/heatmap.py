@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradscope.plots import words
 from gradscope.plots.metrics import Metric, metric_named
 from gradscope.plots.panels import panel_domain
-from gradscope.plots.readings import as_runs, readings
+from gradscope.plots.readings import Floats, Readings, as_runs, readings
 from gradscope.plots.sampling import bin_starts, farthest_from_one
 from gradscope.plots.theme import (
     LIGHT,
@@ -29,6 +29,8 @@ from gradscope.run import Run
 
 TITLE = "When and where did it vanish or explode?"
 BINS = 400
+ROWS_AT_ONCE = 2**12
+"""About so many recorded steps are read at a time: a whole column of a long run takes memory."""
 LIMIT = 6
 """The colour scale of a gradient ends this many decades below and above the output layer's."""
 
@@ -90,17 +92,24 @@ def heatmap_info(
             continue
         starts = bin_starts(stop - start, bins)
         stops = [*starts[1:].tolist(), stop - start]
-        raw = data.raw(start, stop)
-        farthest = np.stack(
-            [
-                farthest_from_one(data.drawn([values[begin:end] for values in raw]))
-                for begin, end in zip(starts.tolist(), stops, strict=True)
-            ],
-            axis=1,
-        )
+        farthest = np.stack(_binned(data, start, starts.tolist(), stops), axis=1)
         steps = data.steps[start + starts]
         panels.append(HeatmapPanel(place, run.name, data.names, steps, farthest, stop - start))
     return HeatmapInfo(chosen, panels)
+
+
+def _binned(data: Readings, start: int, starts: list[int], stops: list[int]) -> list[Floats]:
+    """Return the farthest reading of each bin; of a long run some bins are read at a time."""
+    each = max(ROWS_AT_ONCE // (stops[0] - starts[0]), 1)
+    farthest = []
+    for place in range(0, len(starts), each):
+        some = slice(place, place + each)
+        first, last = starts[place], stops[some][-1]
+        raw = data.raw(start + first, start + last)
+        for begin, end in zip(starts[some], stops[some], strict=True):
+            rows = [values[begin - first : end - first] for values in raw]
+            farthest.append(farthest_from_one(data.drawn(rows)))
+    return farthest
 
 
 def heatmap_caption(info: HeatmapInfo) -> str:
