@@ -149,7 +149,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
             layout["annotations"].append(
                 annotation(theme, text, x=0.5, xref="paper", y=bound, yanchor="bottom")
             )
-    layout["margin"]["r"] = 160 if not theme.narrow else 90
+    layout["margin"]["r"] = 160 if not theme.narrow else 104
     layout["xaxis"] = axis(theme, "depth, input 0 % → output 100 %", range=[0, 100])
     layout["yaxis"] = axis(theme, "mean slope", rangemode="tozero")
     return {"data": data, "layout": layout}

@@ -139,7 +139,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     if not info.panels:
         return nothing_to_show(theme, "No step has been recorded yet.")
     count = len(info.panels)
-    layout = base_layout(theme, 500 if not theme.narrow else 320 * count + 60)
+    layout = base_layout(theme, 500 if not theme.narrow else 350 * count + 60)
     layout["plot_bgcolor"] = theme.missing
     layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 48}
     layout["coloraxis"] = _color_axis(info, theme)
@@ -148,11 +148,11 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
         suffix = str(number + 1) if number else ""
         data += _cells(panel, info.metric, theme, suffix)
         across, down = panel_domain(
-            number, count, below=theme.narrow, gap=0.05 if theme.narrow else 0.03
+            number, count, below=theme.narrow, gap=0.09 if theme.narrow else 0.03
         )
         layout[f"xaxis{suffix}"] = axis(
             theme,
-            "step" if not theme.narrow or number == count - 1 else "",
+            "" if theme.narrow else "step",  # plotly puts the title of a lower panel into the panel
             domain=across,
             anchor=f"y{suffix}",
             showgrid=False,
@@ -184,6 +184,19 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
                 font={"color": theme.label(panel.place), "size": 13},
             )
         )
+        if theme.narrow:
+            layout["annotations"].append(
+                annotation(
+                    theme,
+                    "step",
+                    x=0.5,
+                    xref="paper",
+                    y=down[0],
+                    yref="paper",
+                    yanchor="top",
+                    yshift=-20,
+                )
+            )
     return {"data": data, "layout": layout}
 
 
@@ -281,11 +294,9 @@ def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:
     if theme.narrow:
         bar |= {"orientation": "h", "y": 1.0, "yanchor": "bottom", "ypad": 30, "x": 0.5}
     if info.metric.relative:
-        top, even, bottom = (
-            f"10<sup>{LIMIT}</sup> exploding",
-            "1 even",
-            (f"10<sup>−{LIMIT}</sup> vanishing"),
-        )
+        top, even, bottom = f"10<sup>{LIMIT}</sup>", "1", f"10<sup>−{LIMIT}</sup>"
+        if not theme.narrow:
+            top, even, bottom = f"{top} exploding", f"{even} even", f"{bottom} vanishing"
         half = LIMIT // 2
         bar |= {
             "tickvals": [-LIMIT, -half, 0, half, LIMIT],

@@ -93,7 +93,7 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
     layout["margin"]["t"] = 44
     values = [value for panel in panels for value in panel.decades.values()]
     finite = [value for value in values if np.isfinite(value)] or [0.0]
-    reach = max(map(abs, finite)) * 1.35 + 0.2
+    reach = max(map(abs, finite)) * (1.6 if theme.narrow else 1.35) + 0.2
     ends = [
         -reach if min(finite) < -0.05 else -reach / 4,
         reach if max(finite) > 0.05 else reach / 4,

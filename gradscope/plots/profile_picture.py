@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gradscope.plots.depth_profile import ProfileInfo, ProfileLine
 
 HEIGHT = 350
+FEW_LAYERS = 10
 NORMAL = 100.0
 """Within this factor of the output layer's gradient the background is shaded."""
 
@@ -185,6 +186,8 @@ def _axes(
     right = max(line.x[-1] for line in info.lines)
     edge = max((right - left) * 0.01, 0.5 if left == right else 0)
     layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True)
+    if not info.aligned and right - left < FEW_LAYERS:
+        layout["xaxis"]["dtick"] = 1  # there is no layer 1.5
     layout["margin"]["l"] = label_margin(theme, (line.run for line in info.lines))
     metric = info.metric
     if metric.log:

@@ -175,7 +175,8 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
                 font={"color": theme.label(panel.place), "size": 13},
             )
         )
-        layout["annotations"] += _labels(panel, theme, suffix, (low, high), layout["height"])
+        height = (layout["height"] - 90) * (down[1] - down[0])
+        layout["annotations"] += _labels(panel, theme, suffix, (low, high), height)
     return {"data": data, "layout": layout}
 
 
@@ -248,7 +249,7 @@ def _curve(
 
 
 def _labels(
-    panel: SpeedPanel, theme: Theme, suffix: str, ends: tuple[float, float], height: int
+    panel: SpeedPanel, theme: Theme, suffix: str, ends: tuple[float, float], height: float
 ) -> list[dict[str, Any]]:
     """Return the number of each layer at the right end of its line, kept apart."""
     low, high = ends
@@ -257,7 +258,7 @@ def _labels(
         for curve in panel.curves
     ]
     heights = np.log10(lasts)
-    pixels = (height - 90) / np.log10(high / low)
+    pixels = height / np.log10(high / low)
     shifts = words.spread(heights * pixels, 15) - heights * pixels
     labels = []
     for rank, (curve, at, shift) in enumerate(zip(panel.curves, heights, shifts, strict=True)):

@@ -87,7 +87,7 @@ class Theme:
 
     def short(self, name: str) -> str:
         """Return a run's name for the margin of a figure, its markup inert."""
-        return safe(name, 13 if self.narrow else 24)
+        return safe(name, 11 if self.narrow else 24)
 
     def for_page(self, slots: tuple[int, ...], narrow: bool) -> Theme:
         """Return this theme for the runs at `slots` on a wide or narrow page."""
