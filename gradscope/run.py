@@ -415,8 +415,9 @@ class Run:
         start = 0 if first is None else int(np.searchsorted(steps, first))
         stop = steps.size if last is None else int(np.searchsorted(steps, last, "right"))
         places = None if chosen is None else tuple(int(place) for place in chosen)
-        if stop - start == steps.size:
-            return steps, readings.matrices(columns, steps, width, places)
+        if stop - start >= steps.size - 1:  # the last step may be left out as one without readings
+            values = readings.matrices(columns, steps, width, places)
+            return steps[start:stop], [value[start:stop] for value in values]
         values = readings.rows(columns, steps, width, start, max(stop, start))
         if places is not None:
             values = [value[:, places] for value in values]

@@ -475,3 +475,21 @@ def test_a_run_keeps_its_colour_when_others_are_hidden(
     text = str(FIGURES[name]([residual], theme))
     assert plots.LIGHT.labels[1] in text or plots.LIGHT.lines[1] in text
     assert plots.LIGHT.lines[0] not in text
+
+
+def test_a_last_step_of_which_only_a_loss_is_known_is_no_step_of_nan(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=5)
+    writer.update(every=10)
+    synthetic.extend(writer, np.arange(0, 40, 10))
+    logged = synthetic.step_rows(np.array([38]), 0.1)
+    unread = synthetic.layer_rows(5, np.array([38]), 1.0)
+    writer.append("layers", {key: unread[key] for key in ("step", "layer")})
+    writer.append("steps", {**logged, "grad_norm": np.array([np.nan])})
+    writer.close()
+    run = load(tmp_path / "run")
+    (line,) = depth_profile_info(run).lines
+    assert line.step == 30
+    assert np.isfinite(line.values).all()
+    (panel,) = ledger_info(run, step=38)
+    assert panel.step == 30
+    assert np.isfinite(panel.total)

@@ -12,8 +12,9 @@ import plotly.graph_objects as go
 from gradscope.gains import decades_by_group
 from gradscope.gains import ledger as gains_of
 from gradscope.plots import words
+from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import panel_domain
-from gradscope.plots.readings import as_runs
+from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -57,12 +58,10 @@ def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[L
     """
     panels = []
     for place, run in enumerate(as_runs(runs)):
-        steps = run.matrix("signal_norm")[0]
-        if not len(steps):
+        data = readings(run, METRICS["signal_norm"])
+        if data.empty:
             continue
-        read = None
-        if step is not None:
-            read = int(steps[max(int(np.searchsorted(steps, step, side="right")) - 1, 0)])
+        read = None if step is None else int(data.steps[data.row(step)])
         gains = gains_of(run, read)
         if len(gains):
             decades = decades_by_group(gains)

@@ -113,10 +113,22 @@ def readings(run: Run, metric: Metric) -> Readings:
     """Return `metric` of a run; nothing is read of it yet but which layers have it."""
     quotient = metric.name == "update_ratio"
     columns = ("update_norm", "weight_norm") if quotient else (metric.name,)
-    steps = run.steps["step"].to_numpy()
+    steps = _read_steps(run)
     layers = _layers(run, metric, columns[0])
     names = [str(name) for name in run.layers["name"].to_numpy()[layers]]
     return Readings(run, columns, steps, layers, names, metric.relative)
+
+
+def _read_steps(run: Run) -> NDArray[np.int64]:
+    """Return the recorded steps, without a last one of which only logged scalars are known.
+
+    A run of every tenth step ends with such a one where a loss was logged after the last tenth:
+    it is no step whose gradients are NaN.
+    """
+    steps, norms = (run.steps[name].to_numpy() for name in ("step", "grad_norm"))
+    between = steps % max(int(run.meta.get("every", 1)), 1) != 0
+    only_logged = len(steps) and between[-1] and np.isnan(norms[between]).all()
+    return steps[:-1] if only_logged else steps
 
 
 def _layers(run: Run, metric: Metric, column: str) -> Ints:
