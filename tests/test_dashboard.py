@@ -604,6 +604,16 @@ def test_background_work_is_done_once_for_each_state_of_the_data() -> None:
     background.close()
 
 
+def test_an_impatient_caller_does_not_wait_for_background_work() -> None:
+    background = Background()
+    go_on = threading.Event()
+    assert background.get("key", 1, lambda: go_on.wait(30), patient=False) is None
+    go_on.set()
+    assert background.get("after", 1, lambda: "done") == "done"
+    assert background.get("key", 1, lambda: False, patient=False) is True
+    background.close()
+
+
 def test_slow_background_work_is_not_waited_for() -> None:
     background = Background()
     go_on = threading.Event()

@@ -493,3 +493,19 @@ def test_a_last_step_of_which_only_a_loss_is_known_is_no_step_of_nan(tmp_path: P
     (panel,) = ledger_info(run, step=38)
     assert panel.step == 30
     assert np.isfinite(panel.total)
+
+
+def test_the_heatmap_of_a_run_that_grew_is_that_of_the_whole_run(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=5)
+    synthetic.extend(writer, np.arange(5000))
+    writer.flush()
+    run = load(tmp_path / "run")
+    heatmap_info(run, first=10, last=4000)
+    assert heatmap_info(run).panels[0].total == 5000
+    synthetic.extend(writer, np.arange(5000, 9000))
+    writer.close()
+    run.refresh()
+    for where in ({}, {"first": 10, "last": 4000}):
+        (panel,), (expected,) = (heatmap_info(r, **where).panels for r in (run, load(run.path)))
+        np.testing.assert_array_equal(panel.steps, expected.steps)
+        np.testing.assert_array_equal(panel.values, expected.values)

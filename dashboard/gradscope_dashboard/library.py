@@ -13,6 +13,9 @@ from gradscope.comparison import Comparison, compare
 from gradscope.diagnosis import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.findings import Diagnosis
+from gradscope.plots import METRICS
+from gradscope.plots.heatmap import heatmap_info
+from gradscope.plots.speed import speed_info
 from gradscope.run import Run, discover, load
 from gradscope_dashboard.background import Background
 
@@ -106,9 +109,14 @@ class Library:
         runs = self.get([name])
         if not runs:
             return None
+        marks = _marks(runs)
         found: Diagnosis | None = self._background.get(
-            name, _marks(runs), lambda: diagnose(runs[0]), patient=patient
+            name, marks, lambda: diagnose(runs[0]), patient=patient
         )
+        if found is not None and runs[0].status != "running":
+            self._background.get(
+                ("pictures", name), marks, lambda: _draw_ahead(runs[0]), patient=False
+            )
         return found
 
     def comparison(self, names: Sequence[str]) -> Comparison | None:
@@ -179,6 +187,14 @@ def _made(path: Path) -> str:
         return str(json.loads((path / "run.json").read_text(encoding="utf-8"))["created"])
     except (OSError, ValueError, LookupError, TypeError):
         return ""
+
+
+def _draw_ahead(run: Run) -> bool:
+    """Work out what is kept with a run, so that a look at it later need not wait for its files."""
+    for metric in METRICS:
+        heatmap_info(run, metric=metric)
+    speed_info(run)
+    return True
 
 
 def _marks(runs: Sequence[Run]) -> tuple[tuple[int, str], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import plotly.graph_objects as go
@@ -31,8 +32,13 @@ TITLE = "When and where did it vanish or explode?"
 BINS = 400
 ROWS_AT_ONCE = 2**12
 """About so many recorded steps are read at a time: a whole column of a long run takes memory."""
+MOST_KEPT = 20
+"""Binned pictures that are kept of a run, half a megabyte each for 300 layers."""
 LIMIT = 6
 """The colour scale of a gradient ends this many decades below and above the output layer's."""
+
+
+_known: WeakKeyDictionary[Run, dict[tuple[Any, ...], Floats]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,25 @@ def heatmap_info(
         if data.empty or start >= stop:
             continue
         starts = bin_starts(stop - start, bins)
-        stops = [*starts[1:].tolist(), stop - start]
-        farthest = np.stack(_binned(data, start, starts.tolist(), stops), axis=1)
+        farthest = _farthest(run, chosen, data, start, stop, starts)
         steps = data.steps[start + starts]
         panels.append(HeatmapPanel(place, run.name, data.names, steps, farthest, stop - start))
     return HeatmapInfo(chosen, panels)
+
+
+def _farthest(
+    run: Run, metric: Metric, data: Readings, start: int, stop: int, starts: NDArray[np.int64]
+) -> Floats:
+    """Return the farthest reading of each layer and bin, (n_layers, n_bins), kept with the run."""
+    known = _known.setdefault(run, {})
+    # recorded steps never change, there only come new ones
+    key = (metric.name, start, stop, len(starts), data.layers.tobytes())
+    if key not in known:
+        stops = [*starts[1:].tolist(), stop - start]
+        known[key] = np.stack(_binned(data, start, starts.tolist(), stops), axis=1)
+        for oldest in list(known)[:-MOST_KEPT]:
+            known.pop(oldest, None)
+    return known[key]
 
 
 def _binned(data: Readings, start: int, starts: list[int], stops: list[int]) -> list[Floats]:
