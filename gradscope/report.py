@@ -37,7 +37,8 @@ main { display: flex; flex-wrap: wrap; gap: 10px; }
 article, section { background: #fff; border: 1px solid #d5dbe3; border-radius: 10px;
   padding: 12px 16px; min-width: 0; overflow: hidden; }
 article { border-left-width: 6px; flex: 1 1 280px; }
-section { flex: 1 1 100%; }
+section { flex: 1 1 100%; overflow-x: auto; }
+section > div { min-width: 800px; } /* a phone scrolls sideways: the figures are drawn for a page */
 h1, h2, p { margin: 0; }
 h2 { font-size: 16px; }
 strong { font-size: 19px; }
@@ -142,7 +143,8 @@ def _figures(runs: list[Run], track: Track) -> Iterator[str]:
         height = int(figure.layout.height)
         # plotly's JSON escapes what would end the script.
         yield (
-            f'<section><div id="{draw.__name__}" style="height: {height}px"></div><script>'
+            f'<section tabindex="0"><div id="{draw.__name__}" style="height: {height}px"></div>'
+            "<script>"
             f'Plotly.newPlot("{draw.__name__}", {figure.to_json()}, {{responsive: true,'
             " displaylogo: false})</script></section>"
         )

@@ -28,6 +28,17 @@ def test_the_report_opens_offline_and_draws_every_figure(
     page.get_by_text("Vanishing", exact=True).wait_for()
 
 
+def test_figures_keep_their_width_on_a_phone(
+    browse: Callable[..., Any], pair: Path, tmp_path: Path
+) -> None:
+    write_report(load(pair / "plain-50"), tmp_path / "report.html")
+    phone = {"width": 390, "height": 844}
+    page = browse((tmp_path / "report.html").as_uri(), viewport=phone)
+    page.locator("#training .main-svg").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("#depth_profile .main-svg").first.bounding_box()["width"] >= 800
+
+
 def test_names_cannot_execute_or_become_markup(
     browse: Callable[..., Any], hostile_run: Path, tmp_path: Path
 ) -> None:
