@@ -509,3 +509,19 @@ def test_the_heatmap_of_a_run_that_grew_is_that_of_the_whole_run(tmp_path: Path)
         (panel,), (expected,) = (heatmap_info(r, **where).panels for r in (run, load(run.path)))
         np.testing.assert_array_equal(panel.steps, expected.steps)
         np.testing.assert_array_equal(panel.values, expected.values)
+
+
+def test_functions_called_without_a_module_are_among_the_derivatives(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "run", n_layers=5)
+    layers = synthetic.layer_table(5)
+    layers[2]["function"] = "Sigmoid"
+    writer.update(layers=layers)
+    rows = synthetic.layer_rows(5, np.arange(3), 1.0)
+    rows["derivative_mean"][rows["layer"] == 2] = 0.2
+    writer.append("layers", rows)
+    writer.append("steps", synthetic.step_rows(np.arange(3), 0.1))
+    writer.close()
+    (line,) = derivatives_info(load(tmp_path / "run"))
+    assert line.names == ["blocks.0.act", "blocks.1.fc", "blocks.1.act"]
+    np.testing.assert_allclose(line.values, [0.6, 0.2, 0.6])
+    np.testing.assert_array_equal(line.bounds, [1.0, 0.25, 1.0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,17 @@ def derivatives_info(runs: Run | Sequence[Run], *, step: int | None = None) -> l
         data = readings(run, _METRIC)
         if data.empty:
             continue
+        functions = run.functions
+        layers = np.union1d(data.layers, np.array(sorted(functions), dtype=int))
+        names = [str(name) for name in run.layers["name"].to_numpy()[layers]]
+        data = replace(data, layers=layers, names=names)
         row = data.row(step)
         values = data.values(row, row + 1)[0].astype(float)
         read = run.was_read(_METRIC.name, data.layers)
         if not read.any():
             continue
-        kinds = [canonical(str(kind)) for kind in run.layers["kind"].to_numpy()[data.layers]]
+        modules = run.layers["kind"].to_numpy()
+        kinds = [canonical(functions.get(i, str(modules[i]))) for i in layers.tolist()]
         bounds = np.array([BOUNDS[kind] if kind in BOTH_SIDES else np.nan for kind in kinds])
         depth = (data.layers + 0.5) / len(run.layers) * 100
         names = [data.names[i] for i in np.flatnonzero(read)]
