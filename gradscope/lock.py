@@ -48,6 +48,20 @@ class Lock:
         """Whether the lock is held."""
         return self._handle is not None
 
+    def is_in(self, path: Path) -> bool:
+        """Whether the file that is locked is still the one in `path`: it may be removed, or moved.
+
+        Raises
+        ------
+        OSError
+            If `path` cannot be read, but for a file that is not there.
+        """
+        assert self._handle is not None
+        try:
+            return os.path.samestat(os.fstat(self._handle), os.stat(path / _NAME))
+        except FileNotFoundError:
+            return False
+
     def release(self) -> None:
         """Let go of the run."""
         if self._handle is not None:

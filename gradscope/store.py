@@ -7,6 +7,7 @@ disk refuses, rows wait in bounded memory; what had to be dropped is counted in 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -114,7 +115,8 @@ class RunWriter:
             "status": "running",
         }
         steps = parts.list_parts(self.path / "steps")
-        committed = steps[-1].last if steps else -1
+        committed = _last_step(steps)
+        self._committed = committed  # the last step on disk
         self.next_step = max(committed, last_lost(self.meta["lost"])) + 1
         self.elapsed = self._last_time(steps)
         for table in schema.PARTS:
@@ -147,6 +149,7 @@ class RunWriter:
         self.meta.update(json.loads(json.dumps(fields)))  # the caller's lists may go on growing
         self._meta_written = False
         try:
+            self._check_place()
             self._flush_meta()
         except OSError as error:
             self._warn(error)
@@ -176,6 +179,7 @@ class RunWriter:
         if not self._lock.held:
             return
         try:
+            self._check_place()
             self._flush_meta()  # before the rows: it lists every layer that they name
             self._rows = {t: [_joined(held)] if held else [] for t, held in self._rows.items()}
             if self._rows["steps"]:
@@ -197,7 +201,8 @@ class RunWriter:
             self._drop(int(self._rows["steps"][-1]["step"][-1]))
             _warn(f"{self.path}: {lost_words(self.meta['lost'])}")
         self.update(status=status)
-        free_room(self.path)
+        if self._meta_written:
+            free_room(self.path)
         self._lock.release()
 
     def _flush_table(self, table: str, last: int) -> None:
@@ -212,9 +217,30 @@ class RunWriter:
                 parts.sync_folder(self.path)
             written = parts.arrow_table({name: values[:due] for name, values in rows.items()})
             steps = (int(rows["step"][0]), int(rows["step"][due - 1]))
+            if table == "steps":
+                self._committed = steps[1]  # before: if it fails, it may be there nevertheless
             parts.write_part(folder, self.meta["id"], [written], written.schema, steps, level=0)
             rest = {name: values[due:] for name, values in rows.items()}
             self._rows[table] = [rest] if rest["step"].size else []
+
+    def _check_place(self) -> None:
+        """Raise an OSError where the folder was replaced, lest two runs are written into one."""
+        if self._lock.is_in(self.path):
+            return
+        there = None
+        with suppress(ValueError):
+            there = json.loads((self.path / META_NAME).read_bytes())
+        if not isinstance(there, dict) or there.get("id") != self.meta["id"]:
+            raise OSError(errno.ESTALE, "another run is in its folder now")
+        try:
+            lock = Lock(self.path)  # a copy of the run, or only the file `.lock` was removed
+        except GradscopeError as error:
+            raise OSError(errno.ESTALE, "another process writes it now") from error
+        if _last_step(parts.list_parts(self.path / "steps")) > self._committed:
+            lock.release()
+            raise OSError(errno.ESTALE, "another process has gone on with it")
+        self._lock.release()
+        self._lock = lock
 
     def _flush_meta(self) -> None:
         if not self._meta_written:
@@ -263,6 +289,10 @@ class RunWriter:
                 f"{self.path}: rows cannot be written, {trouble}; they wait in memory"
                 f" ({MEMORY_LIMIT >> 20} MiB at most) until the disk takes them"
             )
+
+
+def _last_step(steps: list[parts.Part]) -> int:
+    return steps[-1].last if steps else -1
 
 
 def _contract_rows(table: str, columns: Mapping[str, np.ndarray]) -> Rows:

@@ -311,6 +311,71 @@ def test_a_folder_that_comes_back_gets_the_rows_that_waited(tmp_path: Path) -> N
     assert synthetic.check_rows(load(tmp_path / "run")).tolist() == list(range(20))
 
 
+def test_a_new_run_in_a_removed_folder_is_left_alone(tmp_path: Path) -> None:
+    old = synthetic.start(tmp_path / "run", n_layers=6, residual=True)
+    synthetic.extend(old, span(0, 9))
+    old.flush()
+    shutil.rmtree(tmp_path / "run")
+    new = synthetic.start(tmp_path / "run", n_layers=6, residual=True)
+    synthetic.extend(new, span(0, 4))
+    new.flush()
+    synthetic.extend(old, span(10, 19))
+    with pytest.warns(GradscopeWarning, match="another run is in its folder now"):
+        old.flush()
+    old.update(notes=["of the old run"])
+    with pytest.warns(GradscopeWarning, match="lost steps 10-19: another run is in its folder"):
+        old.close()
+    assert (tmp_path / "run" / ".room").exists()  # the new run's
+    synthetic.extend(new, span(5, 29))
+    new.close()
+    run = load(tmp_path / "run")
+    assert synthetic.check_rows(run).tolist() == list(range(30))
+    assert run.notes == []
+
+
+def test_a_run_whose_lock_is_removed_or_copied_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    writer = synthetic.start(path, n_layers=6, residual=True)
+    synthetic.extend(writer, span(0, 9))
+    writer.flush()
+    (path / ".lock").unlink()
+    synthetic.extend(writer, span(10, 19))
+    writer.flush()
+    shutil.copytree(path, tmp_path / "copy")
+    shutil.rmtree(path)
+    (tmp_path / "copy").rename(path)
+    synthetic.extend(writer, span(20, 29))
+    writer.flush()
+    assert load(path).status == "running"
+    with pytest.raises(GradscopeError, match="another process or scope writes this run"):
+        RunWriter(path, {}, resume=True)
+    writer.close()
+    assert synthetic.check_rows(load(path)).tolist() == list(range(30))
+
+
+def test_a_copied_run_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    old = synthetic.start(path, n_layers=6, residual=True)
+    synthetic.extend(old, span(0, 9))
+    old.flush()
+    path.rename(tmp_path / "elsewhere")
+    shutil.copytree(tmp_path / "elsewhere", path)
+    new = RunWriter(path, {}, resume=True)
+    synthetic.extend(old, span(10, 14))
+    with pytest.warns(GradscopeWarning, match="another process writes it now"):
+        old.flush()
+    synthetic.extend(new, span(10, 29))
+    new.close()
+    with (
+        pytest.warns(GradscopeWarning, match="rows cannot be written, another process has gone on"),
+        pytest.warns(GradscopeWarning, match="lost steps 10-14: another process has gone on"),
+    ):
+        old.close()
+    parts = sorted(part.name[:30] for part in (path / "steps").glob("part-*"))
+    assert parts == ["part-000000000000-000000000009", "part-000000000010-000000000029"]
+    assert synthetic.check_rows(load(path)).tolist() == list(range(30))
+
+
 def test_a_removed_folder_stays_removed_and_training_goes_on(tmp_path: Path) -> None:
     writer = synthetic.start(tmp_path / "run", n_layers=6)
     synthetic.extend(writer, span(0, 9))
