@@ -29,6 +29,8 @@ def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
         frame = pd.DataFrame(columns)
         if frame.iloc[:, 0].tolist() != list(range(len(frame))):
             raise ValueError(f"`{table[0].name}` does not count from 0")
+        if "position" in frame and not frame["position"].dropna().between(0, 1).all():
+            raise ValueError("`position` is not between 0 and 1")
     except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise GradscopeError(
             f"{file}: broken, its list of {table[0].name}s cannot be read"
@@ -40,6 +42,15 @@ def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
 def clean(text: str) -> str:
     """Return `text` with what UTF-8 cannot hold (lone surrogates) replaced."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def cleaned(value: Any) -> Any:
+    """Return what a JSON file holds with `clean` text in it."""
+    if isinstance(value, dict):
+        return {clean(key): cleaned(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [cleaned(entry) for entry in value]
+    return clean(value) if isinstance(value, str) else value
 
 
 def no_steps() -> pd.DataFrame:

@@ -79,7 +79,7 @@ def last_lost(lost: list[dict[str, Any]]) -> int:
     """Return the last of the steps that could not be written, -1 if none was lost."""
     last = -1
     for gap in lost:
-        with suppress(LookupError, TypeError):  # a damaged run.json
+        with suppress(LookupError, TypeError, ValueError, OverflowError):  # a damaged run.json
             last = max(last, int(gap["last"]))
     return last
 

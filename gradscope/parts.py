@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.compute  # cast() would import it in the middle of a training
 import pyarrow.parquet as pq
 
+from gradscope import schema
+
 PARTS_PER_MERGE = 8
 """Adjacent parts of one level that are merged into one of the next level."""
 
@@ -58,12 +60,9 @@ class DamagedPart(Exception):
 
 def list_parts(folder: Path) -> list[Part]:
     """Return the parts that together hold each row once, in order of steps."""
-    found = []
+    found: list[Part] = []
     with suppress(FileNotFoundError, NotADirectoryError):
-        for name in os.listdir(folder):
-            if match := _NAME.fullmatch(name):
-                first, last, level, crc = match.groups()
-                found.append(Part(folder / name, int(first), int(last), int(level), int(crc, 16)))
+        found = [part for name in os.listdir(folder) if (part := _named(folder / name))]
     found.sort(key=lambda part: (part.first, -part.last, -part.level))
     parts: list[Part] = []
     for part in found:
@@ -76,8 +75,17 @@ def foreign_files(folder: Path) -> list[Path]:
     """Return the visible files in `folder` that are no parts."""
     with suppress(FileNotFoundError, NotADirectoryError):
         names = sorted(os.listdir(folder))
-        return [folder / n for n in names if not n.startswith(".") and not _NAME.fullmatch(n)]
+        return [folder / n for n in names if not n.startswith(".") and not _named(folder / n)]
     return []
+
+
+def _named(path: Path) -> Part | None:
+    """Return the part that a file is by its name, None if it is called otherwise."""
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        return None
+    first, last, level = (int(digits) for digits in match.groups()[:3])
+    return Part(path, first, last, level, int(match[4], 16)) if first <= last else None
 
 
 def arrow_table(columns: dict[str, np.ndarray]) -> pa.Table:
@@ -211,9 +219,8 @@ def read_part(
     with _damage(), file:
         names = file.schema_arrow.names
         wanted = names if columns is None else [name for name in columns if name in names]
-        where = names.index("step")
         for group in range(file.num_row_groups):
-            held = file.metadata.row_group(group).column(where).statistics
+            held = _steps(file, group)
             if held.max <= after or held.min > until:
                 continue
             cut = held.min <= after or held.max > until
@@ -242,7 +249,7 @@ def remove_leftovers(folder: Path, committed: int) -> None:
     """
     listed = {part.path for part in list_parts(folder) if part.first <= committed}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name == _TEMPORARY or (_NAME.fullmatch(path.name) and path not in listed):
+        if path.name == _TEMPORARY or (_named(path) and path not in listed):
             path.unlink(missing_ok=True)
 
 
@@ -284,7 +291,29 @@ def _open(part: Part, run_id: str) -> pq.ParquetFile:
         if (opened.metadata.metadata or {}).get(_RUN_ID.encode()) != run_id.encode():
             opened.close()
             raise ValueError("it belongs to another run")
+        _check_table(opened, part.path.parent.name)
+        first, last = _steps(opened, 0).min, _steps(opened, -1).max
+        if (first, last) != (part.first, part.last):
+            opened.close()
+            raise ValueError(f"it was renamed: it holds the steps {first}-{last}")
         return opened
+
+
+def _check_table(file: pq.ParquetFile, table: str) -> None:
+    """Raise a ValueError if a part lacks the columns by which rows of `table` are told apart."""
+    for column in schema.PARTS[table][:2] if table in schema.PARTS else ():
+        kind = pa.from_numpy_dtype(column.dtype)
+        if column.name not in file.schema_arrow.names or (
+            file.schema_arrow.field(column.name).type != kind
+        ):
+            raise ValueError(f"it holds no column {column.name} of {table}")
+
+
+def _steps(file: pq.ParquetFile, group: int) -> pq.Statistics:
+    """Return the first and the last step of a row group, as its `min` and `max`."""
+    group = range(file.num_row_groups)[group]
+    column = file.schema_arrow.names.index("step")
+    return file.metadata.row_group(group).column(column).statistics
 
 
 def _footer_crc(file: BinaryIO) -> int:

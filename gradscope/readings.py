@@ -133,7 +133,8 @@ class Readings:
             if kept.shape != (steps.size, wide):
                 stale.setdefault(kept.shape[0], []).append(column)
         for done, names in stale.items():
-            new = self.read(names, steps[done:], width, places)
+            after = int(steps[done - 1]) if done else -1
+            new = self.read(names, steps[done:], width, places, after)
             for name, lower in zip(names, new, strict=True):
                 joined = _below(self._kept[name, places], lower)
                 joined.flags.writeable = False
@@ -200,18 +201,24 @@ class Readings:
         steps: np.ndarray,
         width: int,
         places: tuple[int, ...] | None = None,
+        after: int | None = None,
     ) -> list[np.ndarray]:
-        """Return what `matrices` returns, read from the disk and not kept."""
+        """Return what `matrices` returns, read from the disk and not kept.
+
+        With `after`, `steps` are all that count after this step, and rows of others are told of.
+        """
         if width != self._width:
             self._width = width
             self._grids = {}
         if places is None or steps.size * width < _WORTH_THREADS:
-            return self._read_from_disk(columns, steps, width, places)
+            return self._read_from_disk(columns, steps, width, places, after)
         half = steps.size // 2  # unpacking is most of it, and leaves other threads alone
+        middle = None if after is None else int(steps[half - 1])
         with ThreadPoolExecutor(2, "gradscope-readings") as pool:
             halves = pool.map(
-                lambda some: self._read_from_disk(columns, some, width, places),
+                lambda some, after: self._read_from_disk(columns, some, width, places, after),
                 (steps[:half], steps[half:]),
+                (after, middle),
             )
             return [np.concatenate(pair) for pair in zip(*halves, strict=True)]
 
@@ -221,6 +228,7 @@ class Readings:
         steps: np.ndarray,
         width: int,
         places: tuple[int, ...] | None,
+        after: int | None,
     ) -> list[np.ndarray]:
         chosen = np.arange(width) if places is None else np.array(places, np.int64)
         target = np.full(width, -1)  # the column of the result for each layer or shortcut
@@ -229,8 +237,9 @@ class Readings:
         if not steps.size:
             return result
         wanted = ["step", self._key, *columns]
-        first, last = int(steps[0]), int(steps[-1])
+        begin = int(steps[0]) - 1 if after is None else after
         missing = np.ones(steps.size, bool)
+        uncounted: set[int] = set()
         told: list[str] = []
 
         def warn(message: str) -> None:
@@ -238,7 +247,7 @@ class Readings:
             self._warn(message)
 
         for part, group, rows in read_rows(
-            self._folder, self._run_id, wanted, first - 1, last, warn, self._grids
+            self._folder, self._run_id, wanted, begin, int(steps[-1]), warn, self._grids
         ):
             grid: np.ndarray | None = rows["step"]
             index = rows.get(self._key)
@@ -252,6 +261,8 @@ class Readings:
             named = rows["step"] if grid is None else grid
             at = np.searchsorted(steps, named)
             counts = steps[at] == named  # others are written, but not in `steps`: they do not count
+            if after is not None and not counts.all():
+                uncounted.update(np.unique(named[~counts]).tolist())
             at = at[counts]
             together = 0 < at.size == named.size and int(at[-1]) - int(at[0]) + 1 == at.size
             where = slice(int(at[0]), int(at[-1]) + 1) if together else at
@@ -272,6 +283,11 @@ class Readings:
                     result[i][where] = lines if together else lines[counts]
         for values in result:
             values[missing] = np.nan
+        if uncounted:
+            self._warn(
+                f"{self._folder}: holds {len(uncounted)} steps, {min(uncounted)} to"
+                f" {max(uncounted)}, that the table `steps` lacks; they are left out"
+            )
         if width and missing.any() and not told:
             gone = steps[missing]
             self._warn(

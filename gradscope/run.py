@@ -21,7 +21,7 @@ import pandas as pd
 from gradscope import derived, export, frames, parts, schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.lock import is_live
-from gradscope.meta import META_NAME, lost_words, read_meta
+from gradscope.meta import META_NAME, last_lost, lost_words, read_meta
 from gradscope.readings import Readings, read_rows
 from gradscope.remote import Mirror, is_remote, runs_at
 
@@ -62,6 +62,7 @@ class Run:
         self._seen: tuple[int, ...] = ()  # what identifies the run.json that was read last
         self._read_meta()
         self._id = str(self.meta.get("id", ""))
+        closed = self.status == "closed" and mirror is None
         self._layer_readings = Readings(self.path / "layers", self._id, "layer", self._tell)
         self._shortcut_readings = Readings(
             self.path / "shortcuts", self._id, "shortcut", self._tell
@@ -70,6 +71,8 @@ class Run:
         for table in schema.PARTS:
             for file in parts.foreign_files(self.path / table):
                 self._tell(f"{file}: no part file of gradscope, left out")
+        if closed and self.status == "closed":  # what was read in between is all there is
+            self._tell_if_cut_off()
 
     def refresh(self) -> bool:
         """Take in what was written since; cheap where nothing was.
@@ -347,7 +350,8 @@ class Run:
         height = max(1, _CSV_ROWS // max(1, len(layers)))
         for start in range(0, steps.size, height):
             piece = steps[start : start + height]
-            values = self._layer_readings.read(_LAYER_METRICS, piece, len(layers))
+            after = int(steps[start - 1]) if start else -1
+            values = self._layer_readings.read(_LAYER_METRICS, piece, len(layers), after)
             metrics = dict(zip(_LAYER_METRICS, values, strict=True))
             yield export.csv_lines(frames.joined(layers, piece, metrics))
 
@@ -442,7 +446,7 @@ class Run:
             seen = (status.st_mtime_ns, status.st_size, status.st_ino)
             if seen == self._seen:
                 return False
-        self.meta = read_meta(self.path)
+        self.meta = frames.cleaned(read_meta(self.path))
         self._layers = frames.listed(file, self.meta["layers"], schema.LAYERS)
         self._shortcuts = frames.listed(file, self.meta["shortcuts"], schema.SHORTCUTS)
         self._seen = seen
@@ -469,6 +473,16 @@ class Run:
         if message not in self._told:
             self._told.add(message)
             warnings.warn(message, GradscopeWarning, stacklevel=3)
+
+    def _tell_if_cut_off(self) -> None:
+        """Say so where there are readings of later steps than the table `steps` has."""
+        written = parts.list_parts(self.path / "layers")
+        last = int(self._steps["step"].iloc[-1]) if len(self._steps) else -1
+        if written and written[-1].last > max(last, last_lost(self.meta["lost"])):
+            self._tell(
+                f"{self.path / 'steps'}: ends at step {last}, but readings were taken up to step"
+                f" {written[-1].last}; a part is missing"
+            )
 
     def _tell_if_empty(self) -> None:
         if not len(self._steps):
