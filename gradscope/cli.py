@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _FOUND = 1
 _USER_ERROR = 2
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_PIPE_CLOSED = 141  # 128 + SIGPIPE
+_FOLDERS = {"bash": "_shtab_compgen_dirs", "zsh": "_files -/", "tcsh": "d"}  # as shtab.DIRECTORY
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,23 +40,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit code: 0, or 2 after a mistake of the user's, told in one line on stderr;
-        1 where `diagnose --fail-on` found what it was to look for.
+        1 where `diagnose --fail-on` found what it was to look for. As shells count signals, 130
+        after Ctrl-C, and 141 where nobody reads the output to its end.
     """
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("always", GradscopeWarning)
         warnings.showwarning = _show_warning
         try:
             code: int | None = options.command(options)
+            sys.stdout.flush()
         except GradscopeError as error:
             print(f"gradscope: {_plain(str(error))}", file=sys.stderr)
             return _USER_ERROR
         except KeyboardInterrupt:
             return _INTERRUPTED
+        except BrokenPipeError:
+            _discard_output()
+            return _PIPE_CLOSED
+        except OSError as error:  # of the output: what files refuse is a GradscopeError
+            _discard_output()
+            print(f"gradscope: cannot write the output: {error}", file=sys.stderr)
+            return _USER_ERROR
     return code or 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _discard_output() -> None:
+    """Let the output that is left go nowhere, lest Python tries it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line, for tools such as shtab, too."""
     parser = argparse.ArgumentParser(
         prog="gradscope", description="See why a deep net does not learn: look at recorded runs."
     )
@@ -61,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     runs = _command(commands, "runs", _runs, "list the runs in a folder", "gradscope runs runs/")
-    runs.add_argument("folder", metavar="DIR", help="folder of runs")
+    _folder(runs, "folder", metavar="DIR", help="folder of runs")
     runs.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     diagnose = _command(
@@ -71,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "say whether a run's gradient is healthy, and if not why",
         "gradscope diagnose runs/resnet56",
     )
-    diagnose.add_argument("run", metavar="RUN", help="folder of a run")
+    _folder(diagnose, "run", metavar="RUN", help="folder of a run")
     diagnose.add_argument("--json", action="store_true", help="print JSON instead of text")
     diagnose.add_argument(
         "--fail-on",
@@ -88,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         "write a run's readings to a CSV file",
         "gradscope export runs/resnet56 -o report.csv",
     )
-    export.add_argument("run", metavar="RUN", help="folder of a run")
+    _folder(export, "run", metavar="RUN", help="folder of a run")
     export.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write")
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
 
@@ -99,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         "write verdicts and figures of runs to one HTML file",
         "gradscope report runs/plain runs/residual -o report.html",
     )
-    report.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    _folder(report, "runs", metavar="RUN", nargs="+", help="folder of a run")
     report.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write")
     report.add_argument("--force", action="store_true", help="replace the file if it exists")
 
@@ -110,9 +128,8 @@ def _parser() -> argparse.ArgumentParser:
         "put the runs of all ranks of one training together, with the norms over all of them",
         "gradscope merge runs/ddp -o runs/ddp-merged",
     )
-    merge.add_argument(
-        "folders", metavar="RUN", nargs="+", help="run of a rank, or folder of those of all ranks"
-    )
+    ranks = "run of a rank, or folder of those of all ranks"
+    _folder(merge, "folders", metavar="RUN", nargs="+", help=ranks)
     merge.add_argument("-o", "--output", metavar="RUN", required=True, help="run to write")
 
     bench = _command(
@@ -146,13 +163,18 @@ def _parser() -> argparse.ArgumentParser:
         "look at runs in a browser, live while they train",
         "gradscope dashboard runs/ --port 8050 --no-browser",
     )
-    dashboard.add_argument("folder", metavar="DIR", help="folder of runs, or a run")
+    _folder(dashboard, "folder", metavar="DIR", help="folder of runs, or a run")
     dashboard.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
     )
     dashboard.add_argument("--port", type=_port, default=0, help="port (default: a free one)")
     dashboard.add_argument("--no-browser", action="store_true", help="only print the address")
     return parser
+
+
+def _folder(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """Add an argument that is a folder, and let shells complete it as one."""
+    parser.add_argument(name, **options).complete = _FOLDERS  # type: ignore[attr-defined]
 
 
 def _command(

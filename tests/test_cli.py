@@ -283,3 +283,48 @@ def test_dashboard_prints_its_address_and_ends_with_ctrl_c(runs: Path) -> None:
             process.kill()
     assert "Traceback" not in errors
     assert process.returncode in (0, 130)
+
+
+# --- in a shell ---------------------------------------------------------------------------------
+
+
+def in_bash(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script that calls the command as `gradscope`."""
+    root = Path(__file__).parent.parent
+    start = f'gradscope() {{ "{sys.executable}" -m gradscope "$@"; }}\n'
+    return subprocess.run(
+        ["bash", "-c", start + script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [root, *sys.path]))},
+    )
+
+
+@pytest.mark.parametrize("arguments", ["runs {}", "runs {} --json", "diagnose {}/plain-50"])
+def test_output_that_nobody_reads_to_its_end_shows_no_traceback(runs: Path, arguments: str) -> None:
+    result = in_bash(f"gradscope {arguments.format(runs)} | true; echo ${{PIPESTATUS[0]}}")
+    assert (result.stdout, result.stderr) == ("141\n", "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+def test_output_that_a_full_disk_refuses_is_told(runs: Path) -> None:
+    result = in_bash(f"gradscope diagnose {runs}/plain-50 --fail-on vanishing > /dev/full; echo $?")
+    assert result.stdout == "2\n"
+    assert result.stderr == (
+        "gradscope: cannot write the output: [Errno 28] No space left on device\n"
+    )
+
+
+def test_a_shell_completes_commands_options_and_folders(tmp_path: Path) -> None:
+    pytest.importorskip("shtab", reason="shtab is not installed")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "report.csv").touch()
+    result = in_bash(f"""
+        cd {tmp_path}
+        eval "$("{sys.executable}" -m shtab --shell=bash gradscope.cli.parser)"
+        for words in "gradscope di" "gradscope diagnose --f" "gradscope diagnose r"; do
+            COMP_WORDS=($words) COMP_CWORD=$(($(wc -w <<< "$words") - 1)) COMPREPLY=()
+            _shtab_gradscope
+            echo "${{COMPREPLY[@]}}"
+        done""")
+    assert result.stdout == "diagnose\n--fail-on\nruns\n", result.stderr

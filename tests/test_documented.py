@@ -29,7 +29,7 @@ def readme() -> str:
 
 def commands() -> dict[str, ArgumentParser]:
     """The commands of `gradscope`, by name."""
-    (found,) = (a for a in cli._parser()._actions if isinstance(a, _SubParsersAction))
+    (found,) = (a for a in cli.parser()._actions if isinstance(a, _SubParsersAction))
     return found.choices
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import synthetic
 from gradscope import parts
 from gradscope.store import RunWriter
 
+README = Path(__file__).parents[1] / "README.md"
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
 
 
@@ -111,58 +114,46 @@ def test_the_copy_goes_with_the_run(pair):
 @pytest.fixture
 def merging(tmp_path):
     """A run as it is for a moment: a merged part lies beside the parts it was made from."""
-    synthetic.write_pair(tmp_path, n_layers=7, n_steps=40)
+    runs = tmp_path / "runs"
+    synthetic.write_run(runs / "plain", n_layers=7, n_steps=40)
+    path = synthetic.write_run(runs / "resnet56", n_layers=7, n_steps=40, residual=True)
     for table in ("layers", "shortcuts", "steps"):
-        (part,) = parts.list_parts(tmp_path / "residual-50" / table)
+        (part,) = parts.list_parts(path / table)
         beside = part.path.name.replace("000039-0-", "000039-1-")
         (part.path.parent / beside).write_bytes(part.path.read_bytes())
-    return tmp_path / "residual-50"
+    return path
 
 
-READ_BY_DUCKDB = """
-    WITH layer AS (
-        SELECT unnest(layers, recursive := true) FROM read_json('{run}/run.json')
-    )
-    SELECT DISTINCT ON (step, layer) step, name, grad_norm, signal_norm
-    FROM read_parquet('{run}/layers/*.parquet', union_by_name := true)
-    JOIN layer USING (layer)
-    WHERE step IN (SELECT step FROM read_parquet('{run}/steps/*.parquet', union_by_name := true))
-    ORDER BY step, layer
-"""
+def as_printed(words: str, folder: Path, **names: object) -> object:
+    """Run the block of README.md that holds `words` in a folder; return its last expression."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if words in block)
+    *statements, last = ast.parse(block).body
+    assert isinstance(last, ast.Expr)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(ast.Module(statements, []), "README.md", "exec"), names)
+        return eval(compile(ast.Expression(last.value), "README.md", "eval"), names)
 
 
 def test_duckdb_reads_each_reading_once_with_its_name(merging):
     duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
-    read = duckdb.sql(READ_BY_DUCKDB.format(run=merging)).df()
+    read = as_printed("SELECT DISTINCT ON", merging.parents[1], duckdb=duckdb)
     expected = gradscope.load(merging).frame()[["step", "name", "grad_norm", "signal_norm"]]
     pd.testing.assert_frame_equal(read, expected, check_dtype=False)
 
 
-def test_duckdb_reads_all_runs_at_once(pair):
+def test_duckdb_reads_all_runs_at_once(merging):
     duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
-    read = duckdb.sql(f"""
-        SELECT parse_path(filename)[-3] AS run, max(grad_norm) AS largest
-        FROM read_parquet('{pair}/*/steps/*.parquet', union_by_name := true, filename := true)
-        GROUP BY run ORDER BY run
-    """).df()
-    runs = gradscope.load_all(pair)
-    assert read.run.tolist() == [run.name for run in runs]
-    assert read.largest.tolist() == [run.steps.grad_norm.max() for run in runs]
+    read = as_printed("GROUP BY run", merging.parents[1], duckdb=duckdb)
+    runs = gradscope.load_all(merging.parent)
+    assert dict(read.to_numpy()) == {run.name: run.steps.grad_norm.max() for run in runs}
 
 
 def test_polars_reads_each_reading_once_with_its_name(merging):
     polars = pytest.importorskip("polars", reason="polars is not installed")
-    layers = polars.DataFrame(json.loads((merging / "run.json").read_text())["layers"])
-    read = (
-        polars.scan_parquet(merging / "layers" / "*.parquet")
-        .unique(["step", "layer"])
-        .join(layers.lazy().cast({"layer": polars.Int32}), on="layer")
-        .sort("step", "layer")
-        .select("step", "name", "grad_norm", "signal_norm")
-        .collect()
-    )
-    expected = gradscope.load(merging).frame()[["step", "name", "grad_norm", "signal_norm"]]
-    assert read.columns == list(expected.columns)
+    read = as_printed("pl.scan_parquet", merging.parents[1], pl=polars, json=json, Path=Path)
+    expected = gradscope.load(merging).frame()
     assert read["name"].to_list() == expected.name.tolist()
     for column in ("step", "grad_norm", "signal_norm"):
         np.testing.assert_array_equal(read[column].to_numpy(), expected[column])
