@@ -63,15 +63,17 @@ def folder(model: nn.Module, run: str | os.PathLike[str] | None, resume: bool) -
 def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank: bool) -> Opened:
     """Open the run in `path`, to be written by rank 0, or with `every_rank` one for each process.
 
+    A relative path is made absolute: the program may change its folder.
+
     Raises
     ------
     GradscopeError
         If it cannot be begun or resumed; one process's problem is an error on all of them.
     """
     if not several():
-        return _opened(_open(model, path, meta, resume), None)
+        return _opened(_open(model, path.absolute(), meta, resume), None)
     ranks = Ranks()
-    path = Path(ranks.broadcast(str(path)))
+    path = Path(ranks.broadcast(str(path))).absolute()
     writer, problem = None, ""
     if every_rank:
         path = path / f"rank{ranks.rank}"

@@ -7,6 +7,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from numbers import Real
 from pathlib import Path
 from types import TracebackType
@@ -391,8 +392,9 @@ class Scope:
             self._drain.note(sentence)
             try:
                 warnings.warn(f"gradscope: {sentence}", GradscopeWarning, stacklevel=2)
-            except GradscopeWarning as warning:  # warnings are errors here: not in a training
-                print(warning, file=sys.stderr)
+            except Exception as error:  # warnings are errors here, or cannot be shown
+                with suppress(Exception):
+                    print(error, file=sys.stderr)
 
 
 def _check_settings(every: int, flush_every: int, flush_seconds: float) -> None:

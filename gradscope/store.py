@@ -331,5 +331,5 @@ def _joined(held: list[Rows]) -> Rows:
 
 
 def _warn(message: str) -> None:
-    with suppress(GradscopeWarning):  # where warnings are errors: training goes on
+    with suppress(Exception):  # where warnings are errors, or cannot be shown: training goes on
         warnings.warn(message, GradscopeWarning, stacklevel=3)

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import threading
+import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -220,6 +221,47 @@ def test_exit_while_rows_are_flushed_loses_nothing_and_shows_no_traceback(
     run = gradscope.load(path)
     assert run.status == "closed"
     assert check_steps(run, reference) == 80
+
+
+# --- surroundings that change -------------------------------------------------------------------
+
+
+def test_a_program_may_change_its_folder(
+    tmp_path: Path, reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    model = trainings.net()
+    optimizer = trainings.learner(model)
+    with gradscope.watch(model, "run") as scope:
+        trainings.train(model, optimizer, range(10))
+        scope.flush()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        trainings.train(model, optimizer, range(10, 20))
+    assert check_steps(scope.run, reference) == 20
+    assert os.listdir() == []
+
+
+def test_a_training_whose_standard_error_is_closed_goes_on(
+    tmp_path: Path, reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(os.devnull, "w") as closed:
+        pass
+    monkeypatch.setattr("sys.stderr", closed)
+    model = trainings.net()
+    optimizer = trainings.learner(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr("warnings.showwarning", lambda *_, **__: closed.write("x"))
+        with gradscope.watch(model, tmp_path / "run") as scope:
+            trainings.train(model, optimizer, range(10))
+            scope._tell("a note")
+            with full_disk():
+                scope.flush()
+            trainings.train(model, optimizer, range(10, 20))
+    run = gradscope.load(tmp_path / "run")
+    assert check_steps(run, reference) == 20
+    assert run.notes == ["a note"]
 
 
 # --- fork and spawn -----------------------------------------------------------------------------
