@@ -151,8 +151,8 @@ def write_part(
     sync_folder(folder)
 
 
-def merge_parts(folder: Path, run_id: str) -> None:
-    """Merge parts while their number at the end of `folder` asks for it.
+def merge_parts(folder: Path, run_id: str, first: int = 0) -> None:
+    """Merge parts from the step `first` on while their number at the end of `folder` asks for it.
 
     Eight parts of a level become one of the next, so that n parts become about 7 log8(n), and a
     row is rewritten log8(n) times.
@@ -165,7 +165,7 @@ def merge_parts(folder: Path, run_id: str) -> None:
         If a part to be merged cannot be trusted.
     """
     while True:
-        parts = list_parts(folder)[-PARTS_PER_MERGE:]
+        parts = [part for part in list_parts(folder) if part.first >= first][-PARTS_PER_MERGE:]
         level = parts[-1].level if parts else 0
         if len(parts) < PARTS_PER_MERGE or any(part.level != level for part in parts):
             return

@@ -75,7 +75,7 @@ class RunWriter:
     def __init__(self, path: str | os.PathLike[str], meta: Meta, *, resume: bool = False) -> None:
         self.path = Path(path)
         self._rows: dict[str, list[Rows]] = {table: [] for table in schema.PARTS}
-        self._unmerged: set[str] = set()  # tables with a damaged part: merging stops there
+        self._merge_from = dict.fromkeys(schema.PARTS, 0)  # step; a part before it is damaged
         self._trouble = ""  # why the last flush failed, empty when it did not
         try:
             if not (self.path / META_NAME).exists():
@@ -248,14 +248,14 @@ class RunWriter:
             self._meta_written = True
 
     def _merge(self) -> None:
-        for table in schema.PARTS:
-            if table not in self._unmerged:
-                try:
-                    parts.merge_parts(self.path / table, self.meta["id"])
-                except OSError:
-                    pass  # the small parts are still there, and the next flush tries again
-                except parts.DamagedPart:
-                    self._unmerged.add(table)
+        for table, first in self._merge_from.items():
+            folder = self.path / table
+            try:
+                parts.merge_parts(folder, self.meta["id"], first)
+            except OSError:
+                pass  # the small parts are still there, and the next flush tries again
+            except parts.DamagedPart:
+                self._merge_from[table] = _last_step(parts.list_parts(folder)) + 1
 
     def _bytes(self) -> int:
         return sum(

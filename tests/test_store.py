@@ -13,7 +13,7 @@ import pytest
 
 import synthetic
 from gradscope import parts, schema
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.run import load
 from gradscope.store import RunWriter
 
@@ -139,6 +139,23 @@ def test_parts_are_merged_as_they_grow_in_number(tmp_path: Path) -> None:
     expected = synthetic.layer_rows(4, span(0, 199), synthetic.RESIDUAL_DECADES)
     pd.testing.assert_frame_equal(run.layer_readings, pd.DataFrame(expected))
     assert run.steps["step"].tolist() == list(range(200))
+
+
+def test_parts_behind_a_damaged_one_are_merged(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    writer = synthetic.start(path, n_layers=4, residual=True)
+    for step in range(200):
+        synthetic.extend(writer, span(step, step))
+        writer.flush()
+        if step == 3:
+            damaged = part_files(path, "layers")[2]
+            damaged.write_bytes(b"")
+    writer.close()
+    assert damaged in part_files(path, "layers")
+    assert len(part_files(path, "layers")) <= 8 + 7 * 3
+    with pytest.warns(GradscopeWarning, match=f"{damaged.name}: damaged, steps 2-2"):
+        signal = load(path).matrix("signal_norm")[1]
+    assert np.flatnonzero(np.isnan(signal).any(axis=1)).tolist() == [2]
 
 
 def test_merged_parts_widen_where_their_columns_differ(tmp_path: Path) -> None:
