@@ -201,8 +201,9 @@ class RunWriter:
             self._drop(int(self._rows["steps"][-1]["step"][-1]))
             _warn(f"{self.path}: {lost_words(self.meta['lost'])}")
         self.update(status=status)
-        if self._meta_written:
-            free_room(self.path)
+        with suppress(OSError):
+            if self._lock.is_in(self.path):
+                free_room(self.path)
         self._lock.release()
 
     def _flush_table(self, table: str, last: int) -> None:

@@ -65,7 +65,7 @@ def fit(model, callback, folder, steps=6, data=None, **options):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder / "trainer"), report_to="none", save_strategy="no", use_cpu=True,
         disable_tqdm=True, per_device_train_batch_size=4, learning_rate=0.05, weight_decay=0.0,
-        lr_scheduler_type="constant", logging_steps=1, max_steps=steps,
+        lr_scheduler_type="constant", logging_steps=1, max_steps=steps, optim="adamw_torch",
         **{"max_grad_norm": 0.0, **options},
     )  # fmt: skip
     transformers.Trainer(
