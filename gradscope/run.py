@@ -351,7 +351,7 @@ class Run:
         for start in range(0, steps.size, height):
             piece = steps[start : start + height]
             after = int(steps[start - 1]) if start else -1
-            values = self._layer_readings.read(_LAYER_METRICS, piece, len(layers), after)
+            values = self._layer_readings.read(_LAYER_METRICS, piece, len(layers), after=after)
             metrics = dict(zip(_LAYER_METRICS, values, strict=True))
             yield export.csv_lines(frames.joined(layers, piece, metrics))
 
