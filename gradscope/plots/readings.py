@@ -126,7 +126,8 @@ def _read_steps(run: Run) -> NDArray[np.int64]:
     it is no step whose gradients are NaN.
     """
     steps, norms = (run.steps[name].to_numpy() for name in ("step", "grad_norm"))
-    between = steps % max(int(run.meta.get("every", 1)), 1) != 0
+    every = run.meta.get("every")
+    between = steps % (every if isinstance(every, int) and every > 0 else 1) != 0
     only_logged = len(steps) and between[-1] and np.isnan(norms[between]).all()
     return steps[:-1] if only_logged else steps
 
