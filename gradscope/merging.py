@@ -65,6 +65,9 @@ def merge(
     """
     runs = _ranks(folders)
     layers = _Union(runs, "layer", lambda run: run.layers, ["name"])
+    for run, numbered in zip(runs, layers.numbers, strict=True):
+        for layer, function in run.functions.items():
+            layers.rows[numbered[layer]].setdefault(schema.FUNCTION, function)
     shortcuts = _Union(
         runs, "shortcut", lambda run: run.shortcuts, ["name", "form", "split", "join", "branch"]
     )
@@ -110,7 +113,7 @@ class _Union:
         identity: list[str],
     ) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._numbers: list[list[int]] = []
+        self.numbers: list[list[int]] = []
         self._readings = [
             Readings(run.path / f"{key}s", str(run.meta["id"]), key, _warn) for run in runs
         ]
@@ -125,16 +128,16 @@ class _Union:
                 if number == len(self.rows):
                     self.rows.append({**{str(k): v for k, v in row.items()}, key: number})
                 numbers.append(number)
-            self._numbers.append(numbers)
+            self.numbers.append(numbers)
         self._shares = [_factors(run, listed(run)) for run in runs]
 
     def merged(self, steps: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
         """Return each metric over all ranks, steps x layers (or shortcuts)."""
         read = [
             readings.read(metrics, steps, len(numbers))
-            for readings, numbers in zip(self._readings, self._numbers, strict=True)
+            for readings, numbers in zip(self._readings, self.numbers, strict=True)
         ]
-        flat = [number for numbers in self._numbers for number in numbers]
+        flat = [number for numbers in self.numbers for number in numbers]
         counts = [1] * len(flat)
         given: dict[str, np.ndarray] = {}
         result = {}

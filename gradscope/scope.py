@@ -125,10 +125,12 @@ def watch(
 
     Training is not changed: same weights to the bit, same random numbers. Only a compiled model
     runs without torch.compile on recorded steps, with the rounding of eager mode: choose `every`
-    with that in mind. On the CPU float32 tensors are summed by a small C kernel, which is compiled on
-    first use where there is a C compiler and kept in the user's cache; GRADSCOPE_KERNEL=0 in the
-    environment leaves everything to torch. Memory: while an optimizer steps on a recorded step, a copy of the weights
+    with that in mind. Memory: while an optimizer steps on a recorded step, a copy of the weights
     that it updates; besides, a few numbers for each layer.
+
+    On the CPU float32 tensors are summed by a small C kernel, which is compiled on first use where
+    there is a C compiler, and kept in the user's cache; GRADSCOPE_KERNEL=0 in the environment
+    leaves everything to torch.
     """
     if not isinstance(model, nn.Module):
         hint = "; did you mean to pass an instance?" if isinstance(model, type) else ""

@@ -10,6 +10,7 @@ import torch
 
 import gradscope
 from distributed_training import Net, batches, train
+from gradscope import schema
 from gradscope.cli import main
 from gradscope.merging import merge
 from gradscope.store import RunWriter
@@ -97,11 +98,23 @@ def test_layers_are_matched_by_name_and_what_one_rank_lacks_is_nan(tmp_path):
     assert readings["c"] == 1.0
 
 
-def write_rank(path, rank, size, steps, norms=None):
+def test_functions_on_the_output_of_a_layer_keep_their_names(tmp_path):
+    write_rank(tmp_path / "run" / "rank0", 0, 2, [0], {"a": 1.0})
+    write_rank(tmp_path / "run" / "rank1", 1, 2, [0], {"b": 1.0, "a": 1.0}, {"a": "ReLU"})
+    run = merge([tmp_path / "run"], tmp_path / "merged")
+    assert list(run.layers.name) == ["a", "b"]
+    assert run.functions == {0: "ReLU"}
+
+
+def write_rank(path, rank, size, steps, norms=None, functions=None):
     writer = RunWriter(path, {"model": "Net", "every": 1, "rank": rank, "ranks": size})
     norms = norms or {"a": 1.0}
     layer = {"kind": "Linear", "depth": 1, "parameters": 4}
-    writer.update(layers=[{"layer": i, "name": n, **layer} for i, n in enumerate(norms)])
+    rows = [{"layer": i, "name": name, **layer} for i, name in enumerate(norms)]
+    for row in rows:
+        if row["name"] in (functions or {}):
+            row[schema.FUNCTION] = functions[row["name"]]
+    writer.update(layers=rows)
     steps = np.array(steps)
     writer.append(
         "layers",
