@@ -46,7 +46,7 @@ ROOMS = {
     "recording": Room(
         "torch numpy",
         "foundation files measuring",
-        "decode sinks alerts drain opening process recorder scope counterfactual probes",
+        "decode sinks alerts drain opening process recorder checks scope counterfactual probes",
     ),
     # a run as frames, arrays and CSV
     "reading": Room(
