@@ -57,7 +57,7 @@ class Gradscope(Bare):
         self._scope = watch(model, folder / "run", every=every, flush_seconds=10)
 
     def end_of_block(self) -> None:
-        """Write to disk within the block: in real life, a thread does it every two seconds."""
+        """Write to disk within the block: in real life, a thread does it every second."""
         self._scope.flush()
 
     def close(self) -> None:

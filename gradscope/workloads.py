@@ -130,7 +130,7 @@ WORKLOADS = (
         lambda: _mlp(50, 256),
         lambda model: Adam(model.parameters(), lr=1e-4),
         lambda: _classes(128, 256, classes=256),
-        steps=10,
+        steps=30,
     ),
     Workload(
         "resnet",
