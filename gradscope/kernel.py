@@ -129,7 +129,7 @@ def kernel() -> Kernel | None:
     if compiler is None or os.environ.get("GRADSCOPE_KERNEL") == "0":
         return None
     name = f"kernel-{_fingerprint(compiler)}.so"
-    with suppress(OSError, subprocess.SubprocessError):
+    with suppress(OSError, RuntimeError, subprocess.SubprocessError):  # Runtime: there is no home
         path = _cache() / name
         if not path.exists():
             _compile(compiler, path)

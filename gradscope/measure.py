@@ -75,8 +75,7 @@ def norm(x: Tensor) -> Reading:
     x : Tensor, any shape, floating point or complex
         NaN and inf in it pass through; exact to 1e-5 relative over its whole range.
     """
-    fast = kernel()
-    if fast is not None and fast.takes(x):
+    if x.is_cpu and (fast := kernel()) is not None and fast.takes(x):
         return math.sqrt(fast.square_sum(x))
     x = dense(x)
     if x.is_cpu:
@@ -142,7 +141,7 @@ def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Ten
 
 def _kernel_for(tensors: Sequence[Tensor]) -> Kernel | None:
     """Return the kernel if there is one, and it takes all of `tensors`."""
-    fast = kernel()
+    fast = kernel() if tensors[0].is_cpu else None  # not compiled where only accelerators train
     return fast if fast is not None and all(map(fast.takes, tensors)) else None
 
 
@@ -159,8 +158,7 @@ def census(x: Tensor, center: float | None = None, radius: float = 0.0) -> Censu
     center, radius : float
         Far away is farther from `center` than `radius`; a share that they do not ask for is NaN.
     """
-    fast = kernel()
-    if fast is not None and fast.takes(x):
+    if x.is_cpu and (fast := kernel()) is not None and fast.takes(x):
         return _host_census(fast, x, center, radius)
     x = dense(x)
     if x.is_cpu:
@@ -197,8 +195,8 @@ def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
     """
     if a.is_cpu and not (a_norm and b_norm):
         return math.nan
-    fast = kernel()
-    if fast is not None and fast.takes(a) and fast.takes(b) and a.stride() == b.stride():
+    fast = _kernel_for([a, b])
+    if fast is not None and a.stride() == b.stride():
         return fast.product_sum(a, b) / (a_norm * b_norm)
     narrow = torch.float32 if a.dtype in host.HALF else a.dtype
     dtype = narrow if a.is_cpu else _wide(a)
