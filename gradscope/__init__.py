@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from gradscope.diagnosis import diagnose
     from gradscope.findings import Diagnosis, Finding
     from gradscope.gains import ledger
+    from gradscope.loading import load, load_all
     from gradscope.probes import Shattering, shattering
-    from gradscope.run import Run, load, load_all
+    from gradscope.run import Run
     from gradscope.scope import Scope, watch
 
 __all__ = [
@@ -48,8 +49,8 @@ _HOMES = {
     "watch": "gradscope.scope",
     "Scope": "gradscope.scope",
     "Run": "gradscope.run",
-    "load": "gradscope.run",
-    "load_all": "gradscope.run",
+    "load": "gradscope.loading",
+    "load_all": "gradscope.loading",
     "diagnose": "gradscope.diagnosis",
     "Diagnosis": "gradscope.findings",
     "Finding": "gradscope.findings",

@@ -68,7 +68,7 @@ class Alerts:
         """Return the diagnosis; None while there are too few steps to be sure of it."""
         from gradscope.case import BLOCK
         from gradscope.diagnosis import diagnose
-        from gradscope.run import load
+        from gradscope.loading import load
 
         if self._run is None:
             self._run = load(self._path)

@@ -192,7 +192,7 @@ def _command(
 
 
 def _runs(options: argparse.Namespace) -> None:
-    from gradscope.run import load_all
+    from gradscope.loading import load_all
 
     rows = [_summary(run) for run in load_all(options.folder)]
     if options.json:
@@ -247,7 +247,7 @@ def _cell(value: object) -> str:
 
 def _diagnose(options: argparse.Namespace) -> int:
     from gradscope.diagnosis import diagnose
-    from gradscope.run import load
+    from gradscope.loading import load
 
     diagnosis = diagnose(load(options.run))
     if options.json:
@@ -268,7 +268,7 @@ def _finite(value: Any) -> Any:
 
 def _export(options: argparse.Namespace) -> None:
     from gradscope.export import write_whole
-    from gradscope.run import load
+    from gradscope.loading import load
 
     run = load(options.run)
     rows = len(run.steps) * len(run.layers)
@@ -278,7 +278,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from gradscope.run import load
+    from gradscope.loading import load
 
     try:
         from gradscope.report import write_report

@@ -19,9 +19,10 @@ from gradscope import schema
 from gradscope.decode import combine, pool_deviations
 from gradscope.derived import energy_share
 from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.loading import load, load_all
 from gradscope.ranks import AVERAGED
 from gradscope.readings import Readings
-from gradscope.run import Run, load, load_all
+from gradscope.run import Run
 from gradscope.store import RunWriter
 
 _OF_PARAMETERS = ("grad_norm", "clipped_grad_norm", "weight_norm", "update_norm")

@@ -211,7 +211,7 @@ class Scope:
     @property
     def run(self) -> Run:
         """The run with every step made by now; waits until that is on disk."""
-        from gradscope.run import load  # pandas is not needed to record
+        from gradscope.loading import load  # pandas is not needed to record
 
         self.flush()
         return load(self.path)

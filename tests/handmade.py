@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from gradscope import schema
-from gradscope.run import Run, load
+from gradscope.loading import load
+from gradscope.run import Run
 from gradscope.store import RunWriter
 
 

@@ -14,8 +14,8 @@ import pytest
 import synthetic
 from gradscope.cli import main
 from gradscope.diagnosis import diagnose
+from gradscope.loading import load
 from gradscope.progress import tracked
-from gradscope.run import load
 from gradscope.store import RunWriter
 
 

@@ -12,7 +12,8 @@ import pytest
 import synthetic
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.run import Run, load
+from gradscope.loading import load
+from gradscope.run import Run
 from gradscope.store import RunWriter
 
 

@@ -20,9 +20,10 @@ import synthetic
 from gradscope.diagnosis import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.gains import ledger
+from gradscope.loading import load
 from gradscope.meta import _crc
 from gradscope.report import report_html
-from gradscope.run import Run, load
+from gradscope.run import Run
 from gradscope.store import RunWriter
 
 

@@ -378,7 +378,7 @@ def test_stopping_frees_the_port(pair: Path) -> None:
 
 
 def test_the_whole_run_can_be_downloaded(server: Server, pair: Path, tmp_path: Path) -> None:
-    from gradscope.run import load
+    from gradscope.loading import load
 
     load(pair / "plain-50").to_csv(tmp_path / "expected.csv")
     with urllib.request.urlopen(f"{server.url}export/run.csv?run=plain-50") as answer:

@@ -17,7 +17,7 @@ import pytest
 import synthetic
 from disk import full_disk
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.run import load
+from gradscope.loading import load
 from gradscope.store import MEMORY_LIMIT, RunWriter
 
 WRITER = """

@@ -141,7 +141,7 @@ def test_a_class_of_any_name_gets_a_folder_in_runs(
         with gradscope.watch(model):
             trainings.train(model, trainings.learner(model), range(2))
     assert os.listdir(tmp_path) == ["runs"]
-    assert len(gradscope.run.discover(tmp_path)) == 5
+    assert len(gradscope.loading.discover(tmp_path)) == 5
 
 
 def test_scalars_may_have_any_name_that_a_file_can_hold(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_no_path_is_taken_from_run_json(run_path: Path, tmp_path: Path) -> None:
     run = gradscope.load(run_path)
     assert (run.path, run.name) == (run_path, "run")
     assert len(run.steps) == 30
-    assert gradscope.run.discover(tmp_path / "runs") == [run_path]
+    assert gradscope.loading.discover(tmp_path / "runs") == [run_path]
 
 
 def test_a_run_json_that_leads_elsewhere_shows_nothing_of_it(
@@ -292,7 +292,7 @@ def hook(event, arguments):
 
 import gradscope
 from gradscope.report import write_report
-from gradscope.run import load_all
+from gradscope.loading import load_all
 import gradscope.diagnosis, gradscope.comparison
 
 runs = load_all(sys.argv[1])

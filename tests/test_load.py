@@ -11,7 +11,7 @@ import pytest
 import synthetic
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.run import discover, load, load_all
+from gradscope.loading import discover, load, load_all
 from gradscope.store import RunWriter
 
 

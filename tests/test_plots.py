@@ -11,6 +11,7 @@ import pytest
 import gradscope.plots as plots
 import synthetic
 from gradscope.errors import GradscopeError
+from gradscope.loading import load
 from gradscope.plots.depth_profile import (
     depth_profile_caption,
     depth_profile_figure,
@@ -29,7 +30,7 @@ from gradscope.plots.speed import speed_caption, speed_figure, speed_info
 from gradscope.plots.survival import survival_caption, survival_figure, survival_info
 from gradscope.plots.training import training_figure, training_info
 from gradscope.plots.words import factor, number, safe, specials, spread
-from gradscope.run import Run, load
+from gradscope.run import Run
 
 THEMES = [plots.LIGHT, plots.DARK, plots.LIGHT.for_page((2, 7), narrow=True)]
 HOSTILE = '<a href="javascript:alert(1)">x</a><script>alert(2)</script>'

@@ -50,7 +50,7 @@ ROOMS = {
     ),
     # a run as frames, arrays and CSV
     "reading": Room(
-        "numpy pandas pyarrow", "foundation files", "export frames readings remote run"
+        "numpy pandas pyarrow", "foundation files", "export frames readings remote run loading"
     ),
     # frames to verdicts, their causes and remedies
     "judging": Room(
@@ -95,12 +95,12 @@ ROOMS = {
 """Rooms from the bottom to the top; within a room, a module imports only what is named before."""
 
 LAZY = {
-    "gradscope.alerts": "case diagnosis run",  # a scope reads back what it has written
-    "gradscope.cli": "bench diagnosis export findings merging report run gradscope_dashboard",
+    "gradscope.alerts": "case diagnosis loading",  # a scope reads back what it has written
+    "gradscope.cli": "bench diagnosis export findings loading merging report gradscope_dashboard",
     "gradscope.counterfactual": "pandas",
     "gradscope.remote": "fsspec",
     "gradscope.run": "gains",
-    "gradscope.scope": "run",
+    "gradscope.scope": "loading",
 }
 """Module -> what it imports within functions, on use, from rooms or of libraries beyond its own."""
 

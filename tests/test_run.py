@@ -16,7 +16,7 @@ import pytest
 import synthetic
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.run import load
+from gradscope.loading import load
 from gradscope.store import RunWriter
 
 

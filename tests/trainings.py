@@ -346,7 +346,7 @@ def until_stopped(path: Path) -> None:
 
 
 def _serve() -> None:
-    import gradscope.run
+    import gradscope.loading
     import gradscope.scope  # noqa: F401
 
     learner(net())  # which imports more; no thread is started

@@ -13,10 +13,11 @@ from gradscope.comparison import Comparison, compare
 from gradscope.diagnosis import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.findings import Diagnosis
+from gradscope.loading import discover, load
 from gradscope.plots import METRICS
 from gradscope.plots.heatmap import heatmap_info
 from gradscope.plots.speed import speed_info
-from gradscope.run import Run, discover, load
+from gradscope.run import Run
 from gradscope_dashboard.background import Background
 
 
