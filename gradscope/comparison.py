@@ -341,8 +341,8 @@ def _fit(run: Run, curves: dict[tuple[str, str], Curve]) -> list[Observation]:
         return [Observation("overfitting", (run.name,), sentence, evidence)]
     if train_then[-1] > 0.5 * first and abs(gap[-1]) <= 0.1 * train_then[-1]:
         sentence = (
-            f"{run.name} underfits: its training loss is still {train_then[-1]:.3g} of"
-            f" {first:.3g} at first, and validation, {val.values[-1]:.3g}, is close to it."
+            f"{run.name} underfits: its training loss is still {train_then[-1]:.3g}, after"
+            f" {first:.3g} at first, and the validation loss, {val.values[-1]:.3g}, is close to it."
         )
         return [Observation("underfitting", (run.name,), sentence, evidence)]
     return []

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from gradscope.blocks import Block, residual_blocks
 from gradscope.run import Run
+from gradscope.words import layers_named
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -43,7 +44,7 @@ class SignalPath:
     early, late : float64 (S,), loss/activation
         Signal at the first and the last point of the path.
     early_name, late_name : str
-        What they are, in words: `layer fc1`, `the input of block3`.
+        What they are, in words: `layer 'fc1'`, `the input of block 'b3'`.
     start, end : int
         The layers start < index <= end lie between the two ends.
     start_behind, end_behind : bool
@@ -170,7 +171,7 @@ class _End(NamedTuple):
 
 def _before(run: Run, block: Block) -> _End:
     totals = run.shortcut_matrix("total_norm", shortcuts=[block.shortcut])[1][:, 0]
-    name = f"the input of {block.name}"
+    name = f"the input of block '{block.name}'"
     return _End(np.asarray(totals, dtype=np.float64), block.first - 1, True, name)
 
 
@@ -179,7 +180,7 @@ def _behind(run: Run, block: Block) -> _End:
         return _before(run, block)
     # an identity passes the gradient on as it is: the shortcut's part is all of it
     passed = run.shortcut_matrix("shortcut_norm", shortcuts=[block.shortcut])[1][:, 0]
-    name = f"the output of {block.name}"
+    name = f"the output of block '{block.name}'"
     return _End(np.asarray(passed, dtype=np.float64), block.after - 1, True, name)
 
 
@@ -193,7 +194,7 @@ def _says_less(decades: Floats, other: Floats) -> bool:
 
 
 def _named(layers: pd.DataFrame, index: int) -> str:
-    return f"layer {layers['name'].iloc[index]}"
+    return layers_named([str(layers["name"].iloc[index])])
 
 
 def _decades(run: Run, layers: Ints, early: Floats, late: Floats) -> Floats:

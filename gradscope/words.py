@@ -30,6 +30,12 @@ def compared(decades: float) -> str:
     return f"{times} times {'more' if decades > 0 else 'less'} gradient than"
 
 
+def layers_named(names: Sequence[str]) -> str:
+    """Return names as those of layers: `layer 'fc1'`, `layers 'a', 'b'`, as `listed`."""
+    quoted = listed([f"'{name}'" for name in names])
+    return f"layer{'s' * (len(names) != 1)} {quoted}"
+
+
 def listed(names: Sequence[str], most: int = 4) -> str:
     """Return names as `a, b, c`, those beyond `most` counted: `a, b ... y, z (26 in all)`."""
     if len(names) <= most:

@@ -192,6 +192,14 @@ def test_saturated_tanhs_are_found_and_half_open_relus_are_not(tmp_path: Path) -
     assert diagnose(make_run(tmp_path / "b", chain(6, "ReLU"), readings)).verdict == "healthy"
 
 
+def test_a_sentence_names_a_layer_as_one(tmp_path: Path) -> None:
+    layers = [{**row, "name": "start"} if i == 1 else row for i, row in enumerate(LAYERS)]
+    share = np.where(np.arange(N) == 1, 0.56, 0.0) * np.ones((40, N))
+    readings = {"signal_norm": 1.0, "saturated_fraction": share, "derivative_mean": 0.1}
+    sentence = found(make_run(tmp_path / "r", layers, readings), "saturated").sentence
+    assert sentence.startswith("Up to 56% of the units of layer 'start' work where")
+
+
 def test_constant_hidden_outputs_have_collapsed(tmp_path: Path) -> None:
     spread = np.ones(N)
     spread[3] = 1e-6

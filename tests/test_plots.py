@@ -468,6 +468,16 @@ def test_the_function_for_notebooks_returns_a_titled_figure(name: str, plain: Ru
     assert figure.layout.title.text
 
 
+@pytest.mark.parametrize("name", ["survival", "heatmap", "speed", "training"])
+def test_few_steps_are_labelled_by_whole_numbers(name: str, tmp_path: Path) -> None:
+    one = FIGURES[name](write_with(tmp_path / "one", 7, 1), plots.LIGHT)
+    assert one["layout"]["xaxis"]["tickvals"] == [0]
+    three = FIGURES[name](write_with(tmp_path / "three", 7, 3), plots.LIGHT)
+    assert three["layout"]["xaxis"]["tickvals"] == [0, 1, 2]
+    many = FIGURES[name](write_with(tmp_path / "many", 7, 30), plots.LIGHT)
+    assert "tickvals" not in many["layout"]["xaxis"]
+
+
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_run_keeps_its_colour_when_others_are_hidden(
     name: str, plain: Run, residual: Run

@@ -92,4 +92,5 @@ def _details(diagnosis: Diagnosis, notes: list[str]) -> html.Details:
             )
         )
     items += [html.Li(f"note: {note}") for note in notes]
-    return html.Details([html.Summary(" and ".join(parts) + ", what to try"), html.Ul(items)])
+    words = " and ".join(parts) + (", what to try" if count else "")
+    return html.Details([html.Summary(words), html.Ul(items)])

@@ -120,6 +120,7 @@ def draw_with(
             page.state.layer,
             screen,
             len(drawing.figure["data"]) > 0,
+            _few_ticks(drawing.figure["layout"]),
         ]
         if drawn != frame:
             return drawing.figure, drawing.caption, frame
@@ -128,6 +129,12 @@ def draw_with(
         content["layout"]["annotations"] = drawing.figure["layout"]["annotations"]
         content["layout"]["shapes"] = drawing.figure["layout"]["shapes"]
         return content, drawing.caption, frame
+
+
+def _few_ticks(layout: dict[str, Any]) -> list[int]:
+    """Return how many steps are labelled one by one, an axis each; other steps need new axes."""
+    axes = [layout[name] for name in layout if name.startswith("xaxis")]
+    return [len(axis.get("tickvals", ())) for axis in axes]
 
 
 def typed(values: NDArray[Any]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from gradscope.plots.theme import (
     axis,
     base_layout,
     nothing_to_show,
+    step_axis,
     titled,
 )
 from gradscope.run import Run
@@ -170,13 +171,13 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
         across, down = panel_domain(
             number, count, below=theme.narrow, gap=0.09 if theme.narrow else 0.03
         )
-        layout[f"xaxis{suffix}"] = axis(
+        layout[f"xaxis{suffix}"] = step_axis(
             theme,
+            [panel.steps],
             "" if theme.narrow else "step",  # plotly puts the title of a lower panel into the panel
             domain=across,
             anchor=f"y{suffix}",
             showgrid=False,
-            **({"tickvals": panel.steps.tolist()} if len(panel.steps) == 1 else {}),
         )
         layers = len(panel.names)
         ticks = _ticks(layers)

@@ -20,10 +20,10 @@ from gradscope.plots.theme import (
     FigureDict,
     Theme,
     annotation,
-    axis,
     base_layout,
     log_axis,
     nothing_to_show,
+    step_axis,
     titled,
 )
 from gradscope.run import Run
@@ -94,8 +94,12 @@ def history_figure(curves: list[HistoryCurve], theme: Theme = LIGHT) -> FigureDi
         for curve in curves:
             if curve.metric is metric:
                 data += _curve(curve, theme, suffix, float(low), float(high))
-        layout[f"xaxis{suffix}"] = axis(
-            theme, "step", domain=across, anchor=f"y{suffix}", showline=True
+        layout[f"xaxis{suffix}"] = step_axis(
+            theme,
+            [c.steps for c in curves if c.metric is metric],
+            domain=across,
+            anchor=f"y{suffix}",
+            showline=True,
         )
         layout[f"yaxis{suffix}"] = log_axis(
             theme, "", float(np.log10(high / low)), domain=down, anchor=f"x{suffix}", nticks=5

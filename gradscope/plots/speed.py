@@ -24,10 +24,10 @@ from gradscope.plots.theme import (
     FigureDict,
     Theme,
     annotation,
-    axis,
     base_layout,
     log_axis,
     nothing_to_show,
+    step_axis,
     titled,
     translucent,
 )
@@ -131,9 +131,9 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
             share = rank / max(len(panel.curves) - 1, 1)
             color = theme.sequence[round(share * (len(theme.sequence) - 1))]
             data += _curve(curve, color, theme, (low, high), suffix)
-        layout[f"xaxis{suffix}"] = axis(
+        layout[f"xaxis{suffix}"] = step_axis(
             theme,
-            "step",
+            [curve.steps for curve in panel.curves],
             domain=across,
             anchor=f"y{suffix}",
             showline=True,

@@ -20,11 +20,11 @@ from gradscope.plots.theme import (
     FigureDict,
     Theme,
     annotation,
-    axis,
     base_layout,
     label_margin,
     log_axis,
     nothing_to_show,
+    step_axis,
     titled,
 )
 from gradscope.run import Run
@@ -106,9 +106,9 @@ def survival_figure(
             hover=f"step %{{x}}: {{said}}<extra>{name}</extra>",
             name=name,
         )
-    layout["xaxis"] = axis(
+    layout["xaxis"] = step_axis(
         theme,
-        "step",
+        [line.steps for line in lines],
         showline=True,
         autorangeoptions={"minallowed": min(int(line.steps[0]) for line in lines)},
     )

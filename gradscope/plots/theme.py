@@ -8,17 +8,20 @@ Text in a run's colour is darkened (or lightened) until it reads at 4.5 : 1 on i
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from gradscope.plots.words import safe
 
 FigureDict = dict[str, Any]
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+FEW_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,16 @@ def axis(theme: Theme, title: str = "", **settings: Any) -> dict[str, Any]:
         "automargin": True,
         **settings,
     }
+
+
+def step_axis(
+    theme: Theme, steps: Sequence[NDArray[np.int64]], title: str = "step", **settings: Any
+) -> dict[str, Any]:
+    """Return the axis of the `steps` of some curves: of few steps, only whole ones are labelled."""
+    ends = [int(end) for some in steps for end in some[[0, -1]]]
+    if ends and max(ends) - min(ends) <= FEW_STEPS:  # there is no step 1.5
+        settings["tickvals"] = list(range(min(ends), max(ends) + 1))
+    return axis(theme, title, **settings)
 
 
 def log_axis(theme: Theme, title: str, decades: float, **settings: Any) -> dict[str, Any]:

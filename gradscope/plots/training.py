@@ -23,6 +23,7 @@ from gradscope.plots.theme import (
     axis,
     base_layout,
     nothing_to_show,
+    step_axis,
     titled,
     translucent,
 )
@@ -120,8 +121,12 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
                     "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
                 }
             )
-        layout[f"xaxis{suffix}"] = axis(
-            theme, "step", domain=[across[0], across[1]], anchor=f"y{suffix}", showline=True
+        layout[f"xaxis{suffix}"] = step_axis(
+            theme,
+            [curve.steps for curve in mine],
+            domain=across,
+            anchor=f"y{suffix}",
+            showline=True,
         )
         layout[f"yaxis{suffix}"] = axis(
             theme, MEASURES[measure], domain=down, anchor=f"x{suffix}", rangemode="tozero"

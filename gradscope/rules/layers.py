@@ -12,7 +12,7 @@ from gradscope.findings import Finding, Severity
 from gradscope.kinds import BOTH_SIDES
 from gradscope.rules.flow import DECADES
 from gradscope.signal_path import Floats, composites, is_weight_layer, ratio
-from gradscope.words import listed
+from gradscope.words import layers_named
 
 OFF = 0.99
 """Share of an activation's outputs that are 0 from which on the layer counts as switched off."""
@@ -38,8 +38,8 @@ def dead(case: Case) -> Iterator[Finding]:
     yield Finding(
         "dead",
         _severity(off),
-        f"{listed(names)}: the output is 0 for all but {1 - np.nanmax(zero[off]):.1%} of units and"
-        " samples, so that almost no gradient passes; layers before it stop learning.",
+        f"The output of {layers_named(names)} is 0 for all but {1 - np.nanmax(zero[off]):.1%} of"
+        " units and samples, so that almost no gradient passes; layers before it stop learning.",
         names,
         case.span(np.any(off, axis=1)),
         {"zero_fraction": float(np.nanmedian(zero[off]))},
@@ -72,7 +72,7 @@ def disconnected(case: Case) -> Iterator[Finding]:
         yield Finding(
             "disconnected",
             _severity(cut[:, layers]),
-            f"No gradient at all reaches {listed(names)}: not a small one, exactly 0.",
+            f"No gradient at all reaches {layers_named(names)}: not a small one, exactly 0.",
             names,
             case.span(np.any(cut[:, layers], axis=1)),
             {"layers": float(layers.sum())},
@@ -105,7 +105,8 @@ def collapsed(case: Case) -> Iterator[Finding]:
         yield Finding(
             "collapsed",
             _severity(flat),
-            f"{listed(names)}: all outputs are nearly the same number, whatever the input is.",
+            f"All outputs of {layers_named(names)} are nearly the same number, whatever the input"
+            " is.",
             names,
             case.span(np.any(flat, axis=1)),
             {"spread_over_size": float(np.nanmin(ratio(spread, np.hypot(spread, mean))[flat]))},
@@ -130,8 +131,8 @@ def saturated(case: Case) -> Iterator[Finding]:
         yield Finding(
             "saturated",
             "warning",
-            f"{listed(names)}: up to {np.nanmax(share[flat]):.0%} of the units work where their"
-            " activation function is flat, and pass on next to no gradient.",
+            f"Up to {np.nanmax(share[flat]):.0%} of the units of {layers_named(names)} work where"
+            " their activation function is flat, and pass on next to no gradient.",
             names,
             case.span(np.any(flat, axis=1)),
             {
