@@ -122,7 +122,9 @@ def _unknown(case: Case) -> str | None:
     if len(case.steps) == 0:
         return "no step recorded"
     if len(case.rows) == 0:
-        return "the loss scaler skipped every recorded step"
+        if case.steps["skipped"].all():
+            return "the loss scaler skipped every recorded step"
+        return "no step has a reading other than NaN"
     path = case.path
     if path is None:
         return "no signal recorded"
@@ -181,7 +183,7 @@ def _notes(case: Case) -> list[str]:
     if 0 < len(case.rows) < BLOCK:
         count = f"{len(case.rows)} recorded step{'s' * (len(case.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
-    skipped = len(case.steps) - len(case.rows)
+    skipped = int(case.steps["skipped"].sum())
     if skipped > len(case.rows):
         notes.append(f"The loss scaler skipped {skipped} of {len(case.steps)} recorded steps.")
     unread = _unread(case, case.path) if case.path is not None else []

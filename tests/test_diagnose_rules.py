@@ -192,6 +192,16 @@ def test_saturated_tanhs_are_found_and_half_open_relus_are_not(tmp_path: Path) -
     assert diagnose(make_run(tmp_path / "b", chain(6, "ReLU"), readings)).verdict == "healthy"
 
 
+def test_steps_of_nothing_but_nan_are_not_called_skipped(tmp_path: Path) -> None:
+    metrics = schema.names(schema.LAYER_METRICS)
+    steps = {"grad_norm": np.full(4, np.nan)}
+    diagnosis = diagnose(
+        make_run(tmp_path / "r", LAYERS, dict.fromkeys(metrics, np.nan), n_steps=4, steps=steps)
+    )
+    assert diagnosis.verdict == "cannot tell: no step has a reading other than NaN"
+    assert not [note for note in diagnosis.notes if "skipped" in note]
+
+
 def test_a_sentence_names_a_layer_as_one(tmp_path: Path) -> None:
     layers = [{**row, "name": "start"} if i == 1 else row for i, row in enumerate(LAYERS)]
     share = np.where(np.arange(N) == 1, 0.56, 0.0) * np.ones((40, N))

@@ -468,6 +468,15 @@ def test_the_function_for_notebooks_returns_a_titled_figure(name: str, plain: Ru
     assert figure.layout.title.text
 
 
+def test_a_layer_without_a_speed_is_labelled_where_its_marks_are(tmp_path: Path) -> None:
+    run = write_with(tmp_path / "nan", 7, 3, update_norm=np.nan)
+    figure = speed_figure(speed_info(run))
+    marks = max(trace["y"][0] for trace in figure["data"] if "markers" in trace["mode"])
+    (label,) = [a for a in figure["layout"]["annotations"] if a["text"] == "layer 1, input"]
+    assert label["y"] == pytest.approx(np.log10(marks))
+    assert "nan: layers 1 and 2 and 3 and 4 with NaN or inf." in speed_caption(speed_info(run))
+
+
 @pytest.mark.parametrize("name", ["survival", "heatmap", "speed", "training"])
 def test_few_steps_are_labelled_by_whole_numbers(name: str, tmp_path: Path) -> None:
     one = FIGURES[name](write_with(tmp_path / "one", 7, 1), plots.LIGHT)

@@ -95,7 +95,7 @@ def speed_caption(panels: list[SpeedPanel]) -> str:
 
 
 def _standing(panel: SpeedPanel) -> str:
-    """Return which layers do not move, in a sentence; empty if all do."""
+    """Return which layers do not move, or not by a number, in words; empty if all do."""
     never = [str(curve.number) for curve in panel.curves if (curve.values == 0).all()]
     at_times = [
         str(curve.number)
@@ -105,7 +105,9 @@ def _standing(panel: SpeedPanel) -> str:
     said = [f"{_named(never)} never move{'s' * (len(never) == 1)}"] if never else []
     if at_times:
         said.append(f"{_named(at_times)} stand{'s' * (len(at_times) == 1)} still at times")
-    return f"{panel.run}: {', '.join(said)} (change of exactly 0)." if said else ""
+    text = f"{panel.run}: {', '.join(said)} (change of exactly 0)." if said else ""
+    odd = [str(c.number) for c in panel.curves if not np.isfinite(c.values).all()]
+    return f"{text} {panel.run}: {_named(odd)} with NaN or inf.".strip() if odd else text
 
 
 def _named(numbers: list[str]) -> str:
@@ -205,6 +207,8 @@ def _drawable(values: NDArray[np.float64]) -> NDArray[np.bool_]:
 def _room_for_labels(panel: SpeedPanel) -> dict[str, float]:
     """Return how to stretch the axis to the right: the labels lie beyond the lines."""
     first, last = int(panel.curves[0].steps[0]), int(panel.curves[0].steps[-1])
+    if first == last:
+        return {}  # plotly puts a single point into the middle
     return {"minallowed": first, "include": last + 0.25 * (last - first)}
 
 
@@ -253,10 +257,10 @@ def _labels(
 ) -> list[dict[str, Any]]:
     """Return the number of each layer at the right end of its line, kept apart."""
     low, high = ends
-    lasts = [
-        curve.values[drawn][-1] if (drawn := _drawable(curve.values)).any() else low
-        for curve in panel.curves
-    ]
+    lasts = []
+    for curve in panel.curves:
+        drawn, zero = curve.values[_drawable(curve.values)], (curve.values == 0).any()
+        lasts.append(drawn[-1] if len(drawn) else low if zero else high)  # where the marks are
     heights = np.log10(lasts)
     pixels = height / np.log10(high / low)
     shifts = words.spread(heights * pixels, 15) - heights * pixels
