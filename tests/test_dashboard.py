@@ -339,6 +339,22 @@ def test_new_steps_appear_while_another_writes_and_the_zoom_stays(
     page.get_by_text("finished, step 24").wait_for(timeout=3000)
 
 
+def test_the_step_axis_grows_with_a_run_of_one_step(
+    browse: Browse, dashboard: Serve, tmp_path: Path
+) -> None:
+    writer = synthetic.start(tmp_path / "live", n_layers=9)
+    synthetic.extend(writer, np.arange(1))
+    writer.flush()
+    page = browse(dashboard(tmp_path))
+    drawn(page, "survival")
+    labels = page.locator("#survival .xtick text")
+    assert labels.all_text_contents() == ["0"]
+    synthetic.extend(writer, np.arange(1, 60))
+    writer.flush()
+    labels.filter(has_text="40").wait_for()
+    writer.close()
+
+
 def test_a_run_that_starts_later_appears(browse: Browse, dashboard: Serve, tmp_path: Path) -> None:
     url = dashboard(tmp_path)
     page = browse(url)
