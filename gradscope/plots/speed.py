@@ -111,7 +111,8 @@ def _standing(panel: SpeedPanel) -> str:
 
 
 def _named(numbers: list[str]) -> str:
-    return f"layer{'s' * (len(numbers) > 1)} {' and '.join(numbers)}"
+    *others, last = numbers
+    return f"layers {', '.join(others)} and {last}" if others else f"layer {last}"
 
 
 def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
