@@ -24,7 +24,7 @@ import synthetic
 import trainings
 from gradscope import parts
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.run import load
+from gradscope.loading import load
 from gradscope.store import RunWriter
 
 STEPS = 6
