@@ -24,7 +24,7 @@ NETS = {
 }
 
 
-def measure(seeds: int = 3, epochs: int = 15) -> tuple[pd.DataFrame, list[gradscope.Comparison]]:
+def measure(seeds: int = 3, epochs: int = 20) -> tuple[pd.DataFrame, list[gradscope.Comparison]]:
     """Return the training error of each net and seed, and gradscope's comparison for each seed."""
     data = digits.load()
     rows, comparisons = [], []
