@@ -66,13 +66,9 @@ class Readings:
             self._tensors_keys.append(keys)
 
     def add_all(self, values: Sequence[Reading], keys: Sequence[tuple[Key, ...]]) -> None:
-        """Take several readings of one device, each with the keys in its place."""
-        if isinstance(values[0], float):
-            self._numbers += values  # type: ignore[arg-type]
-            self._numbers_keys += keys
-        else:
-            self._tensors += values  # type: ignore[arg-type]
-            self._tensors_keys += keys
+        """Take several readings, each with the keys in its place."""
+        for value, key in zip(values, keys, strict=True):
+            self.add(value, key)
 
     def __len__(self) -> int:
         return len(self._numbers) + len(self._tensors)

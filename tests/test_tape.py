@@ -33,6 +33,20 @@ def test_readings_of_several_devices_are_kept_apart_and_all_arrive():
         assert np.isnan(elsewhere).all()  # meta tensors have no values
 
 
+def test_numbers_and_tensors_taken_together_go_where_each_belongs():
+    """As of an activation on an accelerator whose derivative is not known: NaN, a tensor, NaN."""
+    readings = Readings()
+    readings.add_all(
+        [float("nan"), torch.zeros((), device="meta"), 0.5],
+        [(("layer", "derivative_mean", n, 1),) for n in range(3)],
+    )
+    segments = readings.segments()
+    assert [([keys[0][2] for keys in layout], v.device.type) for layout, v in segments] == [
+        ([0, 2], "cpu"),
+        ([1], "meta"),
+    ]
+
+
 def test_a_full_tape_waits_for_the_drain_and_drops_nothing():
     tape = Tape(limit=10)
     segments = [((((("layer", "signal_norm", 0, 1)),),) * 8, torch.zeros(8))]
