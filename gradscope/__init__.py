@@ -14,15 +14,15 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 
 if TYPE_CHECKING:
     from gradscope import plots as plots
-    from gradscope.comparison import Comparison, compare
-    from gradscope.counterfactual import cut, path_lengths
-    from gradscope.diagnosis import diagnose
-    from gradscope.findings import Diagnosis, Finding
-    from gradscope.gains import ledger
-    from gradscope.loading import load, load_all
-    from gradscope.probes import Shattering, shattering
-    from gradscope.run import Run
-    from gradscope.scope import Scope, watch
+    from gradscope.diagnosis.comparison import Comparison, compare
+    from gradscope.diagnosis.findings import Diagnosis, Finding
+    from gradscope.diagnosis.ledger import ledger
+    from gradscope.diagnosis.verdict import diagnose
+    from gradscope.probes.counterfactual import cut, path_lengths
+    from gradscope.probes.shattering import Shattering, shattering
+    from gradscope.runs.loading import load, load_all
+    from gradscope.runs.run import Run
+    from gradscope.session.scope import Scope, watch
 
 __all__ = [
     "Comparison",
@@ -46,21 +46,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "watch": "gradscope.scope",
-    "Scope": "gradscope.scope",
-    "Run": "gradscope.run",
-    "load": "gradscope.loading",
-    "load_all": "gradscope.loading",
-    "diagnose": "gradscope.diagnosis",
-    "Diagnosis": "gradscope.findings",
-    "Finding": "gradscope.findings",
-    "ledger": "gradscope.gains",
-    "compare": "gradscope.comparison",
-    "Comparison": "gradscope.comparison",
-    "cut": "gradscope.counterfactual",
-    "path_lengths": "gradscope.counterfactual",
-    "shattering": "gradscope.probes",
-    "Shattering": "gradscope.probes",
+    "watch": "gradscope.session.scope",
+    "Scope": "gradscope.session.scope",
+    "Run": "gradscope.runs.run",
+    "load": "gradscope.runs.loading",
+    "load_all": "gradscope.runs.loading",
+    "diagnose": "gradscope.diagnosis.verdict",
+    "Diagnosis": "gradscope.diagnosis.findings",
+    "Finding": "gradscope.diagnosis.findings",
+    "ledger": "gradscope.diagnosis.ledger",
+    "compare": "gradscope.diagnosis.comparison",
+    "Comparison": "gradscope.diagnosis.comparison",
+    "cut": "gradscope.probes.counterfactual",
+    "path_lengths": "gradscope.probes.counterfactual",
+    "shattering": "gradscope.probes.shattering",
+    "Shattering": "gradscope.probes.shattering",
 }
 """Public name -> module that defines it, imported on first use: training needs no pandas, reading
 no torch, neither of them plotly."""

@@ -19,7 +19,7 @@ from gradscope.progress import tracked
 from gradscope.schema import RECORDED_VERDICTS
 
 if TYPE_CHECKING:
-    from gradscope.run import Run
+    from gradscope.runs.run import Run
 
 _FOUND = 1
 _USER_ERROR = 2
@@ -192,7 +192,7 @@ def _command(
 
 
 def _runs(options: argparse.Namespace) -> None:
-    from gradscope.loading import load_all
+    from gradscope.runs.loading import load_all
 
     rows = [_summary(run) for run in load_all(options.folder)]
     if options.json:
@@ -204,7 +204,7 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    from gradscope.diagnosis import diagnose
+    from gradscope.diagnosis.verdict import diagnose
 
     return {
         "name": str(run.path.name),
@@ -246,8 +246,8 @@ def _cell(value: object) -> str:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from gradscope.diagnosis import diagnose
-    from gradscope.loading import load
+    from gradscope.diagnosis.verdict import diagnose
+    from gradscope.runs.loading import load
 
     diagnosis = diagnose(load(options.run))
     if options.json:
@@ -267,8 +267,8 @@ def _finite(value: Any) -> Any:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from gradscope.export import write_whole
-    from gradscope.loading import load
+    from gradscope.runs.export import write_whole
+    from gradscope.runs.loading import load
 
     run = load(options.run)
     rows = len(run.steps) * len(run.layers)
@@ -278,10 +278,10 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from gradscope.loading import load
+    from gradscope.runs.loading import load
 
     try:
-        from gradscope.report import write_report
+        from gradscope.reporting import write_report
     except ModuleNotFoundError as error:
         raise GradscopeError(_missing("the report", error)) from error
     runs = [load(path) for path in options.runs]
@@ -295,7 +295,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
-    from gradscope.merging import merge
+    from gradscope.runs.merging import merge
 
     run = merge(
         options.folders,
@@ -306,7 +306,7 @@ def _merge(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from gradscope.bench import bench
+    from gradscope.benchmark.cost import bench
 
     result = bench(
         options.device,
@@ -342,7 +342,7 @@ def _missing(what: str, error: ModuleNotFoundError) -> str:
 
 
 def _verdicts(text: str) -> frozenset[str]:
-    from gradscope.findings import CANNOT_TELL
+    from gradscope.diagnosis.findings import CANNOT_TELL
 
     known = [*RECORDED_VERDICTS, CANNOT_TELL]
     asked = frozenset(name.strip() for name in text.split(","))

@@ -15,18 +15,60 @@ are. `FORMAT_VERSION` rises when a reader of the previous version would misread 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 FORMAT_VERSION = 1
+
+Combine = Literal["root sum square", "mean", "deviation", "root mean square"]
+"""How readings of one thing at one step become one, over micro-batches and calls of a module:
+`mean` and `deviation` are weighted by the number of elements that each was read from."""
+
+Processes = Literal["samples", "mean of losses", "copies"]
+"""How a reading of each of R processes is made ready to be combined as over micro-batches:
+`samples`, as it is, each has read its own; `mean of losses`, divided by R, as each has the gradient
+of its own mean loss; `copies`, divided by the root of the number that hold the same elements."""
+
+Scale = Literal["", "loss_scale", "grad_scale"]
+"""What a reading is divided by, as the gradient carried it when it was read: the factor of the loss
+scaler; or that which a fused optimizer was handed, as it unscales by itself."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: its name, NumPy dtype, unit, and meaning in one sentence."""
+    """One column of a table, and all that there is to know of it.
+
+    Attributes
+    ----------
+    name, dtype, unit : str
+        `dtype` is NumPy's.
+    meaning : str
+        In one sentence.
+    combine : Combine
+        Of metrics: how several readings at one step become one.
+    processes : Processes
+        Of metrics: what is done to the reading of one process before.
+    scale : Scale
+        Of metrics: what it is divided by.
+    mean : str
+        Of deviations: the column of the mean that they are from.
+    label : str
+        Short words for an axis; the name without underscores where there are none.
+    """
 
     name: str
     dtype: str
     unit: str
     meaning: str
+    combine: Combine = "root sum square"
+    processes: Processes = "samples"
+    scale: Scale = ""
+    mean: str = ""
+    label: str = ""
+
+    @property
+    def words(self) -> str:
+        """What an axis or a button calls it."""
+        return self.label or self.name.replace("_", " ")
 
 
 Table = tuple[Column, ...]
@@ -35,6 +77,11 @@ Table = tuple[Column, ...]
 def names(table: Table) -> list[str]:
     """Return the column names of `table`, in order."""
     return [column.name for column in table]
+
+
+def by_name(*tables: Table) -> dict[str, Column]:
+    """Return the columns of `tables` by their names."""
+    return {column.name: column for table in tables for column in table}
 
 
 # --- what was watched: kept in run.json, returned as Run.layers and Run.shortcuts -------------
@@ -56,8 +103,11 @@ FUNCTION = "function"
 """Key of a layer in run.json, beside LAYERS: class name of the activation that a function called on
 its output computes, `ReLU` for F.relu; missing where there is none. See `Run.functions`."""
 
-FORMS = ("identity", "projection", "scaled", "gated", "nested", "concat", "partial")
-"""Kinds of residual join. `concat` and `partial` are listed but their gradient is not split."""
+SPLIT_FORMS = ("identity", "projection", "scaled", "gated", "nested")
+"""Kinds of residual join whose gradient is split, so that the whole of it is known at the block."""
+
+FORMS = (*SPLIT_FORMS, "concat", "partial")
+"""All kinds of residual join. `concat` and `partial` are listed, but not split."""
 
 SHORTCUTS: Table = (
     Column("shortcut", "int32", "", "index of the residual join, 0.. from input to output"),
@@ -96,30 +146,66 @@ LAYER_METRICS: Table = (
         "grad_norm",
         "float32",
         "loss/weight",
-        "L2 norm of the layer's own parameter gradients as accumulated: before clipping, unscaled",
+        "L2 norm of the gradient of the loss with respect to the layer's own parameters, as"
+        " accumulated: before clipping, unscaled",
+        processes="copies",
+        scale="loss_scale",
+        label="weight gradient",
     ),
-    Column("clipped_grad_norm", "float32", "loss/weight", "the same as the optimizer got it"),
-    Column("weight_norm", "float32", "weight", "L2 norm of the layer's parameters before the step"),
+    Column(
+        "clipped_grad_norm",
+        "float32",
+        "loss/weight",
+        "the same as the optimizer got it",
+        processes="copies",
+        scale="grad_scale",
+        label="clipped weight gradient",
+    ),
+    Column(
+        "weight_norm",
+        "float32",
+        "weight",
+        "L2 norm of the layer's parameters before the step",
+        processes="copies",
+    ),
     Column(
         "update_norm",
         "float32",
         "weight",
         "L2 norm of the true change of the parameters, after minus before the optimizer's step",
+        processes="copies",
     ),
-    Column("signal_norm", "float32", "loss/activation", "L2 norm of dL/d(output) of the layer"),
+    Column(
+        "signal_norm",
+        "float32",
+        "loss/activation",
+        "L2 norm of the gradient of the loss with respect to the layer's output: what"
+        " backpropagation hands to the layer",
+        processes="mean of losses",
+        scale="loss_scale",
+        label="gradient signal",
+    ),
     Column(
         "input_signal_norm",
         "float32",
         "loss/activation",
         "L2 norm of dL/d(input) through this layer alone",
+        processes="mean of losses",
+        scale="loss_scale",
     ),
     Column("activation_norm", "float32", "activation", "L2 norm of the layer's output"),
-    Column("activation_mean", "float32", "activation", "mean of the layer's output"),
+    Column(
+        "activation_mean", "float32", "activation", "mean of the layer's output", combine="mean"
+    ),
     Column(
         "activation_std",
         "float32",
         "activation",
-        "standard deviation of the layer's output over all its elements (population)",
+        "standard deviation of the layer's output over all its elements (population): near 0, all"
+        " inputs look alike to it",
+        combine="deviation",
+        mean="activation_mean",
+        label="activation spread",
     ),
     Column(
         "derivative_mean",
@@ -127,19 +213,33 @@ LAYER_METRICS: Table = (
         "",
         "mean |phi'(z)| of an activation: the layer itself, or functions such as F.relu that were"
         " called on its output",
+        combine="mean",
+        label="mean slope",
     ),
-    Column("zero_fraction", "float32", "", "share of that activation's outputs that are exactly 0"),
+    Column(
+        "zero_fraction",
+        "float32",
+        "share",
+        "share of that activation's outputs that are exactly 0",
+        combine="mean",
+        label="zeros",
+    ),
     Column(
         "saturated_fraction",
         "float32",
-        "",
-        "share of that activation's elements with |phi'| below a tenth of its maximum",
+        "share",
+        "share of that activation's elements with |phi'| below a tenth of its maximum: on the flat"
+        " part of its curve, where hardly any gradient passes",
+        combine="mean",
+        label="saturation",
     ),
     Column(
         "cut_signal_norm",
         "float32",
         "loss/activation",
         "signal_norm with the gradient through the cut edges set to zero, forward unchanged",
+        processes="mean of losses",
+        scale="loss_scale",
     ),
 )
 """Readings of a layer. float32 on disk, float64 where the model computes in float64."""
@@ -152,23 +252,52 @@ LAYER_READINGS: Table = (
 
 SHORTCUT_METRICS: Table = (
     Column(
-        "total_norm", "float32", "loss/activation", "L2 norm of the gradient at the block's input"
+        "total_norm",
+        "float32",
+        "loss/activation",
+        "L2 norm of the gradient at the block's input",
+        processes="mean of losses",
+        scale="loss_scale",
     ),
-    Column("shortcut_norm", "float32", "loss/activation", "L2 norm of its part via the shortcut"),
-    Column("branch_norm", "float32", "loss/activation", "L2 norm of its part via the branch"),
+    Column(
+        "shortcut_norm",
+        "float32",
+        "loss/activation",
+        "L2 norm of its part via the shortcut",
+        processes="mean of losses",
+        scale="loss_scale",
+    ),
+    Column(
+        "branch_norm",
+        "float32",
+        "loss/activation",
+        "L2 norm of its part via the branch",
+        processes="mean of losses",
+        scale="loss_scale",
+    ),
     Column(
         "other_norm",
         "float32",
         "loss/activation",
         "L2 norm of the rest: over edges that belong to neither, such as a gate's, and what a loss"
         " takes directly of a block's input that the model returns, too; 0 without any",
+        processes="mean of losses",
+        scale="loss_scale",
     ),
-    Column("cosine", "float32", "", "cosine between the shortcut's and the branch's part"),
+    Column(
+        "cosine",
+        "float32",
+        "",
+        "cosine between the shortcut's and the branch's part",
+        combine="mean",
+    ),
     Column(
         "energy_share",
         "float32",
         "",
-        "shortcut_norm^2 / (shortcut_norm^2 + branch_norm^2); norms of parts do not add up",
+        "shortcut_norm^2 / (shortcut_norm^2 + branch_norm^2), of the combined norms; norms of"
+        " parts do not add up",
+        combine="mean",
     ),
     Column(
         "branch_ratio",
@@ -177,8 +306,15 @@ SHORTCUT_METRICS: Table = (
         "forward ||F(x)|| / ||S(x)||, branch over shortcut; NaN where the sum itself scales a term"
         " (lerp, addcmul, alpha), no module takes or returns one, or checkpointing has dropped it,"
         " and at the first recorded step of a branch that is itself a sum",
+        combine="root mean square",
     ),
 )
+
+FORWARD_NORMS: Table = (
+    Column("branch_forward_norm", "float32", "activation", "||F(x)|| as read in the forward"),
+    Column("shortcut_forward_norm", "float32", "activation", "||S(x)|| as read in the forward"),
+)
+"""Readings of a shortcut of which only the ratio is kept, `branch_ratio`."""
 
 SHORTCUT_READINGS: Table = (
     Column("step", "int64", "", "see STEPS"),
@@ -186,18 +322,31 @@ SHORTCUT_READINGS: Table = (
     *SHORTCUT_METRICS,
 )
 
+DERIVED_METRICS: Table = (
+    Column(
+        "update_ratio",
+        "float64",
+        "",
+        "update_norm / weight_norm: how far one step moved the layer's weights, as a share of their"
+        " size; inf where they were all 0",
+        label="update speed",
+    ),
+    Column(
+        "relative_signal",
+        "float64",
+        "",
+        "signal_norm over the output layer's, the last one with a signal at the step: unchanged by"
+        " any scaling of the loss; NaN where that is 0 or not finite",
+    ),
+)
+"""What follows from a layer's readings, in `Run.frame()` and wherever metrics are shown."""
+
 FRAME: Table = (
     LAYER_READINGS[0],
     LAYER_READINGS[1],
     *LAYERS[1:],
     *LAYER_METRICS,
-    Column("update_ratio", "float64", "", "update_norm / weight_norm: the layer's update speed"),
-    Column(
-        "relative_signal",
-        "float64",
-        "",
-        "signal_norm over the output layer's: unchanged by any scaling of the loss",
-    ),
+    *DERIVED_METRICS,
 )
 """`Run.frame()` and the CSV: the layer readings, the layers' names, and two derived columns."""
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from gradscope import schema
-from gradscope.loading import load
-from gradscope.run import Run
-from gradscope.store import RunWriter
+from gradscope.runs.loading import load
+from gradscope.runs.run import Run
+from gradscope.storage.writer import RunWriter
 
 
 def chain(n_weight_layers: int, activation: str = "Tanh") -> list[dict[str, object]]:
@@ -56,7 +56,7 @@ def make_run(
         full = {name: np.full((n_steps, len(rows)), np.nan) for name in metrics}
         for name, value in values.items():
             full[name][:] = value
-        writer.append(
+        writer.add_rows(
             table,
             {
                 "step": np.repeat(numbers, len(rows)),
@@ -64,7 +64,7 @@ def make_run(
                 **{name: value.ravel() for name, value in full.items()},
             },
         )
-    writer.append(
+    writer.add_rows(
         "steps",
         {
             "step": numbers,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradscope.store import RunWriter
+from gradscope.storage.writer import RunWriter
 
 if TYPE_CHECKING:
-    from gradscope.run import Run
+    from gradscope.runs.run import Run
 
 PLAIN_DECADES = 12.0
 RESIDUAL_DECADES = 0.3
@@ -136,10 +136,10 @@ def extend(writer: RunWriter, steps: np.ndarray) -> None:
     """Append the rows of `steps` to a run that `start` made."""
     n_layers, n_shortcuts = len(writer.meta["layers"]), len(writer.meta["shortcuts"])
     decades = RESIDUAL_DECADES if n_shortcuts else PLAIN_DECADES
-    writer.append("layers", layer_rows(n_layers, steps, decades))
+    writer.add_rows("layers", layer_rows(n_layers, steps, decades))
     if n_shortcuts:
-        writer.append("shortcuts", shortcut_rows(n_shortcuts, steps))
-    writer.append("steps", step_rows(steps, loss_floor=0.02 if n_shortcuts else 1.5))
+        writer.add_rows("shortcuts", shortcut_rows(n_shortcuts, steps))
+    writer.add_rows("steps", step_rows(steps, loss_floor=0.02 if n_shortcuts else 1.5))
 
 
 def write_run(

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradscope.activations import activation_readings, derivative, steepest
 from gradscope.kinds import BOUNDS, canonical
+from gradscope.measure.activations import activation_readings, derivative, steepest
 
 MODULES = [
     nn.CELU(),

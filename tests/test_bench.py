@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradscope
-from gradscope import bench as benchmark
-from gradscope.bench import Bench, Copy, Cost, measure
+from gradscope.benchmark import cost as benchmark
+from gradscope.benchmark.cost import Bench, Copy, Cost, measure
+from gradscope.benchmark.rivals import GRADSCOPE, Bare, Gradscope, Naive, alternatives
+from gradscope.benchmark.workloads import WORKLOADS, Workload
 from gradscope.cli import main
-from gradscope.watchers import GRADSCOPE, Bare, Gradscope, Naive, alternatives
-from gradscope.workloads import WORKLOADS, Workload
 
 TINY = Workload(
     "tiny",

@@ -13,10 +13,10 @@ import pytest
 
 import synthetic
 from gradscope.cli import main
-from gradscope.diagnosis import diagnose
-from gradscope.loading import load
+from gradscope.diagnosis.verdict import diagnose
 from gradscope.progress import tracked
-from gradscope.store import RunWriter
+from gradscope.runs.loading import load
+from gradscope.storage.writer import RunWriter
 
 
 @pytest.fixture

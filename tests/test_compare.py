@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradscope.comparison import Comparison, compare, logged_curves
+from gradscope.diagnosis.comparison import Comparison, compare, logged_curves
 from gradscope.errors import GradscopeError
-from gradscope.run import Run
+from gradscope.runs.run import Run
 from handmade import chain, falling, make_run
 
 STEPS = 200

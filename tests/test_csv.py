@@ -12,9 +12,9 @@ import pytest
 import synthetic
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.loading import load
-from gradscope.run import Run
-from gradscope.store import RunWriter
+from gradscope.runs.loading import load
+from gradscope.runs.run import Run
+from gradscope.storage.writer import RunWriter
 
 
 def span(first: int, last: int) -> np.ndarray:
@@ -49,8 +49,8 @@ def test_csv_keeps_inf_and_zero_and_leaves_nan_empty(tmp_path: Path) -> None:
     writer = synthetic.start(tmp_path / "run", n_layers=4)
     rows = synthetic.layer_rows(4, span(0, 0), decades=1.0)
     rows["signal_norm"] = np.float32([np.inf, -np.inf, 0.0, np.nan])
-    writer.append("layers", rows)
-    writer.append("steps", synthetic.step_rows(span(0, 0), loss_floor=0.0))
+    writer.add_rows("layers", rows)
+    writer.add_rows("steps", synthetic.step_rows(span(0, 0), loss_floor=0.0))
     writer.close()
     load(tmp_path / "run").to_csv(tmp_path / "r.csv")
     cells = pd.read_csv(tmp_path / "r.csv", dtype=str, keep_default_na=False)["signal_norm"]
@@ -105,8 +105,8 @@ def hostile_run(path: Path) -> Run:
         row["name"] = row["kind"] = name
     writer = RunWriter(path, {"model": HOSTILE[7]})
     writer.update(layers=table)
-    writer.append("layers", synthetic.layer_rows(len(HOSTILE), span(0, 2), decades=1.0))
-    writer.append("steps", synthetic.step_rows(span(0, 2), loss_floor=0.0))
+    writer.add_rows("layers", synthetic.layer_rows(len(HOSTILE), span(0, 2), decades=1.0))
+    writer.add_rows("steps", synthetic.step_rows(span(0, 2), loss_floor=0.0))
     writer.close()
     return load(path)
 

@@ -17,14 +17,14 @@ import pandas as pd
 import pytest
 
 import synthetic
-from gradscope.diagnosis import diagnose
+from gradscope.diagnosis.ledger import ledger
+from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.gains import ledger
-from gradscope.loading import load
-from gradscope.meta import _crc
-from gradscope.report import report_html
-from gradscope.run import Run
-from gradscope.store import RunWriter
+from gradscope.reporting import report_html
+from gradscope.runs.loading import load
+from gradscope.runs.run import Run
+from gradscope.storage.run_json import _crc
+from gradscope.storage.writer import RunWriter
 
 
 @pytest.fixture

@@ -395,7 +395,7 @@ def test_stopping_frees_the_port(pair: Path) -> None:
 
 
 def test_the_whole_run_can_be_downloaded(server: Server, pair: Path, tmp_path: Path) -> None:
-    from gradscope.loading import load
+    from gradscope.runs.loading import load
 
     load(pair / "plain-50").to_csv(tmp_path / "expected.csv")
     with urllib.request.urlopen(f"{server.url}export/run.csv?run=plain-50") as answer:
@@ -418,8 +418,8 @@ def odd_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = synthetic.layer_rows(9, steps, 3.0)
         for metric in ("signal_norm", "grad_norm", "update_norm"):
             rows[metric] = np.where(rows["layer"] < 6, value, rows[metric]).astype(np.float32)
-        writer.append("layers", rows)
-        writer.append("steps", synthetic.step_rows(steps, 0.1))
+        writer.add_rows("layers", rows)
+        writer.add_rows("steps", synthetic.step_rows(steps, 0.1))
         writer.close()
     (folder / "broken").mkdir()
     (folder / "broken" / "run.json").write_text("{")

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from gradscope import schema
-from gradscope.comparison import compare
-from gradscope.diagnosis import diagnose
+from gradscope.diagnosis.comparison import compare
+from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.ledger import ledger
+from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError
-from gradscope.findings import Finding
-from gradscope.gains import ledger
-from gradscope.run import Run
+from gradscope.runs.run import Run
 from handmade import chain, falling, make_run
 
 LAYERS = chain(6)  # 5 hidden weight layers with their activations, one output layer

@@ -181,7 +181,7 @@ def test_the_recipe_for_an_integration_gets_readings(monkeypatch, tmp_path):
             self.got[step] = values
 
     module_of("gradscope/integrations/comet.py", monkeypatch)
-    monkeypatch.setattr("gradscope.sinks.TRACKERS", ("comet",))
+    monkeypatch.setattr("gradscope.session.sinks.TRACKERS", ("comet",))
     model, experiment = torch.nn.Linear(2, 1), Experiment()
     with gradscope.watch(model, tmp_path / "run") as scope:
         scope.send_to(experiment)

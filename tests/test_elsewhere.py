@@ -14,8 +14,8 @@ import pytest
 
 import gradscope
 import synthetic
-from gradscope import parts
-from gradscope.store import RunWriter
+from gradscope.storage import parts
+from gradscope.storage.writer import RunWriter
 
 README = Path(__file__).parents[1] / "README.md"
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
@@ -59,7 +59,7 @@ def test_refresh_copies_what_was_written_and_forgets_what_was_merged(tmp_path, m
 
     def write(steps):
         for step in steps:
-            writer.append("steps", step_row(step))
+            writer.add_rows("steps", step_row(step))
             writer.flush()
         memory.put(f"{tmp_path}/run/", "/run/", recursive=True)
         for path in memory.find("/run"):  # `put` removes nothing

@@ -22,10 +22,10 @@ import pytest
 
 import synthetic
 import trainings
-from gradscope import parts
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.loading import load
-from gradscope.store import RunWriter
+from gradscope.runs.loading import load
+from gradscope.storage import parts
+from gradscope.storage.writer import RunWriter
 
 STEPS = 6
 

@@ -17,8 +17,8 @@ import pytest
 import synthetic
 from disk import full_disk
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.loading import load
-from gradscope.store import MEMORY_LIMIT, RunWriter
+from gradscope.runs.loading import load
+from gradscope.storage.writer import MEMORY_LIMIT, RunWriter
 
 WRITER = """
 import sys
@@ -186,10 +186,10 @@ def test_a_disk_that_takes_some_files_loses_and_doubles_nothing(tmp_path: Path) 
 
     def extend(step: int) -> None:
         rows = span(step, step)
-        writer.append("layers", synthetic.layer_rows(6, rows, synthetic.RESIDUAL_DECADES))
-        writer.append("shortcuts", synthetic.shortcut_rows(2, rows))
+        writer.add_rows("layers", synthetic.layer_rows(6, rows, synthetic.RESIDUAL_DECADES))
+        writer.add_rows("shortcuts", synthetic.shortcut_rows(2, rows))
         scalars = {f"accuracy of class {i}": np.array([0.5]) for i in range(50)}
-        writer.append("steps", {**synthetic.step_rows(rows, loss_floor=0.0), **scalars})
+        writer.add_rows("steps", {**synthetic.step_rows(rows, loss_floor=0.0), **scalars})
 
     extend(0)
     writer.flush()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
-from gradscope.activations import steepest
+from gradscope.measure.activations import steepest
 
 METRICS = ["derivative_mean", "zero_fraction", "saturated_fraction"]
 

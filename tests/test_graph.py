@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
-from gradscope.graph import Call, Graph, Makers, fingerprint, walk
+from gradscope.autograd.graph import Call, Graph, Origins, fingerprint, walk
 from residual_zoo import ZOO, prepare, record
 
 
@@ -124,15 +124,15 @@ def test_fingerprint_tells_which_of_two_equal_modules_ran() -> None:
 def test_nodes_are_named_after_the_innermost_call_that_made_them() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
     recording = record(model, torch.randn(2, 4))
-    makers = Makers(recording.graph, recording.calls)
+    origins = Origins(recording.graph, recording.calls)
     names = {}
     for node, kind in enumerate(recording.graph.names):
-        call = makers.maker(node)
+        call = origins.maker(node)
         names.setdefault(kind, []).append(call.name if call else None)
     assert names["ReluBackward0"] == ["1.1"]
     assert sorted(names["AddmmBackward0"]) == ["0", "1.0"]
     assert set(names["AccumulateGrad"]) == {None}
-    holder = makers.holder(
+    holder = origins.holder(
         node for node, kind in enumerate(recording.graph.names) if kind == "AddmmBackward0"
     )
     assert holder is not None and holder.name == ""
@@ -149,9 +149,9 @@ def test_reentrant_checkpoint_hides_the_call_that_it_made() -> None:
             return checkpoint(self.body, self.stem(x), use_reentrant=True)
 
     recording = record(Model(), torch.randn(2, 4))
-    makers = Makers(recording.graph, recording.calls)
+    origins = Origins(recording.graph, recording.calls)
     node = recording.graph.names.index("CheckpointFunctionBackward")
-    hidden = makers.hidden(node)
+    hidden = origins.hidden(node)
     assert hidden is not None and hidden.name == "body"
 
 
@@ -178,4 +178,4 @@ def test_graph_keeps_the_forward_alive_no_longer_than_itself() -> None:
 def test_calls_of_another_model_do_not_matter() -> None:
     graph = graph_of(nn.Linear(4, 4)(torch.randn(2, 4)))
     call = Call("other", "Linear", True, 10**9, 10**9 + 5, (), (), False)
-    assert Makers(graph, [call]).maker(0) is None
+    assert Origins(graph, [call]).maker(0) is None

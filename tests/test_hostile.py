@@ -19,9 +19,9 @@ from torch import nn
 import gradscope
 import synthetic
 import trainings
-from gradscope import parts
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.report import write_report
+from gradscope.reporting import write_report
+from gradscope.storage import parts
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradscope.graph import Edge, fingerprint, walk
-from gradscope.joins import find_joins
+from gradscope.autograd.graph import Edge, fingerprint, walk
+from gradscope.autograd.joins import find_joins
 from residual_zoo import ZOO, Case, Net, Recording, prepare, record
 from residual_zoo.harness import conv, lin, mlp, tensors
 

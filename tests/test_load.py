@@ -11,8 +11,8 @@ import pytest
 import synthetic
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.loading import discover, load, load_all
-from gradscope.store import RunWriter
+from gradscope.runs.loading import discover, load, load_all
+from gradscope.storage.writer import RunWriter
 
 
 def edit_meta(path: Path, **fields: object) -> None:

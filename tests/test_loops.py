@@ -549,23 +549,23 @@ def test_checkpointed_blocks_read_like_plain_ones(use_reentrant, tmp_path):
 @pytest.mark.parametrize(
     "target",
     [
-        "gradscope.passes.Forward.enter",
-        "gradscope.passes.Forward.leave",
-        "gradscope.passes.Forward.graph",
-        "gradscope.recorder.find_joins",
-        "gradscope.gradients.Gradients.tap",
-        "gradscope.gradients.Gradients._read_values",
-        "gradscope.parameters.ParameterReadings.after_backward",
-        "gradscope.parameters.ParameterReadings.before_step",
-        "gradscope.parameters.ParameterReadings.after_step",
+        "gradscope.capture.forward.Forward.enter",
+        "gradscope.capture.forward.Forward.leave",
+        "gradscope.capture.forward.Forward.graph",
+        "gradscope.capture.recorder.find_joins",
+        "gradscope.capture.backward.Gradients.tap",
+        "gradscope.capture.backward.Gradients._read_values",
+        "gradscope.capture.parameters.ParameterReadings.after_backward",
+        "gradscope.capture.parameters.ParameterReadings.before_step",
+        "gradscope.capture.parameters.ParameterReadings.after_step",
         "gradscope.measure.norm",
         "gradscope.measure.norms",
         "gradscope.measure.census",
-        "gradscope.tape.Tape.append",
-        "gradscope.decode.Decoder.columns",
-        "gradscope.recorder.Recorder._close_step",
-        "gradscope.recorder.Recorder._arrives",
-        "gradscope.recorder.Recorder._updates_model",
+        "gradscope.session.tape.Tape.put",
+        "gradscope.session.columns.Decoder.columns",
+        "gradscope.capture.recorder.Recorder._close_step",
+        "gradscope.capture.recorder.Recorder._arrives",
+        "gradscope.capture.recorder.Recorder._updates_model",
     ],
 )
 def test_an_error_of_ours_is_told_once_and_training_goes_on(target, tmp_path, monkeypatch):
@@ -654,8 +654,8 @@ def test_a_structure_that_changes_all_the_time_costs_bounded_memory_and_time(tmp
                 x = x + torch.tanh(self.fc(x))
             return self.head(x)
 
-    monkeypatch.setattr("gradscope.recorder.PLANS", 4)
-    monkeypatch.setattr("gradscope.recorder.ANALYSIS_SHARE", -1e9)
+    monkeypatch.setattr("gradscope.capture.recorder.PLANS", 4)
+    monkeypatch.setattr("gradscope.capture.recorder.ANALYSIS_SHARE", -1e9)
     model = Unrolled()
     model.depth = 0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

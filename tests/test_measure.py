@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradscope import kernel as kernel_module
 from gradscope import measure
-from gradscope.kernel import Kernel, kernel
+from gradscope.measure import tensors
+from gradscope.measure import cpu_kernel as kernel_module
+from gradscope.measure.cpu_kernel import Kernel, kernel
 
 
 @pytest.fixture(params=["kernel", "torch"])
 def way(request, monkeypatch) -> str:
     """Read by the kernel, or as where there is none."""
     if request.param == "torch":
-        monkeypatch.setattr(measure, "kernel", lambda: None)
+        monkeypatch.setattr(tensors, "kernel", lambda: None)
     elif kernel() is None:
         pytest.skip("no C compiler on this machine: everything is read by torch")
     return str(request.param)

@@ -12,8 +12,8 @@ import gradscope
 from distributed_training import Net, batches, train
 from gradscope import schema
 from gradscope.cli import main
-from gradscope.merging import merge
-from gradscope.store import RunWriter
+from gradscope.runs.merging import merge
+from gradscope.storage.writer import RunWriter
 from test_distributed import run_two
 
 
@@ -72,7 +72,7 @@ def test_the_command_says_what_it_wrote(ranks, tmp_path, capsys):
 
 def test_long_runs_are_merged_piece_by_piece(ranks, tmp_path, monkeypatch):
     at_once = merge([ranks], tmp_path / "at once")
-    monkeypatch.setattr("gradscope.merging._ROWS_AT_ONCE", 1)
+    monkeypatch.setattr("gradscope.runs.merging._ROWS_AT_ONCE", 1)
     pieces = []
     bit_by_bit = merge([ranks], tmp_path / "bit by bit", track=lambda p: pieces.extend(p) or p)
     assert len(pieces) == 3
@@ -116,7 +116,7 @@ def write_rank(path, rank, size, steps, norms=None, functions=None):
             row[schema.FUNCTION] = functions[row["name"]]
     writer.update(layers=rows)
     steps = np.array(steps)
-    writer.append(
+    writer.add_rows(
         "layers",
         {
             "step": np.repeat(steps, len(norms)),
@@ -125,7 +125,7 @@ def write_rank(path, rank, size, steps, norms=None, functions=None):
         },
     )
     ones = np.ones(steps.size)
-    writer.append(
+    writer.add_rows(
         "steps",
         {"step": steps, "time": ones, "skipped": ones > 1, "grad_norm": ones,
          "clipped_grad_norm": ones, "loss_scale": ones},

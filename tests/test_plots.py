@@ -11,26 +11,26 @@ import pytest
 import gradscope.plots as plots
 import synthetic
 from gradscope.errors import GradscopeError
-from gradscope.loading import load
 from gradscope.plots.depth_profile import (
     depth_profile_caption,
     depth_profile_figure,
     depth_profile_info,
 )
 from gradscope.plots.derivatives import derivatives_figure, derivatives_info
+from gradscope.plots.drawn import reference, relative
 from gradscope.plots.flow_map import flow_map_caption, flow_map_figure, flow_map_info
+from gradscope.plots.flow_map_picture import width
 from gradscope.plots.heatmap import heatmap_caption, heatmap_figure, heatmap_info
 from gradscope.plots.history import history_info
 from gradscope.plots.layer_table import layer_table
 from gradscope.plots.ledger import ledger_figure, ledger_info
-from gradscope.plots.readings import reference, relative
-from gradscope.plots.road import width
+from gradscope.plots.lettering import factor, number, safe, specials, spread
 from gradscope.plots.sampling import extremes, farthest_from_one
 from gradscope.plots.speed import speed_caption, speed_figure, speed_info
 from gradscope.plots.survival import survival_caption, survival_figure, survival_info
 from gradscope.plots.training import training_figure, training_info
-from gradscope.plots.words import factor, number, safe, specials, spread
-from gradscope.run import Run
+from gradscope.runs.loading import load
+from gradscope.runs.run import Run
 
 THEMES = [plots.LIGHT, plots.DARK, plots.LIGHT.for_page((2, 7), narrow=True)]
 HOSTILE = '<a href="javascript:alert(1)">x</a><script>alert(2)</script>'
@@ -53,8 +53,8 @@ def write_with(path: Path, n_layers: int, n_steps: int, **changes: np.ndarray) -
     rows = synthetic.layer_rows(n_layers, steps, decades=3.0)
     for metric, values in changes.items():
         rows[metric] = np.broadcast_to(values, (n_steps, n_layers)).astype(np.float32).ravel()
-    writer.append("layers", rows)
-    writer.append("steps", synthetic.step_rows(steps, 0.1))
+    writer.add_rows("layers", rows)
+    writer.add_rows("steps", synthetic.step_rows(steps, 0.1))
     writer.close()
     return load(path)
 
@@ -207,8 +207,8 @@ def test_the_cut_line_is_relative_to_the_uncut_output_layer(tmp_path: Path) -> N
     rows["cut_signal_norm"][:, :2] *= 1e-3
     rows["cut_signal_norm"][1:] = np.nan
     rows["cut_signal_norm"] = rows["cut_signal_norm"].ravel()
-    writer.append("layers", rows)
-    writer.append("steps", synthetic.step_rows(np.arange(3), 0.1))
+    writer.add_rows("layers", rows)
+    writer.add_rows("steps", synthetic.step_rows(np.arange(3), 0.1))
     writer.close()
     info = depth_profile_info(load(tmp_path / "cut"))
     np.testing.assert_allclose(info.lines[0].cut, [1e-3, 1, 1], rtol=1e-5)
@@ -503,8 +503,8 @@ def test_a_last_step_of_which_only_a_loss_is_known_is_no_step_of_nan(tmp_path: P
     synthetic.extend(writer, np.arange(0, 40, 10))
     logged = synthetic.step_rows(np.array([38]), 0.1)
     unread = synthetic.layer_rows(5, np.array([38]), 1.0)
-    writer.append("layers", {key: unread[key] for key in ("step", "layer")})
-    writer.append("steps", {**logged, "grad_norm": np.array([np.nan])})
+    writer.add_rows("layers", {key: unread[key] for key in ("step", "layer")})
+    writer.add_rows("steps", {**logged, "grad_norm": np.array([np.nan])})
     writer.close()
     run = load(tmp_path / "run")
     (line,) = depth_profile_info(run).lines
@@ -538,8 +538,8 @@ def test_functions_called_without_a_module_are_among_the_derivatives(tmp_path: P
     writer.update(layers=layers)
     rows = synthetic.layer_rows(5, np.arange(3), 1.0)
     rows["derivative_mean"][rows["layer"] == 2] = 0.2
-    writer.append("layers", rows)
-    writer.append("steps", synthetic.step_rows(np.arange(3), 0.1))
+    writer.add_rows("layers", rows)
+    writer.add_rows("steps", synthetic.step_rows(np.arange(3), 0.1))
     writer.close()
     (line,) = derivatives_info(load(tmp_path / "run"))
     assert line.names == ["blocks.0.act", "blocks.1.fc", "blocks.1.act"]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradscope.errors import GradscopeError
-from gradscope.probes import shattering
+from gradscope.probes.shattering import shattering
 
 
 def plain(depth: int, width: int = 32, norm: bool = False) -> nn.Sequential:

@@ -13,8 +13,8 @@ import synthetic
 pytest.importorskip("plotly", reason="plotly is not installed")
 
 from gradscope.errors import GradscopeError
-from gradscope.loading import load
-from gradscope.report import FIGURES, report_html, write_report
+from gradscope.reporting import FIGURES, report_html, write_report
+from gradscope.runs.loading import load
 
 
 def test_the_report_opens_offline_and_draws_every_figure(

@@ -16,8 +16,8 @@ import pytest
 import synthetic
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.loading import load
-from gradscope.store import RunWriter
+from gradscope.runs.loading import load
+from gradscope.storage.writer import RunWriter
 
 
 def span(first: int, last: int) -> np.ndarray:
@@ -118,8 +118,8 @@ def test_rows_in_any_order_within_a_step_come_back_in_layer_order(tmp_path: Path
     writer = synthetic.start(tmp_path / "run", n_layers=6)
     rows = pd.DataFrame(synthetic.layer_rows(6, span(0, 4), decades=2.0))
     shuffled = rows.sample(frac=1, random_state=0).sort_values("step", kind="stable")
-    writer.append("layers", {name: shuffled[name].to_numpy() for name in shuffled})
-    writer.append("steps", synthetic.step_rows(span(0, 4), loss_floor=0.0))
+    writer.add_rows("layers", {name: shuffled[name].to_numpy() for name in shuffled})
+    writer.add_rows("steps", synthetic.step_rows(span(0, 4), loss_floor=0.0))
     writer.close()
     pd.testing.assert_frame_equal(load(tmp_path / "run").layer_readings, rows)
 
@@ -165,8 +165,8 @@ def test_relative_signal_is_over_the_last_layer_that_has_a_signal(tmp_path: Path
     rows = synthetic.layer_rows(3, span(0, 3), decades=1.0)
     nan, inf = np.nan, np.inf
     rows["signal_norm"] = np.float32([1, 2, nan, nan, nan, nan, 3, 2, 0, nan, 5, inf])
-    writer.append("layers", rows)
-    writer.append("steps", synthetic.step_rows(span(0, 3), loss_floor=0.0))
+    writer.add_rows("layers", rows)
+    writer.add_rows("steps", synthetic.step_rows(span(0, 3), loss_floor=0.0))
     writer.close()
     _, relative = load(tmp_path / "run").matrix("relative_signal")
     np.testing.assert_array_equal(
@@ -255,9 +255,9 @@ def test_layers_with_a_reading_at_any_step_are_told(tmp_path: Path) -> None:
     rows["grad_norm"][:] = np.nan
     rows["grad_norm"][(rows["layer"] == 0) & (rows["step"] == 3)] = 1.0
     rows["grad_norm"][(rows["layer"] == 4) & (rows["step"] == 9)] = 1.0
-    writer.append("layers", rows)
-    writer.append("shortcuts", synthetic.shortcut_rows(2, span(0, 9)))
-    writer.append("steps", synthetic.step_rows(span(0, 9), 0.1))
+    writer.add_rows("layers", rows)
+    writer.add_rows("shortcuts", synthetic.shortcut_rows(2, span(0, 9)))
+    writer.add_rows("steps", synthetic.step_rows(span(0, 9), 0.1))
     writer.flush()
     run = load(tmp_path / "run")
     assert run.was_read("grad_norm").tolist() == [True, False, False, False, True]

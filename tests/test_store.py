@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import synthetic
-from gradscope import parts, schema
+from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.loading import load
-from gradscope.store import RunWriter
+from gradscope.runs.loading import load
+from gradscope.storage import parts
+from gradscope.storage.writer import RunWriter
 
 
 def span(first: int, last: int) -> np.ndarray:
@@ -33,8 +34,8 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path) -> None:
         rows[name] = rng.standard_normal(70).astype(np.float32)
         rows[name][:4] = [np.nan, np.inf, -np.inf, 0.0]
     writer = synthetic.start(tmp_path / "run", n_layers=7)
-    writer.append("layers", rows)
-    writer.append("steps", synthetic.step_rows(span(0, 9), loss_floor=0.0))
+    writer.add_rows("layers", rows)
+    writer.add_rows("steps", synthetic.step_rows(span(0, 9), loss_floor=0.0))
     writer.close()
     readings = load(tmp_path / "run").layer_readings
     for name, values in rows.items():
@@ -46,8 +47,8 @@ def test_float64_readings_stay_float64(tmp_path: Path) -> None:
     rows = synthetic.layer_rows(3, span(0, 1), decades=1.0)
     rows["signal_norm"] = np.full(6, 1 / 3)
     writer = synthetic.start(tmp_path / "run", n_layers=3)
-    writer.append("layers", rows)
-    writer.append("steps", synthetic.step_rows(span(0, 1), loss_floor=0.0))
+    writer.add_rows("layers", rows)
+    writer.add_rows("steps", synthetic.step_rows(span(0, 1), loss_floor=0.0))
     writer.close()
     readings = load(tmp_path / "run").layer_readings
     assert readings["signal_norm"].dtype == np.float64
@@ -57,8 +58,8 @@ def test_float64_readings_stay_float64(tmp_path: Path) -> None:
 
 def test_a_metric_that_is_left_out_is_nan(tmp_path: Path) -> None:
     writer = synthetic.start(tmp_path / "run", n_layers=2)
-    writer.append("layers", {"step": np.zeros(2, int), "layer": np.arange(2)})
-    writer.append("steps", {"step": np.zeros(1, int), "skipped": np.zeros(1, bool)})
+    writer.add_rows("layers", {"step": np.zeros(2, int), "layer": np.arange(2)})
+    writer.add_rows("steps", {"step": np.zeros(1, int), "skipped": np.zeros(1, bool)})
     writer.close()
     run = load(tmp_path / "run")
     assert run.layer_readings.drop(columns=["step", "layer"]).isna().all(axis=None)
@@ -69,7 +70,7 @@ def test_scalars_of_some_steps_are_nan_at_the_others(tmp_path: Path) -> None:
     writer = synthetic.start(tmp_path / "run", n_layers=1)
     for step, extra in enumerate([{}, {"val_loss": np.array([0.5])}, {}]):
         row = {"step": np.array([step]), "skipped": np.array([False]), **extra}
-        writer.append("steps", row)
+        writer.add_rows("steps", row)
         if step == 1:
             writer.flush()
     writer.close()
@@ -82,9 +83,9 @@ def test_the_arrays_may_be_reused_after_append(tmp_path: Path) -> None:
     writer = synthetic.start(tmp_path / "run", n_layers=4)
     rows = synthetic.layer_rows(4, span(0, 0), decades=1.0)
     expected = rows["signal_norm"].copy()
-    writer.append("layers", rows)
+    writer.add_rows("layers", rows)
     rows["signal_norm"][:] = -1
-    writer.append("steps", synthetic.step_rows(span(0, 0), loss_floor=0.0))
+    writer.add_rows("steps", synthetic.step_rows(span(0, 0), loss_floor=0.0))
     writer.close()
     np.testing.assert_array_equal(load(tmp_path / "run").matrix("signal_norm")[1][0], expected)
 
@@ -92,11 +93,11 @@ def test_the_arrays_may_be_reused_after_append(tmp_path: Path) -> None:
 def test_a_step_counts_once_its_steps_row_is_on_disk(tmp_path: Path) -> None:
     writer = synthetic.start(tmp_path / "run", n_layers=5)
     synthetic.extend(writer, span(0, 9))
-    writer.append("layers", synthetic.layer_rows(5, span(10, 19), decades=1.0))
+    writer.add_rows("layers", synthetic.layer_rows(5, span(10, 19), decades=1.0))
     writer.flush()
     run = load(tmp_path / "run")
     assert len(run.layer_readings) == 50
-    writer.append("steps", synthetic.step_rows(span(10, 19), loss_floor=0.0))
+    writer.add_rows("steps", synthetic.step_rows(span(10, 19), loss_floor=0.0))
     assert not run.refresh()
     writer.flush()
     assert run.refresh()
@@ -166,9 +167,9 @@ def test_merged_parts_widen_where_their_columns_differ(tmp_path: Path) -> None:
         if step == 5:
             rows["signal_norm"] = np.array([1 / 3, 2 / 3])
             scalars = {"accuracy": np.array([0.9])}
-        writer.append("layers", rows)
+        writer.add_rows("layers", rows)
         steps = {"step": np.array([step]), "skipped": np.array([step == 3])}
-        writer.append("steps", {**steps, **scalars})
+        writer.add_rows("steps", {**steps, **scalars})
         writer.flush()
     writer.close()
     assert len(part_files(tmp_path / "run", "layers")) == 1

@@ -7,9 +7,9 @@ from typing import Any
 from dash import Dash, Input, Output, html
 from dash.exceptions import PreventUpdate
 
-from gradscope.findings import Diagnosis
+from gradscope.diagnosis.findings import Diagnosis
 from gradscope.plots import DARK, LIGHT, Theme
-from gradscope.run import Run
+from gradscope.runs.run import Run
 from gradscope_dashboard import state
 from gradscope_dashboard.library import Library
 

@@ -8,8 +8,8 @@ from urllib.parse import quote
 from dash import Dash, html
 from flask import Response, abort, request
 
-from gradscope.export import csv_lines, defused
-from gradscope.report import report_html
+from gradscope.reporting import report_html
+from gradscope.runs.export import csv_lines, defused
 from gradscope_dashboard import state
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import read_page

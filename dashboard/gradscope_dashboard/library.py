@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from gradscope.comparison import Comparison, compare
-from gradscope.diagnosis import diagnose
+from gradscope.diagnosis.comparison import Comparison, compare
+from gradscope.diagnosis.findings import Diagnosis
+from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.findings import Diagnosis
-from gradscope.loading import discover, load
 from gradscope.plots import METRICS
 from gradscope.plots.heatmap import heatmap_info
 from gradscope.plots.speed import speed_info
-from gradscope.run import Run
+from gradscope.runs.loading import discover, load
+from gradscope.runs.run import Run
 from gradscope_dashboard.background import Background
 
 

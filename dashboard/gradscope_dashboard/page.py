@@ -13,7 +13,7 @@ from dash.exceptions import PreventUpdate
 from numpy.typing import NDArray
 
 from gradscope.plots import DARK, LIGHT, Theme
-from gradscope.run import Run
+from gradscope.runs.run import Run
 from gradscope_dashboard import state
 from gradscope_dashboard.library import Library
 

@@ -1,5 +1,5 @@
-"""gradscope within other tools, one file each; imported only when it is used.
+"""gradscope within other people's training loops, one file each, imported only on use.
 
-`lightning` and `transformers` hold a callback each for these trainers; `tensorboard`, `wandb` and
-`mlflow` are what `Scope.send_to` uses for objects of these trackers.
+In: a trainer of Lightning or Transformers. Out: the same run as in a loop of one's own: what such
+a callback does is call `watch`, `log` and `close` at the right moments.
 """

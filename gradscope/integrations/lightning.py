@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradscope.errors import GradscopeError
-from gradscope.scope import Scope, watch
+from gradscope.session.scope import Scope, watch
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gradscope.errors import GradscopeError
-from gradscope.scope import Scope, watch
+from gradscope.session.scope import Scope, watch
 
 try:
     from transformers import TrainerCallback

@@ -10,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from gradscope.plots import words
+from gradscope.plots import lettering
+from gradscope.plots.drawn import as_runs, readings, reference
 from gradscope.plots.metrics import Metric, metric_named
 from gradscope.plots.profile_picture import profile_figure
-from gradscope.plots.readings import as_runs, readings, reference
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -21,7 +21,7 @@ from gradscope.plots.theme import (
     nothing_to_show,
     titled,
 )
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 TITLE = "How much gradient reaches each layer?"
 WINDOW = 10
@@ -163,7 +163,7 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     if cut_edges:
         text += " " + CUT_NOTE.format(" or its ".join(cut_edges))
     for line in info.lines:
-        if found := words.specials(line.values, zeros=info.metric.log):
+        if found := lettering.specials(line.values, zeros=info.metric.log):
             text += f" {line.run} at step {line.step}: {found}."
     return text
 

@@ -11,9 +11,9 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.kinds import BOTH_SIDES, BOUNDS, canonical
-from gradscope.plots import words
+from gradscope.plots import lettering
+from gradscope.plots.drawn import as_runs, readings
 from gradscope.plots.metrics import Metric
-from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -24,7 +24,7 @@ from gradscope.plots.theme import (
     nothing_to_show,
     titled,
 )
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 TITLE = "How much gradient do the activation functions let through?"
 _METRIC = Metric("derivative_mean", "mean slope", "", "mean |phi'(z)|", layers="activations")
@@ -92,7 +92,7 @@ def derivatives_caption(lines: list[DerivativeLine]) -> str:
     if any((line.bounds == 0.25).any() for line in lines):
         text += " A sigmoid's slope is 1/4 at most, so that every layer loses gradient."
     for line in lines:
-        if found := words.specials(line.values):
+        if found := lettering.specials(line.values):
             text += f" {line.run} at step {line.step}: {found}."
     return text
 
@@ -105,7 +105,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
     data: list[dict[str, Any]] = []
     for line in lines:
         style = theme.line(line.place, 2)
-        name = words.safe(line.run)
+        name = lettering.safe(line.run)
         data.append(
             {
                 "type": "scatter",
@@ -116,7 +116,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
                 "line": style,
                 "marker": {"size": 5, "color": style["color"]},
                 "customdata": [
-                    [words.safe(layer), words.number(value), layer]
+                    [lettering.safe(layer), lettering.number(value), layer]
                     for layer, value in zip(line.names, line.values, strict=True)
                 ],
                 "hovertemplate": "<b>%{customdata[0]}</b><br>mean slope %{customdata[1]}"
@@ -183,5 +183,5 @@ def derivatives(
 def _spread(labels: list[dict[str, Any]]) -> None:
     """Move the labels at the right end apart; an axis of about 1 has about 210 pixels."""
     heights = np.array([label["y"] * 210 for label in labels])
-    for label, shift in zip(labels, words.spread(heights, 16) - heights, strict=True):
+    for label, shift in zip(labels, lettering.spread(heights, 16) - heights, strict=True):
         label["yshift"] = float(shift)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from gradscope.blocks import residual_blocks
-from gradscope.plots import words
+from gradscope.diagnosis.blocks import residual_blocks
+from gradscope.plots import lettering
+from gradscope.plots.drawn import DrawnMetric, Floats, as_runs, readings, reference
+from gradscope.plots.flow_map_picture import road_figure
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.readings import Floats, Readings, as_runs, readings, reference
-from gradscope.plots.road import road_figure
 from gradscope.plots.theme import LIGHT, FigureDict, Theme, nothing_to_show, titled
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 TITLE = "Which way did the gradient take?"
 MOST_STATIONS = 60
@@ -87,7 +87,7 @@ def flow_map_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list
     return roads
 
 
-def _road(place: int, run: Run, data: Readings, row: int) -> Road:
+def _road(place: int, run: Run, data: DrawnMetric, row: int) -> Road:
     signal = data.values(row, row + 1)[0].astype(float)
     forks, inside = _forks(run, data, row)
     grouped = len(signal) > MOST_STATIONS
@@ -130,7 +130,7 @@ def _station(
     return Station(x, name, float(signal[first]), stop - first, on_branch)
 
 
-def _forks(run: Run, data: Readings, row: int) -> tuple[list[Fork], np.ndarray]:
+def _forks(run: Run, data: DrawnMetric, row: int) -> tuple[list[Fork], np.ndarray]:
     """Return the residual blocks, and for each layer the one that it lies in, -1 for none."""
     inside = np.full(len(data.layers), -1)
     blocks = residual_blocks(run)
@@ -173,7 +173,7 @@ def flow_map_caption(roads: list[Road]) -> str:
         text += " A square is a block or a group of layers."
     for road in roads:
         signal = np.array([station.signal for station in road.stations])
-        if found := words.specials(signal).replace("layers", "squares"):
+        if found := lettering.specials(signal).replace("layers", "squares"):
             text += f" {road.run} at step {road.step}: {found}."
     return text
 

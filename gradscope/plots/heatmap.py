@@ -11,10 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from gradscope.plots import words
+from gradscope.plots import lettering
+from gradscope.plots.drawn import DrawnMetric, Floats, as_runs, readings
 from gradscope.plots.metrics import Metric, metric_named
 from gradscope.plots.panels import panel_domain
-from gradscope.plots.readings import Floats, Readings, as_runs, readings
 from gradscope.plots.sampling import bin_starts, farthest_from_one
 from gradscope.plots.theme import (
     LIGHT,
@@ -27,7 +27,7 @@ from gradscope.plots.theme import (
     step_axis,
     titled,
 )
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 TITLE = "When and where did it vanish or explode?"
 BINS = 400
@@ -105,7 +105,7 @@ def heatmap_info(
 
 
 def _farthest(
-    run: Run, metric: Metric, data: Readings, start: int, stop: int, starts: NDArray[np.int64]
+    run: Run, metric: Metric, data: DrawnMetric, start: int, stop: int, starts: NDArray[np.int64]
 ) -> Floats:
     """Return the farthest reading of each layer and bin, (n_layers, n_bins), kept with the run."""
     known = _known.setdefault(run, {})
@@ -119,7 +119,7 @@ def _farthest(
     return known[key]
 
 
-def _binned(data: Readings, start: int, starts: list[int], stops: list[int]) -> list[Floats]:
+def _binned(data: DrawnMetric, start: int, starts: list[int], stops: list[int]) -> list[Floats]:
     """Return the farthest reading of each bin; of a long run some bins are read at a time."""
     each = max(ROWS_AT_ONCE // (stops[0] - starts[0]), 1)
     farthest = []
@@ -150,7 +150,7 @@ def heatmap_caption(info: HeatmapInfo) -> str:
             f" steps ({most.total:,} in {len(most.steps)} cells); zoom in for more."
         )
     for panel in info.panels:
-        if found := words.specials(panel.values[:, -1], zeros=info.metric.log):
+        if found := lettering.specials(panel.values[:, -1], zeros=info.metric.log):
             text += f" {panel.run} ends with {found}{' (grey)' * found.endswith('NaN')}."
     return text
 
@@ -196,7 +196,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
         layout["annotations"].append(
             annotation(
                 theme,
-                f"<b>{words.safe(panel.run, 40)}</b>",
+                f"<b>{lettering.safe(panel.run, 40)}</b>",
                 x=sum(across) / 2,
                 y=down[1],
                 xref="paper",
@@ -299,7 +299,7 @@ def _cells(panel: HeatmapPanel, metric: Metric, theme: Theme, suffix: str) -> li
 
 def row_name(place: int, name: str) -> str:
     """Return what the row of the `place`-th layer, from 0, is called: `1 · conv1`."""
-    return f"{place + 1} · {words.safe(name)}"
+    return f"{place + 1} · {lettering.safe(name)}"
 
 
 def _ticks(layers: int) -> list[int]:

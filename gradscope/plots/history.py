@@ -10,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from gradscope.plots import words
+from gradscope.plots import lettering
+from gradscope.plots.drawn import as_runs, readings
 from gradscope.plots.metrics import METRICS, Metric
 from gradscope.plots.panels import drawable, odd_marks, panel_domain
-from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -26,7 +26,7 @@ from gradscope.plots.theme import (
     step_axis,
     titled,
 )
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 SHOWN = ("signal_norm", "grad_norm", "update_ratio", "activation_std")
 POINTS = 300
@@ -68,7 +68,7 @@ def history_caption(curves: list[HistoryCurve]) -> str:
     """Return what of the layer is no healthy number, in words; empty if all is."""
     texts = []
     for curve in curves:
-        if found := words.specials(curve.values):
+        if found := lettering.specials(curve.values):
             texts.append(f"{curve.run}, {curve.metric.label}: {found.replace('layers', 'steps')}.")
     return " ".join(texts)
 
@@ -135,7 +135,7 @@ def history(runs: Run | Sequence[Run], layer: str, *, theme: Theme = LIGHT) -> g
     plotly.graph_objects.Figure
     """
     curves = history_info(runs, layer)
-    title = f"Layer {words.safe(layer)}"
+    title = f"Layer {lettering.safe(layer)}"
     return titled(history_figure(curves, theme), title, history_caption(curves), theme)
 
 
@@ -144,7 +144,7 @@ def _curve(
 ) -> list[dict[str, Any]]:
     """Return a run's line, and marks where there is no number to draw."""
     style = theme.line(curve.place, 2)
-    name = words.safe(curve.run)
+    name = lettering.safe(curve.run)
     where: dict[str, Any] = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
     line: dict[str, Any] = {
         **where,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from gradscope.plots.drawn import as_runs, readings
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.readings import as_runs, readings
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 SHOWN = ("signal_norm", "grad_norm", "update_ratio", "weight_norm", "activation_std")
 

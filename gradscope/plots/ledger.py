@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from gradscope.gains import decades_by_group
-from gradscope.gains import ledger as gains_of
-from gradscope.plots import words
+from gradscope.diagnosis.ledger import decades_by_group
+from gradscope.diagnosis.ledger import ledger as gains_of
+from gradscope.plots import lettering
+from gradscope.plots.drawn import as_runs, readings
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import panel_domain
-from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -25,7 +25,7 @@ from gradscope.plots.theme import (
     nothing_to_show,
     titled,
 )
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 TITLE = "In which modules was the gradient lost or won?"
 GROUPS = {
@@ -109,7 +109,7 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
             {
                 "type": "bar",
                 "orientation": "h",
-                "name": words.safe(panel.run),
+                "name": lettering.safe(panel.run),
                 "y": shown,
                 "x": bars,
                 "xaxis": f"x{suffix}",
@@ -147,7 +147,7 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
         layout["annotations"].append(
             annotation(
                 theme,
-                f"<b>{words.safe(panel.run, 30)}</b>: {panel.total:+.1f} decades",
+                f"<b>{lettering.safe(panel.run, 30)}</b>: {panel.total:+.1f} decades",
                 x=sum(across) / 2,
                 y=down[1],
                 xref="paper",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.plots.readings import Floats
+from gradscope.plots.drawn import Floats
 from gradscope.plots.theme import Theme
 
 

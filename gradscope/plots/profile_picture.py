@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.plots import words
+from gradscope.plots import lettering
 from gradscope.plots.panels import odd_marks
 from gradscope.plots.theme import (
     FigureDict,
@@ -61,8 +61,8 @@ def _traces(
 ) -> list[dict[str, Any]]:
     """Return a run's band, line, marks for what is no number, and cut line."""
     style = theme.line(line.place)
-    name = words.safe(line.run)
-    names = [words.safe(layer) for layer in line.names]
+    name = lettering.safe(line.run)
+    names = [lettering.safe(layer) for layer in line.names]
     drawn = _drawable(line.values, info.metric.log)
     traces: list[dict[str, Any]] = []
     known = np.isfinite(_drawable(line.low, info.metric.log))
@@ -86,7 +86,11 @@ def _traces(
             "x": line.x.tolist(),
             "y": [value if np.isfinite(value) else None for value in drawn],
             "customdata": [
-                [layer, words.factor(value) if info.metric.relative else words.number(value), raw]
+                [
+                    layer,
+                    lettering.factor(value) if info.metric.relative else lettering.number(value),
+                    raw,
+                ]
                 for layer, value, raw in zip(names, line.values, line.names, strict=True)
             ],
             "mode": "lines" if len(line.x) > 40 else "lines+markers",
@@ -103,7 +107,7 @@ def _traces(
         color=style["color"],
         theme=theme,
         hover=f"<b>%{{customdata[0]}}</b><br>{{said}}<extra>{name}</extra>",
-        customdata=[[words.safe(layer), layer] for layer in line.names],
+        customdata=[[lettering.safe(layer), layer] for layer in line.names],
         log=info.metric.log,
         name=name,
     )
@@ -116,7 +120,7 @@ def _traces(
                 "x": line.x.tolist(),
                 "y": [value if np.isfinite(value) else floor for value in cut],
                 "customdata": [
-                    [layer, words.factor(value), raw]
+                    [layer, lettering.factor(value), raw]
                     for layer, value, raw in zip(names, line.cut, line.names, strict=True)
                 ],
                 "mode": "lines",
@@ -137,7 +141,7 @@ def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> li
     """Return each run's name and first value beside the left end of its line, kept apart."""
     said: list[tuple[int, str, float]] = []
     for line in info.lines:
-        value = words.factor if info.metric.relative else words.number
+        value = lettering.factor if info.metric.relative else lettering.number
         name = f"<b>{theme.short(line.run)}</b>"
         said.append((line.place, f"{name}<br>{value(line.values[0])}", line.values[0]))
         if line.cut is not None:
@@ -159,7 +163,7 @@ def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> li
     heights = np.array([height_of(value) for _, _, value in said])
     low, high = height_of(floor), height_of(ceiling)
     pixels = (HEIGHT - 70) / max(high - low, 1e-9)
-    shifts = words.spread(heights * pixels, 32) - heights * pixels
+    shifts = lettering.spread(heights * pixels, 32) - heights * pixels
     labels = [
         annotation(
             theme,

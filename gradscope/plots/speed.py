@@ -14,10 +14,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from gradscope.plots import words
+from gradscope.plots import lettering
+from gradscope.plots.drawn import as_runs, readings
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import drawable, odd_marks, panel_domain
-from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -31,7 +31,7 @@ from gradscope.plots.theme import (
     titled,
     translucent,
 )
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 TITLE = "How fast does each layer learn?"
 LAYERS = 5
@@ -169,7 +169,7 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
         layout["annotations"].append(
             annotation(
                 theme,
-                f"<b>{words.safe(panel.run, 40)}</b>",
+                f"<b>{lettering.safe(panel.run, 40)}</b>",
                 x=sum(across) / 2,
                 y=down[1],
                 xref="paper",
@@ -225,7 +225,7 @@ def _curve(
     curve: SpeedCurve, color: str, theme: Theme, ends: tuple[float, float], suffix: str
 ) -> list[dict[str, Any]]:
     """Return a layer's line, and marks where the speed is zero or no number."""
-    name = f"{curve.number} · {words.safe(curve.name)}"
+    name = f"{curve.number} · {lettering.safe(curve.name)}"
     where: dict[str, Any] = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
     line: dict[str, Any] = {
         **where,
@@ -264,7 +264,7 @@ def _labels(
         lasts.append(drawn[-1] if len(drawn) else low if zero else high)  # where the marks are
     heights = np.log10(lasts)
     pixels = height / np.log10(high / low)
-    shifts = words.spread(heights * pixels, 15) - heights * pixels
+    shifts = lettering.spread(heights * pixels, 15) - heights * pixels
     labels = []
     for rank, (curve, at, shift) in enumerate(zip(panel.curves, heights, shifts, strict=True)):
         share = rank / max(len(panel.curves) - 1, 1)

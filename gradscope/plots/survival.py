@@ -10,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from gradscope.plots import words
+from gradscope.plots import lettering
+from gradscope.plots.drawn import as_runs, readings
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import drawable, odd_marks
-from gradscope.plots.readings import as_runs, readings
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -27,7 +27,7 @@ from gradscope.plots.theme import (
     step_axis,
     titled,
 )
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 TITLE = "How much of it survives to the first layer, step by step?"
 CAPTION = "1 means that the whole gradient arrives."
@@ -83,7 +83,7 @@ def survival_figure(
     low, high = min(low, 0.1), max(high, 10.0)
     data: list[dict[str, Any]] = []
     for line in lines:
-        name = words.safe(line.run)
+        name = lettering.safe(line.run)
         data.append(
             {
                 "type": "scatter",
@@ -93,7 +93,7 @@ def survival_figure(
                 "mode": "lines" if len(line.steps) > 1 else "markers",
                 "line": theme.line(line.place, 2),
                 "marker": {"color": theme.line(line.place)["color"]},
-                "customdata": [[words.factor(value)] for value in line.ratio],
+                "customdata": [[lettering.factor(value)] for value in line.ratio],
                 "hovertemplate": f"step %{{x}}: %{{customdata[0]}}<extra>{name}</extra>",
             }
         )

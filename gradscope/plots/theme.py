@@ -16,7 +16,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from gradscope.plots.words import safe
+from gradscope.plots.lettering import safe
 
 FigureDict = dict[str, Any]
 

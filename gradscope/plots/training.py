@@ -10,10 +10,10 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from gradscope.comparison import logged_curves
-from gradscope.plots import words
+from gradscope.diagnosis.comparison import logged_curves
+from gradscope.plots import lettering
+from gradscope.plots.drawn import as_runs
 from gradscope.plots.panels import panel_domain
-from gradscope.plots.readings import as_runs
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -27,7 +27,7 @@ from gradscope.plots.theme import (
     titled,
     translucent,
 )
-from gradscope.run import Run
+from gradscope.runs.run import Run
 
 TITLE = "Does it learn?"
 POINTS = 400
@@ -106,7 +106,7 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
         mine = [curve for curve in curves if curve.measure == measure]
         for curve in mine:
             style = theme.line(curve.place, 2.5 if curve.part == "train" else 1.2)
-            name = f"{words.safe(curve.run)}, {PARTS[curve.part]}"
+            name = f"{lettering.safe(curve.run)}, {PARTS[curve.part]}"
             data.append(
                 {
                     "type": "scatter",
@@ -164,11 +164,11 @@ def _labels(curves: list[TrainingCurve], theme: Theme, suffix: str) -> list[dict
         return []
     top = max(float(np.nanmax(c.values[np.isfinite(c.values)], initial=0)) for c in curves) or 1.0
     heights = np.array([value / top * 330 for _, value in ends])
-    shifts = words.spread(heights, 17) - heights
+    shifts = lettering.spread(heights, 17) - heights
     return [
         annotation(
             theme,
-            f"<b>{words.safe(curve.run, 24)}</b>",
+            f"<b>{lettering.safe(curve.run, 24)}</b>",
             x=1,
             xref=f"x{suffix} domain",
             xanchor="right",

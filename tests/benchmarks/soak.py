@@ -138,7 +138,7 @@ def store(steps: int, compared: int = 5_000) -> None:
     import pyarrow as pa
     import pyarrow.csv
 
-    from gradscope.store import RunWriter
+    from gradscope.storage.writer import RunWriter
 
     layer = {"name": "l", "kind": "Linear", "depth": 1, "parameters": 1}
     times: dict[str, float] = {}
@@ -154,9 +154,9 @@ def store(steps: int, compared: int = 5_000) -> None:
                 at = rows["step"][::LAYERS]
                 nothing = dict.fromkeys(("time", "grad_norm", "clipped_grad_norm"), at * 0.1)
                 with timed(times, "run"):
-                    writer.append("layers", rows)
+                    writer.add_rows("layers", rows)
                     skipped = np.zeros(at.size, bool)
-                    writer.append(
+                    writer.add_rows(
                         "steps",
                         {"step": at, "skipped": skipped, "loss_scale": at * 0.0 + 1, **nothing},
                     )

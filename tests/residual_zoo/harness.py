@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.graph import Call, Graph, sequence_number, walk
-from gradscope.joins import Join, find_joins
+from gradscope.autograd.graph import Call, Graph, sequence_number, walk
+from gradscope.autograd.joins import Join, find_joins
 
 
 def tensors(value: Any) -> list[Tensor]:

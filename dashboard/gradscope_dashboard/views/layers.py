@@ -10,7 +10,7 @@ from dash.exceptions import PreventUpdate
 
 from gradscope.plots import METRICS
 from gradscope.plots.layer_table import SHOWN, layer_table
-from gradscope.plots.words import factor, number
+from gradscope.plots.lettering import factor, number
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import Page, aria, read_page
 from gradscope_dashboard.state import TABLE_COLUMNS

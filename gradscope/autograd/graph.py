@@ -1,0 +1,205 @@
+"""The autograd graph of one forward pass, read from its outputs down to the model's inputs.
+
+A *value* is one output of a node: `(node, slot)`. An *edge* is one input of a node:
+`(consumer, position)`. PyTorch keeps only the edges, and points them from consumer to producer:
+`node.next_functions[position] == (producer, slot)`. Nodes are named by their place in the walk,
+because node objects live for one step only; two steps of one structure number them alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+
+Value = tuple[int, int]
+"""(walk index of the producer, output slot); (-1, 0) for a tensor that has no gradient."""
+
+Edge = tuple[int, int]
+"""(walk index of the consumer, position among its inputs)."""
+
+
+class Call(NamedTuple):
+    """One call of one module during a forward pass.
+
+    `start` and `stop` are autograd's sequence number before and after the call: every node in
+    between was made in it. `inputs` and `outputs` are `(grad_fn, output_nr)` of each tensor that
+    requires grad; for a leaf the node is its gradient accumulator. `owns_parameters` counts the
+    module's own, trained or frozen; `owns_frozen` tells whether some of them get no gradient.
+    """
+
+    name: str
+    kind: str
+    owns_parameters: bool
+    start: int
+    stop: int
+    inputs: tuple[tuple[Node, int], ...]
+    outputs: tuple[tuple[Node, int], ...]
+    owns_frozen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Nodes in breadth-first order from the outputs, with the kind and the inputs of each."""
+
+    nodes: list[Node]
+    names: list[str]
+    edges: list[tuple[Value, ...]]
+    index: dict[Node | None, int]
+    inputs: frozenset[Node]
+
+    def consumers(self) -> dict[Value, list[Edge]]:
+        """Return for each value the edges that read it."""
+        found: dict[Value, list[Edge]] = {}
+        for consumer, values in enumerate(self.edges):
+            for position, value in enumerate(values):
+                if value[0] >= 0:
+                    found.setdefault(value, []).append((consumer, position))
+        return found
+
+    def order(self) -> list[int]:
+        """Return the walk indices sorted so that producers come before their consumers."""
+        order: list[int] = []
+        unread = [iter(values) for values in self.edges]
+        seen = [False] * len(self.nodes)
+        for root in range(len(self.nodes)):
+            stack = [] if seen[root] else [root]
+            seen[root] = True
+            while stack:
+                for producer, _ in unread[stack[-1]]:
+                    if producer >= 0 and not seen[producer]:
+                        seen[producer] = True
+                        stack.append(producer)
+                        break
+                else:
+                    order.append(stack.pop())
+        return order
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """Return the shape of the tensor that `value` stands for."""
+        node, slot = value
+        return tuple(self.nodes[node]._input_metadata[slot].shape)
+
+
+def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Graph:
+    """Read the graph below `roots` once, stopping at the model's own `inputs`.
+
+    Parameters
+    ----------
+    roots : iterable of (Node, int)
+        `(grad_fn, output_nr)` of each output of the model.
+    inputs : collection of Node
+        Nodes of the tensors the model was called with; nothing below them is read.
+
+    Returns
+    -------
+    Graph
+        It keeps the nodes, hence the saved activations, alive: drop it with the step.
+    """
+    given = frozenset(inputs)
+    nodes = list(dict.fromkeys(node for node, _ in roots))
+    index: dict[Node | None, int] = {node: place for place, node in enumerate(nodes)}
+    index[None] = -1
+    names = []
+    edges = []
+    for node in nodes:  # the list grows while it is read
+        names.append(type(node).__name__)
+        values = []
+        for producer, slot in () if node in given else node.next_functions:
+            place = index.setdefault(producer, len(nodes))
+            if place == len(nodes) and producer is not None:
+                nodes.append(producer)
+            values.append((place, slot))
+        edges.append(tuple(values))
+    return Graph(nodes, names, edges, index, given)
+
+
+def fingerprint(graph: Graph, calls: Sequence[Call] = ()) -> int:
+    """Return a number that is equal for two steps of the same structure, within one process.
+
+    It covers the kinds of the nodes, their edges, and which module made which part of the graph,
+    so that skipping block 3 differs from skipping its twin, block 5. Sizes do not enter.
+    """
+    base = calls[0].start if calls else 0
+    made = tuple([(call.name, call.start - base, call.stop - base) for call in calls])
+    return hash((tuple(graph.names), tuple(graph.edges), made))
+
+
+def contains(outer: Call, inner: Call) -> bool:
+    """Tell whether `inner` was made in `outer`, or is the same."""
+    return outer.start <= inner.start and inner.stop <= outer.stop
+
+
+def sequence_number() -> int:
+    """Return the number that autograd will give to the next node of this thread."""
+    return torch._C._autograd._get_sequence_nr()
+
+
+def saved_factors(node: Node) -> tuple[Tensor | None, Tensor | None]:
+    """Return the two factors of a product (or quotient), detached, as far as its node keeps them.
+
+    None stands for one that backward does not need, that was changed in place since, or that hooks
+    keep elsewhere: checkpointing would compute it anew.
+    """
+    found: list[Tensor | None] = []
+    for name in ("self", "other"):
+        tensor = None
+        if getattr(node, f"_raw_saved_{name}").unpack_hook is None:
+            with suppress(RuntimeError):
+                tensor = getattr(node, f"_saved_{name}")
+        found.append(None if tensor is None else tensor.detach())
+    return found[0], found[1]
+
+
+class Origins:
+    """Which module call made which node, told by the sequence numbers."""
+
+    def __init__(self, graph: Graph, calls: Sequence[Call]) -> None:
+        self.graph = graph
+        self.calls = calls
+        self.first = min((call.start for call in calls), default=0)
+        last = max((call.stop for call in calls), default=0)
+        self.innermost = [-1] * (last - self.first)
+        self.outer: list[int] = []
+        self.silent: dict[int, Call] = {}
+        for number, call in enumerate(calls):  # an inner call overwrites its part of the outer one
+            start, stop = call.start - self.first, call.stop - self.first
+            self.outer.append(self.innermost[start] if start < stop else -1)
+            self.innermost[start:stop] = [number] * (stop - start)
+            if start == stop and call.owns_parameters:
+                self.silent.setdefault(call.start, call)
+
+    def time(self, node: int) -> int:
+        """Return the sequence number of a node: its place in the order of execution."""
+        return self.graph.nodes[node]._sequence_nr()
+
+    def maker(self, node: int) -> Call | None:
+        """Return the innermost call that made `node`, None outside of every call."""
+        number = self._innermost(self.time(node))
+        return self.calls[number] if number >= 0 else None
+
+    def hidden(self, node: int) -> Call | None:
+        """Return the first call with parameters that ran, without a graph, inside of `node`.
+
+        A custom Function gets its number before its forward, which runs without grad: what it
+        calls starts and stops at the next number. Re-entrant checkpointing works so.
+        """
+        return self.silent.get(self.time(node) + 1)
+
+    def holder(self, nodes: Iterable[int]) -> Call | None:
+        """Return the innermost call that made all of `nodes`."""
+        times = [self.time(node) for node in nodes]
+        low, high = min(times), max(times)
+        number = self._innermost(low)
+        while number >= 0 and self.calls[number].stop <= high:
+            number = self.outer[number]
+        return self.calls[number] if number >= 0 else None
+
+    def _innermost(self, time: int) -> int:
+        place = time - self.first
+        return self.innermost[place] if 0 <= place < len(self.innermost) else -1

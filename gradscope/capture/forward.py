@@ -1,0 +1,234 @@
+"""One forward of a watched model: the calls of its modules, and what is read of their outputs.
+
+Module hooks (taps.py) report calls to a `Forward`; when the outermost call has returned, its graph
+is tapped (gradients.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
+
+from gradscope import measure
+from gradscope.autograd.graph import Call, Graph, saved_factors, sequence_number, walk
+from gradscope.capture.modules import ModuleInfo
+from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
+from gradscope.capture.rows import Readings, activation_keys, output_keys
+from gradscope.measure import Reading
+from gradscope.measure.activations import activation_readings, whole_rule
+
+Edge = tuple[Node, int]
+
+
+OpenCall = tuple[ModuleInfo, int, int, tuple[Edge, ...]]
+"""A call that has not returned yet: its module, its number, when it began, its inputs."""
+
+
+class Forward:
+    """The module calls of one outermost forward.
+
+    Parameters
+    ----------
+    expected : Plan, optional
+        Of the previous forward: where to find the tensors that joins add up. Without one, the
+        inputs and outputs of every module are measured.
+    """
+
+    def __init__(self, expected: Plan | None) -> None:
+        self.modules: list[ModuleInfo] = []
+        self.readings = Readings()
+        self._calls: list[Call | None] = []
+        self._expected = expected
+        self._open: list[OpenCall] = []
+        self._norms: dict[Place, Reading] = {}
+        self._terms: dict[Place, tuple[Tensor, int]] = {}
+        self._sum_norms: dict[SignedPlaces, Reading] = {}
+
+    @property
+    def calls(self) -> list[Call]:
+        """The calls that returned, in the order in which they began."""
+        return [call for _, call in self.returned()]
+
+    @property
+    def layers(self) -> list[int | None]:
+        """For each of `calls`, the number of the layer, None for other modules."""
+        return [module.number if module.is_layer else None for module, _ in self.returned()]
+
+    def enter(
+        self, module: ModuleInfo, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        """Note that `module` is called; without gradients, as checkpointing does, only that."""
+        tensors = with_gradient((args, kwargs) if kwargs else args)
+        ordinal = len(self.modules)
+        self.modules.append(module)
+        self._calls.append(None)
+        inputs = tuple([gradient_edge(tensor) for tensor in tensors])
+        self._open.append((module, ordinal, sequence_number(), inputs))
+        if tensors:
+            self._measure_for_joins(ordinal, "in", tensors)
+
+    def leave(
+        self, number: int, module: nn.Module, args: tuple[object, ...], output: object
+    ) -> bool:
+        """Note that a module returned; return whether it was the outermost call."""
+        info, ordinal, start, inputs = self._open.pop()
+        while info.number != number:  # a call within it never returned
+            info, ordinal, start, inputs = self._open.pop()
+        tensors = with_gradient(output)
+        self._calls[ordinal] = Call(
+            info.name,
+            info.kind,
+            info.owns_parameters,
+            start,
+            sequence_number(),
+            inputs,
+            tuple([gradient_edge(tensor) for tensor in tensors]),
+            info.owns_parameters and _owns_frozen(module),
+        )
+        if not info.is_layer:
+            if tensors:
+                self._measure_for_joins(ordinal, "out", tensors)
+        elif torch.is_grad_enabled():  # else it will be computed again, or is not trained
+            self._measure_output(info, ordinal, module, args, tensors or list(tensors_in(output)))
+        return not self._open
+
+    def returned(self) -> Iterator[tuple[ModuleInfo, Call]]:
+        """Yield the modules whose calls returned, with these, in the order in which they began."""
+        for module, call in zip(self.modules, self._calls, strict=True):
+            if call is not None:
+                yield module, call
+
+    def graph(self) -> Graph | None:
+        """Walk the graph that the outermost call has left; None if it has left none."""
+        call = self._calls[0]
+        if call is None or not call.outputs:
+            return None
+        return walk(call.outputs, {node for node, _ in call.inputs})
+
+    def supply(self, plan: Plan, graph: Graph) -> None:
+        """Give the joins in `plan` the norms of what they add up, where these can be had."""
+        for operand, keys in plan.forward.items():
+            if (norm := self._norm(operand, graph)) is not None:
+                self.readings.add(norm, keys)
+        for places, keys in plan.forward_sums.items():
+            if (norm := self._sum_norms.get(places)) is not None:
+                self.readings.add(norm, keys)
+
+    def _norm(self, operand: Operand, graph: Graph) -> Reading | None:
+        """Return the norm of `operand`; None where it was not seen, or a factor is gone."""
+        norm: Reading | None = None
+        if operand.place is not None:
+            norm = self._norms.get(operand.place)
+        elif operand.product is not None:
+            one, other = saved_factors(graph.nodes[operand.product])
+            if one is not None and other is not None:
+                norm = measure.norm(one * other)
+        for node in operand.times:
+            one, other = saved_factors(graph.nodes[node])
+            factor = one if other is None else other
+            if norm is None or factor is None or factor.numel() != 1:
+                return None
+            size = abs(factor.item()) if factor.is_cpu else measure.dense(factor).abs().view(())
+            norm = norm / size if graph.names[node] == "DivBackward0" else norm * size
+        return norm
+
+    def _measure_output(
+        self,
+        info: ModuleInfo,
+        ordinal: int,
+        module: nn.Module,
+        args: tuple[object, ...],
+        tensors: Sequence[Tensor],
+    ) -> None:
+        rule = whole_rule(module) if info.is_activation else None
+        for position, tensor in enumerate(tensors):
+            x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
+            n = x.numel()
+            if n == 0 or not x.is_floating_point():
+                continue
+            if rule is None:
+                census = measure.census(x)
+            else:
+                census = measure.census(x, rule.center, rule.radius)
+            place = ordinal, "out", position
+            self._norms[place] = census.norm
+            self._hold(place, x)
+            values = census[:2] if census.deviation is None else census[:3]
+            keys = output_keys(info.number, n)[: len(values)]
+            self.readings.add_all(values, keys)  # type: ignore[arg-type]
+            if rule is not None:
+                read = rule.readings(n, census)
+            elif info.is_activation:
+                z = args[0] if args and isinstance(args[0], Tensor) else None
+                if z is tensor:  # in place: z is lost
+                    z = None
+                read = activation_readings(module, z, measure.dense(x))
+            else:
+                continue
+            self.readings.add_all(read, activation_keys(info.number, n))
+
+    def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
+        """Take the norms that a join will ask for, as far as the previous forward tells."""
+        if self._expected is not None and ordinal not in self._expected.calls:
+            return
+        for position, tensor in enumerate(tensors):
+            place = (ordinal, side, position)
+            if self._expected is None or place in self._expected.places:
+                self._norms[place] = measure.norm(tensor)
+            self._hold(place, tensor)
+
+    def _hold(self, place: Place, x: Tensor) -> None:
+        """Keep a term of a branch's sum, as the previous forward tells, until all are there."""
+        if self._expected is None or (places := self._expected.terms.get(place)) is None:
+            return
+        self._terms[place] = x.detach(), x._version
+        if all(other in self._terms for other, _ in places):
+            terms = [(*self._terms.pop(other), sign) for other, sign in places]
+            if all(x._version == version for x, version, _ in terms):  # else F(x) is lost
+                total = sum(sign * measure.dense(x) for x, _, sign in terms)
+                self._sum_norms[places] = measure.norm(torch.as_tensor(total))
+
+
+def _owns_frozen(module: nn.Module) -> bool:
+    """Whether some of the module's own parameters get no gradient, as of now."""
+    return any(p is not None and not p.requires_grad for p in module._parameters.values())
+
+
+def with_gradient(value: object) -> list[Tensor]:
+    """Return the tensors in `value` that require grad; none while gradients are off."""
+    if not torch.is_grad_enabled():
+        return []
+    if isinstance(value, Tensor):
+        return [value] if value.requires_grad else []
+    return [tensor for tensor in tensors_in(value) if tensor.requires_grad]
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            if isinstance(item, Tensor):
+                yield item
+            else:
+                yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+def gradient_edge(tensor: Tensor) -> Edge:
+    """Return the node and slot in which the gradient of `tensor` arrives."""
+    node = tensor.grad_fn
+    if node is not None:
+        return node, tensor.output_nr
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr

@@ -1,0 +1,195 @@
+"""Activation functions that are called without a module, such as F.relu, found on the graph.
+
+What such a function did is read from the tensor that its node keeps for the backward pass: that
+is there anyway, and looking at it never waits for the device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradscope import measure
+from gradscope.autograd.graph import Call, Edge, Graph, Origins, Value
+from gradscope.capture.rows import Readings, activation_keys
+from gradscope.kinds import group
+from gradscope.measure.activations import activation_readings, sample
+
+_SAME_ELEMENTS = re.compile(
+    r"(Alias|Clone|Permute|ReshapeAlias|Squeeze|T|ToCopy|Transpose|UnsafeView|Unsqueeze|View)Backward"
+)
+"""Nodes that hand on all elements of what they are given, and no others."""
+
+# Names and attributes of nodes come from torch's derivatives.yaml. The in-place forms, often
+# ...Backward1, keep the result instead of the input.
+_MODULES: dict[str, Callable[[Any], nn.Module]] = {
+    "Celu": lambda node: nn.CELU(node._saved_alpha),
+    "Elu": lambda node: nn.ELU(node._saved_alpha) if node._saved_scale == 1 else nn.SELU(),
+    "Gelu": lambda node: nn.GELU(node._saved_approximate),
+    "Hardshrink": lambda node: nn.Hardshrink(node._saved_lambd),
+    "Hardsigmoid": lambda _: nn.Hardsigmoid(),
+    "Hardswish": lambda _: nn.Hardswish(),
+    "Hardtanh": lambda node: _hardtanh(node._saved_min_val, node._saved_max_val),
+    "LeakyRelu": lambda node: nn.LeakyReLU(node._saved_negative_slope),
+    "LogSigmoid": lambda _: nn.LogSigmoid(),
+    "Mish": lambda _: nn.Mish(),
+    "Relu": lambda _: nn.ReLU(),
+    "Sigmoid": lambda _: nn.Sigmoid(),
+    "Silu": lambda _: nn.SiLU(),
+    "Softsign": lambda _: nn.Softsign(),  # there is no such node: it is a division
+    "Softplus": lambda node: nn.Softplus(node._saved_beta, node._saved_threshold),
+    "Softshrink": lambda node: nn.Softshrink(node._saved_lambd),
+    "Tanh": lambda _: nn.Tanh(),
+}
+"""Kind of node -> the module that does what the node did, its settings included."""
+
+
+def _hardtanh(low: float, high: float) -> nn.Module:
+    return nn.ReLU6() if (low, high) == (0, 6) else nn.Hardtanh(low, high)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A call of an activation function on the output of a layer.
+
+    `kind` is its node's; `name` is the class of the module that does the same.
+    """
+
+    node: int
+    kind: str
+    name: str
+    layer: int
+
+
+def find_functions(
+    graph: Graph,
+    calls: Sequence[Call],
+    layers: Sequence[int | None],
+    outputs: Sequence[tuple[Value, int]],
+    consumers: dict[Value, list[Edge]],
+) -> list[Function]:
+    """Return the activation functions that were called on the output of a layer.
+
+    Left out are those within a module that is itself an activation, whose own readings tell,
+    those on an output of which something else is made, too, as in x * sigmoid(x): they are part
+    of another function, and gates, sigmoids by which something is multiplied: these are meant to
+    be shut or open.
+
+    Parameters
+    ----------
+    graph, calls
+        Of one forward.
+    layers : for each call, the number of the layer that was called, None for other modules
+    outputs : (value, number) of each output of a layer, in order of execution
+    consumers : as `Graph.consumers`
+    """
+    kinds = {i: kind for i, name in enumerate(graph.names) if (kind := _kind(name)) in _MODULES}
+    parts = set(kinds)
+    for i, name in enumerate(graph.names):
+        if name == "DivBackward0" and (size := _softsign(graph, i)) is not None:
+            kinds[i] = "Softsign"
+            parts |= {i, size}
+    if not kinds:
+        return []
+    activations = {
+        id(call)
+        for call, layer in zip(calls, layers, strict=True)
+        if layer is not None and group(call.kind, weights=False) == "activation"
+    }
+    origins = Origins(graph, calls)
+    owner: dict[Value, int] = {}
+    for value, layer in outputs:
+        owner.setdefault(value, layer)
+    found = []
+    for node, kind in kinds.items():
+        if not graph.edges[node] or id(origins.maker(node)) in activations:
+            continue  # it made an input of the model, or belongs to a module
+        readers = [graph.names[reader] for reader, _ in consumers.get((node, 0), [])]
+        if kind in ("Sigmoid", "Hardsigmoid") and "MulBackward0" in readers:
+            continue
+        value = graph.edges[node][0]
+        whole = _only_for(consumers[value], parts)
+        while value not in owner and _SAME_ELEMENTS.match(graph.names[value[0]]):
+            if not graph.edges[value[0]]:
+                break
+            value = graph.edges[value[0]][0]
+            whole &= len(consumers[value]) == 1
+        if value in owner and whole:
+            name = type(_MODULES[kind](graph.nodes[node])).__name__
+            found.append(Function(node, kind, name, owner[value]))
+    return found
+
+
+def read_functions(functions: Sequence[Function], graph: Graph, readings: Readings) -> None:
+    """Add `derivative_mean`, `zero_fraction` and `saturated_fraction` of each function."""
+    for function in functions:
+        saved = _input_and_output(graph.nodes[function.node], function.kind)
+        if saved is None:
+            continue
+        module, z, output, count = saved
+        keys = activation_keys(function.layer, count)
+        for key, reading in zip(keys, activation_readings(module, z, output), strict=True):
+            readings.add(reading, key)
+
+
+def _kind(name: str) -> str:
+    """Return the kind of a node: `LeakyReluBackward1` -> `LeakyRelu`."""
+    return name.rstrip("0123456789").removesuffix("Backward")
+
+
+def _softsign(graph: Graph, node: int) -> int | None:
+    """Return the node of |x| if `node` is the division of x / (1 + |x|), else None."""
+    x, denominator = graph.edges[node]
+    if x[0] < 0 or graph.names[denominator[0]] != "AddBackward0":
+        return None
+    for term, _ in graph.edges[denominator[0]]:
+        if term >= 0 and graph.names[term] == "AbsBackward0" and graph.edges[term][0] == x:
+            return term
+    return None
+
+
+def _only_for(edges: Sequence[Edge], nodes: Collection[int]) -> bool:
+    return all(consumer in nodes for consumer, _ in edges)
+
+
+def _input_and_output(node: Any, kind: str) -> tuple[nn.Module, Tensor | None, Tensor, int] | None:
+    """Return the module that does what `node` did, its input, output and number of elements.
+
+    The input is None where only the output is kept. Nothing where neither can be had.
+    """
+    module = _MODULES[kind](node)
+    if kind == "Softsign":
+        z, size = _saved(node, "self"), _saved(node, "other")
+        if z is None or size is None:
+            return None
+        return module, None, sample(z) / sample(size), z.numel()
+    output = _saved(node, "result")
+    if output is not None:
+        return module, None, output, output.numel()
+    z = _saved(node, "self")
+    if z is None:
+        return None
+    some = sample(z)
+    return module, some, module.forward(some), z.numel()
+
+
+def _saved(node: Any, name: str) -> Tensor | None:
+    """Return a tensor that `node` keeps; None where it is not to be had at once.
+
+    So it is where the tensor was changed in place since, and where hooks keep it elsewhere:
+    checkpointing would compute it anew.
+    """
+    keeper = getattr(node, f"_raw_saved_{name}", None)
+    if keeper is None or keeper.unpack_hook is not None:
+        return None
+    try:
+        tensor: Tensor = getattr(node, f"_saved_{name}")
+    except RuntimeError:
+        return None
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return None
+    return measure.dense(tensor)

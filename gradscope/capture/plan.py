@@ -1,0 +1,305 @@
+"""Where to tap the graph of one forward: decided once for each structure, then looked up.
+
+A plan speaks of nodes by their index in the walk, which is the same at every step of the same
+structure; the nodes themselves are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal, NamedTuple
+
+from torch.autograd.graph import Node
+
+from gradscope.autograd.graph import Call, Edge, Graph, Value
+from gradscope.autograd.joins import Join
+from gradscope.capture.functions import Function, find_functions
+from gradscope.capture.rows import Key, Keys, OfLayer, OfShortcut
+from gradscope.schema import SPLIT_FORMS
+
+CUTS = ("shortcuts", "branches")
+"""What can be cut: gradient through the shortcuts, or through the branches."""
+
+Place = tuple[int, str, int]
+"""Where a tensor was seen: call, "in" or "out", position among the tensors with a gradient."""
+
+SignedPlaces = tuple[tuple[Place, int], ...]
+
+
+class Operand(NamedTuple):
+    """How to get the norm of S(x) or F(x).
+
+    It is the tensor seen at `place` or, where no module shows it, the product of the two factors
+    that the node `product` has saved, and this times the constants of the nodes `times`.
+    """
+
+    place: Place | None
+    product: int | None
+    times: tuple[int, ...]
+
+
+Part = Literal["shortcut", "branch", "other"]
+_VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
+
+
+@dataclass
+class ValueTap:
+    """A value whose whole gradient is read: as `keys`, and as the total of `joins`."""
+
+    slot: int
+    keys: Keys
+    joins: list[int]
+
+
+@dataclass
+class EdgeTap:
+    """An edge, `position` among its consumer's, whose gradient goes into a sum of `sums`."""
+
+    position: int
+    sums: list[int]
+
+
+@dataclass
+class EdgeSum:
+    """Edges of one value through one module: summed, then read as `keys` when all have come."""
+
+    edges: int
+    keys: Keys = ()
+
+
+@dataclass
+class JoinTap:
+    """A join to split: for each part the sum of its edges (None: no edge), and the readings' keys.
+
+    `is_open`: its value is an output or an input of the model, so that gradient may come from
+    elsewhere, too.
+    """
+
+    parts: dict[Part, int | None]
+    is_open: bool
+    keys: dict[str, Keys]
+
+
+@dataclass
+class Plan:
+    """Taps for the graphs of one structure.
+
+    Attributes
+    ----------
+    values, edges : by index of the node that gets the hook
+    direct : (call, output, keys)
+        Outputs of layers that the model's outputs do not depend on, such as an auxiliary loss's.
+    forward : operand -> keys
+        What the forward ratio of a join needs the norm of.
+    places : those of `forward`
+    calls : those of `places` and `terms`
+    forward_sums : places, each with a sign -> keys
+        Sums of tensors whose norm it needs: those of branches with several terms.
+    terms : place -> the one of `forward_sums` that it belongs to
+    leaves : nodes that accumulate the gradient of a parameter
+    cuts : way -> edges that a cut of this way lets no gradient pass
+    outputs : (value, number) of each output of a layer
+    functions : activations that were called on the output of a layer without a module
+    """
+
+    values: dict[int, list[ValueTap]] = field(default_factory=dict)
+    edges: dict[int, list[EdgeTap]] = field(default_factory=dict)
+    sums: list[EdgeSum] = field(default_factory=list)
+    joins: list[JoinTap] = field(default_factory=list)
+    direct: list[tuple[int, int, Keys]] = field(default_factory=list)
+    forward: dict[Operand, Keys] = field(default_factory=dict)
+    places: set[Place] = field(default_factory=set)
+    forward_sums: dict[SignedPlaces, Keys] = field(default_factory=dict)
+    terms: dict[Place, SignedPlaces] = field(default_factory=dict)
+    leaves: list[int] = field(default_factory=list)
+    cuts: dict[str, list[Edge]] = field(default_factory=dict)
+    outputs: list[tuple[Value, int]] = field(default_factory=list)
+    functions: list[Function] = field(default_factory=list)
+    calls: set[int] = field(default_factory=set)
+
+
+def make_plan(
+    graph: Graph,
+    calls: Sequence[Call],
+    layers: Sequence[int | None],
+    joins: Sequence[Join],
+    numbers: Sequence[int],
+) -> Plan:
+    """Decide where to tap `graph`.
+
+    Parameters
+    ----------
+    graph, calls
+        Of one forward.
+    layers : for each call, the number of the layer that was called, None for other modules
+    joins, numbers
+        The graph's residual joins and their numbers in the catalogue.
+    """
+    plan = Plan()
+    consumers_of = graph.consumers()
+    whole: dict[Value, list[Key]] = defaultdict(list)
+    totals: dict[Value, list[int]] = defaultdict(list)
+    edges: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+
+    def add_sum(value_edges: Sequence[Edge], keys: Keys = ()) -> int:
+        for consumer, position in value_edges:
+            edges[consumer][position].append(len(plan.sums))
+        plan.sums.append(EdgeSum(len(value_edges), keys))
+        return len(plan.sums) - 1
+
+    for ordinal, (call, layer) in enumerate(zip(calls, layers, strict=True)):
+        if layer is None:
+            continue
+        for position, edge in enumerate(call.outputs):
+            key: Key = OfLayer("signal_norm", layer)
+            value = locate(graph, edge)
+            if value is None:
+                plan.direct.append((ordinal, position, (key,)))
+            else:
+                whole[value].append(key)
+                plan.outputs.append((value, layer))
+        key = OfLayer("input_signal_norm", layer)
+        for edge in call.inputs:
+            value = locate(graph, edge)
+            consumers = consumers_of.get(value, []) if value is not None else []
+            inside = [
+                c for c in consumers if call.start <= _sequence(graph.nodes[c[0]]) < call.stop
+            ]
+            if value is None or not inside:
+                continue
+            if len(inside) == len(consumers):
+                whole[value].append(key)  # no one else uses the value: its whole gradient it is
+            else:
+                add_sum(inside, (key,))
+    outputs = {locate(graph, edge) for edge in calls[0].outputs}
+    for join, number in zip(joins, numbers, strict=True):
+        if join.form not in SPLIT_FORMS:
+            continue
+        parts: dict[Part, tuple[Edge, ...]] = {
+            "shortcut": join.shortcut_edges,
+            "branch": join.branch_edges,
+            "other": join.other_edges,
+        }
+        whole[join.value].append(OfShortcut("total_norm", number))
+        totals[join.value].append(len(plan.joins))
+        sums = {part: add_sum(some) if some else None for part, some in parts.items()}
+        is_open = join.value in outputs or graph.nodes[join.value[0]] in graph.inputs
+        named: dict[str, Keys] = {part: (OfShortcut(f"{part}_norm", number),) for part in parts}
+        named["cosine"] = (OfShortcut("cosine", number),)
+        plan.joins.append(JoinTap(sums, is_open, named))
+        _plan_forward(graph, calls, join, number, plan)
+
+    for value, keys in sorted(whole.items()):
+        tap = ValueTap(value[1], tuple(keys), totals.get(value, []))
+        plan.values.setdefault(value[0], []).append(tap)
+    plan.edges = {
+        node: [EdgeTap(position, sums) for position, sums in positions.items()]
+        for node, positions in edges.items()
+    }
+    plan.cuts = {
+        "shortcuts": [edge for join in joins for edge in join.shortcut_cut],
+        "branches": [edge for join in joins for edge in join.branch_cut],
+    }
+    plan.calls = {ordinal for ordinal, _, _ in (*plan.places, *plan.terms)}
+    plan.functions = find_functions(graph, calls, layers, plan.outputs, consumers_of)
+    own = {node for node, _ in calls[0].inputs}
+    plan.leaves = [
+        i
+        for i, name in enumerate(graph.names)
+        if name == "AccumulateGrad" and graph.nodes[i] not in own
+    ]
+    return plan
+
+
+def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
+    """Return where the value of `edge` is in `graph`, None if it is not there.
+
+    A view that was noted before its base was changed in place has left the graph: then it is the
+    base that is meant.
+    """
+    node, slot = edge
+    while node not in graph.index:
+        base, base_slot = node.next_functions[0] if _VIEW.search(node.name()) else (None, 0)
+        if base is None:
+            return None
+        node, slot = base, base_slot
+    return graph.index[node], slot
+
+
+def position(
+    graph: Graph, calls: Sequence[Call], layers: Sequence[int | None], join: Join
+) -> float:
+    """Return the share of the layers' calls that had returned before `join`."""
+    stops = [call.stop for call, layer in zip(calls, layers, strict=True) if layer is not None]
+    when = _sequence(graph.nodes[join.node])
+    return sum(stop <= when for stop in stops) / max(len(stops), 1)
+
+
+def _plan_forward(graph: Graph, calls: Sequence[Call], join: Join, number: int, plan: Plan) -> None:
+    """Plan to read ||S(x)|| and ||F(x)|| where both can be had."""
+    if join.shortcut_operand is None:
+        return
+    shortcut = _operand(graph, calls, join.shortcut_operand)
+    branch = [(_operand(graph, calls, value), sign) for value, sign in join.branch_operands]
+    places = tuple((term.place, sign) for term, sign in branch if term and term.place)
+    keys: dict[str, Key] = {
+        way: OfShortcut(f"{way}_forward_norm", number) for way in ("shortcut", "branch")
+    }
+    if shortcut is None:
+        return
+    if len(branch) == 1 and branch[0][0] is not None:
+        wanted = {"shortcut": shortcut, "branch": branch[0][0]}
+    elif len(places) == len(branch) and not any(term and term.times for term, _ in branch):
+        wanted = {"shortcut": shortcut}
+        plan.forward_sums[places] = (*plan.forward_sums.get(places, ()), keys["branch"])
+        plan.terms.update((place, places) for place, _ in places)
+    else:
+        return
+    for way, operand in wanted.items():
+        plan.forward[operand] = (*plan.forward.get(operand, ()), keys[way])
+        if operand.place is not None:
+            plan.places.add(operand.place)
+
+
+def _operand(graph: Graph, calls: Sequence[Call], value: Value) -> Operand | None:
+    """Return how to get the norm of `value`, None if there is no cheap way."""
+    times: list[int] = []
+    while True:
+        place = _seen_at(graph, calls, value)
+        if place is not None:
+            return Operand(place, None, tuple(times))
+        node = value[0]
+        if graph.names[node] not in ("MulBackward0", "DivBackward0"):
+            return None
+        one, other = graph.edges[node]
+        if one[0] >= 0 and other[0] >= 0:
+            is_product = graph.names[node] == "MulBackward0"
+            return Operand(None, node, tuple(times)) if is_product else None
+        times.append(node)
+        value = one if one[0] >= 0 else other
+
+
+def _seen_at(graph: Graph, calls: Sequence[Call], value: Value) -> Place | None:
+    """Return a module call that returned or received `value`: there its norm can be taken."""
+    size = prod(graph.shape(value))
+    for side in ("out", "in"):
+        for ordinal, call in enumerate(calls):
+            edges = call.outputs if side == "out" else call.inputs
+            for position, edge in enumerate(edges):
+                node, slot = edge
+                if locate(graph, edge) == value and prod(_shape(node, slot)) == size:
+                    return ordinal, side, position
+    return None
+
+
+def _shape(node: Node, slot: int) -> tuple[int, ...]:
+    return tuple(node._input_metadata[slot].shape)
+
+
+def _sequence(node: Node) -> int:
+    number: int = node._sequence_nr()
+    return number

@@ -1,0 +1,186 @@
+"""The readings that a diagnosis looks at: a run in blocks of steps, each column read once.
+
+One batch may mislead, so nothing is judged by a single step but the state at initialisation: a
+block is `BLOCK` or more consecutive recorded steps and stands for their median. A long run is
+looked at in `MOST_BLOCKS` blocks spread evenly over it, its first and last steps included. Steps
+that the loss scaler skipped are left out: infinite gradients are how it finds its scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gradscope.diagnosis.signal_path import Floats, SignalPath, signal_path
+from gradscope.kinds import canonical
+from gradscope.runs.run import Run
+
+BLOCK = 20
+"""Recorded steps that a median takes at least, where the run has as many."""
+
+MOST_BLOCKS = 100
+
+ROWS_AT_ONCE = 2**12
+"""Recorded steps of which all layers are looked at together: a copy of all would take memory."""
+
+Mask = NDArray[np.bool_]
+
+
+class Evidence:
+    """One run under diagnosis.
+
+    Attributes
+    ----------
+    run : Run
+    layers : DataFrame, as `Run.layers`
+    steps : DataFrame, as `Run.steps`
+    rows : int64 (R,)
+        The recorded steps that were not skipped, as row numbers of `steps`. A step of which only
+        logged scalars are known is none of them.
+    blocks : list of int64 arrays
+        Row numbers of each block.
+    path : SignalPath or None
+        The signal along the depth, at all recorded steps.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.layers: pd.DataFrame = run.layers
+        self.steps: pd.DataFrame = run.steps
+        read = ~np.isnan(self.steps["grad_norm"].to_numpy(dtype=np.float64))
+        for column in ("weight_norm", "signal_norm"):
+            unknown = np.flatnonzero(~read)
+            if len(unknown):
+                read[unknown] = ~np.isnan(run.matrix(column)[1][unknown]).all(axis=1)
+        self.rows = np.flatnonzero(read & ~self.steps["skipped"].to_numpy(dtype=bool))
+        self.blocks = _blocks(self.rows)
+        self._columns: dict[str, tuple[Floats, Floats]] = {}
+
+    @cached_property
+    def path(self) -> SignalPath | None:
+        """The signal along the depth; None where no signal was recorded."""
+        return signal_path(self.run)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The layers' names."""
+        return [str(name) for name in self.layers["name"]]
+
+    @cached_property
+    def activations(self) -> list[str]:
+        """For each layer the activation that is read there: itself or a function on its output."""
+        functions = self.run.functions
+        kinds = [functions.get(i, str(kind)) for i, kind in enumerate(self.layers["kind"])]
+        return [canonical(kind) for kind in kinds]
+
+    @cached_property
+    def kinds(self) -> set[str]:
+        """The kinds of the layers and of the functions called on their outputs."""
+        return {canonical(str(kind)) for kind in self.layers["kind"]} | set(self.activations)
+
+    def median(self, column: str) -> Floats:
+        """Return a layer metric's median in each block, (blocks, layers), NaN where unread."""
+        return self._reduced(column)[0]
+
+    def highest(self, column: str) -> Floats:
+        """Return a layer metric's maximum in each block, (blocks, layers), NaN where unread."""
+        return self._reduced(column)[1]
+
+    def shortcut_median(self, column: str) -> Floats:
+        """Return a shortcut metric's median in each block, (blocks, shortcuts)."""
+        return self._by_block(self.run.shortcut_matrix, column, [column_medians])[0]
+
+    def infinite(self, column: str) -> Mask:
+        """Return in which of `rows` any layer's reading of a metric is infinite, (R,)."""
+        pieces = np.array_split(self.rows, len(self.rows) // ROWS_AT_ONCE + 1)
+        read = (self._at(self.run.matrix, column, rows) for rows in pieces if len(rows))
+        return np.concatenate([np.zeros(0, bool), *(np.isinf(v).any(axis=1) for v in read)])
+
+    def span(self, blocks: Mask) -> tuple[int, int]:
+        """Return the first and the last step of the marked blocks."""
+        marked = np.flatnonzero(blocks)
+        step = self.steps["step"].to_numpy()
+        return int(step[self.blocks[marked[0]][0]]), int(step[self.blocks[marked[-1]][-1]])
+
+    def _reduced(self, column: str) -> tuple[Floats, Floats]:
+        if column not in self._columns:
+            median, highest = self._by_block(self.run.matrix, column, [column_medians, _highest])
+            self._columns[column] = median, highest
+        return self._columns[column]
+
+    def _by_block(
+        self,
+        matrix: Callable[..., tuple[Any, Floats]],
+        column: str,
+        reductions: list[Callable[[Floats], Floats]],
+    ) -> list[Floats]:
+        """Return what each of `reductions` makes of a metric in each block, (blocks, width)."""
+        if not self.blocks:
+            width = matrix(column)[1].shape[1]
+            return [np.empty((0, width)) for _ in reductions]
+        read = [self._at(matrix, column, block).astype(np.float64) for block in self.blocks]
+        return [np.stack([reduce(values) for values in read]) for reduce in reductions]
+
+    def _at(
+        self, matrix: Callable[..., tuple[Any, Floats]], column: str, rows: NDArray[np.int64]
+    ) -> Floats:
+        """Return a metric at `rows`; of a long run no more is in memory than those between."""
+        step = self.steps["step"].to_numpy()
+        if len(step) <= ROWS_AT_ONCE:
+            return matrix(column)[1][rows]
+        values = matrix(column, int(step[rows[0]]), int(step[rows[-1]]))[1]
+        return np.asarray(values[rows - rows[0]])
+
+
+def running_median(values: Floats) -> Floats:
+    """Return the median of each `BLOCK` consecutive values, or of all where there are fewer.
+
+    Parameters
+    ----------
+    values : float64 (S,), without NaN
+
+    Returns
+    -------
+    float64 (S - BLOCK + 1,), at least one value
+        The one at place i is about the values i to i + BLOCK - 1.
+    """
+    window = min(BLOCK, len(values))
+    views = np.lib.stride_tricks.sliding_window_view(values, window)
+    with np.errstate(invalid="ignore"):  # the mean of -inf and inf, two middle values
+        medians: Floats = np.median(views, axis=1)
+    return medians
+
+
+def column_medians(values: Floats) -> Floats:
+    """Return the median of each column, over what of it was read; NaN where nothing was.
+
+    NumPy's own warns of columns of NaN, and warnings cannot be silenced in one thread alone.
+    """
+    ordered = np.sort(values, axis=0)  # NaN comes last
+    counts = (~np.isnan(ordered)).sum(axis=0)
+    below, above = np.maximum(counts - 1, 0) // 2, np.minimum(counts // 2, len(values) - 1)
+    with np.errstate(invalid="ignore"):  # the mean of -inf and inf, two middle values
+        pair = [np.take_along_axis(ordered, at[None], axis=0)[0] for at in (below, above)]
+        medians: Floats = np.where(below == above, pair[0], (pair[0] + pair[1]) / 2)
+    return medians
+
+
+def _highest(values: Floats) -> Floats:
+    """Return the maximum of each column, over what of it was read."""
+    return np.asarray(np.fmax.reduce(values))
+
+
+def _blocks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return `rows` in blocks; evenly spread ones where there would be too many."""
+    count = max(len(rows) // BLOCK, 1)
+    if len(rows) == 0:
+        return []
+    if count <= MOST_BLOCKS:
+        return list(np.array_split(rows, count))
+    starts = np.linspace(0, len(rows) - BLOCK, MOST_BLOCKS).round().astype(int)
+    return [rows[start : start + BLOCK] for start in starts]

@@ -1,0 +1,216 @@
+"""How much gradient arrives early in a net, compared with late: the depth profile in one number.
+
+The decades D = log10(early / late) of the signal norm ||dL/d(output)||, early at the first hidden
+layer, late at the last one: negative where the gradient vanishes toward the input, positive where
+it explodes. A scaling of the loss cancels out. Weight layers stand for the depth, activations and
+normalisations between them do not count as steps of their own. In a residual net the layers of a
+branch see only the branch's part of the gradient, so there the ends are the first block's input
+and the last block's output, where both parts are together, unless layers lie outside of them.
+
+Where a hidden layer ends is a matter of taste: before or behind its activation. Both are looked
+at, and the one that says less counts, as long as they are alike; an activation makes a difference
+of at most a decade.
+
+Source: Glorot & Bengio, AISTATS 2010, section 4: back-propagated gradients, not weight gradients,
+tell of vanishing; the latter's variance can stay constant across layers while the former shrinks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from gradscope.diagnosis.blocks import Block, residual_blocks
+from gradscope.diagnosis.wording import layers_named
+from gradscope.runs.run import Run
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SignalPath:
+    """The signal along the depth of a net, over the recorded steps.
+
+    Attributes
+    ----------
+    steps : int64 (S,)
+    layers : int64 (n,)
+        Indices of the hidden weight layers and the output layer, from input to output.
+    early, late : float64 (S,), loss/activation
+        Signal at the first and the last point of the path.
+    early_name, late_name : str
+        What they are, in words: `layer 'fc1'`, `the input of block 'b3'`.
+    start, end : int
+        The layers start < index <= end lie between the two ends.
+    start_behind, end_behind : bool
+        Whether a function that is called on the output of the layer `start` (`end`) lies before
+        that end of the path, so that the end is behind it.
+    decades : float64 (S,)
+        log10(early / late). -inf where the early signal underflowed to 0, NaN where it is 0 for
+        another reason or was not read, or where the loss gave no gradient at all.
+    """
+
+    steps: Ints
+    layers: Ints
+    early: Floats
+    late: Floats
+    early_name: str
+    late_name: str
+    start: int
+    end: int
+    start_behind: bool
+    end_behind: bool
+    decades: Floats
+
+
+def ratio(part: Floats, whole: Floats) -> Floats:
+    """Return part / whole; NaN where `whole` is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(whole == 0, np.nan, part / whole)
+
+
+def log10(values: Floats) -> Floats:
+    """Return the decimal logarithm, -inf of 0, without a warning."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log10(values)
+
+
+def is_weight_layer(layers: pd.DataFrame) -> NDArray[np.bool_]:
+    """Return which layers have a weight matrix or kernel: those that add to the depth."""
+    return np.diff(layers["depth"].to_numpy(np.int64), prepend=0) > 0
+
+
+def composites(layers: pd.DataFrame, candidates: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which layers hold one of `candidates`: their output is no point of its own."""
+    names = [str(name) for name in layers["name"]]
+    held = [name for name, candidate in zip(names, candidates, strict=True) if candidate]
+    parents = {name[:i] for name in held for i, letter in enumerate(name) if letter == "."}
+    return np.array(
+        [name in parents or (name == "(root)" and len(held) > 1) for name in names], dtype=bool
+    )
+
+
+def signal_path(run: Run) -> SignalPath | None:
+    """Return the signal along the depth of `run`; None if no weight layer's signal was recorded."""
+    layers = run.layers
+    read = run.was_read("signal_norm")
+    for kind in (is_weight_layer(layers), layers["parameters"].to_numpy() > 0):
+        points = kind & read
+        points &= ~composites(layers, points)
+        if points.any():
+            break
+    else:
+        return None
+
+    chosen = np.flatnonzero(points)
+    hidden = chosen[:-1] if len(chosen) > 1 else chosen
+    # each end twice: at the layer's output, and behind its activation, where the next one begins
+    second = chosen[min(1, len(chosen) - 1)]
+    steps, at_output = _columns(run, "signal_norm", [hidden[0], hidden[-1]])
+    _, at_input = _columns(run, "input_signal_norm", [second, chosen[-1]])
+    early = [
+        _End(at_output[0], int(hidden[0]), False, _named(layers, hidden[0])),
+        _End(at_input[0], int(second) - 1, True, _named(layers, hidden[0])),
+    ]
+    late = [
+        _End(at_output[1], int(hidden[-1]), False, _named(layers, hidden[-1])),
+        _End(at_input[1], int(chosen[-1]) - 1, True, _named(layers, hidden[-1])),
+    ]
+    blocks = residual_blocks(run) if len(chosen) > 1 else []
+    if blocks and (hidden < blocks[0].first).sum() <= 1:
+        early = [_before(run, blocks[0])] * 2
+    if blocks and hidden[-1] < blocks[-1].after:
+        late = [_behind(run, blocks[-1])] * 2
+    before, behind = (
+        _decades(run, chosen, a.signal, b.signal) for a, b in zip(early, late, strict=True)
+    )
+    which = int(_says_less(behind, before))
+    return SignalPath(
+        steps,
+        chosen,
+        early[which].signal,
+        late[which].signal,
+        early[which].name,
+        late[which].name,
+        early[which].place,
+        late[which].place,
+        early[which].behind,
+        late[which].behind,
+        behind if which else before,
+    )
+
+
+def signal_at(run: Run, layers: Ints, step: int) -> Floats:
+    """Return the signal norm of `layers` at one recorded step, (n,), loss/activation."""
+    values = run.matrix("signal_norm", step, step, layers.tolist())[1][0]
+    return np.asarray(values, dtype=np.float64)
+
+
+def _columns(run: Run, column: str, layers: list[np.int64]) -> tuple[Ints, list[Floats]]:
+    """Return the recorded steps, and a metric of each of `layers` at them, (S,)."""
+    steps, values = run.matrix(column, layers=[int(layer) for layer in layers])
+    return steps, list(values.astype(np.float64).T)
+
+
+class _End(NamedTuple):
+    """An end of the path: the signal there, (S,), the last layer before it, and its name.
+
+    `behind`: it is behind what is called on that layer's output, too.
+    """
+
+    signal: Floats
+    place: int
+    behind: bool
+    name: str
+
+
+def _before(run: Run, block: Block) -> _End:
+    totals = run.shortcut_matrix("total_norm", shortcuts=[block.shortcut])[1][:, 0]
+    name = f"the input of block '{block.name}'"
+    return _End(np.asarray(totals, dtype=np.float64), block.first - 1, True, name)
+
+
+def _behind(run: Run, block: Block) -> _End:
+    if block.form != "identity":
+        return _before(run, block)
+    # an identity passes the gradient on as it is: the shortcut's part is all of it
+    passed = run.shortcut_matrix("shortcut_norm", shortcuts=[block.shortcut])[1][:, 0]
+    name = f"the output of block '{block.name}'"
+    return _End(np.asarray(passed, dtype=np.float64), block.after - 1, True, name)
+
+
+def _says_less(decades: Floats, other: Floats) -> bool:
+    """Whether `decades` is alike `other`, but closer to 0, in the middle of the run."""
+    both = np.isfinite(decades) & np.isfinite(other)
+    if not both.any():
+        return False
+    here, there = float(np.median(decades[both])), float(np.median(other[both]))
+    return abs(here) < abs(there) and abs(here - there) < 1
+
+
+def _named(layers: pd.DataFrame, index: int) -> str:
+    return layers_named([str(layers["name"].iloc[index])])
+
+
+def _decades(run: Run, layers: Ints, early: Floats, late: Floats) -> Floats:
+    """Return log10(early / late), telling an underflow from a path that is cut or switched off.
+
+    A signal that had already lost two decades at the earliest layer where it is not 0 went on to
+    underflow; one that is healthy there and 0 in the layer before was cut.
+    """
+    decades = log10(ratio(early, late))
+    decades[~np.isfinite(early) | ~np.isfinite(late)] = np.nan
+    gone = np.flatnonzero((early == 0) & (late > 0))
+    if len(gone):
+        signal = run.matrix("signal_norm")[1]
+    for row in gone:
+        values = signal[row, layers]
+        arrived = values[values > 0].astype(np.float64)
+        if len(arrived) == 0 or arrived[0] > 0.01 * late[row]:
+            decades[row] = np.nan
+    return decades

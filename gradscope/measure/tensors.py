@@ -1,0 +1,211 @@
+"""Tensors in, norms out: pure functions that never wait for an accelerator.
+
+On an accelerator a reading is a 0-d or 1-D tensor there, and norms accumulate in float64, so that
+no square of a float32 leaves the range. On the CPU a reading is a float, read by a compiled kernel
+(kernel.py) or by torch (host.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradscope.measure import host
+from gradscope.measure.cpu_kernel import Kernel, SquareSums, kernel
+
+Reading = float | Tensor
+"""A number on the host, or a 0-d tensor on an accelerator."""
+
+
+class Census(NamedTuple):
+    """What there is among the elements of a tensor.
+
+    Attributes
+    ----------
+    norm, mean : Reading
+    deviation : float or None
+        Of the population. None on an accelerator: sqrt(norm^2 / n - mean^2) takes no kernels there
+        if the host computes it.
+    nonzero, far : Reading
+        Shares of elements; NaN where there is a NaN among them, or no center or radius was named.
+    """
+
+    norm: Reading
+    mean: Reading
+    deviation: float | None
+    nonzero: Reading
+    far: Reading
+
+
+def is_dense(x: Tensor) -> bool:
+    """Whether `x` is an ordinary tensor of real numbers, which `dense` would at most detach."""
+    return type(x) is Tensor and x.layout is torch.strided and not x.is_complex()
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return the stored elements of `x` as a real, strided tensor, detached, on this process.
+
+    A complex tensor becomes its real and imaginary parts, a sparse one its coalesced values, a
+    distributed one its local shard: each has the same L2 norm, the last up to its other shards.
+    """
+    if x.requires_grad:
+        x = x.detach()
+    if is_dense(x):
+        return x
+    x = x.detach()
+    if (to_local := getattr(x, "to_local", None)) is not None:
+        x = to_local()
+    if x.layout is not torch.strided:
+        x = x.coalesce().values() if x.layout is torch.sparse_coo else x.values()
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    return x
+
+
+def norm(x: Tensor) -> Reading:
+    """Return the L2 norm of `x`.
+
+    Parameters
+    ----------
+    x : Tensor, any shape, floating point or complex
+        NaN and inf in it pass through; exact to 1e-5 relative over its whole range.
+    """
+    if x.is_cpu and (fast := kernel()) is not None and fast.takes(x):
+        return math.sqrt(fast.square_sum(x))
+    x = dense(x)
+    if x.is_cpu:
+        return host.norm(x)
+    result: Tensor = torch.linalg.vector_norm(x, dtype=_wide(x))
+    return result
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each tensor, by one fused call where the device has one.
+
+    Parameters
+    ----------
+    tensors : sequence of n Tensors, any shapes, floating point or complex, one device
+
+    Returns
+    -------
+    Tensor, shape (n,), on the same device
+    """
+    if (fast := _kernel_for(tensors)) is not None:
+        return _roots(fast.square_sums(tensors))
+    tensors = [dense(x) for x in tensors]
+    if tensors[0].is_cpu:
+        return torch.tensor(host.norms(tensors), dtype=torch.float64)
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=_wide(tensors[0])))
+
+
+def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
+    """Copy `tensors` to `copies`, and return the L2 norm of each, shape (n,).
+
+    Parameters
+    ----------
+    tensors, copies : sequences of n Tensors
+        Each copy like the dense form of its tensor; half types in float32.
+    """
+    if (fast := _kernel_for(tensors)) is not None:
+        return _roots(fast.copies(tensors, copies))
+    tensors = [dense(x) for x in tensors]
+    if copies[0].is_cpu:
+        return torch.tensor(host.copy_with_norms(tensors, copies), dtype=torch.float64)
+    torch._foreach_copy_(list(copies), tensors)
+    return norms(copies)
+
+
+def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each difference, shape (n,); what `copies` held may be overwritten.
+
+    Parameters
+    ----------
+    tensors, copies : as for `copy_with_norms`
+    """
+    fast = _kernel_for(tensors)
+    if fast is not None and all(
+        x.stride() == y.stride() for x, y in zip(tensors, copies, strict=True)
+    ):
+        return _roots(fast.differences(tensors, copies))
+    tensors = [dense(x) for x in tensors]
+    if copies[0].is_cpu:
+        return torch.tensor(host.difference_norms(tensors, copies), dtype=torch.float64)
+    torch._foreach_sub_(list(copies), tensors)
+    return norms(copies)
+
+
+def _kernel_for(tensors: Sequence[Tensor]) -> Kernel | None:
+    """Return the kernel if there is one, and it takes all of `tensors`."""
+    fast = kernel() if tensors[0].is_cpu else None  # not compiled where only accelerators train
+    return fast if fast is not None and all(map(fast.takes, tensors)) else None
+
+
+def _roots(squares: SquareSums) -> Tensor:
+    return torch.from_numpy(np.sqrt(squares, out=squares))
+
+
+def census(x: Tensor, center: float | None = None, radius: float = 0.0) -> Census:
+    """Return norm, mean and deviation of the elements of `x`, and two shares of them.
+
+    Parameters
+    ----------
+    x : Tensor, any shape, not empty, floating point or complex
+    center, radius : float
+        Far away is farther from `center` than `radius`; a share that they do not ask for is NaN.
+    """
+    if x.is_cpu and (fast := kernel()) is not None and fast.takes(x):
+        return _host_census(fast, x, center, radius)
+    x = dense(x)
+    if x.is_cpu:
+        return Census(*host.census(x, center, radius))
+    mean = torch.mean(x, dim=None, dtype=_wide(x))
+    nonzero: Reading = math.nan
+    far: Reading = math.nan
+    if center is not None:
+        nonzero = torch.sign(x).abs_().mean(dim=None, dtype=_wide(x))
+        if radius:
+            signs = torch.sub(x, center).abs_().sub_(radius).sign_()
+            far = signs.mean(dim=None, dtype=_wide(x)).add_(1).div_(2)
+    return Census(norm(x), mean, None, nonzero, far)
+
+
+def _host_census(fast: Kernel, x: Tensor, center: float | None, radius: float) -> Census:
+    n = x.numel()
+    square, total, nonzero, far = fast.census(x, center or 0.0, radius)
+    length, mean = math.sqrt(square), total / n
+    deviation = host.deviation(x, length, mean, 1e-10)
+    if center is None or math.isnan(length):
+        return Census(length, mean, deviation, math.nan, math.nan)
+    return Census(length, mean, deviation, nonzero / n, far / n if radius else math.nan)
+
+
+def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
+    """Return the cosine between `a` and `b`; NaN where one of them is zero.
+
+    Parameters
+    ----------
+    a, b : Tensor, same shape, real floating point
+    a_norm, b_norm : float or Tensor, shape ()
+        Their norms. To divide by them first keeps the products in range.
+    """
+    if a.is_cpu and not (a_norm and b_norm):
+        return math.nan
+    fast = _kernel_for([a, b])
+    if fast is not None and a.stride() == b.stride():
+        return fast.product_sum(a, b) / (a_norm * b_norm)
+    narrow = torch.float32 if a.dtype in host.HALF else a.dtype
+    dtype = narrow if a.is_cpu else _wide(a)
+    unit_a = a.to(dtype).div(a_norm).reshape(-1)
+    unit_b = b.to(dtype).div(b_norm).reshape(-1)
+    product = torch.dot(unit_a, unit_b)
+    return float(product.item()) if a.is_cpu else product
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """Return the dtype that readings of `x` accumulate in on an accelerator."""
+    return torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64

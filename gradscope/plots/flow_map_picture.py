@@ -1,0 +1,277 @@
+"""The flow map's picture: roads of varying width, drawn as filled outlines.
+
+The y axis counts pixels. One outline holds all pieces of a colour of a run, so that a figure of
+three runs of fifty layers has a dozen traces and not hundreds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradscope.plots import lettering
+from gradscope.plots.drawn import Floats
+from gradscope.plots.theme import FigureDict, Theme, annotation, axis, base_layout, label_margin
+
+if TYPE_CHECKING:
+    from gradscope.plots.flow_map import Fork, Road
+
+FULL = 15.0
+"""Width in pixels of a road that carries as much gradient as the output layer's."""
+WIDEST = 30.0
+HAIRLINE = 1.0
+DECADES = 8.0
+"""So many decades below the output layer's gradient the road is a hairline."""
+
+DROP = 46.0
+"""How far below the shortcut the branch runs, in pixels."""
+PLAIN_LANE, FORKED_LANE = 96.0, 150.0
+WIDE_PAGE, NARROW_PAGE = 1130.0, 210.0
+"""Usual widths of the plot in pixels, for the shape of the curves."""
+
+
+def width(signal: float, scale: float = 1.0) -> float:
+    """Return the width in pixels of a road that carries `signal`; 0 for nothing or NaN."""
+    if np.isnan(signal) or signal <= 0:
+        return 0.0
+    if np.isinf(signal):
+        return WIDEST * scale
+    full = FULL * (1 + np.log10(signal) / DECADES)
+    return float(np.clip(full * scale, HAIRLINE, WIDEST * scale))
+
+
+def road_figure(roads: list[Road], theme: Theme) -> FigureDict:
+    """Return the figure of `roads`, the first on top."""
+    lanes = [FORKED_LANE if road.forks else PLAIN_LANE for road in roads]
+    layout = base_layout(theme, int(sum(lanes)) + 60)
+    layout["margin"] = {
+        "l": label_margin(theme, (road.run for road in roads)),
+        "r": 16,
+        "t": 12,
+        "b": 48,
+    }
+    if not theme.narrow:
+        layout["margin"]["r"] = 110
+    data: list[dict[str, Any]] = []
+    longest = max(road.length for road in roads)
+    pixels = (NARROW_PAGE if theme.narrow else WIDE_PAGE) / longest
+    top = sum(lanes)
+    for road, lane in zip(roads, lanes, strict=True):
+        y = top - (0.36 if road.forks else 0.5) * lane
+        stretch = longest / road.length
+        data += _traces(road, theme, y, stretch, pixels)
+        layout["annotations"] += _labels(road, theme, y, stretch, longest)
+        top -= lane
+        if top > 1:
+            line = {"color": theme.grid, "width": 1}
+            layout["shapes"].append(
+                {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": top, "y1": top}
+                | {"line": line}
+            )
+    same = len({road.length for road in roads}) == 1
+    layout["xaxis"] = axis(
+        theme,
+        "layer, input → output" if same else "depth, input → output",
+        range=[0.2, longest + 0.8],
+        showgrid=False,
+        showticklabels=same and all(s.layers == 1 for road in roads for s in road.stations),
+    )
+    layout["yaxis"] = {"visible": False, "range": [0, sum(lanes)], "fixedrange": True}
+    return {"data": data, "layout": layout}
+
+
+def _traces(road: Road, theme: Theme, y: float, stretch: float, pixels: float) -> list[Any]:
+    """Return the outlines of a run's trunk, shortcuts and branches, and its stations."""
+    trunk, shortcut, branch = _Outline(), _Outline(), _Outline()
+    # Where blocks lie close, all ways are drawn thinner, so that the branches stay apart.
+    closest = min((fork.stop - fork.start for fork in road.forks), default=np.inf)
+    scale = float(np.clip(0.28 * closest * stretch * pixels / FULL, 0.2, 1.0))
+    on_trunk = [station for station in road.stations if not station.on_branch]
+    for fork in road.forks:
+        straight = np.array([fork.start, fork.stop]) * stretch
+        shortcut.add(straight, np.full(2, y), np.full(2, width(fork.shortcut, scale)), pixels)
+        branch.add(*_bow(fork, y, stretch), np.full(_POINTS, width(fork.branch, scale)), pixels)
+    for station in on_trunk:
+        # Towards the input the road narrows to what the next layer, or block, gets.
+        left, right = station.x - 0.5, station.x + 0.5
+        before = next((s.signal for s in on_trunk if s.x == station.x - 1), None)
+        after = next((s.signal for s in on_trunk if s.x == station.x + 1), None)
+        mine = width(station.signal, scale)
+        ends = [
+            (mine + width(near, scale)) / 2 if near and mine and width(near, scale) else mine
+            for near in (before, after)
+        ]
+        xs = np.array([left, station.x, right]) * stretch
+        trunk.add(xs, np.full(3, y), np.array([ends[0], mine, ends[1]]), pixels)
+    name = lettering.safe(road.run)
+    traces = [
+        outline.trace(color)
+        for outline, color in (
+            (branch, theme.branch),
+            (shortcut, theme.shortcut),
+            (trunk, theme.trunk),
+        )
+        if outline.xs
+    ]
+    stations = road.stations
+    broken = [not np.isfinite(s.signal) or s.signal == 0 for s in stations]
+    traces.append(
+        {
+            "type": "scatter",
+            "name": name,
+            "mode": "markers",
+            "x": [s.x * stretch for s in stations],
+            "y": [y - DROP if s.on_branch else y for s in stations],
+            "marker": {
+                "symbol": ["x" if bad else "square" for bad in broken],
+                "size": float(np.clip(stretch * pixels * 0.5, 2, 7)),
+                "color": [theme.missing if bad else theme.surface for bad in broken],
+                "line": {"color": theme.text, "width": 1},
+            },
+            "customdata": [
+                [
+                    lettering.safe(s.name),
+                    lettering.factor(s.signal),
+                    f" ({s.layers} layers)" if s.layers > 1 else "",
+                    s.name,
+                ]
+                for s in stations
+            ],
+            "hovertemplate": "<b>%{customdata[0]}</b>%{customdata[2]}<br>gradient %{customdata[1]}"
+            f" of the output layer's<extra>{name}</extra>",
+        }
+    )
+    if road.forks:
+        traces.append(_fork_hover(road, theme, y, stretch, name))
+    return traces
+
+
+def _fork_hover(road: Road, theme: Theme, y: float, stretch: float, name: str) -> dict[str, Any]:
+    """Return invisible points on the shortcuts that tell about their blocks."""
+    rows = (
+        ("gradient via the shortcut", "shortcut", lettering.factor),
+        ("via the branch", "branch", lettering.factor),
+        ("via neither (a gate)", "other", lettering.factor),
+        ("angle between them, cosine", "cosine", lettering.number),
+        ("shortcut's share of the energy", "share", lettering.number),
+        ("forward: branch ÷ shortcut", "ratio", lettering.number),
+    )
+    texts = []
+    for fork in road.forks:
+        lines = [
+            f"{label}: {say(getattr(fork, field))}"
+            for label, field, say in rows
+            if field != "other" or fork.other > 0
+        ]
+        texts.append([f"<b>{lettering.safe(fork.name)}</b>, {fork.form}<br>" + "<br>".join(lines)])
+    return {
+        "type": "scatter",
+        "name": name,
+        "mode": "markers",
+        "x": [(fork.start + fork.stop) / 2 * stretch for fork in road.forks],
+        "y": [y] * len(road.forks),
+        "marker": {"size": 18, "color": theme.shortcut, "opacity": 0},
+        "customdata": texts,
+        "hovertemplate": f"%{{customdata[0]}}<extra>{name}</extra>",
+    }
+
+
+def _labels(
+    road: Road, theme: Theme, y: float, stretch: float, longest: float
+) -> list[dict[str, Any]]:
+    """Return the texts about a run: what arrives, where it enters, the shortcuts' shares."""
+    arrives = lettering.factor(road.arrives)
+    labels = [
+        annotation(
+            theme,
+            f"<b>{theme.short(road.run)}</b><br>input gets<br><b>{arrives}</b>",
+            x=0,
+            xref="paper",
+            xanchor="right",
+            xshift=-10,
+            align="right",
+            y=y,
+            font={"color": theme.label(road.place)},
+        )
+    ]
+    if not theme.narrow:
+        labels.append(
+            annotation(
+                theme,
+                "◀ gradient<br>enters here",
+                x=1,
+                xref="paper",
+                xanchor="left",
+                xshift=6,
+                align="left",
+                y=y,
+            )
+        )
+    if road.forks:
+        middle = (road.forks[0].start + road.forks[-1].stop) / 2 * stretch
+        for text, at, color in (
+            ("through the shortcuts", y + 33, theme.shortcut),
+            ("through the branches", y - DROP - 20, theme.branch_label),
+        ):
+            labels.append(
+                annotation(theme, text, x=middle, y=at, font={"color": color, "size": 12})
+            )
+        if len(road.forks) <= 30 and not theme.narrow:
+            labels += [
+                annotation(
+                    theme,
+                    f"{fork.share:.0%}",
+                    x=(fork.start + fork.stop) / 2 * stretch,
+                    y=y + 17,
+                    font={"color": theme.shortcut, "size": 10},
+                )
+                for fork in road.forks
+                if np.isfinite(fork.share)
+            ]
+    return labels
+
+
+_POINTS = 24
+
+
+def _bow(fork: Fork, y: float, stretch: float) -> tuple[Floats, Floats]:
+    """Return the middle line of a branch: down from the trunk, along, and up again."""
+    share = np.linspace(0, 1, _POINTS)
+    slope = min(0.5 / (fork.stop - fork.start), 0.33)
+    down = np.clip(np.minimum(share, 1 - share) / slope, 0, 1)
+    x = fork.start + (fork.stop - fork.start) * share
+    return x * stretch, y - DROP * (3 * down**2 - 2 * down**3)
+
+
+class _Outline:
+    """The filled outlines of one colour, gathered piece by piece."""
+
+    def __init__(self) -> None:
+        self.xs: list[float | None] = []
+        self.ys: list[float | None] = []
+
+    def add(self, x: Floats, y: Floats, widths: Floats, pixels: float) -> None:
+        """Add a road along (x, y) of `widths` pixels, where an x unit has `pixels` pixels."""
+        if not widths.all():
+            return
+        along = np.stack([np.gradient(x) * pixels, np.gradient(y)])
+        normal = np.stack([-along[1], along[0]]) / np.maximum(np.hypot(*along), 1e-9)
+        side_x, side_y = normal * widths / 2
+        xs = np.concatenate([x + side_x / pixels, (x - side_x / pixels)[::-1]])
+        ys = np.concatenate([y + side_y, (y - side_y)[::-1]])
+        self.xs += [*xs.tolist(), xs[0], None]
+        self.ys += [*ys.tolist(), ys[0], None]
+
+    def trace(self, color: str) -> dict[str, Any]:
+        """Return the outlines as one filled trace."""
+        return {
+            "type": "scatter",
+            "mode": "lines",
+            "x": self.xs,
+            "y": self.ys,
+            "fill": "toself",
+            "fillcolor": color,
+            "line": {"width": 0, "color": color},
+            "hoverinfo": "skip",
+        }

@@ -1,0 +1,85 @@
+"""Frames of a run with exactly the contract's columns and dtypes, from arrays and `run.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from gradscope import schema
+from gradscope.arithmetic import ratio, relative
+from gradscope.errors import GradscopeError
+
+
+def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
+    """Return the layers or shortcuts that `run.json` lists, with the columns of `table`."""
+    try:
+        columns = {
+            column.name: pd.Series(
+                [
+                    clean(row[column.name]) if column.dtype == "str" else row[column.name]
+                    for row in rows
+                ],
+                dtype=column.dtype,
+            )
+            for column in table
+        }
+        frame = pd.DataFrame(columns)
+        if frame.iloc[:, 0].tolist() != list(range(len(frame))):
+            raise ValueError(f"`{table[0].name}` does not count from 0")
+        if "position" in frame and not frame["position"].dropna().between(0, 1).all():
+            raise ValueError("`position` is not between 0 and 1")
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise GradscopeError(
+            f"{file}: broken, its list of {table[0].name}s cannot be read"
+            f" ({type(error).__name__}: {error})"
+        ) from error
+    return frame
+
+
+def clean(text: str) -> str:
+    """Return `text` with what UTF-8 cannot hold (lone surrogates) replaced."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def cleaned(value: Any) -> Any:
+    """Return what a JSON file holds with `clean` text in it."""
+    if isinstance(value, dict):
+        return {clean(key): cleaned(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [cleaned(entry) for entry in value]
+    return clean(value) if isinstance(value, str) else value
+
+
+def no_steps() -> pd.DataFrame:
+    """Return the steps of a run that has none."""
+    return pd.DataFrame({c.name: pd.Series([], dtype=c.dtype) for c in schema.STEPS})
+
+
+def readings(
+    key: str, steps: np.ndarray, width: int, metrics: dict[str, np.ndarray]
+) -> pd.DataFrame:
+    """Return steps x width arrays as a frame of one row a step and layer (or shortcut)."""
+    return pd.DataFrame(
+        {
+            "step": np.repeat(steps, width),
+            key: np.tile(np.arange(width, dtype=np.int32), steps.size),
+            **{name: values.ravel() for name, values in metrics.items()},
+        }
+    )
+
+
+def joined(layers: pd.DataFrame, steps: np.ndarray, metrics: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Return the columns of `schema.FRAME` for `steps`."""
+    metrics = {
+        **metrics,
+        "update_ratio": ratio(metrics["update_norm"], metrics["weight_norm"]),
+        "relative_signal": relative(metrics["signal_norm"]),
+    }
+    frame = readings("layer", steps, len(layers), metrics)
+    for place, column in enumerate(schema.names(schema.LAYERS)[1:], start=2):
+        repeated = layers[column].take(frame["layer"].to_numpy())
+        frame.insert(place, column, repeated.reset_index(drop=True))
+    return frame

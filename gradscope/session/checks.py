@@ -1,0 +1,100 @@
+"""What `watch` refuses, each with what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from gradscope.capture import layers
+from gradscope.capture.layers import is_distributed
+from gradscope.capture.plan import CUTS
+from gradscope.errors import GradscopeError
+from gradscope.session import process_end
+
+
+def check_settings(every: int, flush_every: int, flush_seconds: float) -> None:
+    """Refuse numbers of steps below 1, and seconds that are too many."""
+    for name, value in (("every", every), ("flush_every", flush_every)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise GradscopeError(
+                f"watch({name}={value!r}): needs a whole number of steps, 1 or more"
+            )
+    if not isinstance(flush_seconds, Real) or not 0 < flush_seconds <= 10:
+        raise GradscopeError(
+            f"watch(flush_seconds={flush_seconds!r}): needs a number of seconds above 0 and at"
+            " most 10, so that a crash loses little"
+        )
+
+
+def check_cut(model: nn.Module, cut: str | None, cut_every: int | None, every: int) -> int:
+    """Return `cut_every`, its default filled in."""
+    if cut is not None and cut not in CUTS:
+        raise GradscopeError(f"watch(cut={cut!r}): needs one of {', '.join(CUTS)}, or None")
+    if cut is not None and is_distributed(model):
+        raise GradscopeError(
+            f"watch(cut={cut!r}): a second backward within the first is not supported under"
+            f" {type(model).__name__}; leave cut out, or use gradscope.cut() on one process"
+        )
+    if cut_every is None:
+        return 10 * every
+    if isinstance(cut_every, bool) or not isinstance(cut_every, int) or cut_every < 1:
+        raise GradscopeError(f"watch(cut_every={cut_every!r}): needs a whole number, 1 or more")
+    if cut_every % every:
+        raise GradscopeError(
+            f"watch(cut_every={cut_every}): only recorded steps can be cut, so it must be a"
+            f" multiple of every={every}"
+        )
+    return cut_every
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model in which hooks see nothing, or that is watched already."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise GradscopeError(
+            f"watch(): {type(model).__name__} is a torch.jit.ScriptModule, in which hooks cannot"
+            " see gradients; watch the Python module before it is scripted"
+        )
+    if isinstance(model, nn.DataParallel):
+        raise GradscopeError(
+            "watch(): torch.nn.DataParallel trains copies that hooks do not follow; use"
+            " DistributedDataParallel, or watch the module on one device"
+        )
+    for name, module in model.named_modules():
+        if getattr(module.__dict__.get("forward"), "__module__", "") == "torch.cuda.graphs":
+            raise GradscopeError(
+                f"watch(): the forward of '{name or layers.ROOT}' was captured by"
+                " torch.cuda.make_graphed_callables and replays kernels without calling modules;"
+                " watch the model before it is captured, or train without CUDA graphs"
+            )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise GradscopeError(
+            f"watch(): {type(model).__name__} has no trainable parameters, so no gradient reaches"
+            " it; set requires_grad on some, or pass the model that trains"
+        )
+    known = process_end.open_scopes.get(id(model))
+    if known is not None:
+        raise GradscopeError(
+            f"watch(): this {type(model).__name__} is watched already, into {known.scope.path};"
+            " close() that scope first"
+        )
+
+
+def check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer] | None) -> None:
+    """Refuse what is no optimizer, and one that has no parameter of the model."""
+    own = {id(p) for p in model.parameters()}
+    for optimizer in optimizers or ():
+        if not isinstance(optimizer, Optimizer):
+            raise GradscopeError(
+                f"watch(optimizer=...): needs a torch.optim.Optimizer, got"
+                f" {type(optimizer).__name__} {optimizer!r:.80}"
+            )
+        if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            raise GradscopeError(
+                f"watch(optimizer=...): this {type(optimizer).__name__} has none of the parameters"
+                f" of {type(model).__name__}; pass the optimizer that trains it, or leave the"
+                " argument out"
+            )

@@ -1,0 +1,231 @@
+"""The thread that takes closed rows from the device to disk, so that training never waits.
+
+All flushing happens on this thread. Others only ask for it, so that neither an interrupt nor a
+signal, which may strike the main thread anywhere, finds a flush half done.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from gradscope import schema
+from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.rows import Row
+from gradscope.session.alerts import Alerts
+from gradscope.session.columns import Columns, Decoder
+from gradscope.session.ranks import Ranks
+from gradscope.session.sinks import Subscription
+from gradscope.session.tape import HostRow, Tape
+from gradscope.storage.writer import RunWriter
+
+if TYPE_CHECKING:
+    from gradscope.diagnosis.findings import Diagnosis
+
+
+class Drain:
+    """Fetches rows, decodes them, writes them: every `seconds`, or when `rows` are waiting.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+        Of the layers and shortcuts that rows speak of.
+    writer : RunWriter, optional
+        Used by the drain alone; None where another process writes.
+    ranks : Ranks, optional
+        The processes that train together with this one.
+    tell : called with a sentence about rows that are lost
+    rows : int
+    seconds : float
+    notes : sentences that the run holds already
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        writer: RunWriter | None,
+        ranks: Ranks | None,
+        tell: Callable[[str], None],
+        rows: int,
+        seconds: float,
+        notes: Iterable[str] = (),
+    ) -> None:
+        self._catalogue = catalogue
+        self._decoder = Decoder(catalogue)
+        self._writer = writer
+        self._ranks = ranks
+        self._tell = tell
+        self._rows = rows
+        self._seconds = seconds
+        self._notes = list(notes)
+        self._written = (0, 0, 0)
+        self._subscriptions: list[Subscription] = []
+        self._alerts: Alerts | None = None
+        self._tape = Tape()
+        # a signal handler may put, even where it interrupts a put: no other queue or lock allows it
+        self._requests: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
+        self._closing = False
+        self._writing = threading.RLock()  # a sink, called while writing, may fork
+        self._thread = threading.Thread(target=self._loop, name="gradscope-drain", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether rows still go to disk: not after `close`, nor in a forked worker."""
+        return self._thread.is_alive()
+
+    def note(self, sentence: str) -> None:
+        """Keep `sentence` in the run."""
+        self._notes.append(sentence)
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Send rows on to a sink, too, from the next flush on."""
+        self._subscriptions.append(subscription)
+
+    def alert(self, verdict: str, callback: Callable[[Diagnosis], object]) -> None:
+        """Call back once `verdict` appears in the run, if this process writes it."""
+        if self._writer is None:
+            return
+        if self._alerts is None:
+            self._alerts = Alerts(self._writer.path, self._tell)
+        self._alerts.add(verdict, callback)
+
+    def hand_over(self, row: Row) -> None:
+        """Take a closed row; called by the training thread."""
+        self._tape.put(row)
+        if len(self._tape) == self._rows:
+            self.request_flush()
+
+    def request_flush(self) -> threading.Event:
+        """Ask for what was handed over to be written; the event is set when it is. Never waits."""
+        done = threading.Event()
+        if self.is_alive:
+            self._requests.put(done)
+        else:
+            done.set()
+        return done
+
+    def flush(self) -> None:
+        """Write what was handed over; waits for the device, the disk and other processes."""
+        if threading.current_thread() is self._thread:  # a sink: what it was sent is on disk
+            return
+        done = self.request_flush()
+        while not done.wait(1) and self.is_alive:
+            pass
+
+    def pause(self, seconds: float) -> bool:
+        """Wait until nothing is being written; nothing is until `go_on`. False if it takes long."""
+        return self._writing.acquire(timeout=seconds)
+
+    def go_on(self) -> None:
+        """Write again."""
+        self._writing.release()
+
+    def close(self) -> None:
+        """Write the rest and end the thread; with several processes, when all of them close."""
+        if not self.is_alive:
+            return
+        self._closing = True
+        self._tape.close()
+        self._requests.put(threading.Event())
+        if self._thread is not threading.current_thread():  # which may collect the last model
+            self._thread.join()
+
+    def _loop(self) -> None:
+        closing = False
+        while not closing:
+            asked = self._wait()
+            closing = self._closing
+            if asked or closing or len(self._tape) or self._ranks is not None:
+                self._flush(closing)
+            for done in asked:
+                done.set()
+        while self._ranks is not None and not self._ranks.done:
+            self._flush(closing)
+        if self._writer is not None:
+            with self._writing:
+                self._describe()
+                if self._alerts is not None:
+                    self._alerts.look(last=True)
+                    self._describe()
+                self._writer.close()
+
+    def _wait(self) -> list[threading.Event]:
+        """Return the requests there are; waits for one, `seconds` at most."""
+        asked = []
+        with suppress(queue.Empty):
+            asked.append(self._requests.get(timeout=self._seconds))
+            while True:
+                asked.append(self._requests.get_nowait())
+        return asked
+
+    def _flush(self, closing: bool) -> None:
+        try:
+            rows = self._tape.fetch()
+            if self._ranks is not None:
+                rows = self._exchange(rows, closing)
+            if self._writer is not None:
+                with self._writing:
+                    self._write(self._writer, rows, closing)
+        except Exception as error:  # the thread must live: `hand_over` waits for it
+            self._tell(f"lost the steps of one flush: {type(error).__name__}: {error}")
+
+    def _write(self, writer: RunWriter, rows: list[HostRow], closing: bool) -> None:
+        decoded = self._decode(rows) if rows else []
+        self._describe()
+        writer.flush()
+        self._send(decoded)
+        if self._alerts is not None and not closing:
+            self._alerts.look()
+
+    def _exchange(self, rows: list[HostRow], closing: bool) -> list[HostRow]:
+        assert self._ranks is not None
+        try:
+            return self._ranks.exchange(rows, closing)
+        except Exception as error:
+            self._ranks = None
+            self._tell(
+                "another process of the group is gone, and with it the readings of the steps that"
+                f" were not written yet ({type(error).__name__}: {error}); close the scope before"
+                " torch.distributed.destroy_process_group()"
+            )
+            return []
+
+    def _decode(self, rows: list[HostRow]) -> list[dict[str, Columns]]:
+        """Hand the rows to the writer, and return what it got."""
+        assert self._writer is not None
+        decoded = []
+        try:
+            for columns in self._decoder.columns(rows):
+                for table in schema.PARTS:
+                    self._writer.add_rows(table, columns[table])
+                decoded.append(columns)
+        except Exception as error:
+            steps = f"{rows[0].step}-{rows[-1].step}"
+            self._tell(f"lost steps {steps}: {type(error).__name__}: {error}")
+        return decoded
+
+    def _send(self, decoded: list[dict[str, Columns]]) -> None:
+        """Send rows on; a sink that fails is told of, and dropped."""
+        for subscription in list(self._subscriptions):
+            try:
+                for columns in decoded:
+                    subscription.send(columns, self._catalogue.layers, self._catalogue.shortcuts)
+            except Exception as error:
+                self._subscriptions.remove(subscription)
+                self._tell(
+                    f"nothing is sent to {subscription.name} any more:"
+                    f" {type(error).__name__}: {error}"
+                )
+
+    def _describe(self) -> None:
+        """Bring run.json up to date, before the rows that speak of new layers are on disk."""
+        assert self._writer is not None
+        layers, shortcuts = self._catalogue.layers, self._catalogue.shortcuts
+        now = (len(layers), len(shortcuts), len(self._notes))
+        if now != self._written:
+            self._writer.update(layers=layers, shortcuts=shortcuts, notes=list(self._notes))
+            self._written = now

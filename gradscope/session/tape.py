@@ -1,0 +1,131 @@
+"""Closed rows on their way from their devices to the host, without making a device wait.
+
+The training thread puts rows here; another thread fetches them: one copy a device and flush, on a
+stream of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradscope.capture.rows import Layout, Row
+
+HostSegment = tuple[Layout, NDArray[np.floating]]
+
+
+class HostRow(NamedTuple):
+    """A `Row` whose values have arrived on the host."""
+
+    step: int
+    time: float
+    skipped: bool
+    wide: bool
+    segments: list[HostSegment]
+    scalars: dict[str, float]
+
+
+class _Waiting(NamedTuple):
+    row: Row
+    written: dict[torch.device, torch.cuda.Event]
+    """For each device an event that comes after its values."""
+
+
+class Tape:
+    """Closed rows on their way to the host.
+
+    Parameters
+    ----------
+    limit : int
+        Values that may wait. When they are more, `put` waits for the next fetch, so that memory
+        stays bounded and nothing is dropped.
+    """
+
+    def __init__(self, limit: int = 2**24) -> None:
+        self._limit = limit
+        self._waiting: list[_Waiting] = []
+        self._values = 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, row: Row) -> None:
+        """Take a closed row; called by the training thread."""
+        written = {
+            device: torch.cuda.current_stream(device).record_event()
+            for device in {values.device for _, values in row.segments}
+            if device.type == "cuda"
+        }
+        with self._changed:
+            while self._values > self._limit and not self._closed:
+                self._changed.wait()
+            self._waiting.append(_Waiting(row, written))
+            self._values += sum(values.numel() for _, values in row.segments)
+
+    def close(self) -> None:
+        """Make no `put` wait any more: nobody will fetch regularly from now on."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def fetch(self) -> list[HostRow]:
+        """Return the rows closed since the last call, their values on the host.
+
+        Waits for the device, so it must never run on the training thread while training goes on.
+        """
+        with self._changed:
+            waiting, self._waiting, self._values = self._waiting, [], 0
+            self._changed.notify_all()
+        by_device: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+        for row, _ in waiting:
+            for _, values in row.segments:
+                by_device[values.device, values.dtype].append(values)
+        arrays = {}
+        for (device, _), tensors in by_device.items():
+            events = [written[device] for _, written in waiting if device in written]
+            arrays[device, tensors[0].dtype] = iter(self._to_host(device, tensors, events))
+        return [
+            HostRow(
+                row.step,
+                row.time,
+                row.skipped,
+                row.wide,
+                [(layout, next(arrays[v.device, v.dtype])) for layout, v in row.segments],
+                row.scalars,
+            )
+            for row, _ in waiting
+        ]
+
+    def _to_host(
+        self, device: torch.device, tensors: list[Tensor], events: list[torch.cuda.Event]
+    ) -> list[NDArray[np.floating]]:
+        if device.type == "meta":
+            return [np.full(t.numel(), math.nan) for t in tensors]
+        if device.type == "cpu":
+            return [t.numpy() for t in tensors]
+        if device.type != "cuda":
+            host = torch.cat(tensors).cpu()
+        else:
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            stream = self._streams[device]
+            with torch.cuda.stream(stream):
+                stream.wait_event(events[-1])
+                flat = torch.cat(tensors)
+                host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+                host.copy_(flat, non_blocking=True)
+                arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                arrived.record(stream)
+            arrived.synchronize()
+        lengths = np.cumsum([t.numel() for t in tensors])[:-1]
+        return np.split(host.numpy(), lengths)
