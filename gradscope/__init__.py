@@ -18,11 +18,14 @@ if TYPE_CHECKING:
     from gradscope.diagnosis.findings import Diagnosis, Finding
     from gradscope.diagnosis.ledger import ledger
     from gradscope.diagnosis.verdict import diagnose
-    from gradscope.probes.counterfactual import cut, path_lengths
+    from gradscope.probes.cut import cut
+    from gradscope.probes.path_lengths import path_lengths
     from gradscope.probes.shattering import Shattering, shattering
     from gradscope.runs.loading import load, load_all
     from gradscope.runs.run import Run
-    from gradscope.session.scope import Scope, watch
+    from gradscope.session.scope import Scope
+    from gradscope.session.watch import watch
+    from gradscope.showing import dashboard, report
 
 __all__ = [
     "Comparison",
@@ -36,17 +39,19 @@ __all__ = [
     "__version__",
     "compare",
     "cut",
+    "dashboard",
     "diagnose",
     "ledger",
     "load",
     "load_all",
     "path_lengths",
+    "report",
     "shattering",
     "watch",
 ]
 
 _HOMES = {
-    "watch": "gradscope.session.scope",
+    "watch": "gradscope.session.watch",
     "Scope": "gradscope.session.scope",
     "Run": "gradscope.runs.run",
     "load": "gradscope.runs.loading",
@@ -57,10 +62,12 @@ _HOMES = {
     "ledger": "gradscope.diagnosis.ledger",
     "compare": "gradscope.diagnosis.comparison",
     "Comparison": "gradscope.diagnosis.comparison",
-    "cut": "gradscope.probes.counterfactual",
-    "path_lengths": "gradscope.probes.counterfactual",
+    "cut": "gradscope.probes.cut",
+    "path_lengths": "gradscope.probes.path_lengths",
     "shattering": "gradscope.probes.shattering",
     "Shattering": "gradscope.probes.shattering",
+    "report": "gradscope.showing",
+    "dashboard": "gradscope.showing",
 }
 """Public name -> module that defines it, imported on first use: training needs no pandas, reading
 no torch, neither of them plotly."""

@@ -279,13 +279,10 @@ def _export(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from gradscope.runs.loading import load
+    from gradscope.showing import report
 
-    try:
-        from gradscope.reporting import write_report
-    except ModuleNotFoundError as error:
-        raise GradscopeError(_missing("the report", error)) from error
     runs = [load(path) for path in options.runs]
-    write_report(
+    report(
         runs,
         options.output,
         overwrite=options.force,
@@ -322,23 +319,10 @@ def _bench(options: argparse.Namespace) -> None:
 def _dashboard(options: argparse.Namespace) -> None:
     if not Path(options.folder).is_dir():
         raise GradscopeError(f"{options.folder}: there is no such folder")
-    try:
-        from gradscope_dashboard import serve
-    except ModuleNotFoundError as error:
-        raise GradscopeError(_missing("the dashboard", error)) from error
-    serve(
-        options.folder,
-        host=options.host,
-        port=options.port,
-        open_browser=not options.no_browser,
-    )
+    from gradscope.showing import dashboard
 
-
-def _missing(what: str, error: ModuleNotFoundError) -> str:
-    return (
-        f"{what} needs {error.name}, which is not installed;"
-        " run: pip install 'gradscope-torch[dashboard]'"
-    )
+    server = dashboard(options.folder, host=options.host, port=options.port)
+    server.attend(open_browser=not options.no_browser)
 
 
 def _verdicts(text: str) -> frozenset[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from string import Template
 
 import plotly.graph_objects as go
@@ -17,7 +15,6 @@ from gradscope.errors import GradscopeError
 from gradscope.plots import depth_profile, flow_map, heatmap, ledger, speed, survival, training
 from gradscope.plots.drawn import as_runs
 from gradscope.plots.theme import LIGHT
-from gradscope.runs.export import write_whole
 from gradscope.runs.run import Run
 
 FIGURES = (depth_profile, survival, flow_map, heatmap, speed, ledger, training)
@@ -91,32 +88,6 @@ def report_html(runs: Run | Sequence[Run], track: Track = iter) -> str:
         figures="\n".join(_figures(listed, track)),
         version=__version__,
     )
-
-
-def write_report(
-    runs: Run | Sequence[Run],
-    path: str | os.PathLike[str],
-    *,
-    overwrite: bool = False,
-    track: Track = iter,
-) -> None:
-    """Write `report_html(runs)` to a file, whole or not at all.
-
-    Parameters
-    ----------
-    runs : Run or sequence of Run
-    path : path
-    overwrite : bool
-        Replace the file if it exists.
-    track : as for `report_html`
-
-    Raises
-    ------
-    GradscopeError
-        As `report_html`, and if the file exists and `overwrite` is False, or it cannot be
-        written.
-    """
-    write_whole(Path(path), [report_html(runs, track).encode()], overwrite=overwrite)
 
 
 def _card(run: Run, place: int) -> str:

@@ -19,7 +19,7 @@ import synthetic
 pytest.importorskip("dash", reason="dash is not installed")
 
 from gradscope.errors import GradscopeError
-from gradscope_dashboard import Server, serve, start
+from gradscope_dashboard import Server, start
 from gradscope_dashboard.background import Background
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.state import State, parse
@@ -578,7 +578,7 @@ def test_other_addresses_are_warned_about(
     pair: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Server, "wait", Server.stop)
-    serve(pair, host="0.0.0.0", open_browser=False)
+    start(pair, host="0.0.0.0").attend(open_browser=False)
     said = capsys.readouterr()
     assert "there is no password" in said.err
     assert "http://127.0.0.1:" in said.out

@@ -292,7 +292,7 @@ def test_the_ledger_adds_up_along_a_chain(tmp_path: Path) -> None:
     after = np.concatenate([np.cumsum(gains[::-1])[::-1][1:], [0]])  # log10 signal at each output
     readings = {"signal_norm": 10.0**after, "input_signal_norm": 10.0 ** (after + gains)}
     run = make_run(tmp_path / "r", LAYERS, readings)
-    frame = run.ledger()
+    frame = ledger(run)
     path = frame[frame.on_path]
     # behind the activations of the first and last hidden layer, or before them: what says less
     decades = min(after[1] - after[9], after[0] - after[8], key=abs)
@@ -318,7 +318,7 @@ def diagnose_decades(signal: np.ndarray) -> float:
 def test_a_step_that_was_not_recorded_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "r", LAYERS, {"signal_norm": 1.0})
     with pytest.raises(GradscopeError, match="step 99 was not recorded"):
-        run.ledger(step=99)
+        ledger(run, step=99)
 
 
 def test_something_else_than_a_run_is_refused() -> None:

@@ -238,7 +238,7 @@ def test_a_net_of_functions_is_diagnosed_as_the_same_net_of_modules(
         recorded(path, Deep(functional, gain))
         run = gradscope.load(path)
         diagnoses.append(gradscope.diagnose(run))
-        ledger = run.ledger()
+        ledger = gradscope.ledger(run)
         sums.append(ledger[ledger["on_path"]].groupby("group")["gain"].sum())
         assert ledger["gain"].iloc[-1] == pytest.approx(0, abs=1e-5)  # the remainder
     modular, functional = diagnoses

@@ -552,9 +552,9 @@ def test_checkpointed_blocks_read_like_plain_ones(use_reentrant, tmp_path):
         "gradscope.capture.forward.Forward.enter",
         "gradscope.capture.forward.Forward.leave",
         "gradscope.capture.forward.Forward.graph",
-        "gradscope.capture.recorder.find_joins",
-        "gradscope.capture.backward.Gradients.tap",
-        "gradscope.capture.backward.Gradients._read_values",
+        "gradscope.capture.structures.find_joins",
+        "gradscope.capture.gradients.Gradients.tap",
+        "gradscope.capture.gradients.Gradients._read_values",
         "gradscope.capture.parameters.ParameterReadings.after_backward",
         "gradscope.capture.parameters.ParameterReadings.before_step",
         "gradscope.capture.parameters.ParameterReadings.after_step",
@@ -563,9 +563,9 @@ def test_checkpointed_blocks_read_like_plain_ones(use_reentrant, tmp_path):
         "gradscope.measure.census",
         "gradscope.session.tape.Tape.put",
         "gradscope.session.columns.Decoder.columns",
-        "gradscope.capture.recorder.Recorder._close_step",
-        "gradscope.capture.recorder.Recorder._arrives",
-        "gradscope.capture.recorder.Recorder._updates_model",
+        "gradscope.capture.steps.Steps.close",
+        "gradscope.capture.backward.Backwards.arrives",
+        "gradscope.capture.updates.Updates._concern",
     ],
 )
 def test_an_error_of_ours_is_told_once_and_training_goes_on(target, tmp_path, monkeypatch):
@@ -654,8 +654,8 @@ def test_a_structure_that_changes_all_the_time_costs_bounded_memory_and_time(tmp
                 x = x + torch.tanh(self.fc(x))
             return self.head(x)
 
-    monkeypatch.setattr("gradscope.capture.recorder.PLANS", 4)
-    monkeypatch.setattr("gradscope.capture.recorder.ANALYSIS_SHARE", -1e9)
+    monkeypatch.setattr("gradscope.capture.structures.PLANS", 4)
+    monkeypatch.setattr("gradscope.capture.structures.ANALYSIS_SHARE", -1e9)
     model = Unrolled()
     model.depth = 0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -666,5 +666,5 @@ def test_a_structure_that_changes_all_the_time_costs_bounded_memory_and_time(tmp
             loss_of(model, batch).backward()
             optimizer.step()
     scope.close()
-    assert len(scope._recorder._plans) == 4
+    assert len(scope._recorder._calls._structures._plans) == 4
     assert scope.run.frame().signal_norm.notna().all()  # the layers are read all the same

@@ -1,8 +1,9 @@
 """The dashboard: recorded runs in a browser, live while they train.
 
-`serve(path)` prints the address, opens the browser, and stays; `start(path)` returns at once.
+In: runs, or a folder of them. Out: a page that draws them with `gradscope.plots`, served by a thread
+of this process: `start(...)`, which `gradscope.dashboard` and the command line call.
 """
 
-from gradscope_dashboard.server import Server, serve, start
+from gradscope_dashboard.server import Server, start
 
-__all__ = ["Server", "serve", "start"]
+__all__ = ["Server", "start"]

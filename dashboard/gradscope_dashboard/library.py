@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from gradscope.diagnosis.findings import Diagnosis
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.plots import METRICS
+from gradscope.plots.drawn import as_runs
 from gradscope.plots.heatmap import heatmap_info
 from gradscope.plots.speed import speed_info
 from gradscope.runs.loading import discover, load
@@ -22,12 +24,12 @@ from gradscope_dashboard.background import Background
 
 
 class Library:
-    """The runs under a folder, by name; a name from a browser is only ever looked up here.
+    """Runs by name; a name from a browser is only ever looked up here.
 
     Parameters
     ----------
-    path : path
-        A folder of runs, or a run.
+    source : Run, sequence of Run, or path
+        A path is that of a folder of runs, or of a run.
 
     Attributes
     ----------
@@ -37,13 +39,20 @@ class Library:
     Raises
     ------
     GradscopeError
-        If there is no such folder.
+        If there is no such folder, no run, or something else than a run is among them.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise GradscopeError(f"{self.path} is no folder; give a folder of runs, or a run")
+    def __init__(self, source: Run | Sequence[Run] | str | os.PathLike[str]) -> None:
+        self._top: Path | None = None
+        self._given: dict[Path, Run] = {}
+        if isinstance(source, (str, os.PathLike)):
+            self._top = Path(source)
+            if not self._top.is_dir():
+                raise GradscopeError(f"{self._top}: there is no such folder")
+        else:
+            self._given = {run.path: run for run in as_runs(source)}
+            if not self._given:
+                raise GradscopeError("there is no run to show; give one, several, or a folder")
         self.lock = threading.RLock()
         self._paths: dict[str, Path] = {}
         self._runs: dict[str, Run] = {}
@@ -60,7 +69,7 @@ class Library:
     def rescan(self) -> list[str]:
         """Look for new and removed runs, reading none; return `names`."""
         with self.lock:
-            found = discover(self.path)
+            found = discover(self._top) if self._top is not None else list(self._given)
             if set(found) != set(self._paths.values()):
                 made = sorted(found, key=lambda path: (_made(path), path.name))
                 self._paths = {self._name(path): path for path in made}
@@ -159,13 +168,18 @@ class Library:
         return list(self._paths).index(name)
 
     def _name(self, path: Path) -> str:
-        return path.relative_to(self.path).as_posix() if path != self.path else path.name
+        if self._top is None:
+            names = [run.name for run in self._given.values()]
+            name = self._given[path].name
+            return name if names.count(name) == 1 else path.as_posix()
+        return path.relative_to(self._top).as_posix() if path != self._top else path.name
 
     def _open(self, name: str) -> Run | None:
         if name not in self._runs:
             with self._notes_of(name):
                 try:
-                    self._runs[name] = load(self._paths[name])
+                    path = self._paths[name]
+                    self._runs[name] = self._given.get(path) or load(path)
                 except GradscopeError as error:
                     self._problems[name] = str(error)
                     return None

@@ -7,12 +7,13 @@ import os
 import sys
 import threading
 import webbrowser
-from pathlib import Path
+from collections.abc import Sequence
 from types import TracebackType
 
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from gradscope.errors import GradscopeError
+from gradscope.runs.run import Run
 from gradscope_dashboard.app import make_app
 from gradscope_dashboard.library import Library
 
@@ -31,12 +32,32 @@ class Server:
     def __init__(self, server: BaseWSGIServer, host: str, library: Library) -> None:
         self._server = server
         self._library = library
+        self._host = host
         shown = "127.0.0.1" if host in WILDCARDS else _in_address(host)
         self.url = f"http://{shown}:{server.server_port}/"
         self._thread = threading.Thread(
             target=server.serve_forever, name="gradscope-dashboard", daemon=True
         )
         self._thread.start()
+
+    def attend(self, *, open_browser: bool = True) -> None:
+        """Print the address, open it in a browser, and wait until Ctrl-C.
+
+        Parameters
+        ----------
+        open_browser : bool
+            A machine without a display only prints the address.
+        """
+        if self._host not in LOOPBACK:
+            print(
+                f"warning: everybody who can reach this machine on {self._host} can read these"
+                " runs; there is no password",
+                file=sys.stderr,
+            )
+        print(f"gradscope dashboard: {self.url} (Ctrl-C ends it)", flush=True)
+        if open_browser and _has_display():
+            webbrowser.open(self.url)
+        self.wait()
 
     def wait(self) -> None:
         """Wait until the server ends; Ctrl-C ends it."""
@@ -71,30 +92,13 @@ class Server:
         self.stop()
 
 
-def start(path: str | Path, *, host: str = "127.0.0.1", port: int = 0) -> Server:
-    """Serve the runs under `path` from a thread of this process and return at once.
-
-    Parameters
-    ----------
-    path : path
-        A folder of runs, or a run.
-    host : str
-        Address to listen on. Others than this machine can reach what is not loopback.
-    port : int
-        0 takes a free one.
-
-    Returns
-    -------
-    Server
-
-    Raises
-    ------
-    GradscopeError
-        If there is no such folder, or the address cannot be listened on.
-    """
+def start(
+    source: Run | Sequence[Run] | str | os.PathLike[str], *, host: str = "127.0.0.1", port: int = 0
+) -> Server:
+    """Serve runs from a thread of this process and return at once; see `gradscope.dashboard`."""
     # Behind a wildcard the names by which others know this machine are unknown.
     trusted = None if host in WILDCARDS else [*LOOPBACK, host.lower()]
-    library = Library(path)
+    library = Library(source)
     app = make_app(library, trusted_hosts=trusted)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     try:
@@ -104,38 +108,6 @@ def start(path: str | Path, *, host: str = "127.0.0.1", port: int = 0) -> Server
             f"cannot listen on {host}, port {port}: {error}; choose another host or port"
         ) from error
     return Server(server, host, library)
-
-
-def serve(
-    path: str | Path, *, host: str = "127.0.0.1", port: int = 0, open_browser: bool = True
-) -> None:
-    """Serve the runs under `path` until Ctrl-C; print the address and open it in a browser.
-
-    Parameters
-    ----------
-    path : path
-        A folder of runs, or a run.
-    host, port
-        As in `start`.
-    open_browser : bool
-        A machine without a display only prints the address.
-
-    Raises
-    ------
-    GradscopeError
-        If there is no such folder, or the address cannot be listened on.
-    """
-    server = start(path, host=host, port=port)
-    if host not in LOOPBACK:
-        print(
-            f"warning: everybody who can reach this machine on {host} can read these runs;"
-            " there is no password",
-            file=sys.stderr,
-        )
-    print(f"gradscope dashboard: {server.url} (Ctrl-C ends it)", flush=True)
-    if open_browser and _has_display():
-        webbrowser.open(server.url)
-    server.wait()
 
 
 def _has_display() -> bool:

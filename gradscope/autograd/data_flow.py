@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from torch.autograd.function import BackwardCFunction
-
+from gradscope.autograd import torch_internals
 from gradscope.autograd.graph import Edge, Graph, Origins, Value
 
 
@@ -276,7 +275,7 @@ class DataFlow:
 
     def dimension(self, node: int) -> int:
         """Return the dimension along which `node` stacks or concatenates."""
-        dim: int = self.graph.nodes[node]._saved_dim  # type: ignore[attr-defined]
+        dim: int = torch_internals.saved(self.graph.nodes[node], "dim")
         return signed(dim) % len(self.shape((node, 0)))
 
     def shape(self, value: Value) -> tuple[int, ...]:
@@ -285,7 +284,7 @@ class DataFlow:
 
 
 def _stem(graph: Graph, node: int) -> str:
-    if isinstance(graph.nodes[node], BackwardCFunction):
+    if torch_internals.is_custom(graph.nodes[node]):
         return ""
     return re.sub(r"Backward\d*$", "", graph.names[node])
 

@@ -9,13 +9,13 @@ because node objects live for one step only; two steps of one structure number t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+
+from gradscope.autograd import torch_internals
 
 Value = tuple[int, int]
 """(walk index of the producer, output slot); (-1, 0) for a tensor that has no gradient."""
@@ -28,7 +28,7 @@ class Call(NamedTuple):
     """One call of one module during a forward pass.
 
     `start` and `stop` are autograd's sequence number before and after the call: every node in
-    between was made in it. `inputs` and `outputs` are `(grad_fn, output_nr)` of each tensor that
+    between was made in it; -1 where this torch tells none. `inputs` and `outputs` are `(grad_fn, output_nr)` of each tensor that
     requires grad; for a leaf the node is its gradient accumulator. `owns_parameters` counts the
     module's own, trained or frozen; `owns_frozen` tells whether some of them get no gradient.
     """
@@ -83,7 +83,7 @@ class Graph:
     def shape(self, value: Value) -> tuple[int, ...]:
         """Return the shape of the tensor that `value` stands for."""
         node, slot = value
-        return tuple(self.nodes[node]._input_metadata[slot].shape)
+        return torch_internals.shape(self.nodes[node], slot)
 
 
 def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Graph:
@@ -126,7 +126,12 @@ def fingerprint(graph: Graph, calls: Sequence[Call] = ()) -> int:
     so that skipping block 3 differs from skipping its twin, block 5. Sizes do not enter.
     """
     base = calls[0].start if calls else 0
-    made = tuple([(call.name, call.start - base, call.stop - base) for call in calls])
+    made: tuple[object, ...]
+    if calls and calls[0].stop < 0:  # no sequence numbers: told by where outputs are in the graph
+        places = graph.index
+        made = tuple((c.name, *[places.get(node) for node, _ in c.outputs]) for c in calls)
+    else:
+        made = tuple([(call.name, call.start - base, call.stop - base) for call in calls])
     return hash((tuple(graph.names), tuple(graph.edges), made))
 
 
@@ -135,31 +140,23 @@ def contains(outer: Call, inner: Call) -> bool:
     return outer.start <= inner.start and inner.stop <= outer.stop
 
 
-def sequence_number() -> int:
-    """Return the number that autograd will give to the next node of this thread."""
-    return torch._C._autograd._get_sequence_nr()
-
-
 def saved_factors(node: Node) -> tuple[Tensor | None, Tensor | None]:
     """Return the two factors of a product (or quotient), detached, as far as its node keeps them.
 
     None stands for one that backward does not need, that was changed in place since, or that hooks
     keep elsewhere: checkpointing would compute it anew.
     """
-    found: list[Tensor | None] = []
-    for name in ("self", "other"):
-        tensor = None
-        if getattr(node, f"_raw_saved_{name}").unpack_hook is None:
-            with suppress(RuntimeError):
-                tensor = getattr(node, f"_saved_{name}")
-        found.append(None if tensor is None else tensor.detach())
-    return found[0], found[1]
+    found = [torch_internals.saved_tensor(node, name) for name in ("self", "other")]
+    one, other = (None if tensor is None else tensor.detach() for tensor in found)
+    return one, other
 
 
 class Origins:
     """Which module call made which node, told by the sequence numbers."""
 
     def __init__(self, graph: Graph, calls: Sequence[Call]) -> None:
+        if calls and calls[0].stop < 0:
+            raise torch_internals.Unavailable("torch._C._autograd._get_sequence_nr")
         self.graph = graph
         self.calls = calls
         self.first = min((call.start for call in calls), default=0)
@@ -176,7 +173,7 @@ class Origins:
 
     def time(self, node: int) -> int:
         """Return the sequence number of a node: its place in the order of execution."""
-        return self.graph.nodes[node]._sequence_nr()
+        return torch_internals.sequence_number(self.graph.nodes[node])
 
     def maker(self, node: int) -> Call | None:
         """Return the innermost call that made `node`, None outside of every call."""

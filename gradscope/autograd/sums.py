@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gradscope.autograd import torch_internals
 from gradscope.autograd.data_flow import DataFlow, signed
 from gradscope.autograd.graph import Edge, Value
 
@@ -74,7 +75,7 @@ def _terms(flow: DataFlow, node: int) -> list[Term]:
         return []
     terms = [Term(((node, position),), (value,)) for position, value in data]
     if stem in ("Add", "Sub", "Rsub"):
-        alpha = getattr(saved, "_saved_alpha", 1)
+        alpha = torch_internals.saved(saved, "alpha")
         scaled = (stem == "Rsub", stem == "Sub" or alpha != 1)
         times_alpha = _sign(alpha if stem == "Add" else -alpha)
         signs = (times_alpha, 1) if stem == "Rsub" else (1, times_alpha)
@@ -119,7 +120,9 @@ def _with_product(flow: DataFlow, node: int, terms: list[Term]) -> list[Term]:
         for position, (producer, _) in enumerate(flow.graph.edges[node])
         if position > 0 and producer >= 0 and (node, position) not in edges
     )
-    first = replace(terms[0], sign=_sign(getattr(flow.graph.nodes[node], "_saved_beta", 1)))
+    # only those with a matrix scale what they add to
+    beta = torch_internals.saved(flow.graph.nodes[node], "beta") if matrix else 1
+    first = replace(terms[0], sign=_sign(beta))
     return [first, Term(edges, values, not gated, gated, matrix, factors, sign=0)]
 
 
@@ -134,11 +137,19 @@ def _is_summed(flow: DataFlow, node: int) -> bool:
     while (only := flow.only_reader((node, 0))) is not None:
         node = only[0]
         if flow.stems[node] in ("Sum", "Mean"):
-            over = getattr(flow.graph.nodes[node], "_saved_dim", ())
+            over = _summed_over(flow, node)
             return [signed(dim) % dims for dim in over] == [stacked]
         if flow.stems[node] not in ("Mul", "Div"):
             return False
     return False
+
+
+def _summed_over(flow: DataFlow, node: int) -> tuple[int, ...]:
+    """Return the dimensions that a sum or mean was taken over, none where it is over all."""
+    if flow.graph.names[node] not in ("SumBackward1", "MeanBackward1"):
+        return ()
+    dims: tuple[int, ...] = torch_internals.saved(flow.graph.nodes[node], "dim")
+    return dims
 
 
 def _adds_in_place(flow: DataFlow, node: int) -> float:
@@ -149,9 +160,8 @@ def _adds_in_place(flow: DataFlow, node: int) -> float:
     scale by the data, and a copy drop the first part. Once per structure, without side effects.
     """
     copy: Any = flow.graph.nodes[node]
-    described = copy._input_metadata[0]
     with torch.no_grad():
-        ones = torch.ones(described.shape, dtype=described.dtype, device=described.device)
+        ones = torch_internals.ones_like_output(copy)
         first, *others = copy(ones)
         if ones.is_meta or len(others) != 1 or first is None or others[0] is None:
             return 0.0
@@ -167,7 +177,7 @@ def _only_adds(flow: DataFlow, node: int) -> bool:
     """
     shape = flow.shape((node, 0))
     function = flow.graph.nodes[node]
-    return not function._raw_saved_tensors and all(  # type: ignore[attr-defined]
+    return torch_internals.saves_nothing(function) and all(
         flow.shape(value) == shape for _, value in flow.data[node]
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.session.scope import watch
+from gradscope.session.watch import watch
 
 
 class Bare:

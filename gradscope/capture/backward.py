@@ -1,182 +1,98 @@
-"""The taps in the graph of one forward, and the gradients that they read as these arrive."""
+"""The backwards that reach the model: which of them train it, and when they end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-
-import torch
-from torch import Tensor
-from torch.autograd.graph import Node
-from torch.utils.hooks import RemovableHandle
-
-from gradscope import measure
-from gradscope.autograd.graph import Call, Graph
-from gradscope.capture.cuts import CutGraph
-from gradscope.capture.plan import EdgeTap, JoinTap, Plan, ValueTap
-from gradscope.capture.rows import Key, OfLayer, Readings
-from gradscope.measure import Reading
-
-current_backward: Callable[[], int] = torch._C._current_graph_task_id
-"""The number of the backward under way in this thread, -1 outside of any."""
-
-_HALF = (torch.float16, torch.bfloat16)
+from gradscope.autograd.torch_internals import (
+    Unavailable,
+    at_end_of_backward,
+    current_backward,
+    will_accumulate,
+)
+from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.gradients import Gradients
+from gradscope.capture.steps import Steps
 
 
-class Gradients:
-    """Reads the gradients of one forward's graph, in every backward that `arrives` lets count.
+class Backwards:
+    """Lets gradients be read in the backwards of recorded steps.
 
-    The hooks on the graph hold this object and it holds no node but those of parameters, so that
-    graph and readings go when the user drops the graph.
-
-    Parameters
+    Attributes
     ----------
-    arrives : called with this object before anything is read
-        Says whether the backward under way trains the model.
-    cut : "shortcuts", "branches" or None
-        What no gradient passes in a second backward, taken within the first: `cut_signal_norm`.
-    failed : called with keys of what could not be read, and the exception
-        That reading is left out from then on; the backward goes on.
+    ended : int
+        How many have ended.
+    is_open : bool
+        False once nothing is recorded any more.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        readings: Readings,
-        arrives: Callable[[Gradients], bool],
-        failed: Callable[[Sequence[Key], Exception], None],
-        cut: str | None = None,
-    ) -> None:
-        self.readings = readings
-        self._backward = -1  # the last one that was said to count
-        self.leaves: list[Node] = []
-        self._plan = plan
-        self._arrives = arrives
-        self._failed = failed
-        self._sums: list[list[Tensor | None]] = [[] for _ in plan.sums]
-        self._handles: list[RemovableHandle] = []
-        self._cut = cut
-        self._cut_graph: CutGraph | None = None
+    def __init__(self, steps: Steps, faults: Faults) -> None:
+        self.faults = faults
+        self.ended = 0
+        self.is_open = True
+        self._steps = steps
+        self._unfinished: int | None = None  # the backward whose end is awaited
+        self._ends_are_told = True
 
-    def tap(self, graph: Graph, calls: Sequence[Call]) -> None:
-        """Put hooks on the nodes of `graph`."""
-        plan, nodes = self._plan, graph.nodes
-        self.leaves = [nodes[i] for i in plan.leaves]
-        for index, values in plan.values.items():
-            handle = nodes[index].register_prehook(partial(self._guard, self._read_values, values))
-            if graph.names[index].endswith("AccumulateGrad"):  # outlives the graph
-                self._handles.append(handle)
-        for index, edges in plan.edges.items():
-            nodes[index].register_hook(partial(self._guard, self._gather, edges))
-        for call, position, keys in plan.direct:
-            node, slot = calls[call].outputs[position]
-            taps = [ValueTap(slot, keys, [])]
-            node.register_prehook(partial(self._guard, self._read_values, taps))
-        if self._cut is not None and plan.cuts[self._cut]:
-            self._cut_graph = CutGraph(graph, calls[0].outputs, plan, self._cut)
-            for i, (node, _) in enumerate(calls[0].outputs):
-                node.register_prehook(partial(self._guard, self._take_cut, [i]))
+    def is_outside(self) -> bool:
+        """Whether a forward that begins now lies outside of every backward: it is the user's own.
 
-    def release(self) -> None:
-        """Take out the hooks that would outlive the graph, and let go of the graph."""
-        self._cut_graph = None
-        for handle in self._handles:
-            handle.remove()
+        Within one, checkpointing computes something again.
+        """
+        outside = current_backward() == -1
+        if outside:
+            self._unfinished = None  # it was interrupted, if it is not finished yet
+        return outside
 
-    def end_of_backward(self) -> None:
-        """Read what did not get complete: sums of which some edge got no gradient, cuts."""
-        self._read_cut()
-        for i in range(len(self._sums)):
-            if self._plan.sums[i].keys and self._sums[i]:
-                self._read_sum(i)
-            self._sums[i].clear()
+    def arrives(self, gradients: Gradients) -> bool:
+        """Say whether the backward that reaches `gradients` counts; its first reading asks."""
+        backward = current_backward()
+        counts = self._steps.current.backwards.get(backward)
+        if counts is None:
+            counts = self._begin(backward, gradients)
+        if counts:
+            self._steps.current.gradients.setdefault(gradients)
+        return counts
 
-    def _guard(
-        self,
-        read: Callable[..., None],
-        taps: list[ValueTap] | list[EdgeTap] | list[int],
-        gradients: tuple[Tensor | None, ...],
-        *_: object,
-    ) -> None:
+    def _begin(self, backward: int, gradients: Gradients) -> bool:
+        nested = self._unfinished is not None  # as reentrant checkpointing's backwards are
+        if self._steps.current.is_over and not nested:
+            self._steps.close()
+        step, leaves = self._steps.current, gradients.leaves
+        counts = step.recorded and self.is_open
+        counts = counts and (not leaves or any(will_accumulate(leaf) for leaf in leaves))
+        step.backwards[backward] = counts
+        if counts and not nested:
+            self._unfinished = backward
+            self._await_end()
+        return counts
+
+    def _await_end(self) -> None:
         try:
-            backward = current_backward()
-            if backward == self._backward or self._arrives(self):
-                self._backward = backward
-                read(taps, gradients)
-        except Exception as error:
-            keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
-            taps.clear()
-            self._cut_graph = None
-            self._failed(keys, error)
+            # DistributedDataParallel queues its all-reduce after this: queue once more behind it
+            at_end_of_backward(lambda: at_end_of_backward(self._end))
+        except Unavailable as error:
+            self.faults.report("the end of the backward", error)
+            self._unfinished = None
+            self._ends_are_told = False
+            self._steps.doubt_gradients()
 
-    def _take_cut(self, roots: list[int], gradients: tuple[Tensor | None, ...]) -> None:
-        if self._cut_graph is not None and self._cut_graph.backward(roots[0], gradients):
-            self._read_cut()
+    def settle(self) -> None:
+        """Read what waits for the end of a backward, where no end is told."""
+        if not self._ends_are_told:
+            for gradients in self._steps.current.gradients:
+                gradients.end_of_backward()
 
-    def _read_cut(self) -> None:
-        """Read what would reach each layer if the cut were made, and let go of the graph."""
-        if self._cut_graph is not None:
-            for layer, gradient in self._cut_graph.read():
-                norm = measure.norm(gradient)
-                self.readings.add(norm, (OfLayer("cut_signal_norm", layer),))
-        self._cut_graph = None
+    @guarded("the end of the backward")
+    def _end(self) -> None:
+        """Read the parameters' gradients, as accumulated and not yet clipped."""
+        self._unfinished = None
+        self.ended += 1
+        for gradients in self._steps.current.gradients:
+            gradients.end_of_backward()
+        self._read_gradients()
 
-    def _read_values(self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]) -> None:
-        for tap in taps:
-            gradient = gradients[tap.slot]
-            if gradient is not None:
-                self.readings.add(measure.norm(gradient), tap.keys)
-                for join in tap.joins:
-                    self._read_join(self._plan.joins[join], measure.dense(gradient))
-
-    def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
-        for tap in taps:
-            gradient = gradients[tap.position]
-            for i in tap.sums:
-                self._sums[i].append(None if gradient is None else measure.dense(gradient))
-                wanted = self._plan.sums[i]
-                if wanted.keys and len(self._sums[i]) == wanted.edges:
-                    self._read_sum(i)
-
-    def _read_sum(self, i: int) -> None:
-        total = self._take_sum(i)
-        if total is not None:
-            self.readings.add(measure.norm(total), self._plan.sums[i].keys)
-
-    def _take_sum(self, i: int | None) -> Tensor | None:
-        """Return the sum of the gradients gathered for sum `i`, and begin it anew."""
-        if i is None:
-            return None
-        gradients = [g for g in self._sums[i] if g is not None]
-        self._sums[i].clear()
-        if len(gradients) < 2:
-            return gradients[0] if gradients else None
-        wide = [g.float() if g.dtype in _HALF else g for g in gradients]
-        return torch.stack(wide).sum(0) if len(wide) > 2 else wide[0] + wide[1]
-
-    def _read_join(self, join: JoinTap, total: Tensor) -> None:
-        gradients = {part: self._take_sum(i) for part, i in join.parts.items()}
-        if join.is_open:
-            rest = _rest(total, [g for g in gradients.values() if g is not None])
-            known = gradients["other"]
-            gradients["other"] = rest if known is None else rest + known
-        norms: dict[str, Reading] = {}
-        for part, gradient in gradients.items():
-            norms[part] = 0.0 if gradient is None else measure.norm(gradient)
-            self.readings.add(norms[part], join.keys[part])
-        shortcut, branch = gradients["shortcut"], gradients["branch"]
-        if shortcut is not None and branch is not None:
-            cosine = measure.cosine(shortcut, branch, norms["shortcut"], norms["branch"])
-            self.readings.add(cosine, join.keys["cosine"])
-
-
-def _rest(total: Tensor, parts: Sequence[Tensor]) -> Tensor:
-    """Return what `parts` lack of `total`; zeros where that is no more than rounding."""
-    rest = total.float() if total.dtype in _HALF else total
-    bound: Reading = 0.0
-    for part in parts:
-        rest = rest - part
-        bound = bound + measure.norm(part)
-    bound = bound * (len(parts) * torch.finfo(total.dtype).eps)
-    is_rounding = torch.as_tensor(measure.norm(rest) <= bound, device=total.device)
-    return torch.where(is_rounding, 0, rest)
+    @guarded("the gradients of the parameters")
+    def _read_gradients(self) -> None:
+        readings = self._steps.readings()
+        readings.after_backward()
+        if not self._steps.told_by_hooks:
+            readings.before_update()

@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from gradscope.autograd import torch_internals
+
 
 def is_compiled(model: nn.Module) -> bool:
     """Whether `model` or a part of it has been handed to torch.compile."""
-    return any(
-        type(module).__name__ == "OptimizedModule"
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or getattr(module, "_compiler_ctx", None) is not None  # a LightningModule
-        for module in model.modules()
-    )
+    return any(map(torch_internals.is_compiled, model.modules()))
 
 
 def may_compile() -> bool:

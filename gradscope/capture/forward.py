@@ -7,6 +7,7 @@ is tapped (gradients.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -14,17 +15,19 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node, get_gradient_edge
 
 from gradscope import measure
-from gradscope.autograd.graph import Call, Graph, saved_factors, sequence_number, walk
+from gradscope.autograd import torch_internals
+from gradscope.autograd.graph import Call, Graph, saved_factors, walk
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
 from gradscope.capture.rows import Readings, activation_keys, output_keys
 from gradscope.measure import Reading
 from gradscope.measure.activations import activation_readings, whole_rule
 
-Edge = tuple[Node, int]
+NodeSlot = tuple[Node, int]
+"""Where the gradient of a tensor arrives."""
 
 
-OpenCall = tuple[ModuleInfo, int, int, tuple[Edge, ...]]
+OpenCall = tuple[ModuleInfo, int, int, tuple[NodeSlot, ...]]
 """A call that has not returned yet: its module, its number, when it began, its inputs."""
 
 
@@ -67,7 +70,7 @@ class Forward:
         self.modules.append(module)
         self._calls.append(None)
         inputs = tuple([gradient_edge(tensor) for tensor in tensors])
-        self._open.append((module, ordinal, sequence_number(), inputs))
+        self._open.append((module, ordinal, _now(), inputs))
         if tensors:
             self._measure_for_joins(ordinal, "in", tensors)
 
@@ -84,7 +87,7 @@ class Forward:
             info.kind,
             info.owns_parameters,
             start,
-            sequence_number(),
+            _now(),
             inputs,
             tuple([gradient_edge(tensor) for tensor in tensors]),
             info.owns_parameters and _owns_frozen(module),
@@ -185,17 +188,29 @@ class Forward:
         """Keep a term of a branch's sum, as the previous forward tells, until all are there."""
         if self._expected is None or (places := self._expected.terms.get(place)) is None:
             return
-        self._terms[place] = x.detach(), x._version
+        self._terms[place] = x.detach(), torch_internals.version(x)
         if all(other in self._terms for other, _ in places):
             terms = [(*self._terms.pop(other), sign) for other, sign in places]
-            if all(x._version == version for x, version, _ in terms):  # else F(x) is lost
+            if all(
+                torch_internals.version(x) == before for x, before, _ in terms
+            ):  # else F(x) is lost
                 total = sum(sign * measure.dense(x) for x, _, sign in terms)
                 self._sum_norms[places] = measure.norm(torch.as_tensor(total))
 
 
+def _now() -> int:
+    """Return the sequence number of the next node, -1 where this torch tells none."""
+    with suppress(torch_internals.Unavailable):
+        return torch_internals.next_sequence_number()
+    return -1
+
+
 def _owns_frozen(module: nn.Module) -> bool:
     """Whether some of the module's own parameters get no gradient, as of now."""
-    return any(p is not None and not p.requires_grad for p in module._parameters.values())
+    return any(
+        p is not None and not p.requires_grad
+        for p in torch_internals.parameters_of(module).values()
+    )
 
 
 def with_gradient(value: object) -> list[Tensor]:
@@ -225,7 +240,7 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, field.name))
 
 
-def gradient_edge(tensor: Tensor) -> Edge:
+def gradient_edge(tensor: Tensor) -> NodeSlot:
     """Return the node and slot in which the gradient of `tensor` arrives."""
     node = tensor.grad_fn
     if node is not None:

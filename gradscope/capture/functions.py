@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from gradscope import measure
+from gradscope.autograd import torch_internals
 from gradscope.autograd.graph import Call, Edge, Graph, Origins, Value
+from gradscope.autograd.torch_internals import saved
 from gradscope.capture.rows import Readings, activation_keys
 from gradscope.kinds import group
 from gradscope.measure.activations import activation_readings, sample
@@ -27,22 +30,22 @@ _SAME_ELEMENTS = re.compile(
 # Names and attributes of nodes come from torch's derivatives.yaml. The in-place forms, often
 # ...Backward1, keep the result instead of the input.
 _MODULES: dict[str, Callable[[Any], nn.Module]] = {
-    "Celu": lambda node: nn.CELU(node._saved_alpha),
-    "Elu": lambda node: nn.ELU(node._saved_alpha) if node._saved_scale == 1 else nn.SELU(),
-    "Gelu": lambda node: nn.GELU(node._saved_approximate),
-    "Hardshrink": lambda node: nn.Hardshrink(node._saved_lambd),
+    "Celu": lambda node: nn.CELU(saved(node, "alpha")),
+    "Elu": lambda node: nn.ELU(saved(node, "alpha")) if saved(node, "scale") == 1 else nn.SELU(),
+    "Gelu": lambda node: nn.GELU(saved(node, "approximate")),
+    "Hardshrink": lambda node: nn.Hardshrink(saved(node, "lambd")),
     "Hardsigmoid": lambda _: nn.Hardsigmoid(),
     "Hardswish": lambda _: nn.Hardswish(),
-    "Hardtanh": lambda node: _hardtanh(node._saved_min_val, node._saved_max_val),
-    "LeakyRelu": lambda node: nn.LeakyReLU(node._saved_negative_slope),
+    "Hardtanh": lambda node: _hardtanh(saved(node, "min_val"), saved(node, "max_val")),
+    "LeakyRelu": lambda node: nn.LeakyReLU(saved(node, "negative_slope")),
     "LogSigmoid": lambda _: nn.LogSigmoid(),
     "Mish": lambda _: nn.Mish(),
     "Relu": lambda _: nn.ReLU(),
     "Sigmoid": lambda _: nn.Sigmoid(),
     "Silu": lambda _: nn.SiLU(),
     "Softsign": lambda _: nn.Softsign(),  # there is no such node: it is a division
-    "Softplus": lambda node: nn.Softplus(node._saved_beta, node._saved_threshold),
-    "Softshrink": lambda node: nn.Softshrink(node._saved_lambd),
+    "Softplus": lambda node: nn.Softplus(saved(node, "beta"), saved(node, "threshold")),
+    "Softshrink": lambda node: nn.Softshrink(saved(node, "lambd")),
     "Tanh": lambda _: nn.Tanh(),
 }
 """Kind of node -> the module that does what the node did, its settings included."""
@@ -70,7 +73,6 @@ def find_functions(
     calls: Sequence[Call],
     layers: Sequence[int | None],
     outputs: Sequence[tuple[Value, int]],
-    consumers: dict[Value, list[Edge]],
 ) -> list[Function]:
     """Return the activation functions that were called on the output of a layer.
 
@@ -85,7 +87,6 @@ def find_functions(
         Of one forward.
     layers : for each call, the number of the layer that was called, None for other modules
     outputs : (value, number) of each output of a layer, in order of execution
-    consumers : as `Graph.consumers`
     """
     kinds = {i: kind for i, name in enumerate(graph.names) if (kind := _kind(name)) in _MODULES}
     parts = set(kinds)
@@ -95,6 +96,7 @@ def find_functions(
             parts |= {i, size}
     if not kinds:
         return []
+    consumers = graph.consumers()
     activations = {
         id(call)
         for call, layer in zip(calls, layers, strict=True)
@@ -127,10 +129,10 @@ def find_functions(
 def read_functions(functions: Sequence[Function], graph: Graph, readings: Readings) -> None:
     """Add `derivative_mean`, `zero_fraction` and `saturated_fraction` of each function."""
     for function in functions:
-        saved = _input_and_output(graph.nodes[function.node], function.kind)
-        if saved is None:
+        read = _input_and_output(graph.nodes[function.node], function.kind)
+        if read is None:
             continue
-        module, z, output, count = saved
+        module, z, output, count = read
         keys = activation_keys(function.layer, count)
         for key, reading in zip(keys, activation_readings(module, z, output), strict=True):
             readings.add(reading, key)
@@ -156,7 +158,7 @@ def _only_for(edges: Sequence[Edge], nodes: Collection[int]) -> bool:
     return all(consumer in nodes for consumer, _ in edges)
 
 
-def _input_and_output(node: Any, kind: str) -> tuple[nn.Module, Tensor | None, Tensor, int] | None:
+def _input_and_output(node: Node, kind: str) -> tuple[nn.Module, Tensor | None, Tensor, int] | None:
     """Return the module that does what `node` did, its input, output and number of elements.
 
     The input is None where only the output is kept. Nothing where neither can be had.
@@ -167,9 +169,9 @@ def _input_and_output(node: Any, kind: str) -> tuple[nn.Module, Tensor | None, T
         if z is None or size is None:
             return None
         return module, None, sample(z) / sample(size), z.numel()
-    output = _saved(node, "result")
-    if output is not None:
-        return module, None, output, output.numel()
+    if torch_internals.has_saved(node, "result"):
+        output = _saved(node, "result")
+        return None if output is None else (module, None, output, output.numel())
     z = _saved(node, "self")
     if z is None:
         return None
@@ -177,19 +179,9 @@ def _input_and_output(node: Any, kind: str) -> tuple[nn.Module, Tensor | None, T
     return module, some, module.forward(some), z.numel()
 
 
-def _saved(node: Any, name: str) -> Tensor | None:
-    """Return a tensor that `node` keeps; None where it is not to be had at once.
-
-    So it is where the tensor was changed in place since, and where hooks keep it elsewhere:
-    checkpointing would compute it anew.
-    """
-    keeper = getattr(node, f"_raw_saved_{name}", None)
-    if keeper is None or keeper.unpack_hook is not None:
-        return None
-    try:
-        tensor: Tensor = getattr(node, f"_saved_{name}")
-    except RuntimeError:
-        return None
-    if tensor.numel() == 0 or not tensor.is_floating_point():
+def _saved(node: Node, name: str) -> Tensor | None:
+    """Return a tensor of numbers that `node` keeps; None where it is not to be had at once."""
+    tensor = torch_internals.saved_tensor(node, name)
+    if tensor is None or tensor.numel() == 0 or not tensor.is_floating_point():
         return None
     return measure.dense(tensor)

@@ -16,9 +16,11 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from gradscope.capture.faults import Faults
 
-class Listener(Protocol):
-    """What hooks report to."""
+
+class ModuleListener(Protocol):
+    """What the hooks of modules report to."""
 
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note that module `number` is called."""
@@ -29,14 +31,17 @@ class Listener(Protocol):
     def module_failed(self, number: int, error: Exception) -> None:
         """Take note that one of these raised `error`, which goes no further."""
 
+
+class OptimizerListener(Protocol):
+    """What the hooks of optimizers report to."""
+
+    faults: Faults
+
     def before_step(self, optimizer: Optimizer) -> None:
         """Take note that the step of an optimizer, any in this process, begins."""
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Take note that the step of an optimizer, any in this process, ended."""
-
-    def failed(self, what: str, error: Exception) -> None:
-        """Take note that one of these raised `error`, which goes no further."""
 
 
 class _Hook:
@@ -46,7 +51,7 @@ class _Hook:
     was saved while it was watched loads where gradscope is not installed.
     """
 
-    def __init__(self, listener: weakref.ref[Listener], number: int) -> None:
+    def __init__(self, listener: weakref.ref[ModuleListener], number: int) -> None:
         self._listener = listener
         self._number = number
 
@@ -80,10 +85,10 @@ class _LeaveHook(_Hook):
             listener.module_failed(self._number, error)
 
 
-class ModuleTaps:
+class ModuleHooks:
     """The hooks on the modules of a model, which may be put in and taken out again and again."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: ModuleListener) -> None:
         self._listener = weakref.ref(listener)
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._given_up: set[int] = set()
@@ -114,7 +119,7 @@ class ModuleTaps:
             handle.remove()
 
 
-def tap_optimizers(listener: Listener) -> list[RemovableHandle]:
+def hook_optimizers(listener: OptimizerListener) -> list[RemovableHandle]:
     """Make every optimizer of this process report its steps, until the handles are removed."""
     reference = weakref.ref(listener)
 
@@ -123,13 +128,13 @@ def tap_optimizers(listener: Listener) -> list[RemovableHandle]:
             try:
                 found.before_step(optimizer)
             except Exception as error:
-                found.failed("the beginning of steps", error)
+                found.faults.report("the beginning of steps", error)
 
     def after(optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not torch.compiler.is_compiling() and (found := reference()) is not None:
             try:
                 found.after_step(optimizer)
             except Exception as error:
-                found.failed("the end of steps", error)
+                found.faults.report("the end of steps", error)
 
     return [register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)]

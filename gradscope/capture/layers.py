@@ -9,27 +9,16 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from gradscope.autograd.torch_internals import WRAPPER_NAMES, parameters_of, wrapped
 from gradscope.kinds import group
 
 ROOT = "(root)"
 """Name of the layer that holds the parameters of the model itself."""
 
-_WRAPPERS = {
-    "DistributedDataParallel": "module",
-    "OptimizedModule": "_orig_mod",
-    "FullyShardedDataParallel": "_fsdp_wrapped_module",
-    "CheckpointWrapper": "_checkpoint_wrapped_module",
-}
-"""Class that wraps a module -> the attribute under which it does."""
-
-_INNER_WRAPPERS = frozenset(_WRAPPERS.values()) - {"module"}  # a name that users give, too
-
 
 def unwrap(model: nn.Module) -> nn.Module:
     """Return the module that DistributedDataParallel, torch.compile and the like wrap."""
-    while (attribute := _WRAPPERS.get(type(model).__name__)) in model._modules:
-        inner = model._modules[attribute]
-        assert inner is not None
+    while (inner := wrapped(model)) is not None:
         model = inner
     return model
 
@@ -44,12 +33,12 @@ def is_distributed(model: nn.Module) -> bool:
 
 def clean(name: str) -> str:
     """Return the path `name` without the names that wrappers inside the model put into it."""
-    return ".".join(part for part in name.split(".") if part not in _INNER_WRAPPERS)
+    return ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES)
 
 
 def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters that `module` owns itself, as (name, parameter)."""
-    return [(name, p) for name, p in module._parameters.items() if p is not None]
+    return [(name, p) for name, p in parameters_of(module).items() if p is not None]
 
 
 def is_activation(module: nn.Module) -> bool:

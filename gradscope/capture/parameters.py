@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from gradscope import measure
+from gradscope.autograd.torch_internals import parameters_of, version
 from gradscope.capture import layers
 from gradscope.capture.distributed import replicas
 from gradscope.capture.rows import Layout, OfParameter, Segment
@@ -41,6 +42,7 @@ class Parameters:
         self.owners: list[tuple[int, ...]] = []
         self.replicas: list[int] = []
         self.wide = False  # whether some are float64
+        self.ends_are_told = True  # of backwards: what an optimizer shows first was not clipped
         self._found: list[Tensor | None] = []
         self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
         self._place: dict[int, int] = {}
@@ -51,7 +53,7 @@ class Parameters:
         numbers: list[int] = []
         found: list[Tensor | None] = []
         for number, module in modules:
-            if own := module._parameters:
+            if own := parameters_of(module):
                 found += own.values()
                 numbers += [number] * len(own)
         # False for a frozen one, else its class, which a lazy one changes
@@ -185,7 +187,7 @@ class ParameterReadings:
         """Read the weights, which an optimizer that has not been seen yet may change."""
         tensors = self._parameters.tensors
         weights = self._copy_weights(tuple(self._states))
-        self._suspected = weights, {i: tensors[i]._version for i in self._states}
+        self._suspected = weights, {i: version(tensors[i]) for i in self._states}
 
     def was_updated(self, trust_gradients: bool) -> bool:
         """Whether weights have changed since `before_update`.
@@ -197,7 +199,7 @@ class ParameterReadings:
             behind autograd's back (`p.data`), their values are compared: this waits for the device.
         """
         tensors, (_, versions) = self._parameters.tensors, self._suspected
-        if any(tensors[i]._version != version for i, version in versions.items()):
+        if any(version(tensors[i]) != before for i, before in versions.items()):
             return True
         found = self._find_gradients(versions)
         if versions and all(i in found and _state(found[i]) == self._states[i] for i in versions):
@@ -242,7 +244,8 @@ class ParameterReadings:
                 late = [j for j, i in enumerate(norms.places) if i not in self._states]
                 places = tuple(norms.places[j] for j in late)
                 segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
-                segments.append((layout(places, ("grad_norm",)), norms.values[late]))
+                if self._parameters.ends_are_told:
+                    segments.append((layout(places, ("grad_norm",)), norms.values[late]))
         return [(keys, values) for keys, values in segments if keys]
 
     def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
@@ -272,7 +275,7 @@ class ParameterReadings:
 
 def _state(gradient: Tensor) -> tuple[int, int]:
     """Return what changes when a gradient is replaced or overwritten."""
-    return id(gradient), gradient._version
+    return id(gradient), version(gradient)
 
 
 def _norms(tensors: dict[int, Tensor]) -> list[_Norms]:

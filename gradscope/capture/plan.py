@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, NamedTuple
@@ -17,7 +18,8 @@ from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Call, Edge, Graph, Value
 from gradscope.autograd.joins import Join
-from gradscope.capture.functions import Function, find_functions
+from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
+from gradscope.capture.functions import Function
 from gradscope.capture.rows import Key, Keys, OfLayer, OfShortcut
 from gradscope.schema import SPLIT_FORMS
 
@@ -166,9 +168,7 @@ def make_plan(
         for edge in call.inputs:
             value = locate(graph, edge)
             consumers = consumers_of.get(value, []) if value is not None else []
-            inside = [
-                c for c in consumers if call.start <= _sequence(graph.nodes[c[0]]) < call.stop
-            ]
+            inside = _within(graph, call, consumers)
             if value is None or not inside:
                 continue
             if len(inside) == len(consumers):
@@ -205,7 +205,6 @@ def make_plan(
         "branches": [edge for join in joins for edge in join.branch_cut],
     }
     plan.calls = {ordinal for ordinal, _, _ in (*plan.places, *plan.terms)}
-    plan.functions = find_functions(graph, calls, layers, plan.outputs, consumers_of)
     own = {node for node, _ in calls[0].inputs}
     plan.leaves = [
         i
@@ -213,6 +212,13 @@ def make_plan(
         if name == "AccumulateGrad" and graph.nodes[i] not in own
     ]
     return plan
+
+
+def _within(graph: Graph, call: Call, edges: Sequence[Edge]) -> list[Edge]:
+    """Return those of `edges` that `call` has made; none where that cannot be told."""
+    with suppress(Unavailable):
+        return [e for e in edges if call.start <= sequence_number(graph.nodes[e[0]]) < call.stop]
+    return []
 
 
 def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
@@ -235,7 +241,7 @@ def position(
 ) -> float:
     """Return the share of the layers' calls that had returned before `join`."""
     stops = [call.stop for call, layer in zip(calls, layers, strict=True) if layer is not None]
-    when = _sequence(graph.nodes[join.node])
+    when = sequence_number(graph.nodes[join.node])
     return sum(stop <= when for stop in stops) / max(len(stops), 1)
 
 
@@ -291,15 +297,6 @@ def _seen_at(graph: Graph, calls: Sequence[Call], value: Value) -> Place | None:
             edges = call.outputs if side == "out" else call.inputs
             for position, edge in enumerate(edges):
                 node, slot = edge
-                if locate(graph, edge) == value and prod(_shape(node, slot)) == size:
+                if locate(graph, edge) == value and prod(shape(node, slot)) == size:
                     return ordinal, side, position
     return None
-
-
-def _shape(node: Node, slot: int) -> tuple[int, ...]:
-    return tuple(node._input_metadata[slot].shape)
-
-
-def _sequence(node: Node) -> int:
-    number: int = node._sequence_nr()
-    return number

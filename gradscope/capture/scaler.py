@@ -59,7 +59,7 @@ class _PatchedStep:
 _patched: dict[type, _PatchedStep] = {}
 
 
-class ScalerTap:
+class ScalerHook:
     """Makes scalers report to `listener` until `remove`.
 
     Parameters
@@ -91,11 +91,3 @@ class ScalerTap:
             if not patch.listeners:
                 patch.take_out()
                 del _patched[kind]
-
-
-def current_scale(scaler: Any) -> torch.Tensor | float | None:
-    """Return the factor of `scaler`, on its device where it is there; None before the first use."""
-    scale = getattr(scaler, "_scale", None)
-    if scale is None and hasattr(scaler, "get_scale"):
-        return float(scaler.get_scale())
-    return scale

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gradscope.errors import GradscopeError
-from gradscope.session.scope import Scope, watch
+from gradscope.session.scope import Scope
+from gradscope.session.watch import watch
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from gradscope.errors import GradscopeError
-from gradscope.session.scope import Scope, watch
+from gradscope.session.scope import Scope
+from gradscope.session.watch import watch
 
 try:
     from transformers import TrainerCallback

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from gradscope.autograd import torch_internals
+
 PIECE = 2**17
 """Elements that one reduction runs over: 67 M float32 in one go are .5 % off, and a piece of
 512 KiB is still in the cache when it is read a second time."""
@@ -44,18 +46,18 @@ def norm(x: Tensor) -> float:
 def norms(tensors: Sequence[Tensor]) -> list[float]:
     """Return the L2 norm of each tensor, those of small ones by one call."""
     small = [x for x in tensors if _is_piece(x)]
-    found = iter(torch._foreach_norm(small, 2) if small else ())
+    found = iter(torch_internals.norms(small) if small else ())
     return [_in_range(next(found).item(), x) if _is_piece(x) else norm(x) for x in tensors]
 
 
 def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> list[float]:
     """Copy `tensors` to `copies`, and return the L2 norm of each."""
-    return _change_with_norms(torch._foreach_copy_, Tensor.copy_, tensors, copies)
+    return _change_with_norms(torch_internals.copy_all, Tensor.copy_, tensors, copies)
 
 
 def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> list[float]:
     """Return the L2 norm of each difference, which overwrites `copies`."""
-    return _change_with_norms(torch._foreach_sub_, Tensor.sub_, tensors, copies)
+    return _change_with_norms(torch_internals.subtract_all, Tensor.sub_, tensors, copies)
 
 
 def census(

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradscope.autograd import torch_internals
 from gradscope.measure import host
 from gradscope.measure.cpu_kernel import Kernel, SquareSums, kernel
 
@@ -100,7 +101,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     tensors = [dense(x) for x in tensors]
     if tensors[0].is_cpu:
         return torch.tensor(host.norms(tensors), dtype=torch.float64)
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype=_wide(tensors[0])))
+    return torch.stack(torch_internals.norms(tensors, _wide(tensors[0])))
 
 
 def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor:
@@ -116,7 +117,7 @@ def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tens
     tensors = [dense(x) for x in tensors]
     if copies[0].is_cpu:
         return torch.tensor(host.copy_with_norms(tensors, copies), dtype=torch.float64)
-    torch._foreach_copy_(list(copies), tensors)
+    torch_internals.copy_all(copies, tensors)
     return norms(copies)
 
 
@@ -135,7 +136,7 @@ def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Ten
     tensors = [dense(x) for x in tensors]
     if copies[0].is_cpu:
         return torch.tensor(host.difference_norms(tensors, copies), dtype=torch.float64)
-    torch._foreach_sub_(list(copies), tensors)
+    torch_internals.subtract_all(copies, tensors)
     return norms(copies)
 
 

@@ -1,10 +1,11 @@
-"""Frames as CSV text, and files that are written whole or not at all."""
+"""Frames as CSV and HTML text, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
+import html
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from gradscope.errors import GradscopeError
+from gradscope.runs import frames
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula
 
@@ -32,6 +34,15 @@ def csv_lines(rows: pd.DataFrame) -> bytes:
 def defused(text: str) -> str:
     """Return `text` with an apostrophe before what a spreadsheet would take for a formula."""
     return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def html_table(caption: str, facts: Mapping[str, object]) -> str:
+    """Return `facts` as a small table; what they hold is text in it, never markup."""
+    rows = "".join(
+        f"<tr><th>{key}</th><td>{html.escape(frames.clean(str(value)))}</td></tr>"
+        for key, value in facts.items()
+    )
+    return f"<table><caption>{html.escape(caption)}</caption>{rows}</table>"
 
 
 def write_whole(path: Path, chunks: Iterable[bytes], *, overwrite: bool) -> None:

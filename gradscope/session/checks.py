@@ -1,14 +1,15 @@
-"""What `watch` refuses, each with what to do instead."""
+"""What `watch` and `Scope` refuse, each with what to do instead."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradscope import schema
 from gradscope.capture import layers
 from gradscope.capture.layers import is_distributed
 from gradscope.capture.plan import CUTS
@@ -98,3 +99,37 @@ def check_optimizers(model: nn.Module, optimizers: Sequence[Optimizer] | None) -
                 f" of {type(model).__name__}; pass the optimizer that trains it, or leave the"
                 " argument out"
             )
+
+
+def check_scalars(scalars: Mapping[str, object]) -> None:
+    """Refuse what no row can hold: names that are taken or no text, values that are no number."""
+    for name, value in scalars.items():
+        if name in schema.names(schema.STEPS):
+            raise GradscopeError(
+                f"log({name}=...): gradscope records a column of this name; choose another"
+            )
+        if name != name.encode("utf-8", "replace").decode("utf-8"):
+            raise GradscopeError(
+                f"log({name!r}=...): no file can hold this name, it is no valid Unicode"
+            )
+        if isinstance(value, Tensor) and value.numel() == 1:
+            continue
+        if not hasattr(value, "__float__") or isinstance(value, Tensor):
+            shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            raise GradscopeError(
+                f"log({name}=...): needs one number, got {type(value).__name__}{shape};"
+                " log its mean, say"
+            )
+
+
+def check_sending(every: int | None, recorded: int) -> int:
+    """Return of which steps readings are sent, those `recorded` by default."""
+    every = recorded if every is None else every
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise GradscopeError(f"send_to(every={every!r}): needs a whole number of steps, 1 or more")
+    if every % recorded:
+        raise GradscopeError(
+            f"send_to(every={every}): only recorded steps can be sent, so it must be a multiple of"
+            f" {recorded}, the `every` of watch()"
+        )
+    return every

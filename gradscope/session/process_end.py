@@ -6,21 +6,29 @@ import atexit
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
-if TYPE_CHECKING:
-    from gradscope.capture.recorder import Recorder
-    from gradscope.session.drain import Drain
-    from gradscope.session.scope import Scope
+from gradscope.capture.recorder import Recorder
+from gradscope.session.drain import Drain
 
 _PATIENCE = 5  # seconds for which a flush may delay a fork, or the end after a SIGTERM
+
+
+class Closable(Protocol):
+    """What a `Scope` is to this module."""
+
+    path: Path
+
+    def close(self) -> None:
+        """Stop recording, and write the rest."""
 
 
 class Open(NamedTuple):
     """An open scope and its parts."""
 
-    scope: Scope
+    scope: Closable
     recorder: Recorder
     drain: Drain
 
@@ -41,7 +49,7 @@ def enter(model_id: int, opened: Open) -> None:
         signal.signal(signal.SIGTERM, _terminate)
 
 
-def leave(model_id: int, scope: Scope) -> None:
+def leave(model_id: int, scope: Closable) -> None:
     """Take note of a closed scope; the last one leaves SIGTERM as it was."""
     opened = open_scopes.get(model_id)
     if opened is not None and opened.scope is scope:

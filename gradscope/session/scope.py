@@ -1,8 +1,7 @@
-"""`watch(model)`: the recorder and the store, joined into the `Scope` that a user holds."""
+"""What a user holds while a model is watched: recorder, drain and run, joined into a `Scope`."""
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 import weakref
@@ -14,152 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from gradscope import schema
 from gradscope._version import __version__
-from gradscope.capture import layers
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.compiled import is_compiled
-from gradscope.capture.recorder import Recorder
+from gradscope.capture.recorder import Recorder, Settings
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.session import alerts, process_end
-from gradscope.session.checks import check_cut, check_model, check_optimizers, check_settings
+from gradscope.session.checks import check_scalars, check_sending
 from gradscope.session.drain import Drain
-from gradscope.session.opening import folder, open_run
+from gradscope.session.opening import open_run
 from gradscope.session.sinks import DEFAULT_METRICS, Subscription
 
 if TYPE_CHECKING:
     from gradscope.diagnosis.findings import Diagnosis
     from gradscope.runs.run import Run
-    from gradscope_dashboard import Server
-
-
-def watch(
-    model: nn.Module,
-    run: str | os.PathLike[str] | None = None,
-    *,
-    resume: bool = False,
-    every: int = 1,
-    optimizer: Optimizer | Sequence[Optimizer] | None = None,
-    scaler: Any = None,
-    cut: str | None = None,
-    cut_every: int | None = None,
-    keep_snapshot: bool | None = None,
-    ranks: int | str = 0,
-    flush_every: int = 500,
-    flush_seconds: float = 1.0,
-) -> Scope:
-    """Record how gradients reach the layers of `model` while it trains; the loop is unchanged.
-
-    >>> scope = gradscope.watch(model)
-    >>> for x, y in loader:
-    ...     loss_fn(model(x), y).backward(); optimizer.step(); optimizer.zero_grad()
-    >>> scope.close()
-    >>> scope.run.frame()
-
-    A step is one step of the optimizer; it closes at the first forward with gradients, or backward,
-    after that, so that several optimizers of one model share a step. With gradient accumulation
-    `grad_norm` is the norm of what the optimizer gets; signals of the micro-batches, or of several
-    calls of one module, are combined by the root of the sum of their squares.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Plain or residual, on any device. Wrappers (DistributedDataParallel, torch.compile) are
-        seen through.
-    run : path, optional
-        Folder to write, which must not exist yet; `runs/<time>-<class of model>` by default.
-    resume : bool
-        Go on with `run`, after a crash or a close: steps count on from the last one on disk, `time`
-        goes on without the break, layers and shortcuts keep their numbers. The model must have the
-        layers of the run. A run that does not exist is begun, so that a job which may be restarted
-        can always say `resume=True`.
-    every : int
-        Steps 0, `every`, 2 `every` ... are recorded; between them nothing is read.
-    optimizer : Optimizer or sequence of them, optional
-        Whose steps count. By default those of every optimizer that has a parameter of the model.
-    scaler : optional
-        A loss scaler of a class of its own; torch's GradScaler is found without being named.
-    cut : {"shortcuts", "branches"}, optional
-        Also record `cut_signal_norm`: the signal that would reach each layer if no gradient could
-        pass the shortcuts (or the branches). The forward pass stays as it is, so a net with its
-        shortcuts cut is not the plain net. Costs a second backward on the steps where it is taken,
-        and holds the gradient of every layer's output meanwhile.
-    cut_every : int, optional
-        Steps 0, `cut_every`, ... of the recorded ones are cut, too; 10 x `every` by default.
-    keep_snapshot : bool, optional
-        Keep the memory for the copy of the weights that a step's update is told by (as much as the
-        trainable parameters, half types in float32) from one recorded step to the next. By default
-        on the CPU only, where to ask for it anew is slow; elsewhere it is held during the step.
-    ranks : {0, "all"}
-        Under torch.distributed, where every process calls `watch`: 0, the default, makes rank 0
-        write one run with the norms over all processes; "all" makes each write its own, local
-        readings to `<run>/rank<n>`.
-    flush_every, flush_seconds : int, float
-        Rows are written to disk when so many have been recorded, or so many seconds (at most 10)
-        after the last time, whichever comes first: what a crash can lose.
-
-    Returns
-    -------
-    Scope
-        With `log`, `send_to`, `on`, `run`, `close`; also a context manager.
-
-    Raises
-    ------
-    GradscopeError
-        If `model` is no nn.Module, has no trainable parameter or is watched already, `every` is
-        below 1, the run folder exists or cannot be written, or `optimizer` has no parameter of
-        the model; with `resume`, if `run` is not named, another process writes it, or it has
-        other layers than the model.
-
-    Notes
-    -----
-    A run that is not closed is closed when the program exits. SIGTERM writes what was recorded up
-    to then and ends the process as ever; where the program has a handler for it, that one alone
-    decides: call `flush` there. Forked and spawned workers record nothing.
-
-    What is recorded is described column by column in `gradscope.schema`. Activation functions that
-    are called without a module, such as F.relu, are found on the graph and read at the layer whose
-    output they are given; not within checkpoints, nor where a sum is what they are given.
-
-    Training is not changed: same weights to the bit, same random numbers. Only a compiled model
-    runs without torch.compile on recorded steps, with the rounding of eager mode: choose `every`
-    with that in mind. Memory: while an optimizer steps on a recorded step, a copy of the weights
-    that it updates; besides, a few numbers for each layer.
-
-    On the CPU float32 tensors are summed by a small C kernel, which is compiled on first use where
-    there is a C compiler, and kept in the user's cache; GRADSCOPE_KERNEL=0 in the environment
-    leaves everything to torch.
-    """
-    if not isinstance(model, nn.Module):
-        hint = "; did you mean to pass an instance?" if isinstance(model, type) else ""
-        raise GradscopeError(
-            f"watch() needs a torch.nn.Module, got {type(model).__name__} {model!r:.80}{hint}"
-        )
-    check_settings(every, flush_every, flush_seconds)
-    cut_every = check_cut(model, cut, cut_every, every)
-    inner = layers.unwrap(model)
-    if ranks not in (0, "all"):
-        raise GradscopeError(f'watch(ranks={ranks!r}): needs 0 or "all"')
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
-    check_model(inner)
-    check_optimizers(inner, optimizers)
-    return Scope(
-        inner,
-        folder(inner, run, resume),
-        resume,
-        ranks == "all",
-        flush_every,
-        flush_seconds,
-        every=every,
-        optimizers=optimizers,
-        scaler=scaler,
-        compiled=is_compiled(model),
-        keep_snapshot=keep_snapshot,
-        cut=cut,
-        cut_every=cut_every,
-    )
 
 
 class Scope:
@@ -169,20 +36,21 @@ class Scope:
         self,
         model: nn.Module,
         path: Path,
+        settings: Settings,
+        *,
         resume: bool,
         every_rank: bool,
         flush_every: int,
         flush_seconds: float,
-        **settings: Any,
     ) -> None:
         self._model_id = id(model)
         self._closed = False
-        self._every = settings["every"]
+        self._every = settings.every
         self._notes: list[str] = []
         meta = {
             "model": type(model).__name__,
-            "every": settings["every"],
-            "cut": settings["cut"],
+            "every": settings.every,
+            "cut": settings.cut,
             "gradscope": __version__,
             "torch": torch.__version__,
         }
@@ -200,12 +68,12 @@ class Scope:
         )
         self._recorder = Recorder(
             model,
+            settings,
             catalogue=catalogue,
             emit=self._drain.hand_over,
             tell=self._tell,
             first=opened.next_step,
             elapsed=opened.elapsed,
-            **settings,
         )
         process_end.enter(id(model), process_end.Open(self, self._recorder, self._drain))
         weakref.finalize(model, process_end.close_scope, id(model)).atexit = False
@@ -235,23 +103,7 @@ class Scope:
         """
         if self._closed:
             raise GradscopeError(f"{self.path}: the scope is closed; log before close()")
-        for name, value in scalars.items():
-            if name in schema.names(schema.STEPS):
-                raise GradscopeError(
-                    f"log({name}=...): gradscope records a column of this name; choose another"
-                )
-            if name != name.encode("utf-8", "replace").decode("utf-8"):
-                raise GradscopeError(
-                    f"log({name!r}=...): no file can hold this name, it is no valid Unicode"
-                )
-            if isinstance(value, Tensor) and value.numel() == 1:
-                continue
-            if not hasattr(value, "__float__") or isinstance(value, Tensor):
-                shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-                raise GradscopeError(
-                    f"log({name}=...): needs one number, got {type(value).__name__}{shape};"
-                    " log its mean, say"
-                )
+        check_scalars(scalars)
         self._recorder.log(scalars)
 
     def send_to(
@@ -289,16 +141,7 @@ class Scope:
         """
         if self._closed:
             raise GradscopeError(f"{self.path}: the scope is closed; call send_to before close()")
-        every = self._every if every is None else every
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise GradscopeError(
-                f"send_to(every={every!r}): needs a whole number of steps, 1 or more"
-            )
-        if every % self._every:
-            raise GradscopeError(
-                f"send_to(every={every}): only recorded steps can be sent, so it must be a"
-                f" multiple of {self._every}, the `every` of watch()"
-            )
+        every = check_sending(every, self._every)
         self._drain.subscribe(Subscription(sink, metrics, every))
 
     def on(self, verdict: str, callback: Callable[[Diagnosis], object]) -> None:
@@ -335,10 +178,6 @@ class Scope:
             raise GradscopeError(f"{self.path}: the scope is closed; call on() before close()")
         alerts.check(verdict, callback)
         self._drain.alert(verdict, callback)
-
-    def dashboard(self) -> Server:
-        """Serve the dashboard for this run while it is recorded; see `Run.dashboard`."""
-        return self.run.dashboard()
 
     def flush(self) -> None:
         """Write every step made by now to disk; what is logged afterwards is the next step's."""

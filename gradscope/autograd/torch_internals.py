@@ -1,0 +1,364 @@
+"""Everything of torch that torch does not promise to keep: used here, and nowhere else.
+
+`INTERFACES` says of each what it is for and what is lost without it. Where one is gone, the
+functions here raise `Unavailable` (or do without, where nothing is lost but time): whoever calls
+them leaves out that reading, the sentence is told once, and the training and all other readings go
+on. `missing()` looks for all of them before a training begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+
+class Interface(NamedTuple):
+    """A private interface: where it is, what it is for, and what is lost without it, if anything.
+
+    `loses` completes the sentence `this torch has no ...: `.
+    """
+
+    name: str
+    purpose: str
+    loses: str
+
+
+INTERFACES = (
+    Interface(
+        "torch._C._current_graph_task_id",
+        "tells backwards apart, and a recomputation within one from a forward",
+        "gradients and outputs of layers, shortcuts and gradients before clipping are not read",
+    ),
+    Interface(
+        "torch._C._will_engine_execute_node",
+        "tells a backward that trains from one that is taken for something else, as a penalty is",
+        "gradients and outputs of layers, shortcuts and gradients before clipping are not read",
+    ),
+    Interface(
+        "torch.autograd.Variable._execution_engine.queue_callback",
+        "calls back when a backward ends, before anybody clips",
+        "gradients before clipping are not read",
+    ),
+    Interface(
+        "torch._C._autograd._get_sequence_nr",
+        "with the next one, tells which module made which part of a graph",
+        "shortcuts, activations called as functions, and gradients at the inputs of layers are not"
+        " read",
+    ),
+    Interface(
+        "Node._sequence_nr",
+        "tells which module made which part of a graph",
+        "shortcuts, activations called as functions, and gradients at the inputs of layers are not"
+        " read",
+    ),
+    Interface(
+        "Node._input_metadata",
+        "tells the shapes of the values in a graph",
+        "shortcuts are not found",
+    ),
+    Interface(
+        "Node._saved_*",
+        "holds what an operation was called with: the factor of a sum, the dimension of a stack,"
+        " the input of an activation",
+        "shortcuts and activations called as functions are not read",
+    ),
+    Interface(
+        "Node._raw_saved_*",
+        "tells what a node saved from what a hook, as of checkpointing, keeps elsewhere",
+        "activations called as functions and the forward ratio of scaled branches are not read",
+    ),
+    Interface(
+        "torch.autograd.function.BackwardCFunction",
+        "tells custom Functions from torch's own operations",
+        "shortcuts are not found",
+    ),
+    Interface(
+        "torch._C._functorch.peek_interpreter_stack",
+        "tells calls within torch.func from those of the training",
+        "calls of the model within torch.func are taken for those of the training",
+    ),
+    Interface(
+        "Tensor._version",
+        "tells a tensor that was changed in place from one that was not",
+        "",
+    ),
+    Interface("torch._foreach_norm", "takes the norms of many tensors by one call", ""),
+    Interface("torch._foreach_copy_", "copies many tensors by one call", ""),
+    Interface("torch._foreach_sub_", "subtracts many tensors by one call", ""),
+    Interface("Module._parameters", "holds a module's own parameters, those that are None too", ""),
+    Interface(
+        "Module._compiled_call_impl",
+        "tells a module that was compiled in place before watch()",
+        "",  # then a step without calls tells
+    ),
+    Interface("GradScaler._scale", "is the factor of the loss scaler, on its device", ""),
+)
+
+_BY_NAME = {interface.name: interface for interface in INTERFACES}
+
+
+class Unavailable(Exception):
+    """A private interface that this torch does not have, or not as it is known."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(sentence(_BY_NAME[name]))
+
+
+def sentence(interface: Interface) -> str:
+    """Return what to tell a user without `interface`; "" where nothing is lost."""
+    if not interface.loses:
+        return ""
+    return f"this torch ({torch.__version__}) has no {interface.name}: {interface.loses}"
+
+
+def missing() -> list[str]:
+    """Return a sentence for each interface that is gone and whose loss shows."""
+    said = []
+    with torch.inference_mode(False), torch.enable_grad():
+        node = torch.zeros(2, device="cpu", requires_grad=True).mul(torch.ones(2, device="cpu"))
+        root: Any = node.grad_fn
+    probes: dict[str, Callable[[], object]] = {
+        "torch._C._current_graph_task_id": current_backward,
+        "torch._C._will_engine_execute_node": lambda: torch._C._will_engine_execute_node,
+        "torch.autograd.Variable._execution_engine.queue_callback": lambda: (
+            _engine().queue_callback
+        ),
+        "torch._C._autograd._get_sequence_nr": next_sequence_number,
+        "Node._sequence_nr": lambda: sequence_number(root),
+        "Node._input_metadata": lambda: shape(root, 0),
+        "Node._saved_*": lambda: saved(root, "other"),
+        "Node._raw_saved_*": lambda: is_kept_elsewhere(root, "other"),
+        "torch.autograd.function.BackwardCFunction": lambda: is_custom(root),
+        "torch._C._functorch.peek_interpreter_stack": lambda: (
+            torch._C._functorch.peek_interpreter_stack
+        ),
+    }
+    for name, probe in probes.items():
+        try:
+            probe()
+        except (AttributeError, Unavailable):
+            said.append(sentence(_BY_NAME[name]))
+    return said
+
+
+# --- the backward under way ---------------------------------------------------------------------
+
+
+def current_backward() -> int:
+    """Return the number of the backward under way in this thread, -1 outside of any."""
+    try:
+        return torch._C._current_graph_task_id()
+    except AttributeError:
+        raise Unavailable("torch._C._current_graph_task_id") from None
+
+
+def will_accumulate(leaf: Node) -> bool:
+    """Whether the backward under way adds to the `.grad` of the parameter whose node is `leaf`."""
+    try:
+        return bool(torch._C._will_engine_execute_node(leaf))
+    except AttributeError:
+        raise Unavailable("torch._C._will_engine_execute_node") from None
+    except RuntimeError:  # it is an autograd.grad: nothing is accumulated
+        return False
+
+
+def at_end_of_backward(callback: Callable[[], None]) -> None:
+    """Call `callback` when the backward under way ends; those that were asked before come first."""
+    try:
+        queue = _engine().queue_callback
+    except AttributeError:
+        raise Unavailable("torch.autograd.Variable._execution_engine.queue_callback") from None
+    queue(callback)
+
+
+def _engine() -> Any:
+    return torch.autograd.Variable._execution_engine
+
+
+def in_transform() -> bool:
+    """Whether torch.func (grad, vmap, ...) is at work: its tensors are not those of a training."""
+    try:
+        return torch._C._functorch.peek_interpreter_stack() is not None
+    except AttributeError:  # said by `missing`
+        return False
+
+
+# --- nodes of a graph ---------------------------------------------------------------------------
+
+
+def next_sequence_number() -> int:
+    """Return the number that autograd will give to the next node of this thread."""
+    try:
+        return torch._C._autograd._get_sequence_nr()
+    except AttributeError:
+        raise Unavailable("torch._C._autograd._get_sequence_nr") from None
+
+
+def sequence_number(node: Node) -> int:
+    """Return the number of a node: its place in the order of execution."""
+    number: int = _of_node(node, "_sequence_nr", "Node._sequence_nr")()
+    return number
+
+
+def shape(node: Node, slot: int) -> tuple[int, ...]:
+    """Return the shape of an output of the operation that left `node`."""
+    return tuple(_metadata(node, slot).shape)
+
+
+def ones_like_output(node: Node, slot: int = 0) -> Tensor:
+    """Return ones as a gradient of that output could be."""
+    described = _metadata(node, slot)
+    return torch.ones(described.shape, dtype=described.dtype, device=described.device)
+
+
+def _metadata(node: Node, slot: int) -> Any:
+    return _of_node(node, "_input_metadata", "Node._input_metadata")[slot]
+
+
+def is_custom(node: Node) -> bool:
+    """Whether `node` is of a user's autograd.Function."""
+    try:
+        return isinstance(node, torch.autograd.function.BackwardCFunction)
+    except AttributeError:
+        raise Unavailable("torch.autograd.function.BackwardCFunction") from None
+
+
+def saved(node: Node, name: str) -> Any:
+    """Return what `node` has saved as `name`, such as `alpha` or `self`.
+
+    Raises
+    ------
+    Unavailable
+        If it never has anything of this name.
+    RuntimeError
+        If it is a tensor that was changed in place since, or freed.
+    """
+    return _of_node(node, f"_saved_{name}", "Node._saved_*")
+
+
+def is_kept_elsewhere(node: Node, name: str) -> bool:
+    """Whether hooks keep the saved tensor `name`: checkpointing would compute it anew."""
+    raw = _of_node(node, f"_raw_saved_{name}", "Node._raw_saved_*")
+    return getattr(raw, "unpack_hook", None) is not None
+
+
+def saves_nothing(node: Node) -> bool:
+    """Whether the custom Function of `node` has saved no tensor: then it is linear."""
+    return not _of_node(node, "_raw_saved_tensors", "Node._raw_saved_*")
+
+
+def saved_tensor(node: Node, name: str) -> Tensor | None:
+    """Return the tensor that `node` has saved as `name`; None where it is not to be had at once.
+
+    So it is where the node does not need it, where it was changed in place since, and where hooks
+    keep it elsewhere.
+    """
+    if is_kept_elsewhere(node, name):
+        return None
+    try:
+        found = saved(node, name)
+    except RuntimeError:
+        return None
+    return found if isinstance(found, Tensor) else None
+
+
+def has_saved(node: Node, name: str) -> bool:
+    """Whether nodes of this kind save something as `name`."""
+    try:
+        _of_node(node, f"_raw_saved_{name}", "Node._raw_saved_*")
+    except Unavailable:
+        return False
+    return True
+
+
+def _of_node(node: Node, attribute: str, interface: str) -> Any:
+    try:
+        return getattr(node, attribute)
+    except AttributeError:
+        raise Unavailable(interface) from None
+
+
+# --- tensors and modules: nothing is lost without these but time ---------------------------------
+
+_unknown = iter(range(-1, -(2**62), -1))
+
+
+def version(x: Tensor) -> int:
+    """Return a number that differs once `x` is changed in place; never the same where unknown."""
+    try:
+        return x._version
+    except (AttributeError, RuntimeError):  # an inference tensor has none
+        return next(_unknown)
+
+
+def norms(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Return the L2 norm of each tensor, by one call where there is one."""
+    try:
+        return list(torch._foreach_norm(list(tensors), 2, dtype=dtype))
+    except AttributeError:
+        return [torch.linalg.vector_norm(x, dtype=dtype) for x in tensors]
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each of `sources` to its target."""
+    try:
+        torch._foreach_copy_(list(targets), list(sources))
+    except AttributeError:
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+
+
+def subtract_all(targets: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Subtract each of `others` from its target, in place."""
+    try:
+        torch._foreach_sub_(list(targets), list(others))
+    except AttributeError:
+        for target, other in zip(targets, others, strict=True):
+            target.sub_(other)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module` itself has been handed to torch.compile."""
+    return (
+        type(module).__name__ == "OptimizedModule"
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or getattr(module, "_compiler_ctx", None) is not None  # a LightningModule
+    )
+
+
+_WRAPPED = {
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module",
+    "CheckpointWrapper": "_checkpoint_wrapped_module",
+}
+"""Class that wraps a module -> the attribute under which it does."""
+
+WRAPPER_NAMES = frozenset(_WRAPPED.values()) - {"module"}  # a name that users give, too
+"""Parts of a module's path that are a wrapper's, not the user's."""
+
+
+def wrapped(module: nn.Module) -> nn.Module | None:
+    """Return the module that DistributedDataParallel, torch.compile and the like wrap, if any."""
+    inner = getattr(module, _WRAPPED.get(type(module).__name__, ""), None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def scale_of(scaler: Any) -> Tensor | float | None:
+    """Return the factor of `scaler`, on its device where it is there; None before the first use."""
+    scale: Tensor | float | None = getattr(scaler, "_scale", None)
+    if scale is None and hasattr(scaler, "get_scale"):
+        return float(scaler.get_scale())
+    return scale
+
+
+def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the module's own parameters by name; those that are None may be among them."""
+    try:
+        return module._parameters
+    except AttributeError:
+        return dict(module.named_parameters(recurse=False))

@@ -1,0 +1,207 @@
+"""Module hooks report here: forwards are followed, and the graphs that they leave are tapped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradscope.autograd.graph import Graph
+from gradscope.autograd.torch_internals import Unavailable, in_transform
+from gradscope.capture.backward import Backwards
+from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.compiled import Eager, may_compile
+from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.forward import Forward
+from gradscope.capture.functions import read_functions
+from gradscope.capture.gradients import Gradients
+from gradscope.capture.hooks import ModuleHooks
+from gradscope.capture.layers import ROOT
+from gradscope.capture.modules import Modules
+from gradscope.capture.plan import Plan
+from gradscope.capture.rows import Key, OfLayer
+from gradscope.capture.steps import Step, Steps
+from gradscope.capture.structures import Structures
+from gradscope.capture.updates import Updates
+
+
+class Calls:
+    """Follows the calls of a model's modules, on recorded steps through every module.
+
+    Parameters
+    ----------
+    modules, catalogue, steps, backwards, updates
+        Of the model.
+    cut : "shortcuts", "branches" or None
+        What to cut in a second backward, on every `cut_every`-th step.
+    cut_every : int
+    compiled : bool
+        Whether torch.compile has its hands on the model.
+    faults : Faults
+
+    Attributes
+    ----------
+    saw_forward, saw_backward : bool
+        Whether there was any that trains.
+    """
+
+    def __init__(
+        self,
+        modules: Modules,
+        catalogue: Catalogue,
+        steps: Steps,
+        backwards: Backwards,
+        updates: Updates,
+        cut: str | None,
+        cut_every: int,
+        compiled: bool,
+        faults: Faults,
+    ) -> None:
+        self.faults = faults
+        self.saw_forward = False
+        self._modules = modules
+        self._steps = steps
+        self._backwards = backwards
+        self._updates = updates
+        self._cut = cut
+        self._cut_every = cut_every
+        self._compiled = compiled
+        self._gave_up = False  # on some reading: what was not seen is no sign of compiled code
+        self._eager = Eager()
+        self._hooks = ModuleHooks(self)
+        self._structures = Structures(catalogue, faults, steps.start, self._meet)
+        self._outermost = {0}  # modules that were called from outside the model
+        self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
+        self._forward: Forward | None = None
+        self._arm()
+
+    # --- what module hooks tell -------------------------------------------------------------------
+
+    def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note that module `number` is called."""
+        self._modules.note_call(number)
+        if in_transform():
+            return
+        forward = self._forward or self._begin(number)
+        if forward is not None:
+            forward.enter(self._modules.info(number), args, kwargs)
+
+    def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        """Note that module `number` returned."""
+        if self._forward is None or in_transform():
+            return
+        if self._forward.leave(number, module, args, output):
+            forward, self._forward = self._forward, None
+            self._tap(forward)
+
+    def module_failed(self, number: int, error: Exception) -> None:
+        """Go on without module `number`, whose call could not be read."""
+        self._forward = None
+        self._gave_up = True
+        self._hooks.give_up(number)
+        self._doubt(error)
+        name = self._modules.info(number).name or ROOT
+        self.faults.report(f"the calls of layer '{name}'", error)
+
+    def _doubt(self, error: Exception) -> None:
+        """Without torch's help no end of a backward is told: gradients may be clipped already."""
+        if isinstance(error, Unavailable):
+            self._steps.doubt_gradients()
+
+    def _begin(self, number: int) -> Forward | None:
+        """Begin an outermost call; None where nothing is recorded of it."""
+        if not torch.is_grad_enabled():
+            return None
+        if self._backwards.is_outside():
+            self._updates.look_for_step()
+            if self._steps.current.is_over:
+                self._steps.close()
+        if not self._steps.current.recorded:
+            return None
+        self._outermost.add(number)
+        self._forward = Forward(self._expected.get(number))
+        return self._forward
+
+    def _tap(self, forward: Forward) -> None:
+        """Tap the graph that the outermost call has left, if it has left one."""
+        self.saw_forward = True
+        graph = forward.graph()
+        if graph is None:
+            return
+        plan = self._structures.plan(graph, forward)
+        self._supply(plan, graph, forward)
+        if plan.functions:
+            self._read_functions(plan, graph, forward)
+        self._expected[forward.modules[0].number] = plan
+        step = self._steps.current
+        cut = self._cut if step.number % self._cut_every == 0 else None
+        gradients = Gradients(
+            plan, forward.readings, self._backwards.arrives, self._gradient_failed, cut
+        )
+        gradients.tap(graph, forward.calls)
+        if cut:
+            step.tapped.append(gradients)
+
+    @guarded("what joins add up in the forward")
+    def _supply(self, plan: Plan, graph: Graph, forward: Forward) -> None:
+        forward.supply(plan, graph)
+
+    @guarded("activations called as functions")
+    def _read_functions(self, plan: Plan, graph: Graph, forward: Forward) -> None:
+        read_functions(plan.functions, graph, forward.readings)
+
+    def _gradient_failed(self, keys: Sequence[Key], error: Exception) -> None:
+        names = {self._modules.info(key.module).name for key in keys if isinstance(key, OfLayer)}
+        self._gave_up = True
+        self._doubt(error)
+        what = f"at layer '{', '.join(sorted(names))}'" if names else f"with {self._cut} cut"
+        self.faults.report(f"the gradient {what}", error)
+
+    def _meet(self) -> None:
+        """Look for modules that were added to the model."""
+        self._modules.look_for_new()
+        self._hooks.put_in(self._modules)
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def step_began(self, step: Step) -> None:
+        """Follow every module in a recorded step, and between them those called from outside."""
+        if step.recorded:
+            self._arm()
+        else:
+            self._hooks.take_out(keep=self._outermost)
+            self._eager.switch_off()
+
+    def step_ended(self, step: Step) -> None:
+        """Give up a forward that was cut short, and tell compiled code by what it left out."""
+        if self._forward is not None:  # an interrupt cut it short: it will never return
+            self._forward = None
+        elif may_compile() and not (self._compiled or self._gave_up):
+            self._note_compiled(step)
+        if self._steps.next_is_recorded:
+            self._arm()
+
+    def _note_compiled(self, step: Step) -> None:
+        """Take it that gradients which no forward led to come from compiled code."""
+        if step.parameters is None or step.gradients or not step.parameters.has_gradients:
+            return
+        self._compiled = True
+        self.faults.tell(
+            f"no forward was seen in step {step.number}, which seems to have run compiled: it has"
+            " readings of parameters only. From now on recorded steps run without torch.compile;"
+            " call torch.compile before watch() to have them all"
+        )
+
+    def detach(self) -> None:
+        """Take out every hook."""
+        self._hooks.take_out()
+        self._eager.switch_off()
+        self._forward = None
+
+    def _arm(self) -> None:
+        """Make the modules report their calls."""
+        self._hooks.put_in(self._modules)
+        if self._compiled:
+            self._eager.switch_on()

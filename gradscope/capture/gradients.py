@@ -1,0 +1,180 @@
+"""The taps in the graph of one forward, and the gradients that they read as these arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.utils.hooks import RemovableHandle
+
+from gradscope import measure
+from gradscope.autograd.graph import Call, Graph
+from gradscope.autograd.torch_internals import current_backward
+from gradscope.capture.cuts import CutGraph
+from gradscope.capture.plan import EdgeTap, JoinTap, Plan, ValueTap
+from gradscope.capture.rows import Key, OfLayer, Readings
+from gradscope.measure import Reading
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Gradients:
+    """Reads the gradients of one forward's graph, in every backward that `arrives` lets count.
+
+    The hooks on the graph hold this object and it holds no node but those of parameters, so that
+    graph and readings go when the user drops the graph.
+
+    Parameters
+    ----------
+    arrives : called with this object before anything is read
+        Says whether the backward under way trains the model.
+    cut : "shortcuts", "branches" or None
+        What no gradient passes in a second backward, taken within the first: `cut_signal_norm`.
+    failed : called with keys of what could not be read, and the exception
+        That reading is left out from then on; the backward goes on.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        readings: Readings,
+        arrives: Callable[[Gradients], bool],
+        failed: Callable[[Sequence[Key], Exception], None],
+        cut: str | None = None,
+    ) -> None:
+        self.readings = readings
+        self._backward = -1  # the last one that was said to count
+        self.leaves: list[Node] = []
+        self._plan = plan
+        self._arrives = arrives
+        self._failed = failed
+        self._sums: list[list[Tensor | None]] = [[] for _ in plan.sums]
+        self._handles: list[RemovableHandle] = []
+        self._cut = cut
+        self._cut_graph: CutGraph | None = None
+
+    def tap(self, graph: Graph, calls: Sequence[Call]) -> None:
+        """Put hooks on the nodes of `graph`."""
+        plan, nodes = self._plan, graph.nodes
+        self.leaves = [nodes[i] for i in plan.leaves]
+        for index, values in plan.values.items():
+            handle = nodes[index].register_prehook(partial(self._guard, self._read_values, values))
+            if graph.names[index].endswith("AccumulateGrad"):  # outlives the graph
+                self._handles.append(handle)
+        for index, edges in plan.edges.items():
+            nodes[index].register_hook(partial(self._guard, self._gather, edges))
+        for call, position, keys in plan.direct:
+            node, slot = calls[call].outputs[position]
+            taps = [ValueTap(slot, keys, [])]
+            node.register_prehook(partial(self._guard, self._read_values, taps))
+        if self._cut is not None and plan.cuts[self._cut]:
+            self._cut_graph = CutGraph(graph, calls[0].outputs, plan, self._cut)
+            for i, (node, _) in enumerate(calls[0].outputs):
+                node.register_prehook(partial(self._guard, self._take_cut, [i]))
+
+    def release(self) -> None:
+        """Take out the hooks that would outlive the graph, and let go of the graph."""
+        self._cut_graph = None
+        for handle in self._handles:
+            handle.remove()
+
+    def end_of_backward(self) -> None:
+        """Read what did not get complete: sums of which some edge got no gradient, cuts."""
+        self._read_cut()
+        for i in range(len(self._sums)):
+            if self._plan.sums[i].keys and self._sums[i]:
+                self._read_sum(i)
+            self._sums[i].clear()
+
+    def _guard(
+        self,
+        read: Callable[..., None],
+        taps: list[ValueTap] | list[EdgeTap] | list[int],
+        gradients: tuple[Tensor | None, ...],
+        *_: object,
+    ) -> None:
+        try:
+            backward = current_backward()
+            if backward == self._backward or self._arrives(self):
+                self._backward = backward
+                read(taps, gradients)
+        except Exception as error:
+            keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
+            taps.clear()
+            self._cut_graph = None
+            self._failed(keys, error)
+
+    def _take_cut(self, roots: list[int], gradients: tuple[Tensor | None, ...]) -> None:
+        if self._cut_graph is not None and self._cut_graph.backward(roots[0], gradients):
+            self._read_cut()
+
+    def _read_cut(self) -> None:
+        """Read what would reach each layer if the cut were made, and let go of the graph."""
+        if self._cut_graph is not None:
+            for layer, gradient in self._cut_graph.read():
+                norm = measure.norm(gradient)
+                self.readings.add(norm, (OfLayer("cut_signal_norm", layer),))
+        self._cut_graph = None
+
+    def _read_values(self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]) -> None:
+        for tap in taps:
+            gradient = gradients[tap.slot]
+            if gradient is not None:
+                self.readings.add(measure.norm(gradient), tap.keys)
+                for join in tap.joins:
+                    self._read_join(self._plan.joins[join], measure.dense(gradient))
+
+    def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
+        for tap in taps:
+            gradient = gradients[tap.position]
+            for i in tap.sums:
+                self._sums[i].append(None if gradient is None else measure.dense(gradient))
+                wanted = self._plan.sums[i]
+                if wanted.keys and len(self._sums[i]) == wanted.edges:
+                    self._read_sum(i)
+
+    def _read_sum(self, i: int) -> None:
+        total = self._take_sum(i)
+        if total is not None:
+            self.readings.add(measure.norm(total), self._plan.sums[i].keys)
+
+    def _take_sum(self, i: int | None) -> Tensor | None:
+        """Return the sum of the gradients gathered for sum `i`, and begin it anew."""
+        if i is None:
+            return None
+        gradients = [g for g in self._sums[i] if g is not None]
+        self._sums[i].clear()
+        if len(gradients) < 2:
+            return gradients[0] if gradients else None
+        wide = [g.float() if g.dtype in _HALF else g for g in gradients]
+        return torch.stack(wide).sum(0) if len(wide) > 2 else wide[0] + wide[1]
+
+    def _read_join(self, join: JoinTap, total: Tensor) -> None:
+        gradients = {part: self._take_sum(i) for part, i in join.parts.items()}
+        if join.is_open:
+            rest = _rest(total, [g for g in gradients.values() if g is not None])
+            known = gradients["other"]
+            gradients["other"] = rest if known is None else rest + known
+        norms: dict[str, Reading] = {}
+        for part, gradient in gradients.items():
+            norms[part] = 0.0 if gradient is None else measure.norm(gradient)
+            self.readings.add(norms[part], join.keys[part])
+        shortcut, branch = gradients["shortcut"], gradients["branch"]
+        if shortcut is not None and branch is not None:
+            cosine = measure.cosine(shortcut, branch, norms["shortcut"], norms["branch"])
+            self.readings.add(cosine, join.keys["cosine"])
+
+
+def _rest(total: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Return what `parts` lack of `total`; zeros where that is no more than rounding."""
+    rest = total.float() if total.dtype in _HALF else total
+    bound: Reading = 0.0
+    for part in parts:
+        rest = rest - part
+        bound = bound + measure.norm(part)
+    bound = bound * (len(parts) * torch.finfo(total.dtype).eps)
+    is_rounding = torch.as_tensor(measure.norm(rest) <= bound, device=total.device)
+    return torch.where(is_rounding, 0, rest)

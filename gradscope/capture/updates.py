@@ -1,0 +1,142 @@
+"""What optimizers do to the model: gradients as they get them, weights before and after a step.
+
+Optimizers and loss scalers report here. An optimizer that reports nothing is found by what it did.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim.optimizer import Optimizer
+
+from gradscope.autograd.torch_internals import scale_of
+from gradscope.capture.backward import Backwards
+from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.modules import Modules
+from gradscope.capture.parameters import Parameters
+from gradscope.capture.steps import Steps
+
+
+class Updates:
+    """Reads what the model's optimizers get and do, and ends the steps that they make.
+
+    Parameters
+    ----------
+    steps, backwards, modules, parameters
+        Of the model.
+    optimizers : sequence of Optimizer, optional
+        Whose steps count; by default those of every optimizer that has a parameter of the model.
+    faults : Faults
+    """
+
+    def __init__(
+        self,
+        steps: Steps,
+        backwards: Backwards,
+        modules: Modules,
+        parameters: Parameters,
+        optimizers: Sequence[Optimizer] | None,
+        faults: Faults,
+    ) -> None:
+        self.faults = faults
+        self._steps = steps
+        self._backwards = backwards
+        self._modules = modules
+        self._parameters = parameters
+        self._given = None if optimizers is None else weakref.WeakSet(optimizers)
+        self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
+        self._known = weakref.WeakKeyDictionary()
+        self._ended_before_step = 0
+        self._hookless = False
+
+    # --- optimizers -----------------------------------------------------------------------------
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Read what any optimizer in this process, if it is one of the model's, is about to use."""
+        if not self._concern(optimizer):
+            return
+        if self._steps.current.was_made_by(optimizer):
+            self._steps.close()  # no forward was seen since it stepped last
+        self._steps.told_by_hooks = True
+        self._ended_before_step = self._backwards.ended
+        if self._steps.current.recorded:
+            self._read_weights(optimizer)
+
+    @guarded("weights and clipped gradients")
+    def _read_weights(self, optimizer: Optimizer) -> None:
+        self._backwards.settle()
+        # what a scaler hands to an optimizer that unscales and skips by itself:
+        self._steps.log("grad_scale", getattr(optimizer, "grad_scale", None))
+        self._steps.log("found_inf", getattr(optimizer, "found_inf", None))
+        self._steps.readings().before_step(optimizer)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Read what a step of an optimizer of the model has changed."""
+        if not self._concern(optimizer):
+            return
+        self._steps.end(optimizer)
+        if self._steps.current.recorded:
+            self._read_updates(optimizer)
+
+    @guarded("weight updates")
+    def _read_updates(self, optimizer: Optimizer) -> None:
+        if self._backwards.ended > self._ended_before_step:  # its closure went backward
+            self._steps.readings().read_clipped(optimizer)
+        self._steps.readings().after_step(optimizer)
+
+    def _concern(self, optimizer: Optimizer) -> bool:
+        """Whether the steps of `optimizer` are steps of the model."""
+        if self._given is not None:
+            return optimizer in self._given
+        groups, updates = self._known.get(optimizer, (-1, False))
+        recorded = self._steps.current.recorded
+        if groups != len(optimizer.param_groups) or (recorded and not updates):
+            self._parameters.look_up(self._modules)
+            updates = bool(self._parameters.of(optimizer))
+            self._known[optimizer] = len(optimizer.param_groups), updates
+        return updates
+
+    # --- loss scalers ---------------------------------------------------------------------------
+
+    @guarded("the loss scale")
+    def before_scaled_step(self, scaler: Any, optimizer: Optimizer) -> None:
+        """Read the factor that the gradients carry, or carried until they were unscaled."""
+        if self._concern(optimizer) and self._steps.current.recorded:
+            self._steps.log("loss_scale", scale_of(scaler))
+            self._steps.readings().expect_changes()
+
+    @guarded("steps that the scaler skips")
+    def after_scaled_step(self, scaler: Any, optimizer: Optimizer) -> None:
+        """Note a step that the scaler skipped: then no optimizer hook has told of it."""
+        if self._concern(optimizer) and not self._steps.current.was_made_by(optimizer):
+            self._steps.current.skipped = True
+            self._steps.end(optimizer)
+
+    # --- an optimizer without hooks ---------------------------------------------------------------
+
+    def look_for_step(self) -> None:
+        """Find a step of an optimizer without hooks, if none with hooks was seen so far."""
+        if not self._steps.told_by_hooks:
+            self._look_for_step()
+
+    @guarded("steps of an optimizer without hooks")
+    def _look_for_step(self) -> None:
+        """Tell a step by what it did to weights and gradients.
+
+        A torch.optim.Optimizer reports by hooks; a class that merely looks like one does not.
+        """
+        step = self._steps.current
+        readings = step.parameters
+        if readings is None or step.is_over or not readings.was_updated(self._hookless):
+            return
+        if not self._hookless:
+            self._hookless = True
+            self._steps.every = 1
+            self.faults.tell(
+                "the optimizer is no torch.optim.Optimizer and reports no steps: they are told by"
+                " the change of the weights, and every step is recorded"
+            )
+        readings.after_update()
+        self._steps.end(None)

@@ -1,0 +1,148 @@
+"""`watch(model)`: what it is given is checked, and a `Scope` begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from gradscope.capture import layers
+from gradscope.capture.compiled import is_compiled
+from gradscope.capture.recorder import Settings
+from gradscope.errors import GradscopeError
+from gradscope.session.checks import check_cut, check_model, check_optimizers, check_settings
+from gradscope.session.opening import folder
+from gradscope.session.scope import Scope
+
+
+def watch(
+    model: nn.Module,
+    run: str | os.PathLike[str] | None = None,
+    *,
+    resume: bool = False,
+    every: int = 1,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    scaler: Any = None,
+    cut: str | None = None,
+    cut_every: int | None = None,
+    keep_snapshot: bool | None = None,
+    ranks: int | str = 0,
+    flush_every: int = 500,
+    flush_seconds: float = 1.0,
+) -> Scope:
+    """Record how gradients reach the layers of `model` while it trains; the loop is unchanged.
+
+    >>> scope = gradscope.watch(model)
+    >>> for x, y in loader:
+    ...     loss_fn(model(x), y).backward(); optimizer.step(); optimizer.zero_grad()
+    >>> scope.close()
+    >>> scope.run.frame()
+
+    A step is one step of the optimizer; it closes at the first forward with gradients, or backward,
+    after that, so that several optimizers of one model share a step. With gradient accumulation
+    `grad_norm` is the norm of what the optimizer gets; signals of the micro-batches, or of several
+    calls of one module, are combined by the root of the sum of their squares.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Plain or residual, on any device. Wrappers (DistributedDataParallel, torch.compile) are
+        seen through.
+    run : path, optional
+        Folder to write, which must not exist yet; `runs/<time>-<class of model>` by default.
+    resume : bool
+        Go on with `run`, after a crash or a close: steps count on from the last one on disk, `time`
+        goes on without the break, layers and shortcuts keep their numbers. The model must have the
+        layers of the run. A run that does not exist is begun, so that a job which may be restarted
+        can always say `resume=True`.
+    every : int
+        Steps 0, `every`, 2 `every` ... are recorded; between them nothing is read.
+    optimizer : Optimizer or sequence of them, optional
+        Whose steps count. By default those of every optimizer that has a parameter of the model.
+    scaler : optional
+        A loss scaler of a class of its own; torch's GradScaler is found without being named.
+    cut : {"shortcuts", "branches"}, optional
+        Also record `cut_signal_norm`: the signal that would reach each layer if no gradient could
+        pass the shortcuts (or the branches). The forward pass stays as it is, so a net with its
+        shortcuts cut is not the plain net. Costs a second backward on the steps where it is taken,
+        and holds the gradient of every layer's output meanwhile.
+    cut_every : int, optional
+        Steps 0, `cut_every`, ... of the recorded ones are cut, too; 10 x `every` by default.
+    keep_snapshot : bool, optional
+        Keep the memory for the copy of the weights that a step's update is told by (as much as the
+        trainable parameters, half types in float32) from one recorded step to the next. By default
+        on the CPU only, where to ask for it anew is slow; elsewhere it is held during the step.
+    ranks : {0, "all"}
+        Under torch.distributed, where every process calls `watch`: 0, the default, makes rank 0
+        write one run with the norms over all processes; "all" makes each write its own, local
+        readings to `<run>/rank<n>`.
+    flush_every, flush_seconds : int, float
+        Rows are written to disk when so many have been recorded, or so many seconds (at most 10)
+        after the last time, whichever comes first: what a crash can lose.
+
+    Returns
+    -------
+    Scope
+        With `log`, `send_to`, `on`, `run`, `close`; also a context manager.
+
+    Raises
+    ------
+    GradscopeError
+        If `model` is no nn.Module, has no trainable parameter or is watched already, `every` is
+        below 1, the run folder exists or cannot be written, or `optimizer` has no parameter of
+        the model; with `resume`, if `run` is not named, another process writes it, or it has
+        other layers than the model.
+
+    Notes
+    -----
+    A run that is not closed is closed when the program exits. SIGTERM writes what was recorded up
+    to then and ends the process as ever; where the program has a handler for it, that one alone
+    decides: call `flush` there. Forked and spawned workers record nothing.
+
+    What is recorded is described column by column in `gradscope.schema`. Activation functions that
+    are called without a module, such as F.relu, are found on the graph and read at the layer whose
+    output they are given; not within checkpoints, nor where a sum is what they are given.
+
+    Training is not changed: same weights to the bit, same random numbers. Only a compiled model
+    runs without torch.compile on recorded steps, with the rounding of eager mode: choose `every`
+    with that in mind. Memory: while an optimizer steps on a recorded step, a copy of the weights
+    that it updates; besides, a few numbers for each layer.
+
+    On the CPU float32 tensors are summed by a small C kernel, which is compiled on first use where
+    there is a C compiler, and kept in the user's cache; GRADSCOPE_KERNEL=0 in the environment
+    leaves everything to torch.
+    """
+    if not isinstance(model, nn.Module):
+        hint = "; did you mean to pass an instance?" if isinstance(model, type) else ""
+        raise GradscopeError(
+            f"watch() needs a torch.nn.Module, got {type(model).__name__} {model!r:.80}{hint}"
+        )
+    check_settings(every, flush_every, flush_seconds)
+    cut_every = check_cut(model, cut, cut_every, every)
+    inner = layers.unwrap(model)
+    if ranks not in (0, "all"):
+        raise GradscopeError(f'watch(ranks={ranks!r}): needs 0 or "all"')
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    check_model(inner)
+    check_optimizers(inner, optimizers)
+    settings = Settings(
+        every=every,
+        optimizers=optimizers,
+        scaler=scaler,
+        compiled=is_compiled(model),
+        keep_snapshot=keep_snapshot,
+        cut=cut,
+        cut_every=cut_every,
+    )
+    return Scope(
+        inner,
+        folder(inner, run, resume),
+        settings,
+        resume=resume,
+        every_rank=ranks == "all",
+        flush_every=flush_every,
+        flush_seconds=flush_seconds,
+    )
