@@ -6,13 +6,10 @@ import importlib
 import inspect
 import pkgutil
 import re
-import sys
 from argparse import ArgumentParser, _SubParsersAction
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import torch
 
 import gradscope
 import gradscope.integrations
@@ -124,67 +121,3 @@ def test_every_module_says_what_it_is_for():
         if not module.name.endswith("__main__") and ".integrations." not in module.name
     ]
     assert [name for name in modules if not importlib.import_module(name).__doc__] == []
-
-
-def recipes() -> dict[str, str]:
-    """The code blocks of CONTRIBUTING.md, by the file that they name in their first line."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    found = re.findall(r"```python\n(# (\S+\.py).*?)```", text, re.DOTALL)
-    return {file: block for block, file in found}
-
-
-def module_of(file: str, patch: pytest.MonkeyPatch) -> ModuleType:
-    """Import a recipe's block as the module that it would be."""
-    name = file.removeprefix("dashboard/").removesuffix(".py").replace("/", ".")
-    module = ModuleType(name)
-    patch.setitem(sys.modules, name, module)
-    exec(compile(recipes()[file], file, "exec"), module.__dict__)
-    return module
-
-
-def test_every_recipe_is_shorter_than_30_lines():
-    assert len(recipes()) == 4
-    assert [file for file, block in recipes().items() if block.count("\n") >= 30] == []
-
-
-def test_the_recipe_for_a_reading_names_places_that_exist():
-    places = re.findall(r"^# (\S+\.py), in (\w+)", recipes()["gradscope/schema.py"], re.MULTILINE)
-    assert len(places) == 3
-    for file, name in places:
-        assert re.search(rf"^\s*(def )?{name}\b", (ROOT / file).read_text(), re.MULTILINE), name
-
-
-def test_the_recipe_for_a_view_draws(monkeypatch, pair):
-    plot = module_of("gradscope/plots/clipping.py", monkeypatch)
-    runs = gradscope.load_all(pair)
-    figure = plot.clipping(runs)
-    assert [line.name for line in figure.data] == [run.name for run in runs]
-    assert plot.clipping([]).layout.annotations[0].text == "No step has been recorded."
-    pytest.importorskip("dash", reason="the dashboard's packages are an extra")
-    from gradscope_dashboard.views import VIEWS
-
-    view = module_of("dashboard/gradscope_dashboard/views/clipping.py", monkeypatch)
-    assert view.layout().children
-    used = {name for name in vars(VIEWS[0]) if name.isupper() or name in ("layout", "table")}
-    assert {name for name in used if not name.endswith("TITLE")} <= set(vars(view))
-
-
-def test_the_recipe_for_an_integration_gets_readings(monkeypatch, tmp_path):
-    class Experiment:
-        def __init__(self):
-            self.got = {}
-
-        def get_key(self):
-            return "key"
-
-        def log_metrics(self, values, step):
-            self.got[step] = values
-
-    module_of("gradscope/integrations/comet.py", monkeypatch)
-    monkeypatch.setattr("gradscope.session.sinks.TRACKERS", ("comet",))
-    model, experiment = torch.nn.Linear(2, 1), Experiment()
-    with gradscope.watch(model, tmp_path / "run") as scope:
-        scope.send_to(experiment)
-        model(torch.ones(3, 2)).sum().backward()
-        torch.optim.SGD(model.parameters(), lr=0.1).step()
-    assert experiment.got[0]["grad_norm/(root)"] == pytest.approx(27**0.5)

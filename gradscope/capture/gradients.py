@@ -123,9 +123,13 @@ class Gradients:
         for tap in taps:
             gradient = gradients[tap.slot]
             if gradient is not None:
-                self.readings.add(measure.norm(gradient), tap.keys)
-                for join in tap.joins:
-                    self._read_join(self._plan.joins[join], measure.dense(gradient))
+                self._read_value(tap, gradient)
+
+    def _read_value(self, tap: ValueTap, gradient: Tensor) -> None:
+        """Read the whole gradient of a value: a layer's output, a block's input."""
+        self.readings.add(measure.norm(gradient), tap.keys)
+        for join in tap.joins:
+            self._read_join(self._plan.joins[join], measure.dense(gradient))
 
     def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:

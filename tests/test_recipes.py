@@ -1,0 +1,217 @@
+"""The recipes of CONTRIBUTING.md, followed to the letter."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import gradscope
+from gradscope.session import sinks
+
+ROOT = Path(__file__).parents[1]
+RECIPE = r"```python\n(# (\S+\.py).*?)```"
+
+
+def recipes() -> dict[str, str]:
+    """The code blocks of CONTRIBUTING.md, by the file that they name in their first line."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    return {file: block for block, file in re.findall(RECIPE, text, re.DOTALL)}
+
+
+def module_of(file: str, patch: pytest.MonkeyPatch) -> ModuleType:
+    """Import a recipe's block as the module that it would be."""
+    name = file.removeprefix("dashboard/").removesuffix(".py").replace("/", ".")
+    module = ModuleType(name)
+    patch.setitem(sys.modules, name, module)
+    exec(compile(recipes()[file], file, "exec"), module.__dict__)
+    return module
+
+
+def test_every_recipe_is_shorter_than_30_lines():
+    assert len(recipes()) == 5
+    assert [file for file, block in recipes().items() if block.count("\n") >= 30] == []
+
+
+# --- a reading, added to a copy of the package ---------------------------------------------------
+
+
+def add(file: Path, name: str, code: str) -> None:
+    """Put `code` at the end of the tuple, or of the function, that is called `name`."""
+    lines = file.read_text().splitlines()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name:
+            at, indent = node.end_lineno - 1, "    "
+            break
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            at, indent = node.end_lineno, " " * node.body[0].col_offset
+            break
+    else:
+        raise LookupError(f"{file} has no {name}")
+    file.write_text(
+        "\n".join([*lines[:at], *textwrap.indent(code, indent).splitlines(), *lines[at:]])
+    )
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory) -> Path:
+    """A copy of the package with the reading of the recipe."""
+    folder = tmp_path_factory.mktemp("changed")
+    shutil.copytree(ROOT / "gradscope", folder / "gradscope")
+    block = recipes()["gradscope/schema.py"]
+    pieces = re.findall(r"^# (\S+\.py), in (\w+).*\n((?:(?!# \S+\.py).*\n)+)", block, re.MULTILINE)
+    assert len(pieces) == 2
+    for file, name, code in pieces:
+        add(folder / file, name, code)
+    return folder
+
+
+TRAINING = '''
+import os, sys
+import torch
+import torch.distributed as dist
+from torch import nn
+import gradscope
+
+kind, path = sys.argv[1:]
+rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+torch.manual_seed(0)
+inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+x, y = torch.randn(8, 3), torch.randn(8, 2)
+loss = nn.MSELoss()
+
+def expected(*batches):
+    """Mean of |dL/d(output)| over the elements of all micro-batches, by plain autograd."""
+    found = []
+    for some, target in batches:
+        middle = inner[0](some)
+        found += torch.autograd.grad(loss(inner[1:](middle), target), middle)
+    return torch.cat(found).abs().mean().item()
+
+model = inner
+if size > 1:
+    dist.init_process_group("gloo")
+    model = nn.parallel.DistributedDataParallel(inner)
+batches = [(x[:2], y[:2]), (x[2:], y[2:])] if kind == "micro-batches" else [(x, y)]
+wanted = expected(*batches)
+if size > 1:
+    half = slice(4 * rank, 4 * rank + 4)
+    batches = [(x[half], y[half])]
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=kind == "scaler")
+with gradscope.watch(model, path) as scope:
+    for some, target in batches:
+        scaler.scale(loss(model(some), target)).backward()
+    scaler.step(optimizer)
+    scaler.update()
+if rank == 0:
+    print(wanted, scope.run.frame().set_index("name").signal_mean["0"])
+if size > 1:
+    dist.barrier()
+    dist.destroy_process_group()
+'''
+
+
+def trained(package: Path, kind: str, path: Path, size: int) -> tuple[float, float]:
+    """Return what the reading must be, and what it is."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAINING, kind, str(path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                **(address | {"RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {}),
+                "PYTHONPATH": str(package),
+                "PYTHONWARNINGS": "error::gradscope.errors.GradscopeWarning",
+            },
+        )
+        for rank in range(size)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * size
+    wanted, read = outputs[0].split()
+    return float(wanted), float(read)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("plain", 1), ("micro-batches", 1), ("scaler", 1), ("processes", 2)]
+)
+def test_a_reading_by_the_recipe_is_right(kind, size, changed, tmp_path):
+    wanted, read = trained(changed, kind, tmp_path / "run", size)
+    assert read == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_test_in_the_recipe_passes(changed, tmp_path):
+    head = "import pytest, torch\nimport gradscope\nfrom torch import nn\n\n"
+    file = tmp_path / "test_signal_mean.py"
+    file.write_text(head + recipes()["tests/capture/test_signal_mean.py"])
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            tmp_path,
+            file,
+        ],
+        env={**os.environ, "PYTHONPATH": str(changed)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- a view, an integration -----------------------------------------------------------------------
+
+
+def test_the_recipe_for_a_view_draws(monkeypatch, pair):
+    plot = module_of("gradscope/plots/clipping.py", monkeypatch)
+    runs = gradscope.load_all(pair)
+    figure = plot.clipping(runs)
+    assert [line.name for line in figure.data] == [run.name for run in runs]
+    assert plot.clipping([]).layout.annotations[0].text == "No step has been recorded."
+    pytest.importorskip("dash", reason="the dashboard's packages are an extra")
+    from gradscope_dashboard.views import VIEWS
+
+    view = module_of("dashboard/gradscope_dashboard/views/clipping.py", monkeypatch)
+    assert view.layout().children
+    used = {name for name in vars(VIEWS[0]) if name.isupper() or name in ("layout", "table")}
+    assert {name for name in used if not name.endswith("TITLE")} <= set(vars(view))
+
+
+def test_the_recipe_for_an_integration_gets_readings(monkeypatch, tmp_path):
+    class Experiment:
+        def __init__(self):
+            self.got = {}
+
+        def get_key(self):
+            return "key"
+
+        def log_metrics(self, values, step):
+            self.got[step] = values
+
+    tracker = module_of("gradscope/session/trackers/comet.py", monkeypatch)
+    monkeypatch.setattr(sinks, "TRACKERS", (*sinks.TRACKERS, tracker))
+    model, experiment = torch.nn.Linear(2, 1), Experiment()
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        scope.send_to(experiment)
+        model(torch.ones(3, 2)).sum().backward()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert experiment.got[0]["grad_norm/(root)"] == pytest.approx(27**0.5)
