@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gradscope.plots import lettering
 from gradscope.plots.drawn import DrawnMetric, Floats, as_runs, readings
 from gradscope.plots.metrics import Metric, metric_named
-from gradscope.plots.panels import panel_domain
+from gradscope.plots.panels import PanelAxes, in_panels
 from gradscope.plots.sampling import bin_starts, farthest_from_one
 from gradscope.plots.theme import (
     LIGHT,
@@ -165,46 +165,26 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 48}
     layout["coloraxis"] = _color_axis(info, theme)
     data: list[dict[str, Any]] = []
-    for number, panel in enumerate(info.panels):
-        suffix = str(number + 1) if number else ""
-        data += _cells(panel, info.metric, theme, suffix)
-        across, down = panel_domain(
-            number, count, below=theme.narrow, gap=0.09 if theme.narrow else 0.03
-        )
-        layout[f"xaxis{suffix}"] = step_axis(
-            theme,
-            [panel.steps],
-            "" if theme.narrow else "step",  # plotly puts the title of a lower panel into the panel
-            domain=across,
-            anchor=f"y{suffix}",
-            showgrid=False,
-        )
-        layers = len(panel.names)
-        ticks = _ticks(layers)
-        layout[f"yaxis{suffix}"] = axis(
-            theme,
-            "layer, input on top" if number == 0 else "",
-            domain=down,
-            anchor=f"x{suffix}",
-            autorange="reversed",
-            type="category",
-            tickmode="array",
-            tickvals=[row_name(i, panel.names[i]) for i in ticks],
-            ticktext=[str(i + 1) for i in ticks],
-            showgrid=False,
-        )
-        layout["annotations"].append(
-            annotation(
+    for axes, panel in in_panels(info.panels, theme, beside=0.03, below=0.09):
+        data += _cells(panel, info.metric, theme, axes)
+        # plotly puts the title of a lower panel into the panel
+        x_title = "" if theme.narrow else "step"
+        ticks = _ticks(len(panel.names))
+        axes.add_to(
+            layout,
+            step_axis(theme, [panel.steps], x_title, showgrid=False),
+            axis(
                 theme,
-                f"<b>{lettering.safe(panel.run, 40)}</b>",
-                x=sum(across) / 2,
-                y=down[1],
-                xref="paper",
-                yref="paper",
-                yanchor="bottom",
-                font={"color": theme.label(panel.place), "size": 13},
-            )
+                "layer, input on top" if axes.number == 0 else "",
+                autorange="reversed",
+                type="category",
+                tickmode="array",
+                tickvals=[row_name(i, panel.names[i]) for i in ticks],
+                ticktext=[str(i + 1) for i in ticks],
+                showgrid=False,
+            ),
         )
+        layout["annotations"].append(axes.run_title(theme, panel.run, panel.place))
         if theme.narrow:
             layout["annotations"].append(
                 annotation(
@@ -212,7 +192,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
                     "step",
                     x=0.5,
                     xref="paper",
-                    y=down[0],
+                    y=axes.down[0],
                     yref="paper",
                     yanchor="top",
                     yshift=-20,
@@ -256,13 +236,16 @@ def heatmap(
     return titled(heatmap_figure(info, theme), TITLE, heatmap_caption(info), theme)
 
 
-def _cells(panel: HeatmapPanel, metric: Metric, theme: Theme, suffix: str) -> list[dict[str, Any]]:
+def _cells(
+    panel: HeatmapPanel, metric: Metric, theme: Theme, axes: PanelAxes
+) -> list[dict[str, Any]]:
     """Return the coloured cells, and cells of their own for what has no logarithm."""
     where = {
+        "type": "heatmap",
         "x": panel.steps.tolist(),
         "y": [row_name(i, panel.names[i]) for i in range(len(panel.names))],
+        **axes.of_trace,
     }
-    where |= {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "type": "heatmap"}
     values = panel.values.astype(np.float32)
     drawn = np.isfinite(values) & ((values > 0) | (not metric.log))
     with np.errstate(divide="ignore", invalid="ignore"):
