@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
+from gradscope.arithmetic import Array, last_reading, over_reference
 from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.plots import lettering
-from gradscope.plots.drawn import DrawnMetric, Floats, as_runs, readings, reference
+from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.flow_map_picture import road_figure
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.theme import LIGHT, FigureDict, Theme, nothing_to_show, titled
@@ -24,6 +25,8 @@ from gradscope.runs.run import Run
 TITLE = "Which way did the gradient take?"
 MOST_STATIONS = 60
 """Deeper nets are drawn a block, or a group of layers, at a time."""
+_NORMS = ("total_norm", "shortcut_norm", "branch_norm", "other_norm")
+_OTHERS = ("cosine", "energy_share", "branch_ratio")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def flow_map_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list
     """
     roads = []
     for place, run in enumerate(as_runs(runs)):
-        data = readings(run, METRICS["signal_norm"])
+        data = drawn_metric(run, METRICS["signal_norm"])
         if not data.empty:
             roads.append(_road(place, run, data, data.row(step)))
     return roads
@@ -123,7 +126,7 @@ def _road(place: int, run: Run, data: DrawnMetric, row: int) -> Road:
 
 
 def _station(
-    x: float, names: list[str], signal: Floats, first: int, stop: int, on_branch: bool
+    x: float, names: list[str], signal: Array, first: int, stop: int, on_branch: bool
 ) -> Station:
     """Return the layers `first` to `stop` as one station, its signal that nearest to the input."""
     name = names[first] if stop == first + 1 else f"{names[first]} … {names[stop - 1]}"
@@ -138,18 +141,16 @@ def _forks(run: Run, data: DrawnMetric, row: int) -> tuple[list[Fork], np.ndarra
     if not blocks:
         return forks, inside
     step = int(data.steps[row])
-    scale = float(reference(data.raw(row, row + 1)[0][:, data.layers])[0, 0])
-    columns = ("total_norm", "shortcut_norm", "branch_norm", "other_norm")
-    rest = ("cosine", "energy_share", "branch_ratio")
-    read = {name: run.shortcut_matrix(name, step, step)[1][0] for name in (*columns, *rest)}
+    output = last_reading(data.read(row, row + 1))[0]
+    read = {name: run.shortcut_matrix(name, step, step)[1][0] for name in (*_NORMS, *_OTHERS)}
+    read |= {name: over_reference(read[name], output) for name in _NORMS}
     for block in blocks:
         held = (data.layers >= block.first) & (data.layers < block.after) & (inside < 0)
         if not held.any():
             continue
         inside[held] = len(forks)
-        norms = [float(read[name][block.shortcut]) / scale for name in columns]
-        others = [float(read[name][block.shortcut]) for name in rest]
-        forks.append(Fork(block.name, block.form, 0, 0, *norms, *others))
+        parts = [float(read[name][block.shortcut]) for name in (*_NORMS, *_OTHERS)]
+        forks.append(Fork(block.name, block.form, 0, 0, *parts))
     return forks, inside
 
 

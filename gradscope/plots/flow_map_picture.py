@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradscope.arithmetic import Array
 from gradscope.plots import lettering
-from gradscope.plots.drawn import Floats
 from gradscope.plots.theme import FigureDict, Theme, annotation, axis, base_layout, label_margin
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _labels(
 _POINTS = 24
 
 
-def _bow(fork: Fork, y: float, stretch: float) -> tuple[Floats, Floats]:
+def _bow(fork: Fork, y: float, stretch: float) -> tuple[Array, Array]:
     """Return the middle line of a branch: down from the trunk, along, and up again."""
     share = np.linspace(0, 1, _POINTS)
     slope = min(0.5 / (fork.stop - fork.start), 0.33)
@@ -251,7 +251,7 @@ class _Outline:
         self.xs: list[float | None] = []
         self.ys: list[float | None] = []
 
-    def add(self, x: Floats, y: Floats, widths: Floats, pixels: float) -> None:
+    def add(self, x: Array, y: Array, widths: Array, pixels: float) -> None:
         """Add a road along (x, y) of `widths` pixels, where an x unit has `pixels` pixels."""
         if not widths.all():
             return

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, readings
+from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS, Metric
 from gradscope.plots.panels import PanelAxes, drawable, in_panels, odd_marks
 from gradscope.plots.sampling import extremes
@@ -50,7 +50,7 @@ def history_info(runs: Run | Sequence[Run], layer: str) -> list[HistoryCurve]:
         if not len(found):
             continue
         for name in SHOWN:
-            data = readings(run, METRICS[name])
+            data = drawn_metric(run, METRICS[name])
             if data.empty:
                 continue
             values = data.layer(found[0]).astype(float)

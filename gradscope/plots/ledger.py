@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from gradscope.diagnosis.ledger import decades_by_group
 from gradscope.diagnosis.ledger import ledger as gains_of
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, readings
+from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import in_panels
 from gradscope.plots.theme import (
@@ -57,7 +57,7 @@ def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[L
     """
     panels = []
     for place, run in enumerate(as_runs(runs)):
-        data = readings(run, METRICS["signal_norm"])
+        data = drawn_metric(run, METRICS["signal_norm"])
         if data.empty:
             continue
         read = None if step is None else int(data.steps[data.row(step)])

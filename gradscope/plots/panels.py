@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.plots.drawn import Floats
+from gradscope.arithmetic import Array
 from gradscope.plots.lettering import safe
 from gradscope.plots.theme import FigureDict, Theme, annotation
 
@@ -106,7 +106,7 @@ def in_panels(
         yield PanelAxes(number, across, down, leftmost, lowest), item
 
 
-def drawable(values: Floats, *, log: bool = True) -> list[float | None]:
+def drawable(values: Array, *, log: bool = True) -> list[float | None]:
     """Return `values` with a gap for each that an axis cannot show."""
     good = np.isfinite(values) & ((values > 0) | (not log))
     return [float(value) if fine else None for value, fine in zip(values, good, strict=True)]
@@ -114,7 +114,7 @@ def drawable(values: Floats, *, log: bool = True) -> list[float | None]:
 
 def odd_marks(
     x: NDArray[Any],
-    values: Floats,
+    values: Array,
     *,
     ends: tuple[float, float],
     color: str,

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, readings
+from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import PanelAxes, drawable, in_panels, odd_marks
 from gradscope.plots.sampling import extremes
@@ -64,7 +64,7 @@ def speed_info(runs: Run | Sequence[Run], *, layers: int = LAYERS) -> list[Speed
     """Return the update speeds of `layers` layers spread evenly over the depth of each run."""
     panels = []
     for place, run in enumerate(as_runs(runs)):
-        data = readings(run, METRICS["update_ratio"])
+        data = drawn_metric(run, METRICS["update_ratio"])
         if data.empty:
             continue
         picked = np.unique(np.linspace(0, len(data.layers) - 1, layers).round().astype(int))
