@@ -58,8 +58,8 @@ class PanelAxes:
 
     def title(self, theme: Theme, text: str, **settings: Any) -> dict[str, Any]:
         """Return `text` above the middle of the panel; `settings` are plotly's and win."""
-        place = {"x": sum(self.across) / 2, "y": self.down[1], "xref": "paper", "yref": "paper"}
-        return annotation(theme, text, **{**place, "yanchor": "bottom", **settings})
+        middle = {"x": sum(self.across) / 2, "y": self.down[1], "xref": "paper", "yref": "paper"}
+        return annotation(theme, text, **{**middle, "yanchor": "bottom", **settings})
 
     def run_title(
         self,
