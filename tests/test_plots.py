@@ -17,7 +17,7 @@ from gradscope.plots.depth_profile import (
     depth_profile_info,
 )
 from gradscope.plots.derivatives import derivatives_figure, derivatives_info
-from gradscope.plots.drawn import reference, relative
+from gradscope.plots.drawn import drawn_metric
 from gradscope.plots.flow_map import flow_map_caption, flow_map_figure, flow_map_info
 from gradscope.plots.flow_map_picture import width
 from gradscope.plots.heatmap import heatmap_caption, heatmap_figure, heatmap_info
@@ -25,6 +25,8 @@ from gradscope.plots.history import history_info
 from gradscope.plots.layer_table import layer_table
 from gradscope.plots.ledger import ledger_figure, ledger_info
 from gradscope.plots.lettering import factor, number, safe, specials, spread
+from gradscope.plots.metrics import METRICS
+from gradscope.plots.panels import in_panels
 from gradscope.plots.sampling import extremes, farthest_from_one
 from gradscope.plots.speed import speed_caption, speed_figure, speed_info
 from gradscope.plots.survival import survival_caption, survival_figure, survival_info
@@ -138,17 +140,55 @@ def test_a_step_without_any_reading_shows_in_its_bin() -> None:
 # --- readings -----------------------------------------------------------------------------------
 
 
-def test_gradients_are_divided_by_the_last_layer_that_was_read() -> None:
-    values = np.array([[1.0, 2.0, 4.0], [1.0, 2.0, np.nan]])
-    assert relative(values)[0].tolist() == [0.25, 0.5, 1.0]
-    assert relative(values)[1, :2].tolist() == [0.5, 1.0]
+def test_gradients_are_divided_by_the_last_layer_that_was_read(tmp_path: Path) -> None:
+    signal = np.array([[1, 9, 2, 9, 4], [1, 9, 2, 9, np.nan]])
+    data = drawn_metric(
+        write_with(tmp_path / "r", 5, 2, signal_norm=signal), METRICS["signal_norm"]
+    )
+    expected = np.array([[0.25, 0.5, 1], [0.5, 1, np.nan]])
+    np.testing.assert_array_equal(data.values(), expected)
+    np.testing.assert_array_equal(data.series([0, 2, 4]), expected.T)
 
 
 @pytest.mark.parametrize("last", [0.0, np.inf, np.nan])
-def test_without_a_usable_output_layer_nothing_looks_healthy(last: float) -> None:
-    values = np.array([[last, last]])
-    assert np.isnan(reference(values)).all()
-    assert np.isnan(relative(values)).all()
+def test_without_a_usable_output_layer_nothing_looks_healthy(tmp_path: Path, last: float) -> None:
+    data = drawn_metric(write_with(tmp_path / "r", 5, 2, signal_norm=last), METRICS["signal_norm"])
+    assert np.isnan(data.values()).all()
+    assert np.isnan(data.series([0, 4])).all()
+
+
+@pytest.mark.parametrize("metric", ["update_ratio", "signal_norm"])
+def test_figures_and_frame_say_the_same_of_a_quotient(tmp_path: Path, metric: str) -> None:
+    update, weight = np.array([0.0, 1, 3, 1, 2]), np.array([0.0, 1, 0, 1, 7])  # 0/0, 3/0, 2/7
+    run = write_with(tmp_path / "r", 5, 2, update_norm=update, weight_norm=weight)
+    frame = run.frame()
+    column = "relative_signal" if metric == "signal_norm" else metric
+    expected = frame[column].to_numpy().reshape(2, 5)[:, [0, 2, 4]]
+    np.testing.assert_array_equal(drawn_metric(run, METRICS[metric]).values(), expected)
+
+
+def test_a_metric_is_told_in_a_sentence_with_its_unit() -> None:
+    for metric in METRICS.values():
+        assert metric.sentence[0].isupper()
+        assert metric.sentence.endswith(".")
+        assert "_" not in metric.definition
+    assert METRICS["weight_norm"].definition.endswith(" Unit: weight.")
+    assert METRICS["update_ratio"].definition.endswith(" Unit: none, a ratio.")
+
+
+# --- panels -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark", "narrow"])
+def test_panels_fill_the_figure_and_stay_apart(theme: plots.Theme) -> None:
+    axes = [axes for axes, _ in in_panels("abc", theme, beside=0.1, below=0.1)]
+    assert [(panel.x, panel.y) for panel in axes] == [("x", "y"), ("x2", "y2"), ("x3", "y3")]
+    along = [panel.down for panel in axes[::-1]] if theme.narrow else [p.across for p in axes]
+    np.testing.assert_allclose(
+        np.ravel(along), [0, 0.8 / 3, 1.1 / 3, 1.9 / 3, 2.2 / 3, 1], atol=1e-9
+    )
+    assert [panel.leftmost for panel in axes] == [True, theme.narrow, theme.narrow]
+    assert [panel.lowest for panel in axes] == [not theme.narrow, not theme.narrow, True]
 
 
 # --- depth profile ------------------------------------------------------------------------------
@@ -317,43 +357,43 @@ def test_a_layer_that_does_not_move_is_said_so(tmp_path: Path) -> None:
 # --- flow map -----------------------------------------------------------------------------------
 
 
-def test_a_plain_net_is_one_road_that_narrows(plain: Run) -> None:
-    (road,) = flow_map_info(plain)
-    assert road.forks == []
-    signal = [station.signal for station in road.stations]
+def test_a_plain_net_is_one_path_that_narrows(plain: Run) -> None:
+    (lane,) = flow_map_info(plain)
+    assert lane.blocks == []
+    signal = [square.signal for square in lane.squares]
     np.testing.assert_allclose(signal, 10.0 ** np.linspace(-12, 0, 11), rtol=1e-5)
-    assert road.arrives == pytest.approx(1e-12, rel=1e-5)
+    assert lane.arrives == pytest.approx(1e-12, rel=1e-5)
     widths = [width(value) for value in signal]
     assert widths == sorted(widths)
     assert widths[0] == 1.0
 
 
-def test_a_residual_net_forks_at_its_blocks(residual: Run) -> None:
-    (road,) = flow_map_info(residual)
-    assert len(road.forks) == len(residual.shortcuts)
+def test_a_residual_net_splits_at_its_blocks(residual: Run) -> None:
+    (lane,) = flow_map_info(residual)
+    assert len(lane.blocks) == len(residual.shortcuts)
     scale = 1.0 / (1.0 + 59 / 500.0)
-    fork = road.forks[3]
+    block = lane.blocks[3]
     np.testing.assert_allclose(
-        [fork.shortcut * scale, fork.branch * scale, fork.share, fork.ratio],
+        [block.shortcut * scale, block.branch * scale, block.share, block.ratio],
         [0.4 * scale, 0.3 * scale, 0.64, 0.25],
         rtol=1e-5,
     )
-    for fork in road.forks:
-        inside = [s for s in road.stations if fork.start < s.x < fork.stop]
+    for block in lane.blocks:
+        inside = [s for s in lane.squares if block.start < s.x < block.stop]
         assert inside
-        assert all(station.on_branch for station in inside)
+        assert all(square.on_branch for square in inside)
 
 
 def test_deep_nets_are_grouped(tmp_path: Path) -> None:
     plain = load(synthetic.write_run(tmp_path / "plain", n_layers=301, n_steps=2))
     deep = load(synthetic.write_run(tmp_path / "deep", n_layers=301, n_steps=2, residual=True))
-    roads = flow_map_info([plain, deep])
-    assert [station.layers for station in roads[0].stations] == [3] * 50 + [1]
-    assert len(roads[1].stations) <= len(roads[1].forks) + 2
-    assert "a group of layers" in flow_map_caption(roads)
+    lanes = flow_map_info([plain, deep])
+    assert [square.layers for square in lanes[0].squares] == [3] * 50 + [1]
+    assert len(lanes[1].squares) <= len(lanes[1].blocks) + 2
+    assert "a group of layers" in flow_map_caption(lanes)
 
 
-def test_no_road_leads_through_zero_or_nan() -> None:
+def test_no_path_leads_through_zero_or_nan() -> None:
     assert [width(value) for value in (0.0, np.nan)] == [0.0, 0.0]
     assert width(np.inf) == width(1e30) > width(1.0)
 

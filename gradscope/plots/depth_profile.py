@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from gradscope.arithmetic import Array, last_reading, over_reference
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, readings, reference
-from gradscope.plots.metrics import Metric, metric_named
-from gradscope.plots.profile_picture import profile_figure
+from gradscope.plots.drawn import as_runs, drawn_metric
+from gradscope.plots.metrics import metric_named
+from gradscope.plots.profile_picture import ProfileInfo, ProfileLine, profile_figure
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -29,52 +29,6 @@ WINDOW = 10
 CUT_WINDOW = 100
 """A cut is looked for in so many recorded steps before it is looked for in all of them."""
 
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ProfileLine:
-    """One run at one step.
-
-    Parameters
-    ----------
-    place : int
-        Which of the given runs it is.
-    run : str
-    step : int
-        The recorded step that is drawn.
-    names : list of str
-        Layers from input to output.
-    x : array, shape (n_layers,)
-        Number of the layer from 1, or its relative depth in percent.
-    values, low, high : array, shape (n_layers,)
-        The reading, and the 10th and 90th percentile over the steps around it.
-    cut : array, shape (n_layers,), or None
-        The signal with the gradient through the cut edges set to zero.
-    cut_edges : str
-        What was cut: `shortcuts` or `branches`.
-    """
-
-    place: int
-    run: str
-    step: int
-    names: list[str]
-    x: Floats
-    values: Floats
-    low: Floats
-    high: Floats
-    cut: Floats | None
-    cut_edges: str
-
-
-@dataclass(frozen=True)
-class ProfileInfo:
-    """What the depth profile draws; `aligned` is true where x is the relative depth."""
-
-    metric: Metric
-    lines: list[ProfileLine]
-    aligned: bool
-
 
 def depth_profile_info(
     runs: Run | Sequence[Run], *, metric: str = "signal_norm", step: int | None = None
@@ -84,7 +38,7 @@ def depth_profile_info(
     Runs without a recorded step are left out.
     """
     chosen = metric_named(metric)
-    found = [(place, run, readings(run, chosen)) for place, run in enumerate(as_runs(runs))]
+    found = [(place, run, drawn_metric(run, chosen)) for place, run in enumerate(as_runs(runs))]
     found = [(place, run, data) for place, run, data in found if not data.empty]
     aligned = len({len(data.layers) for _, _, data in found}) > 1
     lines = []
@@ -115,7 +69,7 @@ def depth_profile_info(
     return ProfileInfo(chosen, lines, aligned)
 
 
-def _percentiles(values: NDArray[Any]) -> tuple[Floats, Floats]:
+def _percentiles(values: Array) -> tuple[Array, Array]:
     """Return the 10th and 90th percentile of each column's finite values, NaN without any."""
     finite = np.where(np.isfinite(values), values, np.nan)
     low = np.full(values.shape[1], np.nan)
@@ -126,7 +80,7 @@ def _percentiles(values: NDArray[Any]) -> tuple[Floats, Floats]:
     return low, high
 
 
-def _cut(run: Run, layers: NDArray[Any], step: int) -> Floats | None:
+def _cut(run: Run, layers: NDArray[Any], step: int) -> Array | None:
     """Return the newest cut signal up to `step`, over the uncut signal of the output layer then."""
     if run.shortcuts.empty or not run.meta.get("cut", True):
         return None
@@ -141,7 +95,7 @@ def _cut(run: Run, layers: NDArray[Any], step: int) -> Floats | None:
         return None
     last = int(taken[-1])
     uncut = run.matrix("signal_norm", int(steps[last]), int(steps[last]))[1][:, layers]
-    return np.asarray(cut[last, layers] / reference(uncut)[0], dtype=float)
+    return over_reference(cut[last, layers], last_reading(uncut)[0])
 
 
 CUT_NOTE = (
@@ -158,7 +112,7 @@ def depth_profile_caption(info: ProfileInfo) -> str:
             " A line that falls to the left is a net whose early layers hardly learn."
         )
     else:
-        text = info.metric.meaning
+        text = info.metric.sentence
     cut_edges = dict.fromkeys(line.cut_edges for line in info.lines if line.cut is not None)
     if cut_edges:
         text += " " + CUT_NOTE.format(" or its ".join(cut_edges))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gradscope.kinds import BOTH_SIDES, BOUNDS, canonical
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, readings
+from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import Metric
 from gradscope.plots.theme import (
     LIGHT,
@@ -27,7 +27,7 @@ from gradscope.plots.theme import (
 from gradscope.runs.run import Run
 
 TITLE = "How much gradient do the activation functions let through?"
-_METRIC = Metric("derivative_mean", "mean slope", "", "mean |phi'(z)|", layers="activations")
+_METRIC = Metric("derivative_mean", layers="activations")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def derivatives_info(runs: Run | Sequence[Run], *, step: int | None = None) -> l
     """Return the mean slope of each activation of each run at `step`; None is the latest."""
     lines = []
     for place, run in enumerate(as_runs(runs)):
-        data = readings(run, _METRIC)
+        data = drawn_metric(run, _METRIC)
         if data.empty:
             continue
         functions = run.functions
@@ -119,7 +119,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
                     [lettering.safe(layer), lettering.number(value), layer]
                     for layer, value in zip(line.names, line.values, strict=True)
                 ],
-                "hovertemplate": "<b>%{customdata[0]}</b><br>mean slope %{customdata[1]}"
+                "hovertemplate": f"<b>%{{customdata[0]}}</b><br>{_METRIC.label} %{{customdata[1]}}"
                 f"<extra>{name}</extra>",
             }
         )
@@ -156,7 +156,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
             )
     layout["margin"]["r"] = 160 if not theme.narrow else 104
     layout["xaxis"] = axis(theme, "depth, input 0 % → output 100 %", range=[0, 100])
-    layout["yaxis"] = axis(theme, "mean slope", rangemode="tozero")
+    layout["yaxis"] = axis(theme, _METRIC.axis_title, rangemode="tozero")
     return {"data": data, "layout": layout}
 
 

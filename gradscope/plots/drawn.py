@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope import arithmetic
+from gradscope.arithmetic import Array
 from gradscope.errors import GradscopeError
 from gradscope.plots.metrics import Metric
 from gradscope.runs.run import Run
 
-Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
 
 
@@ -28,19 +29,19 @@ class DrawnMetric:
     Parameters
     ----------
     run : Run
-    columns : tuple of str
-        The column that is drawn, or two of which the quotient is.
+    column : str
+        What `Run.matrix` calls the metric.
     steps : array, shape (n_steps,), int64
     layers : array, shape (n_layers,)
         Index in `Run.layers` of each layer, from input to output.
     names : list of str
         The layers' names.
     relative : bool
-        Whether the metric is looked at relative to the output layer's.
+        Whether it is drawn over the last of `layers` with a reading at the step.
     """
 
     run: Run
-    columns: tuple[str, ...]
+    column: str
     steps: NDArray[np.int64]
     layers: Ints
     names: list[str]
@@ -57,40 +58,32 @@ class DrawnMetric:
             return len(self.steps) - 1
         return max(int(np.searchsorted(self.steps, step, side="right")) - 1, 0)
 
-    def values(self, start: int = 0, stop: int | None = None) -> Floats:
+    def values(self, start: int = 0, stop: int | None = None) -> Array:
         """Return the rows `start` to `stop` as they are drawn, shape (rows, n_layers)."""
-        return self.drawn(self.raw(start, stop))
+        values = self.read(start, stop)
+        return arithmetic.relative(values) if self.relative else values
 
-    def raw(self, start: int = 0, stop: int | None = None) -> list[Floats]:
-        """Return the rows `start` to `stop` of each of `columns`, of all layers of the run."""
+    def read(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return the rows `start` to `stop` as they were read, shape (rows, n_layers)."""
         steps = self.steps[start:stop]
-        return [self.run.matrix(c, int(steps[0]), int(steps[-1]))[1] for c in self.columns]
+        values: Array = self.run.matrix(self.column, int(steps[0]), int(steps[-1]))[1]
+        return values[:, self.layers]
 
-    def drawn(self, raw: list[Floats]) -> Floats:
-        """Return rows of `raw` as they are drawn, shape (rows, n_layers)."""
-        part = raw[0][:, self.layers]
-        for divisor in raw[1:]:
-            part = _quotient(part, divisor[:, self.layers])
-        return relative(part) if self.relative else part
-
-    def layer(self, layer: int) -> Floats:
+    def layer(self, layer: int) -> Array:
         """Return the run's layer `layer` at every step as it is drawn, shape (n_steps,)."""
         return self.series([layer])[0]
 
-    def series(self, layers: Sequence[int]) -> list[Floats]:
+    def series(self, layers: Sequence[int]) -> list[Array]:
         """Return the run's layers `layers` at every step as they are drawn, (n_steps,) each."""
         wanted = [*layers, int(self.layers[-1])] if self.relative else list(layers)
         first, last = int(self.steps[0]), int(self.steps[-1])
-        part, *divisors = (self.run.matrix(c, first, last, wanted)[1] for c in self.columns)
-        for divisor in divisors:
-            part = _quotient(part, divisor)
+        values = self.run.matrix(self.column, first, last, wanted)[1]
         if not self.relative:
-            return list(part.T)
-        if np.isnan(part[:, -1]).any():  # then another layer is the last one that was read
-            output = reference(self.raw()[0][:, self.layers])
-        else:
-            output = reference(part[:, -1:])
-        return list(_quotient(part[:, :-1], output).T)
+            return list(values.T)
+        output = values[:, -1:]
+        if np.isnan(output).any():  # then another layer is the last one that was read
+            output = arithmetic.last_reading(self.read())
+        return list(arithmetic.over_reference(values[:, :-1], output).T)
 
 
 def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
@@ -109,14 +102,11 @@ def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
     return listed
 
 
-def readings(run: Run, metric: Metric) -> DrawnMetric:
+def drawn_metric(run: Run, metric: Metric) -> DrawnMetric:
     """Return `metric` of a run; nothing is read of it yet but which layers have it."""
-    quotient = metric.name == "update_ratio"
-    columns = ("update_norm", "weight_norm") if quotient else (metric.name,)
-    steps = _read_steps(run)
-    layers = _layers(run, metric, columns[0])
+    layers = _layers(run, metric)
     names = [str(name) for name in run.layers["name"].to_numpy()[layers]]
-    return DrawnMetric(run, columns, steps, layers, names, metric.relative)
+    return DrawnMetric(run, metric.name, _read_steps(run), layers, names, metric.relative)
 
 
 def _read_steps(run: Run) -> NDArray[np.int64]:
@@ -132,7 +122,7 @@ def _read_steps(run: Run) -> NDArray[np.int64]:
     return steps[:-1] if only_logged else steps
 
 
-def _layers(run: Run, metric: Metric, column: str) -> Ints:
+def _layers(run: Run, metric: Metric) -> Ints:
     """Return the layers to draw: one a weight matrix, or the activations, as far as recorded."""
     table = run.layers
     if metric.layers == "activations":
@@ -143,7 +133,8 @@ def _layers(run: Run, metric: Metric, column: str) -> Ints:
     if not chosen.any():
         chosen = np.ones(len(table), dtype=bool)
     layers = np.flatnonzero(chosen)
-    unread = ~run.was_read(column, layers)
+    read = "update_norm" if metric.name == "update_ratio" else metric.name
+    unread = ~run.was_read(read, layers)
     if unread.any():
         # NaN all along is a diverged layer, unless it is frozen, or was never called.
         if metric.name in ("grad_norm", "update_ratio"):
@@ -154,33 +145,3 @@ def _layers(run: Run, metric: Metric, column: str) -> Ints:
             last_call = np.flatnonzero(calls)[-1] if calls.any() else -1
             unread &= ~calls[layers] & (layers < last_call)
     return layers if unread.all() else layers[~unread]
-
-
-def reference(values: Floats) -> Floats:
-    """Return each row's last reading, the output layer's.
-
-    Parameters
-    ----------
-    values : array, shape (n_steps, n_layers)
-
-    Returns
-    -------
-    array, shape (n_steps, 1)
-        NaN where it is 0 or not finite: nothing can be compared with it.
-    """
-    last = values[:, -1].copy()
-    unread = np.flatnonzero(np.isnan(last))
-    if len(unread):
-        place = values.shape[1] - 1 - np.argmax(~np.isnan(values[unread, ::-1]), axis=1)
-        last[unread] = values[unread, place]
-    return np.where(np.isfinite(last) & (last > 0), last, np.nan)[:, None]
-
-
-def relative(values: Floats) -> Floats:
-    """Return each row of `values` over the output layer's reading, shape (n_steps, n_layers)."""
-    return _quotient(values, reference(values))
-
-
-def _quotient(above: Floats, below: Floats) -> Floats:
-    with np.errstate(all="ignore"):
-        return np.asarray(above / below)

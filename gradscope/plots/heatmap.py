@@ -11,10 +11,11 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from gradscope.arithmetic import Array
 from gradscope.plots import lettering
-from gradscope.plots.drawn import DrawnMetric, Floats, as_runs, readings
+from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.metrics import Metric, metric_named
-from gradscope.plots.panels import panel_domain
+from gradscope.plots.panels import PanelAxes, in_panels
 from gradscope.plots.sampling import bin_starts, farthest_from_one
 from gradscope.plots.theme import (
     LIGHT,
@@ -34,12 +35,12 @@ BINS = 400
 ROWS_AT_ONCE = 2**12
 """About so many recorded steps are read at a time: a whole column of a long run takes memory."""
 MOST_KEPT = 20
-"""Binned pictures that are kept of a run, half a megabyte each for 300 layers."""
+"""Binned pictures that are kept of a run, a megabyte each for 300 layers."""
 LIMIT = 6
 """The colour scale of a gradient ends this many decades below and above the output layer's."""
 
 
-_known: WeakKeyDictionary[Run, dict[tuple[Any, ...], Floats]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Run, dict[tuple[Any, ...], Array]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class HeatmapPanel:
     run: str
     names: list[str]
     steps: NDArray[np.int64]
-    values: NDArray[np.floating[Any]]
+    values: Array
     total: int
 
 
@@ -92,7 +93,7 @@ def heatmap_info(
     chosen = metric_named(metric)
     panels = []
     for place, run in enumerate(as_runs(runs)):
-        data = readings(run, chosen)
+        data = drawn_metric(run, chosen)
         start = 0 if first is None else int(np.searchsorted(data.steps, first))
         stop = len(data.steps) if last is None else int(np.searchsorted(data.steps, last, "right"))
         if data.empty or start >= stop:
@@ -106,7 +107,7 @@ def heatmap_info(
 
 def _farthest(
     run: Run, metric: Metric, data: DrawnMetric, start: int, stop: int, starts: NDArray[np.int64]
-) -> Floats:
+) -> Array:
     """Return the farthest reading of each layer and bin, (n_layers, n_bins), kept with the run."""
     known = _known.setdefault(run, {})
     # recorded steps never change, there only come new ones
@@ -119,17 +120,16 @@ def _farthest(
     return known[key]
 
 
-def _binned(data: DrawnMetric, start: int, starts: list[int], stops: list[int]) -> list[Floats]:
+def _binned(data: DrawnMetric, start: int, starts: list[int], stops: list[int]) -> list[Array]:
     """Return the farthest reading of each bin; of a long run some bins are read at a time."""
     each = max(ROWS_AT_ONCE // (stops[0] - starts[0]), 1)
     farthest = []
     for place in range(0, len(starts), each):
         some = slice(place, place + each)
         first, last = starts[place], stops[some][-1]
-        raw = data.raw(start + first, start + last)
+        values = data.values(start + first, start + last)
         for begin, end in zip(starts[some], stops[some], strict=True):
-            rows = [values[begin - first : end - first] for values in raw]
-            farthest.append(farthest_from_one(data.drawn(rows)))
+            farthest.append(farthest_from_one(values[begin - first : end - first]))
     return farthest
 
 
@@ -141,7 +141,7 @@ def heatmap_caption(info: HeatmapInfo) -> str:
             " exploding, no colour is even."
         )
     else:
-        text = info.metric.meaning
+        text = info.metric.sentence
     binned_panels = [panel for panel in info.panels if len(panel.steps) < panel.total]
     if binned_panels:
         most = max(binned_panels, key=lambda panel: panel.total)
@@ -165,46 +165,26 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 48}
     layout["coloraxis"] = _color_axis(info, theme)
     data: list[dict[str, Any]] = []
-    for number, panel in enumerate(info.panels):
-        suffix = str(number + 1) if number else ""
-        data += _cells(panel, info.metric, theme, suffix)
-        across, down = panel_domain(
-            number, count, below=theme.narrow, gap=0.09 if theme.narrow else 0.03
-        )
-        layout[f"xaxis{suffix}"] = step_axis(
-            theme,
-            [panel.steps],
-            "" if theme.narrow else "step",  # plotly puts the title of a lower panel into the panel
-            domain=across,
-            anchor=f"y{suffix}",
-            showgrid=False,
-        )
-        layers = len(panel.names)
-        ticks = _ticks(layers)
-        layout[f"yaxis{suffix}"] = axis(
-            theme,
-            "layer, input on top" if number == 0 else "",
-            domain=down,
-            anchor=f"x{suffix}",
-            autorange="reversed",
-            type="category",
-            tickmode="array",
-            tickvals=[row_name(i, panel.names[i]) for i in ticks],
-            ticktext=[str(i + 1) for i in ticks],
-            showgrid=False,
-        )
-        layout["annotations"].append(
-            annotation(
+    for axes, panel in in_panels(info.panels, theme, beside=0.03, below=0.09):
+        data += _cells(panel, info.metric, theme, axes)
+        # plotly puts the title of a lower panel into the panel
+        x_title = "" if theme.narrow else "step"
+        ticks = _ticks(len(panel.names))
+        axes.add_to(
+            layout,
+            step_axis(theme, [panel.steps], x_title, showgrid=False),
+            axis(
                 theme,
-                f"<b>{lettering.safe(panel.run, 40)}</b>",
-                x=sum(across) / 2,
-                y=down[1],
-                xref="paper",
-                yref="paper",
-                yanchor="bottom",
-                font={"color": theme.label(panel.place), "size": 13},
-            )
+                "layer, input on top" if axes.number == 0 else "",
+                autorange="reversed",
+                type="category",
+                tickmode="array",
+                tickvals=[row_name(i, panel.names[i]) for i in ticks],
+                ticktext=[str(i + 1) for i in ticks],
+                showgrid=False,
+            ),
         )
+        layout["annotations"].append(axes.run_title(theme, panel.run, panel.place))
         if theme.narrow:
             layout["annotations"].append(
                 annotation(
@@ -212,7 +192,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
                     "step",
                     x=0.5,
                     xref="paper",
-                    y=down[0],
+                    y=axes.down[0],
                     yref="paper",
                     yanchor="top",
                     yshift=-20,
@@ -256,14 +236,17 @@ def heatmap(
     return titled(heatmap_figure(info, theme), TITLE, heatmap_caption(info), theme)
 
 
-def _cells(panel: HeatmapPanel, metric: Metric, theme: Theme, suffix: str) -> list[dict[str, Any]]:
+def _cells(
+    panel: HeatmapPanel, metric: Metric, theme: Theme, axes: PanelAxes
+) -> list[dict[str, Any]]:
     """Return the coloured cells, and cells of their own for what has no logarithm."""
     where = {
+        "type": "heatmap",
         "x": panel.steps.tolist(),
         "y": [row_name(i, panel.names[i]) for i in range(len(panel.names))],
+        **axes.of_trace,
     }
-    where |= {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "type": "heatmap"}
-    values = panel.values.astype(np.float32)
+    values = panel.values
     drawn = np.isfinite(values) & ((values > 0) | (not metric.log))
     with np.errstate(divide="ignore", invalid="ignore"):
         heights = np.log10(values) if metric.log else values

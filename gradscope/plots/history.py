@@ -11,15 +11,14 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, readings
+from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS, Metric
-from gradscope.plots.panels import drawable, odd_marks, panel_domain
+from gradscope.plots.panels import PanelAxes, drawable, in_panels, odd_marks
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
     Theme,
-    annotation,
     base_layout,
     log_axis,
     nothing_to_show,
@@ -51,7 +50,7 @@ def history_info(runs: Run | Sequence[Run], layer: str) -> list[HistoryCurve]:
         if not len(found):
             continue
         for name in SHOWN:
-            data = readings(run, METRICS[name])
+            data = drawn_metric(run, METRICS[name])
             if data.empty:
                 continue
             values = data.layer(found[0]).astype(float)
@@ -81,42 +80,22 @@ def history_figure(curves: list[HistoryCurve], theme: Theme = LIGHT) -> FigureDi
     layout = base_layout(theme, 250 if not theme.narrow else 230 * len(metrics))
     layout["margin"]["t"] = 30
     data: list[dict[str, Any]] = []
-    for number, metric in enumerate(metrics):
-        suffix = str(number + 1) if number else ""
-        across, down = panel_domain(
-            number, len(metrics), below=theme.narrow, gap=0.09 if theme.narrow else 0.05
-        )
-        values = np.concatenate([c.values for c in curves if c.metric is metric])
+    for axes, metric in in_panels(metrics, theme, beside=0.05, below=0.09):
+        mine = [curve for curve in curves if curve.metric is metric]
+        values = np.concatenate([curve.values for curve in mine])
         good = values[np.isfinite(values) & (values > 0)]
         low, high = (good.min(), good.max()) if len(good) else (1.0, 1.0)
         # Zeros lie below all numbers, infinities and NaN above them.
         low, high = low / (high / low) ** 0.15 / 1.5, high * 1.2
-        for curve in curves:
-            if curve.metric is metric:
-                data += _curve(curve, theme, suffix, float(low), float(high))
-        layout[f"xaxis{suffix}"] = step_axis(
-            theme,
-            [c.steps for c in curves if c.metric is metric],
-            domain=across,
-            anchor=f"y{suffix}",
-            showline=True,
+        for curve in mine:
+            data += _curve(curve, theme, axes, float(low), float(high))
+        axes.add_to(
+            layout,
+            step_axis(theme, [curve.steps for curve in mine], showline=True),
+            log_axis(theme, "", float(np.log10(high / low)), nticks=5),
         )
-        layout[f"yaxis{suffix}"] = log_axis(
-            theme, "", float(np.log10(high / low)), domain=down, anchor=f"x{suffix}", nticks=5
-        )
-        layout["annotations"].append(
-            annotation(
-                theme,
-                f"<b>{metric.axis_title}</b>",
-                x=across[0],
-                y=down[1],
-                xref="paper",
-                yref="paper",
-                xanchor="left",
-                yanchor="bottom",
-                font={"color": theme.text},
-            )
-        )
+        left = {"x": axes.across[0], "xanchor": "left", "font": {"color": theme.text}}
+        layout["annotations"].append(axes.title(theme, f"<b>{metric.axis_title}</b>", **left))
     return {"data": data, "layout": layout}
 
 
@@ -140,12 +119,12 @@ def history(runs: Run | Sequence[Run], layer: str, *, theme: Theme = LIGHT) -> g
 
 
 def _curve(
-    curve: HistoryCurve, theme: Theme, suffix: str, low: float, high: float
+    curve: HistoryCurve, theme: Theme, axes: PanelAxes, low: float, high: float
 ) -> list[dict[str, Any]]:
     """Return a run's line, and marks where there is no number to draw."""
     style = theme.line(curve.place, 2)
     name = lettering.safe(curve.run)
-    where: dict[str, Any] = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    where: dict[str, Any] = {"name": name, **axes.of_trace}
     line: dict[str, Any] = {
         **where,
         "type": "scatter",

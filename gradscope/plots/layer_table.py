@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from gradscope.plots.drawn import as_runs, readings
+from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
 from gradscope.runs.run import Run
 
@@ -33,7 +33,7 @@ def layer_table(runs: Run | Sequence[Run], *, step: int | None = None) -> pd.Dat
     """
     frames = []
     for run in as_runs(runs):
-        signal = readings(run, METRICS["signal_norm"])
+        signal = drawn_metric(run, METRICS["signal_norm"])
         if signal.empty:
             continue
         row = signal.row(step)
@@ -47,7 +47,7 @@ def layer_table(runs: Run | Sequence[Run], *, step: int | None = None) -> pd.Dat
             "parameters": layers["parameters"].to_numpy(),
         }
         for name in SHOWN:
-            data = readings(run, METRICS[name])
+            data = drawn_metric(run, METRICS[name])
             values = np.full(len(run.layers), np.nan)
             if not data.empty:
                 values[data.layers] = data.values(row, row + 1)[0]

@@ -12,14 +12,13 @@ import plotly.graph_objects as go
 from gradscope.diagnosis.ledger import decades_by_group
 from gradscope.diagnosis.ledger import ledger as gains_of
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, readings
+from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import panel_domain
+from gradscope.plots.panels import in_panels
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
     Theme,
-    annotation,
     axis,
     base_layout,
     nothing_to_show,
@@ -58,7 +57,7 @@ def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[L
     """
     panels = []
     for place, run in enumerate(as_runs(runs)):
-        data = readings(run, METRICS["signal_norm"])
+        data = drawn_metric(run, METRICS["signal_norm"])
         if data.empty:
             continue
         read = None if step is None else int(data.steps[data.row(step)])
@@ -86,9 +85,8 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
     """Return the figure of `panels` as a dict for plotly, one panel a run on one scale."""
     if not panels:
         return nothing_to_show(theme, "No gradient signal has been recorded yet.")
-    count = len(panels)
     names = list(GROUPS.values())[::-1]
-    layout = base_layout(theme, 270 if not theme.narrow else 230 * count)
+    layout = base_layout(theme, 270 if not theme.narrow else 230 * len(panels))
     layout["margin"]["t"] = 44
     values = [value for panel in panels for value in panel.decades.values()]
     finite = [value for value in values if np.isfinite(value)] or [0.0]
@@ -98,11 +96,7 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
         reach if max(finite) > 0.05 else reach / 4,
     ]
     data: list[dict[str, Any]] = []
-    for number, panel in enumerate(panels):
-        suffix = str(number + 1) if number else ""
-        across, down = panel_domain(
-            number, count, below=theme.narrow, gap=0.2 if theme.narrow else 0.03
-        )
+    for axes, panel in in_panels(panels, theme, beside=0.03, below=0.2):
         shown = [name for name in names if name in panel.decades]
         bars = [panel.decades[name] for name in shown]
         data.append(
@@ -112,8 +106,7 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
                 "name": lettering.safe(panel.run),
                 "y": shown,
                 "x": bars,
-                "xaxis": f"x{suffix}",
-                "yaxis": f"y{suffix}",
+                **axes.of_trace,
                 "marker": {"color": [_color(value, theme) for value in bars]},
                 "text": [
                     f"{value:+.1f}".replace("-0.0", "0").replace("+0.0", "0") for value in bars
@@ -123,39 +116,25 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
                 "hovertemplate": "%{y}: %{x:+.2f} decades<extra></extra>",
             }
         )
-        layout[f"xaxis{suffix}"] = axis(
-            theme,
-            "decades" if number == count - 1 or not theme.narrow else "",
-            domain=across,
-            anchor=f"y{suffix}",
-            range=ends,
-            fixedrange=True,
-        )
-        layout[f"xaxis{suffix}"] |= {"zeroline": True, "zerolinecolor": theme.muted}
-        layout[f"yaxis{suffix}"] = axis(
-            theme,
-            "",
-            domain=down,
-            anchor=f"x{suffix}",
-            categoryorder="array",
-            categoryarray=names,
-            showgrid=False,
-            fixedrange=True,
-            showticklabels=number == 0 or theme.narrow,
-            range=[-0.6, len(names) - 0.4],
-        )
-        layout["annotations"].append(
-            annotation(
+        x_title = "decades" if axes.lowest else ""
+        zero_line = {"zeroline": True, "zerolinecolor": theme.muted}
+        axes.add_to(
+            layout,
+            axis(theme, x_title, range=ends, fixedrange=True, **zero_line),
+            axis(
                 theme,
-                f"<b>{lettering.safe(panel.run, 30)}</b>: {panel.total:+.1f} decades",
-                x=sum(across) / 2,
-                y=down[1],
-                xref="paper",
-                yref="paper",
-                yanchor="bottom",
-                yshift=6,
-                font={"color": theme.label(panel.place), "size": 13},
-            )
+                "",
+                categoryorder="array",
+                categoryarray=names,
+                showgrid=False,
+                fixedrange=True,
+                showticklabels=axes.leftmost,
+                range=[-0.6, len(names) - 0.4],
+            ),
+        )
+        total = f": {panel.total:+.1f} decades"
+        layout["annotations"].append(
+            axes.run_title(theme, panel.run, panel.place, total, limit=30, yshift=6)
         )
     return {"data": data, "layout": layout}
 

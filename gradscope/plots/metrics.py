@@ -1,41 +1,57 @@
-"""The quantities that the figures can show, each with its words for a student."""
+"""The quantities that the figures can show, and how each is drawn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from gradscope import schema
 from gradscope.errors import GradscopeError
+
+_COLUMNS = schema.by_name(schema.LAYER_METRICS, schema.DERIVED_METRICS)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A quantity of a layer at a step.
+    """A quantity of a layer at a step: how it is drawn; `gradscope.schema` says what it is.
 
     Parameters
     ----------
     name : str
-        What the program calls it: a column, or `update_ratio`.
-    label, unit, meaning : str
+        A column of `schema.LAYER_METRICS` or `schema.DERIVED_METRICS`.
     relative : bool
         Drawn as a multiple of the output layer's, which no scaling of the loss changes.
     layers : {"weights", "activations"}
         Where it is worth looking at.
     log : bool
+        On a logarithmic scale.
     """
 
     name: str
-    label: str
-    unit: str
-    meaning: str
     relative: bool = False
     layers: Literal["weights", "activations"] = "weights"
     log: bool = True
 
     @property
+    def label(self) -> str:
+        """What a button calls it."""
+        return _COLUMNS[self.name].words
+
+    @property
+    def unit(self) -> str:
+        """Its unit, empty for a ratio."""
+        return _COLUMNS[self.name].unit
+
+    @property
+    def sentence(self) -> str:
+        """What it is, for a caption; columns that it follows from are told without underscores."""
+        meaning = _COLUMNS[self.name].meaning.replace("_", " ")
+        return f"{meaning[0].upper()}{meaning[1:]}."
+
+    @property
     def definition(self) -> str:
         """What it is, and its unit, for a hover."""
-        return f"{self.meaning} Unit: {self.unit or 'none, a ratio'}."
+        return f"{self.sentence} Unit: {self.unit or 'none, a ratio'}."
 
     @property
     def axis_title(self) -> str:
@@ -47,52 +63,13 @@ class Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric(
-            "signal_norm",
-            "gradient signal",
-            "loss/activation",
-            "Size (L2 norm) of the gradient of the loss with respect to the layer's output:"
-            " what backpropagation hands to the layer.",
-            relative=True,
-        ),
-        Metric(
-            "grad_norm",
-            "weight gradient",
-            "loss/weight",
-            "Size (L2 norm) of the gradient of the loss with respect to the layer's weights.",
-            relative=True,
-        ),
-        Metric(
-            "update_ratio",
-            "update speed",
-            "",
-            "How far one step moved the layer's weights, as a share of their size:"
-            " |change| ÷ |weights|.",
-        ),
-        Metric("weight_norm", "weight norm", "weight", "Size (L2 norm) of the layer's weights."),
-        Metric(
-            "activation_std",
-            "activation spread",
-            "activation",
-            "Standard deviation of the layer's output: near 0, all inputs look alike to it.",
-        ),
-        Metric(
-            "zero_fraction",
-            "zeros",
-            "share",
-            "Share of an activation's outputs that are exactly 0.",
-            layers="activations",
-            log=False,
-        ),
-        Metric(
-            "saturated_fraction",
-            "saturation",
-            "share",
-            "Share of an activation's units on the flat part of its curve,"
-            " where hardly any gradient passes.",
-            layers="activations",
-            log=False,
-        ),
+        Metric("signal_norm", relative=True),
+        Metric("grad_norm", relative=True),
+        Metric("update_ratio"),
+        Metric("weight_norm"),
+        Metric("activation_std"),
+        Metric("zero_fraction", layers="activations", log=False),
+        Metric("saturated_fraction", layers="activations", log=False),
     )
 }
 """Name -> metric; the first is the one shown first."""

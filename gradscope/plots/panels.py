@@ -2,38 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.plots.drawn import Floats
-from gradscope.plots.theme import Theme
+from gradscope.arithmetic import Array
+from gradscope.plots.lettering import safe
+from gradscope.plots.theme import FigureDict, Theme, annotation
+
+Item = TypeVar("Item")
 
 
-def panel_domain(
-    number: int, count: int, *, below: bool, gap: float
-) -> tuple[list[float], list[float]]:
-    """Return the share of a figure's width and of its height that a panel takes.
+@dataclass(frozen=True)
+class PanelAxes:
+    """The two axes of a panel, one of several in a figure.
 
     Parameters
     ----------
-    number, count : int
-        Which panel of how many, from the left or from the top.
-    below : bool
-        Panels lie below each other, as on a phone, instead of side by side.
-    gap : float
-        Share of the figure between two panels.
+    number : int
+        Which panel it is, from 0 at the left or at the top.
+    across, down : list of two floats
+        Share of the figure's width and of its height that it takes, from left or bottom.
+    leftmost, lowest : bool
+        Whether no other panel lies to the left of it, or below it.
     """
+
+    number: int
+    across: list[float]
+    down: list[float]
+    leftmost: bool
+    lowest: bool
+
+    @property
+    def x(self) -> str:
+        """Plotly's name of the x axis, where something refers to it."""
+        return f"x{self._suffix}"
+
+    @property
+    def y(self) -> str:
+        """Plotly's name of the y axis, where something refers to it."""
+        return f"y{self._suffix}"
+
+    @property
+    def of_trace(self) -> dict[str, str]:
+        """The entries of a trace that is drawn in this panel."""
+        return {"xaxis": self.x, "yaxis": self.y}
+
+    def add_to(self, layout: FigureDict, x: dict[str, Any], y: dict[str, Any]) -> None:
+        """Put the axes `x` and `y`, which do not yet tell where they are, into a layout."""
+        layout[f"xaxis{self._suffix}"] = {**x, "domain": self.across, "anchor": self.y}
+        layout[f"yaxis{self._suffix}"] = {**y, "domain": self.down, "anchor": self.x}
+
+    def title(self, theme: Theme, text: str, **settings: Any) -> dict[str, Any]:
+        """Return `text` above the middle of the panel; `settings` are plotly's and win."""
+        middle = {"x": sum(self.across) / 2, "y": self.down[1], "xref": "paper", "yref": "paper"}
+        return annotation(theme, text, **{**middle, "yanchor": "bottom", **settings})
+
+    def run_title(
+        self,
+        theme: Theme,
+        run: str,
+        place: int,
+        rest: str = "",
+        *,
+        limit: int = 40,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """Return the name of the `place`-th given run, in its colour, and `rest` as a title."""
+        font = {"color": theme.label(place), "size": 13}
+        return self.title(theme, f"<b>{safe(run, limit)}</b>{rest}", font=font, **settings)
+
+    @property
+    def _suffix(self) -> str:
+        return str(self.number + 1) if self.number else ""
+
+
+def in_panels(
+    items: Sequence[Item], theme: Theme, *, beside: float, below: float
+) -> Iterator[tuple[PanelAxes, Item]]:
+    """Yield the axes of a panel for each of `items`, and the item.
+
+    The panels lie side by side, or below each other on a narrow page, such as a phone's.
+
+    Parameters
+    ----------
+    items : sequence
+    theme : Theme
+    beside, below : float
+        Share of the figure between two panels that lie so.
+    """
+    count, gap = len(items), below if theme.narrow else beside
     size = (1 - gap * (count - 1)) / count
-    start = number * (size + gap)
-    if below:
-        return [0.0, 1.0], [max(1 - start - size, 0.0), 1 - start]
-    return [start, min(start + size, 1.0)], [0.0, 1.0]
+    for number, item in enumerate(items):
+        start = number * (size + gap)
+        if theme.narrow:
+            across, down = [0.0, 1.0], [max(1 - start - size, 0.0), 1 - start]
+        else:
+            across, down = [start, min(start + size, 1.0)], [0.0, 1.0]
+        leftmost, lowest = number == 0 or theme.narrow, number == count - 1 or not theme.narrow
+        yield PanelAxes(number, across, down, leftmost, lowest), item
 
 
-def drawable(values: Floats, *, log: bool = True) -> list[float | None]:
+def drawable(values: Array, *, log: bool = True) -> list[float | None]:
     """Return `values` with a gap for each that an axis cannot show."""
     good = np.isfinite(values) & ((values > 0) | (not log))
     return [float(value) if fine else None for value, fine in zip(values, good, strict=True)]
@@ -41,7 +114,7 @@ def drawable(values: Floats, *, log: bool = True) -> list[float | None]:
 
 def odd_marks(
     x: NDArray[Any],
-    values: Floats,
+    values: Array,
     *,
     ends: tuple[float, float],
     color: str,

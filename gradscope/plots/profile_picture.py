@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gradscope.arithmetic import Array
 from gradscope.plots import lettering
+from gradscope.plots.metrics import Metric
 from gradscope.plots.panels import odd_marks
 from gradscope.plots.theme import (
     FigureDict,
@@ -20,15 +22,54 @@ from gradscope.plots.theme import (
     translucent,
 )
 
-if TYPE_CHECKING:
-    from gradscope.plots.depth_profile import ProfileInfo, ProfileLine
-
 HEIGHT = 350
 FEW_LAYERS = 10
 NORMAL = 100.0
 """Within this factor of the output layer's gradient the background is shaded."""
 
-Floats = NDArray[np.float64]
+
+@dataclass(frozen=True)
+class ProfileLine:
+    """One run at one step.
+
+    Parameters
+    ----------
+    place : int
+        Which of the given runs it is.
+    run : str
+    step : int
+        The recorded step that is drawn.
+    names : list of str
+        Layers from input to output.
+    x : array, shape (n_layers,)
+        Number of the layer from 1, or its relative depth in percent.
+    values, low, high : array, shape (n_layers,)
+        The reading, and the 10th and 90th percentile over the steps around it.
+    cut : array, shape (n_layers,), or None
+        The signal with the gradient through the cut edges set to zero.
+    cut_edges : str
+        What was cut: `shortcuts` or `branches`.
+    """
+
+    place: int
+    run: str
+    step: int
+    names: list[str]
+    x: Array
+    values: Array
+    low: Array
+    high: Array
+    cut: Array | None
+    cut_edges: str
+
+
+@dataclass(frozen=True)
+class ProfileInfo:
+    """What the depth profile draws; `aligned` is true where x is the relative depth."""
+
+    metric: Metric
+    lines: list[ProfileLine]
+    aligned: bool
 
 
 def profile_figure(info: ProfileInfo, theme: Theme) -> FigureDict:
@@ -132,7 +173,7 @@ def _traces(
     return traces
 
 
-def _drawable(values: Floats, log: bool) -> Floats:
+def _drawable(values: Array, log: bool) -> Array:
     """Return `values` with NaN for what the axis cannot show."""
     return np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
 

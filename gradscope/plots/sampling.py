@@ -5,12 +5,10 @@ Sampling every n-th step would lose the spike that ended a training, and a mean 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating[Any]]
+from gradscope.arithmetic import Array
 
 
 def bin_starts(n: int, bins: int) -> NDArray[np.int64]:
@@ -19,7 +17,7 @@ def bin_starts(n: int, bins: int) -> NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * n // count
 
 
-def extremes(values: Floats, bins: int) -> NDArray[np.int64]:
+def extremes(values: Array, bins: int) -> NDArray[np.int64]:
     """Return the indices to draw of a curve: ends, and each bin's extremes and first non-number.
 
     Parameters
@@ -49,7 +47,7 @@ def extremes(values: Floats, bins: int) -> NDArray[np.int64]:
     return np.unique(np.asarray(kept, dtype=np.int64))
 
 
-def farthest_from_one(values: Floats) -> Floats:
+def farthest_from_one(values: Array) -> Array:
     """Return each layer's reading that is farthest from 1 within a bin of steps.
 
     Parameters
@@ -64,10 +62,10 @@ def farthest_from_one(values: Floats) -> Floats:
     """
     if len(values) == 1:
         return np.asarray(values[0])
-    low: Floats = np.fmin.reduce(values)
-    high: Floats = np.fmax.reduce(values)
+    low: Array = np.fmin.reduce(values)
+    high: Array = np.fmax.reduce(values)
     with np.errstate(divide="ignore", invalid="ignore"):
-        farthest: Floats = np.where(np.abs(np.log10(low)) > np.abs(np.log10(high)), low, high)
+        farthest: Array = np.where(np.abs(np.log10(low)) > np.abs(np.log10(high)), low, high)
     # A step without any reading lacks the first layer's; only those steps need a closer look.
     broken = np.isnan(values[np.isnan(values[:, 0])]).all(axis=1).any()
     return np.full_like(farthest, np.nan) if broken else farthest

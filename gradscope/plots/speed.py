@@ -15,9 +15,9 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, readings
+from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import drawable, odd_marks, panel_domain
+from gradscope.plots.panels import PanelAxes, drawable, in_panels, odd_marks
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -64,7 +64,7 @@ def speed_info(runs: Run | Sequence[Run], *, layers: int = LAYERS) -> list[Speed
     """Return the update speeds of `layers` layers spread evenly over the depth of each run."""
     panels = []
     for place, run in enumerate(as_runs(runs)):
-        data = readings(run, METRICS["update_ratio"])
+        data = drawn_metric(run, METRICS["update_ratio"])
         if data.empty:
             continue
         picked = np.unique(np.linspace(0, len(data.layers) - 1, layers).round().astype(int))
@@ -119,46 +119,39 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `panels` as a dict for plotly, one panel a run on one scale."""
     if not panels:
         return nothing_to_show(theme, "No weight update has been recorded yet.")
-    count = len(panels)
-    layout = base_layout(theme, 460 if not theme.narrow else 320 * count + 40)
+    layout = base_layout(theme, 460 if not theme.narrow else 320 * len(panels) + 40)
     layout["margin"]["t"] = 30
     low, high = _range(panels)
     decades = float(np.log10(high / low))
     data: list[dict[str, Any]] = []
-    for number, panel in enumerate(panels):
-        suffix = str(number + 1) if number else ""
-        across, down = panel_domain(
-            number, count, below=theme.narrow, gap=0.14 if theme.narrow else 0.03
-        )
+    for axes, panel in in_panels(panels, theme, beside=0.03, below=0.14):
         for rank, curve in enumerate(panel.curves):
             share = rank / max(len(panel.curves) - 1, 1)
             color = theme.sequence[round(share * (len(theme.sequence) - 1))]
-            data += _curve(curve, color, theme, (low, high), suffix)
-        layout[f"xaxis{suffix}"] = step_axis(
-            theme,
-            [curve.steps for curve in panel.curves],
-            domain=across,
-            anchor=f"y{suffix}",
-            showline=True,
-            autorangeoptions=_room_for_labels(panel),
-        )
-        side_by_side = number > 0 and not theme.narrow
-        layout[f"yaxis{suffix}"] = log_axis(
-            theme,
-            "" if side_by_side else "|update| ÷ |weights| per step",
-            decades,
-            domain=down,
-            anchor=f"x{suffix}",
-            showticklabels=not side_by_side,
-            **({"matches": "y"} if number else {}),
+            data += _curve(curve, color, theme, (low, high), axes)
+        axes.add_to(
+            layout,
+            step_axis(
+                theme,
+                [curve.steps for curve in panel.curves],
+                showline=True,
+                autorangeoptions=_room_for_labels(panel),
+            ),
+            log_axis(
+                theme,
+                "|update| ÷ |weights| per step" if axes.leftmost else "",
+                decades,
+                showticklabels=axes.leftmost,
+                **({"matches": "y"} if axes.number else {}),
+            ),
         )
         layout["shapes"].append(
             {
                 "type": "rect",
-                "xref": f"x{suffix} domain",
+                "xref": f"{axes.x} domain",
                 "x0": 0,
                 "x1": 1,
-                "yref": f"y{suffix}",
+                "yref": axes.y,
                 "y0": USUAL[0],
                 "y1": USUAL[1],
                 "fillcolor": theme.band,
@@ -166,20 +159,9 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
                 "layer": "below",
             }
         )
-        layout["annotations"].append(
-            annotation(
-                theme,
-                f"<b>{lettering.safe(panel.run, 40)}</b>",
-                x=sum(across) / 2,
-                y=down[1],
-                xref="paper",
-                yref="paper",
-                yanchor="bottom",
-                font={"color": theme.label(panel.place), "size": 13},
-            )
-        )
-        height = (layout["height"] - 90) * (down[1] - down[0])
-        layout["annotations"] += _labels(panel, theme, suffix, (low, high), height)
+        layout["annotations"].append(axes.run_title(theme, panel.run, panel.place))
+        height = (layout["height"] - 90) * (axes.down[1] - axes.down[0])
+        layout["annotations"] += _labels(panel, theme, axes, (low, high), height)
     return {"data": data, "layout": layout}
 
 
@@ -222,11 +204,11 @@ def _range(panels: list[SpeedPanel]) -> tuple[float, float]:
 
 
 def _curve(
-    curve: SpeedCurve, color: str, theme: Theme, ends: tuple[float, float], suffix: str
+    curve: SpeedCurve, color: str, theme: Theme, ends: tuple[float, float], axes: PanelAxes
 ) -> list[dict[str, Any]]:
     """Return a layer's line, and marks where the speed is zero or no number."""
     name = f"{curve.number} · {lettering.safe(curve.name)}"
-    where: dict[str, Any] = {"name": name, "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+    where: dict[str, Any] = {"name": name, **axes.of_trace}
     line: dict[str, Any] = {
         **where,
         "type": "scatter",
@@ -254,7 +236,7 @@ def _curve(
 
 
 def _labels(
-    panel: SpeedPanel, theme: Theme, suffix: str, ends: tuple[float, float], height: float
+    panel: SpeedPanel, theme: Theme, axes: PanelAxes, ends: tuple[float, float], height: float
 ) -> list[dict[str, Any]]:
     """Return the number of each layer at the right end of its line, kept apart."""
     low, high = ends
@@ -274,9 +256,9 @@ def _labels(
                 theme,
                 end,
                 x=1,
-                xref=f"x{suffix} domain",
+                xref=f"{axes.x} domain",
                 y=float(at),
-                yref=f"y{suffix}",
+                yref=axes.y,
                 xanchor="right",
                 yanchor="bottom",
                 bgcolor=translucent(theme.surface, 0.7),

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, readings
+from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import drawable, odd_marks
 from gradscope.plots.sampling import extremes
@@ -53,7 +53,7 @@ def survival_info(runs: Run | Sequence[Run]) -> list[SurvivalLine]:
     """Return the ratio of the first to the output layer's signal of each run with a step."""
     lines = []
     for place, run in enumerate(as_runs(runs)):
-        data = readings(run, METRICS["signal_norm"])
+        data = drawn_metric(run, METRICS["signal_norm"])
         if not data.empty:
             ratio = data.layer(data.layers[0]).astype(float)
             with np.errstate(divide="ignore"):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradscope.diagnosis.comparison import logged_curves
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs
-from gradscope.plots.panels import panel_domain
+from gradscope.plots.panels import PanelAxes, in_panels
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -98,11 +98,7 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
     layout = base_layout(theme, 430 if not theme.narrow else 330 * len(measures))
     layout["margin"]["r"] = 16
     data: list[dict[str, Any]] = []
-    for number, measure in enumerate(measures):
-        suffix = str(number + 1) if number else ""
-        across, down = panel_domain(
-            number, len(measures), below=theme.narrow, gap=0.16 if theme.narrow else 0.08
-        )
+    for axes, measure in in_panels(measures, theme, beside=0.08, below=0.16):
         mine = [curve for curve in curves if curve.measure == measure]
         for curve in mine:
             style = theme.line(curve.place, 2.5 if curve.part == "train" else 1.2)
@@ -116,22 +112,16 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
                     "mode": "lines" if len(curve.steps) > 1 else "markers",
                     "line": style,
                     "marker": {"color": style["color"]},
-                    "xaxis": f"x{suffix}",
-                    "yaxis": f"y{suffix}",
+                    **axes.of_trace,
                     "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
                 }
             )
-        layout[f"xaxis{suffix}"] = step_axis(
-            theme,
-            [curve.steps for curve in mine],
-            domain=across,
-            anchor=f"y{suffix}",
-            showline=True,
+        axes.add_to(
+            layout,
+            step_axis(theme, [curve.steps for curve in mine], showline=True),
+            axis(theme, MEASURES[measure], rangemode="tozero"),
         )
-        layout[f"yaxis{suffix}"] = axis(
-            theme, MEASURES[measure], domain=down, anchor=f"x{suffix}", rangemode="tozero"
-        )
-        layout["annotations"] += _labels(mine, theme, suffix)
+        layout["annotations"] += _labels(mine, theme, axes)
     return {"data": data, "layout": layout}
 
 
@@ -151,7 +141,7 @@ def training(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:
     return titled(training_figure(curves, theme), TITLE, training_caption(curves), theme)
 
 
-def _labels(curves: list[TrainingCurve], theme: Theme, suffix: str) -> list[dict[str, Any]]:
+def _labels(curves: list[TrainingCurve], theme: Theme, axes: PanelAxes) -> list[dict[str, Any]]:
     """Return the runs' names at the right ends of their training lines, kept apart."""
     ends = []
     for place in sorted({curve.place for curve in curves}):
@@ -170,10 +160,10 @@ def _labels(curves: list[TrainingCurve], theme: Theme, suffix: str) -> list[dict
             theme,
             f"<b>{lettering.safe(curve.run, 24)}</b>",
             x=1,
-            xref=f"x{suffix} domain",
+            xref=f"{axes.x} domain",
             xanchor="right",
             y=value,
-            yref=f"y{suffix}",
+            yref=axes.y,
             yanchor="bottom",
             bgcolor=translucent(theme.surface, 0.7),
             yshift=float(shift) + 3,

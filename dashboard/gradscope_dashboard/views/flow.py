@@ -30,16 +30,16 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 def _draw(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
-    roads = flow_map_info(page.runs, step=page.state.step)
-    return Drawing(flow_map_figure(roads, page.theme), flow_map_caption(roads))
+    lanes = flow_map_info(page.runs, step=page.state.step)
+    return Drawing(flow_map_figure(lanes, page.theme), flow_map_caption(lanes))
 
 
 def table(page: Page) -> pd.DataFrame:
-    """Return the layers and, with their forms, the residual blocks of the roads."""
+    """Return the layers and, with their forms, the residual blocks of each run."""
     rows = []
-    for road in flow_map_info(page.runs, step=page.state.step):
-        rows += [{"run": road.run, "step": road.step, **asdict(s)} for s in road.stations]
-        rows += [{"run": road.run, "step": road.step, **asdict(f)} for f in road.forks]
+    for lane in flow_map_info(page.runs, step=page.state.step):
+        rows += [{"run": lane.run, "step": lane.step, **asdict(square)} for square in lane.squares]
+        rows += [{"run": lane.run, "step": lane.step, **asdict(block)} for block in lane.blocks]
     return pd.DataFrame(rows, columns=None if rows else ["run"])
 
 
