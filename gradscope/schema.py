@@ -220,7 +220,7 @@ LAYER_METRICS: Table = (
         "zero_fraction",
         "float32",
         "share",
-        "share of that activation's outputs that are exactly 0",
+        "share of an activation's outputs that are exactly 0",
         combine="mean",
         label="zeros",
     ),
@@ -228,7 +228,7 @@ LAYER_METRICS: Table = (
         "saturated_fraction",
         "float32",
         "share",
-        "share of that activation's elements with |phi'| below a tenth of its maximum: on the flat"
+        "share of an activation's elements with |phi'| below a tenth of its maximum: on the flat"
         " part of its curve, where hardly any gradient passes",
         combine="mean",
         label="saturation",
@@ -327,8 +327,8 @@ DERIVED_METRICS: Table = (
         "update_ratio",
         "float64",
         "",
-        "update_norm / weight_norm: how far one step moved the layer's weights, as a share of their"
-        " size; inf where they were all 0",
+        "how far one step moved the layer's weights, as a share of their size: update_norm /"
+        " weight_norm; inf where they were all 0",
         label="update speed",
     ),
     Column(

@@ -83,55 +83,56 @@ import torch.distributed as dist
 from torch import nn
 import gradscope
 
-kind, path = sys.argv[1:]
+path, *kinds = sys.argv[1:]
 rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-torch.manual_seed(0)
-inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
-x, y = torch.randn(8, 3), torch.randn(8, 2)
-loss = nn.MSELoss()
-
-def expected(*batches):
-    """Mean of |dL/d(output)| over the elements of all micro-batches, by plain autograd."""
-    found = []
-    for some, target in batches:
-        middle = inner[0](some)
-        found += torch.autograd.grad(loss(inner[1:](middle), target), middle)
-    return torch.cat(found).abs().mean().item()
-
-model = inner
 if size > 1:
     dist.init_process_group("gloo")
-    model = nn.parallel.DistributedDataParallel(inner)
-batches = [(x[:2], y[:2]), (x[2:], y[2:])] if kind == "micro-batches" else [(x, y)]
-wanted = expected(*batches)
-if size > 1:
-    half = slice(4 * rank, 4 * rank + 4)
-    batches = [(x[half], y[half])]
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=kind == "scaler")
-with gradscope.watch(model, path) as scope:
-    for some, target in batches:
-        scaler.scale(loss(model(some), target)).backward()
-    scaler.step(optimizer)
-    scaler.update()
-if rank == 0:
-    print(wanted, scope.run.frame().set_index("name").signal_mean["0"])
+
+def expected(inner, batches):
+    """Mean of |dL/d(output)| over the elements of all micro-batches, by plain autograd."""
+    found = []
+    for x, y in batches:
+        middle = inner[0](x)
+        found += torch.autograd.grad(loss(inner[1:](middle), y), middle)
+    return torch.cat(found).abs().mean().item()
+
+loss = nn.MSELoss()
+for kind in kinds:
+    torch.manual_seed(0)
+    model = inner = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, y = torch.randn(8, 3), torch.randn(8, 2)
+    batches = [(x[:2], y[:2]), (x[2:], y[2:])] if kind == "micro-batches" else [(x, y)]
+    wanted = expected(inner, batches)
+    if size > 1:
+        model = nn.parallel.DistributedDataParallel(inner)
+        half = slice(4 * rank, 4 * rank + 4)
+        batches = [(x[half], y[half])]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=kind == "scaler")
+    with gradscope.watch(model, f"{path}-{kind}") as scope:
+        for some, target in batches:
+            scaler.scale(loss(model(some), target)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    if rank == 0:
+        print(kind, wanted, scope.run.frame().set_index("name").signal_mean["0"])
 if size > 1:
     dist.barrier()
     dist.destroy_process_group()
 '''
 
 
-def trained(package: Path, kind: str, path: Path, size: int) -> tuple[float, float]:
-    """Return what the reading must be, and what it is."""
+def train(package: Path, path: Path, size: int, *kinds: str) -> dict[str, tuple[float, float]]:
+    """Return what the reading must be, and what it is, in each kind of training."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", TRAINING, kind, str(path)],
+            [sys.executable, "-c", TRAINING, str(path), *kinds],
             stdout=subprocess.PIPE,
             text=True,
+            cwd=package,
             env={
                 **os.environ,
                 **(address | {"RANK": str(rank), "WORLD_SIZE": str(size)} if size > 1 else {}),
@@ -143,38 +144,27 @@ def trained(package: Path, kind: str, path: Path, size: int) -> tuple[float, flo
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * size
-    wanted, read = outputs[0].split()
-    return float(wanted), float(read)
+    rows = (line.split() for line in outputs[0].splitlines())
+    return {kind: (float(wanted), float(read)) for kind, wanted, read in rows}
 
 
 @pytest.mark.parametrize(
-    ("kind", "size"), [("plain", 1), ("micro-batches", 1), ("scaler", 1), ("processes", 2)]
+    ("size", "kinds"), [(1, ("plain", "micro-batches", "scaler")), (2, ("processes",))]
 )
-def test_a_reading_by_the_recipe_is_right(kind, size, changed, tmp_path):
-    wanted, read = trained(changed, kind, tmp_path / "run", size)
-    assert read == pytest.approx(wanted, rel=1e-5)
+def test_a_reading_by_the_recipe_is_right(size, kinds, changed, tmp_path):
+    found = train(changed, tmp_path / "run", size, *kinds)
+    assert set(found) == set(kinds)
+    for kind, (wanted, read) in found.items():
+        assert read == pytest.approx(wanted, rel=1e-5), kind
 
 
 def test_the_test_in_the_recipe_passes(changed, tmp_path):
     head = "import pytest, torch\nimport gradscope\nfrom torch import nn\n\n"
     file = tmp_path / "test_signal_mean.py"
     file.write_text(head + recipes()["tests/capture/test_signal_mean.py"])
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--rootdir",
-            tmp_path,
-            file,
-        ],
-        env={**os.environ, "PYTHONPATH": str(changed)},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--rootdir", tmp_path, file]
+    environment = {**os.environ, "PYTHONPATH": str(changed)}
+    done = subprocess.run(command, cwd=changed, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -157,45 +157,15 @@ MADE: dict[str, Callable[[], Tensor]] = {
 }
 """Stem of a node's name -> an operation that leaves such a node on a CPU."""
 
-ELSEWHERE = set(
-    [
-        "Linear",
-        "MkldnnLinear",
-        "Bilinear",
-        "ConvolutionOverrideable",
-        "MkldnnConvolution",
-        "CudnnConvolution",
-        "SlowConv2D",
-        "Trilinear",
-        "ConvDepthwise2D",
-        "ConvDepthwise3D",
-        "SlowConvDilated2D",
-        "SlowConvDilated3D",
-        "ThnnConv2D",
-        "ScaledMm",
-        "GroupedMm",
-        "ScaledGroupedMm",
-        "MkldnnRnnLayer",
-        "CudnnRnn",
-        "MiopenRnn",
-        "CudnnBatchNorm",
-        "MiopenBatchNorm",
-        "BatchNormImpl",
-        "FusedRmsNorm",
-        "RmsNorm",
-        "FusedDropout",
-        "CopyBackwards",
-        "MkldnnAdaptiveAvgPool2D",
-        "AvgPool1D",
-        "ScaledDotProductFlashAttention",
-        "ScaledDotProductEfficientAttention",
-        "ScaledDotProductCudnnAttention",
-        "ScaledDotProductFusedAttentionOverrideable",
-        "Norm",
-        "Reshape",
-        "Softsign",
-        "AccumulateGrad",
-    ]
+ELSEWHERE = data_flow.node_kinds(
+    "Linear MkldnnLinear Bilinear ConvolutionOverrideable MkldnnConvolution"
+    " CudnnConvolution SlowConv2D Trilinear ConvDepthwise2D ConvDepthwise3D"
+    " SlowConvDilated2D SlowConvDilated3D ThnnConv2D ScaledMm GroupedMm"
+    " ScaledGroupedMm MkldnnRnnLayer CudnnRnn MiopenRnn CudnnBatchNorm MiopenBatchNorm"
+    " BatchNormImpl FusedRmsNorm RmsNorm FusedDropout CopyBackwards"
+    " MkldnnAdaptiveAvgPool2D AvgPool1D ScaledDotProductFlashAttention"
+    " ScaledDotProductEfficientAttention ScaledDotProductCudnnAttention"
+    " ScaledDotProductFusedAttentionOverrideable Norm Reshape Softsign AccumulateGrad"
 )
 """Names of other devices, dtypes, builds or releases, and of what leaves no node of its own."""
 
