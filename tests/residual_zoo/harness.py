@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.autograd.graph import Call, Graph, sequence_number, walk
+from gradscope.autograd.graph import Call, Graph, walk
 from gradscope.autograd.joins import Join, find_joins
+from gradscope.autograd.torch_internals import next_sequence_number
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -59,7 +60,7 @@ def record(model: nn.Module, *args: Any, run: Callable[..., Any] | None = None, 
     opened: list[tuple[int, Any, int]] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        opened.append((len(calls), ends([args, kwargs]), sequence_number()))
+        opened.append((len(calls), ends([args, kwargs]), next_sequence_number()))
         calls.append(None)  # type: ignore[arg-type]
 
     def after(name: str) -> Callable[..., None]:
@@ -68,7 +69,7 @@ def record(model: nn.Module, *args: Any, run: Callable[..., Any] | None = None, 
             own = list(module.parameters(recurse=False))
             frozen = any(not parameter.requires_grad for parameter in own)
             kind = type(module).__name__
-            stop = sequence_number()
+            stop = next_sequence_number()
             calls[place] = Call(name, kind, bool(own), start, stop, inputs, ends(output), frozen)
 
         return hook
