@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradscope._version import __version__
-from gradscope.errors import GradscopeError, GradscopeWarning
+from gradscope.errors import GradscopeError, GradscopeWarning, extra_for
 from gradscope.progress import tracked
 from gradscope.schema import RECORDED_VERDICTS
 
@@ -278,16 +278,14 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from gradscope.runs.export import write_whole
     from gradscope.runs.loading import load
-    from gradscope.showing import report
 
+    with extra_for("a report"):
+        from gradscope.plots.report import report_html
     runs = [load(path) for path in options.runs]
-    report(
-        runs,
-        options.output,
-        overwrite=options.force,
-        track=lambda figures: tracked(figures, "drawing", len(figures)),
-    )
+    page = report_html(runs, lambda figures: tracked(figures, "drawing", len(figures)))
+    write_whole(Path(options.output), [page.encode()], overwrite=options.force)
     print(f"wrote {len(runs)} run{'s' if len(runs) > 1 else ''} to {_plain(options.output)}")
 
 
@@ -319,9 +317,9 @@ def _bench(options: argparse.Namespace) -> None:
 def _dashboard(options: argparse.Namespace) -> None:
     if not Path(options.folder).is_dir():
         raise GradscopeError(f"{options.folder}: there is no such folder")
-    from gradscope.showing import dashboard
-
-    server = dashboard(options.folder, host=options.host, port=options.port)
+    with extra_for("the dashboard"):
+        from gradscope_dashboard import start
+    server = start(options.folder, host=options.host, port=options.port)
     server.attend(open_browser=not options.no_browser)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class GradscopeError(ValueError):
     """What was given cannot be used; the message says what, where, and what to do."""
@@ -9,3 +12,21 @@ class GradscopeError(ValueError):
 
 class GradscopeWarning(UserWarning):
     """Something could not be recorded or read; training or reading went on without it."""
+
+
+@contextmanager
+def extra_for(what: str) -> Iterator[None]:
+    """Say how to get the packages of the extra `dashboard`, which `what` needs, if one is missing.
+
+    Raises
+    ------
+    GradscopeError
+        In place of the ModuleNotFoundError.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise GradscopeError(
+            f"{what} needs {error.name}, which is not installed;"
+            " run: pip install 'gradscope-torch[dashboard]'"
+        ) from error

@@ -6,12 +6,11 @@ Both need the packages of the extra `dashboard`, which are imported on use.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradscope.errors import GradscopeError
+from gradscope.errors import extra_for
 
 if TYPE_CHECKING:
     from gradscope.runs.run import Run
@@ -44,8 +43,8 @@ def report(
         If there is no run, something else than a run is among them, the file exists or cannot be
         written, or plotly is not installed.
     """
-    with _extra("a report"):
-        from gradscope.reporting import report_html
+    with extra_for("a report"):
+        from gradscope.plots.report import report_html
     from gradscope.runs.export import write_whole
 
     write_whole(Path(path), [report_html(runs, track).encode()], overwrite=overwrite)
@@ -79,18 +78,6 @@ def dashboard(
         If there is no run or no such folder, something else than a run is among them, the address
         cannot be listened on, or dash is not installed.
     """
-    with _extra("the dashboard"):
+    with extra_for("the dashboard"):
         from gradscope_dashboard import start
     return start(runs, host=host, port=port)
-
-
-@contextmanager
-def _extra(what: str) -> Iterator[None]:
-    """Say how to get the packages of the extra where one is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise GradscopeError(
-            f"{what} needs {error.name}, which is not installed;"
-            " run: pip install 'gradscope-torch[dashboard]'"
-        ) from error

@@ -20,7 +20,7 @@ import synthetic
 from gradscope.diagnosis.ledger import ledger
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.reporting import report_html
+from gradscope.plots.report import report_html
 from gradscope.runs.loading import load
 from gradscope.runs.run import Run
 from gradscope.storage.run_json import _crc

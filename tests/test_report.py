@@ -14,7 +14,7 @@ pytest.importorskip("plotly", reason="plotly is not installed")
 
 from gradscope import report
 from gradscope.errors import GradscopeError
-from gradscope.reporting import FIGURES, report_html
+from gradscope.plots.report import FIGURES, report_html
 from gradscope.runs.loading import load
 
 

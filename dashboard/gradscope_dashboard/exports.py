@@ -8,7 +8,7 @@ from urllib.parse import quote
 from dash import Dash, html
 from flask import Response, abort, request
 
-from gradscope.reporting import report_html
+from gradscope.plots.report import report_html
 from gradscope.runs.export import csv_lines, defused
 from gradscope_dashboard import state
 from gradscope_dashboard.library import Library

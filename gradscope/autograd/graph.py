@@ -28,9 +28,10 @@ class Call(NamedTuple):
     """One call of one module during a forward pass.
 
     `start` and `stop` are autograd's sequence number before and after the call: every node in
-    between was made in it; -1 where this torch tells none. `inputs` and `outputs` are `(grad_fn, output_nr)` of each tensor that
-    requires grad; for a leaf the node is its gradient accumulator. `owns_parameters` counts the
-    module's own, trained or frozen; `owns_frozen` tells whether some of them get no gradient.
+    between was made in it; -1 where this torch tells none. `inputs` and `outputs` are
+    `(grad_fn, output_nr)` of each tensor that requires grad; for a leaf the node is its gradient
+    accumulator. `owns_parameters` counts the module's own, trained or frozen; `owns_frozen` tells
+    whether some of them get no gradient.
     """
 
     name: str
