@@ -9,11 +9,13 @@ on. `missing()` looks for all of them before a training begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from contextlib import ExitStack
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.utils import _python_dispatch
 
 
 class Interface(NamedTuple):
@@ -91,6 +93,26 @@ INTERFACES = (
     Interface("torch._foreach_sub_", "subtracts many tensors by one call", ""),
     Interface("Module._parameters", "holds a module's own parameters, those that are None too", ""),
     Interface(
+        "torch._C._len_torch_dispatch_stack",
+        "with the next two, tells whether the user has a mode on that would see our operations",
+        "modes of the user, as of selective checkpointing, see what gradscope computes",
+    ),
+    Interface(
+        "torch.utils._python_dispatch._disable_current_modes",
+        "puts dispatch modes aside while gradscope computes",
+        "modes of the user, as of selective checkpointing, see what gradscope computes",
+    ),
+    Interface(
+        "torch._C.DisableTorchFunction",
+        "puts function modes, and with them a default device, aside while gradscope computes",
+        "modes of the user, as of selective checkpointing, see what gradscope computes",
+    ),
+    Interface(
+        "torch._C._DisableAutocast",
+        "puts autocast aside while gradscope computes",
+        "under autocast readings may be rounded as it rounds",
+    ),
+    Interface(
         "Module._compiled_call_impl",
         "tells a module that was compiled in place before watch()",
         "",  # then a step without calls tells
@@ -136,6 +158,12 @@ def missing() -> list[str]:
         "torch._C._functorch.peek_interpreter_stack": lambda: (
             torch._C._functorch.peek_interpreter_stack
         ),
+        "torch._C._len_torch_dispatch_stack": lambda: torch._C._len_torch_dispatch_stack,
+        "torch.utils._python_dispatch._disable_current_modes": lambda: (
+            _python_dispatch._disable_current_modes
+        ),
+        "torch._C.DisableTorchFunction": lambda: torch._C.DisableTorchFunction,
+        "torch._C._DisableAutocast": lambda: torch._C._DisableAutocast,
     }
     for name, probe in probes.items():
         try:
@@ -184,6 +212,54 @@ def in_transform() -> bool:
     try:
         return torch._C._functorch.peek_interpreter_stack() is not None
     except AttributeError:  # said by `missing`
+        return False
+
+
+# --- modes that the user has on -------------------------------------------------------------------
+
+Result = TypeVar("Result")
+
+
+def apart_from_modes(function: Callable[..., Result], *args: Any) -> Result:
+    """Call `function` so that no mode of the user sees, or changes, what it computes.
+
+    Dispatch modes (selective checkpointing, counters), function modes (a default device among
+    them) and autocast are put aside; where none is on, this costs next to nothing.
+    """
+    try:
+        dispatch = torch._C._len_torch_dispatch_stack() > 0
+        function_modes = torch._C._len_torch_function_stack() > 0
+        autocast = torch._C._is_any_autocast_enabled()
+    except AttributeError:  # said by `missing`
+        return function(*args)
+    if not (dispatch or function_modes or autocast):
+        return function(*args)
+    with ExitStack() as aside:
+        for is_on, name in (
+            (function_modes, "DisableTorchFunction"),
+            (dispatch, "_disable_current_modes"),
+            (autocast, "_DisableAutocast"),
+        ):
+            place = _python_dispatch if name == "_disable_current_modes" else torch._C
+            if is_on and (context := getattr(place, name, None)) is not None:
+                aside.enter_context(context())
+        return function(*args)
+
+
+_is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+
+
+def is_tracing() -> bool:
+    """Whether calls are being traced, exported or compiled, or have no values: nothing trains."""
+    if torch.compiler.is_compiling() or _is_jit_tracing():
+        return True
+    try:
+        if not torch._C._len_torch_dispatch_stack():
+            return False
+        kinds = torch._C._TorchDispatchModeKey
+        modes = (kinds.FAKE, kinds.PROXY, kinds.FUNCTIONAL)
+        return any(torch._C._get_dispatch_mode(kind) is not None for kind in modes)
+    except AttributeError:
         return False
 
 

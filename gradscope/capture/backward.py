@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradscope.autograd.torch_internals import (
     Unavailable,
+    apart_from_modes,
     at_end_of_backward,
     current_backward,
     will_accumulate,
@@ -68,7 +69,7 @@ class Backwards:
     def _await_end(self) -> None:
         try:
             # DistributedDataParallel queues its all-reduce after this: queue once more behind it
-            at_end_of_backward(lambda: at_end_of_backward(self._end))
+            at_end_of_backward(lambda: at_end_of_backward(lambda: apart_from_modes(self._end)))
         except Unavailable as error:
             self.faults.report("the end of the backward", error)
             self._unfinished = None

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope import measure
 from gradscope.autograd.graph import Call, Graph
-from gradscope.autograd.torch_internals import current_backward
+from gradscope.autograd.torch_internals import apart_from_modes, current_backward
 from gradscope.capture.cuts import CutGraph
 from gradscope.capture.plan import EdgeTap, JoinTap, Plan, ValueTap
 from gradscope.capture.rows import Key, OfLayer, Readings
@@ -98,9 +98,9 @@ class Gradients:
     ) -> None:
         try:
             backward = current_backward()
-            if backward == self._backward or self._arrives(self):
+            if backward == self._backward or apart_from_modes(self._arrives, self):
                 self._backward = backward
-                read(taps, gradients)
+                apart_from_modes(read, taps, gradients)
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
             taps.clear()

@@ -16,6 +16,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
+from gradscope.autograd.torch_internals import apart_from_modes, is_tracing
 from gradscope.capture.faults import Faults
 
 
@@ -64,10 +65,10 @@ class _EnterHook(_Hook):
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
             return
         listener = self._listener()
-        if listener is None:
+        if listener is None or is_tracing():
             return
         try:
-            listener.enter(self._number, args, kwargs)
+            apart_from_modes(listener.enter, self._number, args, kwargs)
         except Exception as error:
             listener.module_failed(self._number, error)
 
@@ -77,10 +78,10 @@ class _LeaveHook(_Hook):
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
             return
         listener = self._listener()
-        if listener is None:
+        if listener is None or is_tracing():
             return
         try:
-            listener.leave(self._number, module, args, output)
+            apart_from_modes(listener.leave, self._number, module, args, output)
         except Exception as error:
             listener.module_failed(self._number, error)
 
@@ -126,14 +127,14 @@ def hook_optimizers(listener: OptimizerListener) -> list[RemovableHandle]:
     def before(optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not torch.compiler.is_compiling() and (found := reference()) is not None:
             try:
-                found.before_step(optimizer)
+                apart_from_modes(found.before_step, optimizer)
             except Exception as error:
                 found.faults.report("the beginning of steps", error)
 
     def after(optimizer: Optimizer, args: object, kwargs: object) -> None:
         if not torch.compiler.is_compiling() and (found := reference()) is not None:
             try:
-                found.after_step(optimizer)
+                apart_from_modes(found.after_step, optimizer)
             except Exception as error:
                 found.faults.report("the end of steps", error)
 

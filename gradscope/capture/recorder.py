@@ -140,19 +140,19 @@ class Recorder:
     def log(self, scalars: dict[str, float | Tensor]) -> None:
         """Attach `scalars` to the current step, or to the next recorded one."""
         for name, value in scalars.items():
-            self._steps.log(name, value)
+            torch_internals.apart_from_modes(self._steps.log, name, value)
 
     def end_step(self) -> None:
         """Close the step that was just made, if this is the thread that trains."""
         if self._handles:
-            self._steps.close_if_made()
+            torch_internals.apart_from_modes(self._steps.close_if_made)
 
     def close(self) -> None:
         """Emit what is left and take out every hook."""
         if not self._handles:
             return
-        self._updates.look_for_step()
-        self._steps.finish()
+        torch_internals.apart_from_modes(self._updates.look_for_step)
+        torch_internals.apart_from_modes(self._steps.finish)
         self.detach()
 
     def detach(self) -> None:

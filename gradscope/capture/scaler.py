@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch.optim.optimizer import Optimizer
 
+from gradscope.autograd.torch_internals import apart_from_modes
+
 
 class ScalerListener(Protocol):
     """What scalers report to. None of its methods may raise."""
@@ -41,10 +43,10 @@ class _PatchedStep:
         def step(scaler: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
             told = list(listeners) if scaler.is_enabled() else []
             for listener in told:
-                listener.before_scaled_step(scaler, optimizer)
+                apart_from_modes(listener.before_scaled_step, scaler, optimizer)
             result = original(scaler, optimizer, *args, **kwargs)
             for listener in told:
-                listener.after_scaled_step(scaler, optimizer)
+                apart_from_modes(listener.after_scaled_step, scaler, optimizer)
             return result
 
         self.kind.step = step  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pydoc
 import re
 import warnings
 from pathlib import Path
@@ -110,13 +111,7 @@ def remove(name: str, patch: pytest.MonkeyPatch) -> None:
     elif name == "torch.autograd.function.BackwardCFunction":
         patch.delattr(torch.autograd.function, "BackwardCFunction")
     else:
-        places = {
-            "torch": torch,
-            "torch._C": torch._C,
-            "torch._C._autograd": torch._C._autograd,
-            "torch._C._functorch": torch._C._functorch,
-        }
-        patch.delattr(places[owner], attribute)
+        patch.delattr(pydoc.locate(owner), attribute)
 
 
 BY_OBJECT = {"Module._parameters", "Module._compiled_call_impl", "GradScaler._scale"}
