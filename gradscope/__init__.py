@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gradscope.runs.loading import load, load_all
     from gradscope.runs.run import Run
     from gradscope.session.scope import Scope
-    from gradscope.session.watch import watch
+    from gradscope.session.watch import unwatch, watch
     from gradscope.showing import dashboard, report
 
 __all__ = [
@@ -47,11 +47,13 @@ __all__ = [
     "path_lengths",
     "report",
     "shattering",
+    "unwatch",
     "watch",
 ]
 
 _HOMES = {
     "watch": "gradscope.session.watch",
+    "unwatch": "gradscope.session.watch",
     "Scope": "gradscope.session.scope",
     "Run": "gradscope.runs.run",
     "load": "gradscope.runs.loading",

@@ -113,6 +113,11 @@ INTERFACES = (
         "under autocast readings may be rounded as it rounds",
     ),
     Interface(
+        "torch.jit._recursive.get_hook_stubs",
+        "asks a module that is scripted for its hooks, of which ours cannot be scripted",
+        "",  # torch.jit.script refuses a watched model: it says so itself
+    ),
+    Interface(
         "Module._compiled_call_impl",
         "tells a module that was compiled in place before watch()",
         "",  # then a step without calls tells
@@ -430,6 +435,40 @@ def scale_of(scaler: Any) -> Tensor | float | None:
     if scale is None and hasattr(scaler, "get_scale"):
         return float(scaler.get_scale())
     return scale
+
+
+def is_scripted(module: nn.Module) -> bool:
+    """Whether `module` was compiled by torch.jit: hooks see nothing in it."""
+    return isinstance(module, torch.jit.ScriptModule)
+
+
+def script_without(ours: Callable[[object], bool]) -> Callable[[], None]:
+    """Let torch.jit.script overlook hooks that are `ours`; call what is returned to end that."""
+    try:
+        recursive: Any = torch.jit._recursive
+        ask = recursive.get_hook_stubs
+    except AttributeError:
+        return lambda: None
+
+    def ask_for_others(module: nn.Module) -> Any:
+        both: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks)
+        held = [(hooks, dict(hooks)) for hooks in both]
+        try:
+            for hooks, every_one in held:
+                for key in [key for key, hook in every_one.items() if ours(hook)]:
+                    del hooks[key]
+            return ask(module)
+        finally:
+            for hooks, every_one in held:
+                hooks.clear()
+                hooks.update(every_one)
+
+    def undo() -> None:
+        if recursive.get_hook_stubs is ask_for_others:
+            recursive.get_hook_stubs = ask
+
+    recursive.get_hook_stubs = ask_for_others
+    return undo
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:

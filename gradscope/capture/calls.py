@@ -43,8 +43,8 @@ class Calls:
 
     Attributes
     ----------
-    saw_forward, saw_backward : bool
-        Whether there was any that trains.
+    saw_forward : bool
+        Whether the model was called with gradients on.
     """
 
     def __init__(
@@ -75,7 +75,6 @@ class Calls:
         self._outermost = {0}  # modules that were called from outside the model
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
         self._forward: Forward | None = None
-        self._arm()
 
     # --- what module hooks tell -------------------------------------------------------------------
 
@@ -169,7 +168,7 @@ class Calls:
     def step_began(self, step: Step) -> None:
         """Follow every module in a recorded step, and between them those called from outside."""
         if step.recorded:
-            self._arm()
+            self.arm()
         else:
             self._hooks.take_out(keep=self._outermost)
             self._eager.switch_off()
@@ -181,7 +180,7 @@ class Calls:
         elif may_compile() and not (self._compiled or self._gave_up):
             self._note_compiled(step)
         if self._steps.next_is_recorded:
-            self._arm()
+            self.arm()
 
     def _note_compiled(self, step: Step) -> None:
         """Take it that gradients which no forward led to come from compiled code."""
@@ -200,7 +199,7 @@ class Calls:
         self._eager.switch_off()
         self._forward = None
 
-    def _arm(self) -> None:
+    def arm(self) -> None:
         """Make the modules report their calls."""
         self._hooks.put_in(self._modules)
         if self._compiled:

@@ -16,8 +16,9 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.autograd.torch_internals import apart_from_modes, is_tracing
+from gradscope.autograd.torch_internals import apart_from_modes, is_scripted, is_tracing
 from gradscope.capture.faults import Faults
+from gradscope.capture.hiding import Hook
 
 
 class ModuleListener(Protocol):
@@ -45,11 +46,11 @@ class OptimizerListener(Protocol):
         """Take note that the step of an optimizer, any in this process, ended."""
 
 
-class _Hook:
+class _Hook(Hook):
     """A module hook that does not keep its listener alive, and never raises.
 
-    Copied or unpickled it is a function that does nothing, from the standard library: a model that
-    was saved while it was watched loads where gradscope is not installed.
+    It is in no pickle (hiding.py) but those of classes that pickle themselves in a way of their own;
+    from these it comes back as a function of the standard library that does nothing.
     """
 
     def __init__(self, listener: weakref.ref[ModuleListener], number: int) -> None:
@@ -97,13 +98,15 @@ class ModuleHooks:
     def put_in(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         """Make `modules`, each with its number, report their calls."""
         for number, module in modules:
-            if number not in self._handles and number not in self._given_up:
+            known = number in self._handles or number in self._given_up
+            if not known and not is_scripted(module):
+                handles = self._handles[number] = []
                 enter = _EnterHook(self._listener, number)
                 leave = _LeaveHook(self._listener, number)
-                self._handles[number] = [
-                    module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
-                    module.register_forward_hook(leave, always_call=True),
-                ]
+                handles.append(
+                    module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+                )
+                handles.append(module.register_forward_hook(leave, always_call=True))
 
     def take_out(self, keep: Iterable[int] = ()) -> None:
         """Take out the hooks of all modules but those numbered in `keep`."""

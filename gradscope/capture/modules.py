@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from gradscope.autograd.torch_internals import is_scripted
 from gradscope.capture import layers
 from gradscope.capture.catalogue import LayerInfo
 
@@ -72,6 +73,11 @@ class Modules:
                 self._infos.append(_describe(number, layers.clean(name), module))
                 self._parents.append(by_name.get(name.rpartition(".")[0]) if name else None)
             by_name[name] = number
+
+    def scripted(self) -> list[str]:
+        """Return the names of the outermost modules that torch.jit has compiled."""
+        names = [self._infos[n].name or layers.ROOT for n, m in self if is_scripted(m)]
+        return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
 
     def layers(self) -> list[LayerInfo]:
         """Return every layer as it is now, in order of definition."""

@@ -27,6 +27,7 @@ from gradscope.capture.backward import Backwards
 from gradscope.capture.calls import Calls
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.faults import Faults
+from gradscope.capture.hiding import HiddenHooks
 from gradscope.capture.hooks import hook_optimizers
 from gradscope.capture.modules import Modules
 from gradscope.capture.parameters import Parameters
@@ -34,6 +35,7 @@ from gradscope.capture.rows import Row
 from gradscope.capture.scaler import ScalerHook
 from gradscope.capture.steps import Steps
 from gradscope.capture.updates import Updates
+from gradscope.wording import layers_named
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,12 @@ class Recorder:
         for sentence in torch_internals.missing():
             tell(sentence)
         modules = Modules(model)
+        if scripted := modules.scripted():
+            tell(
+                f"{layers_named(scripted)}: compiled by torch.jit, in which hooks see nothing;"
+                " of these there are readings of parameters only. Script the model after it was"
+                " trained to have them all"
+            )
         parameters = Parameters(settings.keep_snapshot)
         self._steps = Steps(
             modules, parameters, catalogue, settings.every, first, elapsed, emit, faults
@@ -117,10 +125,15 @@ class Recorder:
             faults,
         )
         self._steps.listener = self._calls
-        self._handles: list[RemovableHandle | ScalerHook] = [
-            *hook_optimizers(self._updates),
-            ScalerHook(self._updates, settings.scaler),
-        ]
+        self._handles: list[RemovableHandle | ScalerHook | HiddenHooks] = []
+        try:
+            self._calls.arm()
+            self._handles.append(HiddenHooks())
+            self._handles += hook_optimizers(self._updates)
+            self._handles.append(ScalerHook(self._updates, settings.scaler))
+        except BaseException:
+            self.detach()
+            raise
 
     @property
     def rows(self) -> int:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from gradscope.diagnosis.wording import listed
+from gradscope.wording import listed
 
 Severity = Literal["critical", "warning", "information"]
 

@@ -25,8 +25,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gradscope.diagnosis.blocks import Block, residual_blocks
-from gradscope.diagnosis.wording import layers_named
 from gradscope.runs.run import Run
+from gradscope.wording import layers_named
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

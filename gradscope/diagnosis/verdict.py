@@ -11,10 +11,10 @@ from gradscope.diagnosis.evidence import BLOCK, Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis, Finding
 from gradscope.diagnosis.rules import blocks, layers, vanishing
 from gradscope.diagnosis.signal_path import SignalPath, composites, is_weight_layer
-from gradscope.diagnosis.wording import compared, listed
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
 from gradscope.schema import VERDICTS
+from gradscope.wording import compared, listed
 
 RULES = (
     vanishing.non_finite,

@@ -80,7 +80,7 @@ def check_model(model: nn.Module) -> None:
     if known is not None:
         raise GradscopeError(
             f"watch(): this {type(model).__name__} is watched already, into {known.scope.path};"
-            " close() that scope first"
+            " close() that scope first, or call gradscope.unwatch(model)"
         )
 
 

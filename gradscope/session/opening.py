@@ -31,6 +31,8 @@ class Opened(NamedTuple):
     """None where another process writes."""
     ranks: Ranks | None
     """The processes whose readings go into this run; None if it is this one alone."""
+    is_new: bool
+    """Whether this process began it, and did not go on with one."""
     next_step: int
     elapsed: float
     layers: list[dict[str, Any]]
@@ -96,12 +98,15 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
         return _opened(writer, None)
     held = {} if writer is None else _opened(writer, None)._asdict()
     told = {key: held.get(key) for key in ("next_step", "elapsed", "layers", "shortcuts", "notes")}
-    return Opened(path, writer, ranks, **json.loads(ranks.broadcast(json.dumps(told))))
+    is_new = writer is not None and writer.is_new
+    return Opened(path, writer, ranks, is_new, **json.loads(ranks.broadcast(json.dumps(told))))
 
 
 def _opened(writer: RunWriter, ranks: Ranks | None) -> Opened:
     lists = (writer.meta[key] for key in ("layers", "shortcuts", "notes"))
-    return Opened(writer.path, writer, ranks, writer.next_step, writer.elapsed, *lists)
+    return Opened(
+        writer.path, writer, ranks, writer.is_new, writer.next_step, writer.elapsed, *lists
+    )
 
 
 def _replicas(model: nn.Module) -> dict[str, int]:

@@ -66,15 +66,21 @@ class Scope:
             flush_seconds,
             opened.notes,
         )
-        self._recorder = Recorder(
-            model,
-            settings,
-            catalogue=catalogue,
-            emit=self._drain.hand_over,
-            tell=self._tell,
-            first=opened.next_step,
-            elapsed=opened.elapsed,
-        )
+        try:
+            self._recorder = Recorder(
+                model,
+                settings,
+                catalogue=catalogue,
+                emit=self._drain.hand_over,
+                tell=self._tell,
+                first=opened.next_step,
+                elapsed=opened.elapsed,
+            )
+        except BaseException:  # what `watch` raises leaves nothing behind
+            self._drain.close()
+            if opened.is_new and opened.writer is not None:
+                opened.writer.remove()
+            raise
         process_end.enter(id(model), process_end.Open(self, self._recorder, self._drain))
         weakref.finalize(model, process_end.close_scope, id(model)).atexit = False
 

@@ -13,6 +13,7 @@ from gradscope.capture import layers
 from gradscope.capture.compiled import is_compiled
 from gradscope.capture.recorder import Settings
 from gradscope.errors import GradscopeError
+from gradscope.session import process_end
 from gradscope.session.checks import check_cut, check_model, check_optimizers, check_settings
 from gradscope.session.opening import folder
 from gradscope.session.scope import Scope
@@ -146,3 +147,24 @@ def watch(
         flush_every=flush_every,
         flush_seconds=flush_seconds,
     )
+
+
+def unwatch(model: nn.Module) -> None:
+    """Stop watching a model, and write the rest: as `close()` of its scope, without the scope.
+
+    >>> gradscope.watch(model)  # in a cell of a notebook that was interrupted, say
+    >>> gradscope.unwatch(model)
+
+    Parameters
+    ----------
+    model : nn.Module
+        Wrappers are seen through, as by `watch`. Nothing happens if it is not watched.
+
+    Raises
+    ------
+    GradscopeError
+        If it is no nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise GradscopeError(f"unwatch() needs a torch.nn.Module, got {type(model).__name__}")
+    process_end.close_scope(id(layers.unwrap(model)))

@@ -13,7 +13,7 @@ from gradscope.errors import GradscopeError
 if sys.platform != "win32":
     import fcntl
 
-_NAME = ".lock"
+LOCK_NAME = ".lock"
 _TRIES = 20  # `is_live` holds the lock for a moment
 _PAUSE = 0.01  # seconds between two tries
 
@@ -30,7 +30,7 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._handle: int | None = os.open(path / _NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        self._handle: int | None = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
         for attempt in range(_TRIES):
             if _locked(self._handle, exclusive=True):
                 break
@@ -58,7 +58,7 @@ class Lock:
         """
         assert self._handle is not None
         try:
-            return os.path.samestat(os.fstat(self._handle), os.stat(path / _NAME))
+            return os.path.samestat(os.fstat(self._handle), os.stat(path / LOCK_NAME))
         except FileNotFoundError:
             return False
 
@@ -72,7 +72,7 @@ class Lock:
 def is_live(path: Path) -> bool:
     """Tell whether a living process writes the run in `path`."""
     try:
-        handle = os.open(path / _NAME, os.O_RDONLY)
+        handle = os.open(path / LOCK_NAME, os.O_RDONLY)
     except OSError:
         return False
     try:

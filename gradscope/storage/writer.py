@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import uuid
 import warnings
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ import numpy as np
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.storage import parts
-from gradscope.storage.lock import Lock
+from gradscope.storage.lock import LOCK_NAME, Lock
 from gradscope.storage.run_json import (
     LISTS,
     META_NAME,
@@ -65,6 +66,8 @@ class RunWriter:
         The `time` of the last step on disk; 0 in a new run.
     meta : dict
         What `run.json` holds.
+    is_new : bool
+        Whether there was no run before.
 
     Raises
     ------
@@ -104,6 +107,7 @@ class RunWriter:
                 f"{self.path}: there is a run already; choose another folder, delete this one,"
                 " or go on with it with resume=True"
             )
+        self.is_new = not exists
         old = read_meta(self.path) if exists else {}
         self.meta: Meta = {
             "format": schema.FORMAT_VERSION,
@@ -206,6 +210,18 @@ class RunWriter:
             if self._lock.is_in(self.path):
                 free_room(self.path)
         self._lock.release()
+
+    def remove(self) -> None:
+        """Take a new run away again, once it is closed; the folder stays if others use it, too."""
+        for entry in (META_NAME, *schema.PARTS):
+            with suppress(OSError):
+                path = self.path / entry
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(OSError):
+            (self.path / LOCK_NAME).unlink()
+        free_room(self.path)
+        with suppress(OSError):
+            self.path.rmdir()
 
     def _flush_table(self, table: str, last: int) -> None:
         if not self._rows[table]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis.evidence import BLOCK, Evidence
 from gradscope.diagnosis.findings import Finding
-from gradscope.diagnosis.wording import listed
+from gradscope.wording import listed
 
 DOMINATED = (0.99, 0.1)
 """Energy share of the shortcut above which, and forward branch ratio below which, it dominates."""

@@ -11,8 +11,8 @@ from gradscope.diagnosis.evidence import BLOCK, Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Severity
 from gradscope.diagnosis.rules.vanishing import DECADES
 from gradscope.diagnosis.signal_path import Floats, composites, is_weight_layer, ratio
-from gradscope.diagnosis.wording import layers_named
 from gradscope.kinds import BOTH_SIDES
+from gradscope.wording import layers_named
 
 OFF = 0.99
 """Share of an activation's outputs that are 0 from which on the layer counts as switched off."""

@@ -13,8 +13,8 @@ from gradscope.diagnosis.evidence import BLOCK, Evidence, Mask, column_medians, 
 from gradscope.diagnosis.findings import Finding, Severity
 from gradscope.diagnosis.ledger import account, decades_by_group, ledger
 from gradscope.diagnosis.signal_path import Floats, SignalPath, is_weight_layer, log10, ratio
-from gradscope.diagnosis.wording import amount, compared
 from gradscope.kinds import BOTH_SIDES, canonical
+from gradscope.wording import amount, compared
 
 DECADES = 2.0
 """A gradient that changes by this many decades between last and first hidden layer is ill."""
