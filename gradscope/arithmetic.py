@@ -17,18 +17,19 @@ from numpy.typing import NDArray
 from gradscope.schema import Column
 
 Array = NDArray[np.floating[Any]]
+Quotient = NDArray[np.float64]
 
 # --- what follows from readings ----------------------------------------------------------------
 
 
-def ratio(above: Array, below: Array) -> Array:
+def ratio(above: Array, below: Array) -> Quotient:
     """Divide in float64; 0/0 is NaN and x/0 is inf, without a warning."""
     with np.errstate(all="ignore"):
-        quotient: Array = np.divide(above, below, dtype=np.float64)
+        quotient: Quotient = np.divide(above, below, dtype=np.float64)
     return quotient
 
 
-def over_reference(values: Array, reference: Array) -> Array:
+def over_reference(values: Array, reference: Array) -> Quotient:
     """Divide by what others are compared with; NaN where that is 0 or not finite."""
     usable = np.isfinite(reference) & (reference != 0)
     return ratio(values, np.where(usable, reference, np.nan))
@@ -44,14 +45,14 @@ def last_reading(values: Array) -> Array:
     return np.asarray(last[:, None])
 
 
-def relative(signal: Array) -> Array:
+def relative(signal: Array) -> Quotient:
     """Return each row, the signals of all layers at one step, over the output layer's."""
     if not signal.shape[1]:
         return signal.astype(np.float64)
     return over_reference(signal, last_reading(signal))
 
 
-def energy_share(shortcut: Array, branch: Array) -> Array:
+def energy_share(shortcut: Array, branch: Array) -> Quotient:
     """Return the shortcut's share of the two paths' squared norms; NaN where both are 0."""
     with np.errstate(all="ignore"):
         energy = np.square(shortcut, dtype=np.float64)

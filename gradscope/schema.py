@@ -350,7 +350,7 @@ FRAME: Table = (
 )
 """`Run.frame()` and the CSV: the layer readings, the layers' names, and two derived columns."""
 
-PARTS: dict[str, Table] = {
+TABLES: dict[str, Table] = {
     "layers": LAYER_READINGS,
     "shortcuts": SHORTCUT_READINGS,
     "steps": STEPS,

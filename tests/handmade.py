@@ -51,8 +51,8 @@ def make_run(
     ):
         if not rows:
             continue
-        index = schema.PARTS[table][1].name
-        metrics = schema.names(schema.PARTS[table])[2:]
+        index = schema.TABLES[table][1].name
+        metrics = schema.names(schema.TABLES[table])[2:]
         full = {name: np.full((n_steps, len(rows)), np.nan) for name in metrics}
         for name, value in values.items():
             full[name][:] = value

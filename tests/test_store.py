@@ -134,7 +134,7 @@ def test_names_of_parts_sort_in_order_of_steps(tmp_path: Path) -> None:
 
 def test_parts_are_merged_as_they_grow_in_number(tmp_path: Path) -> None:
     path = synthetic.write_run(tmp_path / "run", n_steps=200, n_layers=4, residual=True, flush=1)
-    for table in schema.PARTS:
+    for table in schema.TABLES:
         assert len(part_files(path, table)) <= 7 * 3  # 200 = 8 ** 2.5
     run = load(path)
     expected = synthetic.layer_rows(4, span(0, 199), synthetic.RESIDUAL_DECADES)

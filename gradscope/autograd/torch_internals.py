@@ -9,13 +9,12 @@ on. `missing()` looks for all of them before a training begins.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
-from torch.utils import _python_dispatch
 
 
 class Interface(NamedTuple):
@@ -86,7 +85,7 @@ INTERFACES = (
     Interface(
         "Tensor._version",
         "tells a tensor that was changed in place from one that was not",
-        "",
+        "the forward ratio of branches that are sums is not read",
     ),
     Interface("torch._foreach_norm", "takes the norms of many tensors by one call", ""),
     Interface("torch._foreach_copy_", "copies many tensors by one call", ""),
@@ -94,8 +93,23 @@ INTERFACES = (
     Interface("Module._parameters", "holds a module's own parameters, those that are None too", ""),
     Interface(
         "torch._C._len_torch_dispatch_stack",
-        "with the next two, tells whether the user has a mode on that would see our operations",
+        "with the next two, tells whether the user has a mode on that would see what we compute",
         "modes of the user, as of selective checkpointing, see what gradscope computes",
+    ),
+    Interface(
+        "torch._C._len_torch_function_stack",
+        "with that before and the next one, tells whether the user has a mode on",
+        "modes of the user, as of selective checkpointing, see what gradscope computes",
+    ),
+    Interface(
+        "torch._C._is_any_autocast_enabled",
+        "with those before, tells whether the user has a mode on",
+        "modes of the user, as of selective checkpointing, see what gradscope computes",
+    ),
+    Interface(
+        "torch._C._get_dispatch_mode",
+        "tells tracing and tensors without values from a training",
+        "a model that is traced may be taken for one that trains",
     ),
     Interface(
         "torch.utils._python_dispatch._disable_current_modes",
@@ -123,6 +137,12 @@ INTERFACES = (
         "",  # then a step without calls tells
     ),
     Interface("GradScaler._scale", "is the factor of the loss scaler, on its device", ""),
+    Interface(
+        "Optimizer.grad_scale",
+        "is the factor that a scaler hands to a fused optimizer, which unscales by itself; with"
+        " found_inf, which tells it to skip the step",
+        "",  # a fused optimizer's clipped gradients would be scaled: test_scaler.py watches it
+    ),
 )
 
 _BY_NAME = {interface.name: interface for interface in INTERFACES}
@@ -164,16 +184,18 @@ def missing() -> list[str]:
             torch._C._functorch.peek_interpreter_stack
         ),
         "torch._C._len_torch_dispatch_stack": lambda: torch._C._len_torch_dispatch_stack,
-        "torch.utils._python_dispatch._disable_current_modes": lambda: (
-            _python_dispatch._disable_current_modes
-        ),
+        "torch._C._len_torch_function_stack": lambda: torch._C._len_torch_function_stack,
+        "torch._C._is_any_autocast_enabled": lambda: torch._C._is_any_autocast_enabled,
+        "torch._C._get_dispatch_mode": lambda: torch._C._get_dispatch_mode,
+        "torch.utils._python_dispatch._disable_current_modes": _dispatch_modes_aside,
+        "Tensor._version": lambda: root.next_functions[0][0].variable._version,
         "torch._C.DisableTorchFunction": lambda: torch._C.DisableTorchFunction,
         "torch._C._DisableAutocast": lambda: torch._C._DisableAutocast,
     }
     for name, probe in probes.items():
         try:
             probe()
-        except (AttributeError, Unavailable):
+        except (AttributeError, ImportError, Unavailable):
             said.append(sentence(_BY_NAME[name]))
     return said
 
@@ -240,15 +262,22 @@ def apart_from_modes(function: Callable[..., Result], *args: Any) -> Result:
     if not (dispatch or function_modes or autocast):
         return function(*args)
     with ExitStack() as aside:
+        if dispatch:
+            with suppress(AttributeError, ImportError):
+                aside.enter_context(_dispatch_modes_aside()())
         for is_on, name in (
             (function_modes, "DisableTorchFunction"),
-            (dispatch, "_disable_current_modes"),
             (autocast, "_DisableAutocast"),
         ):
-            place = _python_dispatch if name == "_disable_current_modes" else torch._C
-            if is_on and (context := getattr(place, name, None)) is not None:
+            if is_on and (context := getattr(torch._C, name, None)) is not None:
                 aside.enter_context(context())
         return function(*args)
+
+
+def _dispatch_modes_aside() -> Callable[[], AbstractContextManager[object]]:
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes
 
 
 _is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
@@ -427,6 +456,11 @@ def wrapped(module: nn.Module) -> nn.Module | None:
     """Return the module that DistributedDataParallel, torch.compile and the like wrap, if any."""
     inner = getattr(module, _WRAPPED.get(type(module).__name__, ""), None)
     return inner if isinstance(inner, nn.Module) else None
+
+
+def handed_by_scaler(optimizer: Any) -> dict[str, Tensor | None]:
+    """Return what a scaler hands to an optimizer that unscales and skips by itself, if it did."""
+    return {name: getattr(optimizer, name, None) for name in ("grad_scale", "found_inf")}
 
 
 def scale_of(scaler: Any) -> Tensor | float | None:

@@ -93,7 +93,7 @@ class Backwards:
 
     @guarded("the gradients of the parameters")
     def _read_gradients(self) -> None:
-        readings = self._steps.readings()
+        readings = self._steps.parameter_readings()
         readings.after_backward()
         if not self._steps.told_by_hooks:
             readings.before_update()

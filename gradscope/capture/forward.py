@@ -1,7 +1,7 @@
 """One forward of a watched model: the calls of its modules, and what is read of their outputs.
 
-Module hooks (taps.py) report calls to a `Forward`; when the outermost call has returned, its graph
-is tapped (gradients.py).
+Module hooks report calls (hooks.py, calls.py) to a `Forward`; when the outermost call has returned,
+its graph is tapped (gradients.py).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Forward:
 
     @property
     def layers(self) -> list[int | None]:
-        """For each of `calls`, the number of the layer, None for other modules."""
+        """For each of `calls`, the number of its module if that is a layer, else None."""
         return [module.number if module.is_layer else None for module, _ in self.returned()]
 
     def enter(

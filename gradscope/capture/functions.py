@@ -85,7 +85,7 @@ def find_functions(
     ----------
     graph, calls
         Of one forward.
-    layers : for each call, the number of the layer that was called, None for other modules
+    layers : for each call, the number of the module if that is a layer, None for other modules
     outputs : (value, number) of each output of a layer, in order of execution
     """
     kinds = {i: kind for i, name in enumerate(graph.names) if (kind := _kind(name)) in _MODULES}

@@ -103,7 +103,7 @@ class Gradients:
                 apart_from_modes(read, taps, gradients)
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
-            taps.clear()
+            taps.clear()  # the plan's own: nothing is read here in later steps either
             self._cut_graph = None
             self._failed(keys, error)
 

@@ -49,8 +49,8 @@ class OptimizerListener(Protocol):
 class _Hook(Hook):
     """A module hook that does not keep its listener alive, and never raises.
 
-    It is in no pickle (hiding.py) but those of classes that pickle themselves in a way of their own;
-    from these it comes back as a function of the standard library that does nothing.
+    It is in no pickle (hiding.py) but those of classes that pickle themselves in a way of their
+    own; from these it comes back as a function of the standard library that does nothing.
     """
 
     def __init__(self, listener: weakref.ref[ModuleListener], number: int) -> None:

@@ -199,7 +199,7 @@ class ParameterReadings:
             behind autograd's back (`p.data`), their values are compared: this waits for the device.
         """
         tensors, (_, versions) = self._parameters.tensors, self._suspected
-        if any(version(tensors[i]) != before for i, before in versions.items()):
+        if any(version(tensors[i]) != before >= 0 for i, before in versions.items()):
             return True
         found = self._find_gradients(versions)
         if versions and all(i in found and _state(found[i]) == self._states[i] for i in versions):

@@ -44,7 +44,7 @@ class Operand(NamedTuple):
     times: tuple[int, ...]
 
 
-Part = Literal["shortcut", "branch", "other"]
+Way = Literal["shortcut", "branch", "other"]
 _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
 
 
@@ -81,7 +81,7 @@ class JoinTap:
     elsewhere, too.
     """
 
-    parts: dict[Part, int | None]
+    parts: dict[Way, int | None]
     is_open: bool
     keys: dict[str, Keys]
 
@@ -137,7 +137,7 @@ def make_plan(
     ----------
     graph, calls
         Of one forward.
-    layers : for each call, the number of the layer that was called, None for other modules
+    layers : for each call, the number of the module if that is a layer, None for other modules
     joins, numbers
         The graph's residual joins and their numbers in the catalogue.
     """
@@ -179,7 +179,7 @@ def make_plan(
     for join, number in zip(joins, numbers, strict=True):
         if join.form not in SPLIT_FORMS:
             continue
-        parts: dict[Part, tuple[Edge, ...]] = {
+        parts: dict[Way, tuple[Edge, ...]] = {
             "shortcut": join.shortcut_edges,
             "branch": join.branch_edges,
             "other": join.other_edges,

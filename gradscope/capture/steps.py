@@ -119,7 +119,7 @@ class Steps:
         """Whether the step after the current one is to be recorded."""
         return (self.current.number + 1) % self.every == 0
 
-    def readings(self) -> ParameterReadings:
+    def parameter_readings(self) -> ParameterReadings:
         """Return the current step's readings of parameters."""
         if self.current.parameters is None:
             self._parameters.look_up(self._modules)

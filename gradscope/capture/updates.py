@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
-from gradscope.autograd.torch_internals import scale_of
+from gradscope.autograd.torch_internals import handed_by_scaler, scale_of
 from gradscope.capture.backward import Backwards
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.modules import Modules
@@ -67,10 +67,9 @@ class Updates:
     @guarded("weights and clipped gradients")
     def _read_weights(self, optimizer: Optimizer) -> None:
         self._backwards.settle()
-        # what a scaler hands to an optimizer that unscales and skips by itself:
-        self._steps.log("grad_scale", getattr(optimizer, "grad_scale", None))
-        self._steps.log("found_inf", getattr(optimizer, "found_inf", None))
-        self._steps.readings().before_step(optimizer)
+        for name, value in handed_by_scaler(optimizer).items():
+            self._steps.log(name, value)
+        self._steps.parameter_readings().before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read what a step of an optimizer of the model has changed."""
@@ -83,8 +82,8 @@ class Updates:
     @guarded("weight updates")
     def _read_updates(self, optimizer: Optimizer) -> None:
         if self._backwards.ended > self._ended_before_step:  # its closure went backward
-            self._steps.readings().read_clipped(optimizer)
-        self._steps.readings().after_step(optimizer)
+            self._steps.parameter_readings().read_clipped(optimizer)
+        self._steps.parameter_readings().after_step(optimizer)
 
     def _concern(self, optimizer: Optimizer) -> bool:
         """Whether the steps of `optimizer` are steps of the model."""
@@ -105,7 +104,7 @@ class Updates:
         """Read the factor that the gradients carry, or carried until they were unscaled."""
         if self._concern(optimizer) and self._steps.current.recorded:
             self._steps.log("loss_scale", scale_of(scaler))
-            self._steps.readings().expect_changes()
+            self._steps.parameter_readings().expect_changes()
 
     @guarded("steps that the scaler skips")
     def after_scaled_step(self, scaler: Any, optimizer: Optimizer) -> None:

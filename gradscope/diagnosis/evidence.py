@@ -1,8 +1,8 @@
-"""The readings that a diagnosis looks at: a run in blocks of steps, each column read once.
+"""The readings that a diagnosis looks at: a run in windows of steps, each column read once.
 
 One batch may mislead, so nothing is judged by a single step but the state at initialisation: a
-block is `BLOCK` or more consecutive recorded steps and stands for their median. A long run is
-looked at in `MOST_BLOCKS` blocks spread evenly over it, its first and last steps included. Steps
+window is `WINDOW` or more consecutive recorded steps and stands for their median. A long run is
+looked at in `MOST_WINDOWS` windows spread evenly over it, its first and last steps included. Steps
 that the loss scaler skipped are left out: infinite gradients are how it finds its scale.
 """
 
@@ -20,10 +20,10 @@ from gradscope.diagnosis.signal_path import Floats, SignalPath, signal_path
 from gradscope.kinds import canonical
 from gradscope.runs.run import Run
 
-BLOCK = 20
+WINDOW = 20
 """Recorded steps that a median takes at least, where the run has as many."""
 
-MOST_BLOCKS = 100
+MOST_WINDOWS = 100
 
 ROWS_AT_ONCE = 2**12
 """Recorded steps of which all layers are looked at together: a copy of all would take memory."""
@@ -42,8 +42,8 @@ class Evidence:
     rows : int64 (R,)
         The recorded steps that were not skipped, as row numbers of `steps`. A step of which only
         logged scalars are known is none of them.
-    blocks : list of int64 arrays
-        Row numbers of each block.
+    windows : list of int64 arrays
+        Row numbers of each window.
     path : SignalPath or None
         The signal along the depth, at all recorded steps.
     """
@@ -58,7 +58,7 @@ class Evidence:
             if len(unknown):
                 read[unknown] = ~np.isnan(run.matrix(column)[1][unknown]).all(axis=1)
         self.rows = np.flatnonzero(read & ~self.steps["skipped"].to_numpy(dtype=bool))
-        self.blocks = _blocks(self.rows)
+        self.windows = _windows(self.rows)
         self._columns: dict[str, tuple[Floats, Floats]] = {}
 
     @cached_property
@@ -84,16 +84,16 @@ class Evidence:
         return {canonical(str(kind)) for kind in self.layers["kind"]} | set(self.activations)
 
     def median(self, column: str) -> Floats:
-        """Return a layer metric's median in each block, (blocks, layers), NaN where unread."""
+        """Return a layer metric's median in each window, (windows, layers), NaN where unread."""
         return self._reduced(column)[0]
 
     def highest(self, column: str) -> Floats:
-        """Return a layer metric's maximum in each block, (blocks, layers), NaN where unread."""
+        """Return a layer metric's maximum in each window, (windows, layers), NaN where unread."""
         return self._reduced(column)[1]
 
     def shortcut_median(self, column: str) -> Floats:
-        """Return a shortcut metric's median in each block, (blocks, shortcuts)."""
-        return self._by_block(self.run.shortcut_matrix, column, [column_medians])[0]
+        """Return a shortcut metric's median in each window, (windows, shortcuts)."""
+        return self._by_window(self.run.shortcut_matrix, column, [column_medians])[0]
 
     def infinite(self, column: str) -> Mask:
         """Return in which of `rows` any layer's reading of a metric is infinite, (R,)."""
@@ -101,29 +101,29 @@ class Evidence:
         read = (self._at(self.run.matrix, column, rows) for rows in pieces if len(rows))
         return np.concatenate([np.zeros(0, bool), *(np.isinf(v).any(axis=1) for v in read)])
 
-    def span(self, blocks: Mask) -> tuple[int, int]:
-        """Return the first and the last step of the marked blocks."""
-        marked = np.flatnonzero(blocks)
+    def span(self, windows: Mask) -> tuple[int, int]:
+        """Return the first and the last step of the marked windows."""
+        marked = np.flatnonzero(windows)
         step = self.steps["step"].to_numpy()
-        return int(step[self.blocks[marked[0]][0]]), int(step[self.blocks[marked[-1]][-1]])
+        return int(step[self.windows[marked[0]][0]]), int(step[self.windows[marked[-1]][-1]])
 
     def _reduced(self, column: str) -> tuple[Floats, Floats]:
         if column not in self._columns:
-            median, highest = self._by_block(self.run.matrix, column, [column_medians, _highest])
+            median, highest = self._by_window(self.run.matrix, column, [column_medians, _highest])
             self._columns[column] = median, highest
         return self._columns[column]
 
-    def _by_block(
+    def _by_window(
         self,
         matrix: Callable[..., tuple[Any, Floats]],
         column: str,
         reductions: list[Callable[[Floats], Floats]],
     ) -> list[Floats]:
-        """Return what each of `reductions` makes of a metric in each block, (blocks, width)."""
-        if not self.blocks:
+        """Return what each of `reductions` makes of a metric in each window, (windows, width)."""
+        if not self.windows:
             width = matrix(column)[1].shape[1]
             return [np.empty((0, width)) for _ in reductions]
-        read = [self._at(matrix, column, block).astype(np.float64) for block in self.blocks]
+        read = [self._at(matrix, column, window).astype(np.float64) for window in self.windows]
         return [np.stack([reduce(values) for values in read]) for reduce in reductions]
 
     def _at(
@@ -138,7 +138,7 @@ class Evidence:
 
 
 def running_median(values: Floats) -> Floats:
-    """Return the median of each `BLOCK` consecutive values, or of all where there are fewer.
+    """Return the median of each `WINDOW` consecutive values, or of all where there are fewer.
 
     Parameters
     ----------
@@ -146,10 +146,10 @@ def running_median(values: Floats) -> Floats:
 
     Returns
     -------
-    float64 (S - BLOCK + 1,), at least one value
-        The one at place i is about the values i to i + BLOCK - 1.
+    float64 (S - WINDOW + 1,), at least one value
+        The one at place i is about the values i to i + WINDOW - 1.
     """
-    window = min(BLOCK, len(values))
+    window = min(WINDOW, len(values))
     views = np.lib.stride_tricks.sliding_window_view(values, window)
     with np.errstate(invalid="ignore"):  # the mean of -inf and inf, two middle values
         medians: Floats = np.median(views, axis=1)
@@ -175,12 +175,12 @@ def _highest(values: Floats) -> Floats:
     return np.asarray(np.fmax.reduce(values))
 
 
-def _blocks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return `rows` in blocks; evenly spread ones where there would be too many."""
-    count = max(len(rows) // BLOCK, 1)
+def _windows(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Return `rows` in windows; evenly spread ones where there would be too many."""
+    count = max(len(rows) // WINDOW, 1)
     if len(rows) == 0:
         return []
-    if count <= MOST_BLOCKS:
+    if count <= MOST_WINDOWS:
         return list(np.array_split(rows, count))
-    starts = np.linspace(0, len(rows) - BLOCK, MOST_BLOCKS).round().astype(int)
-    return [rows[start : start + BLOCK] for start in starts]
+    starts = np.linspace(0, len(rows) - WINDOW, MOST_WINDOWS).round().astype(int)
+    return [rows[start : start + WINDOW] for start in starts]

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
 from gradscope.diagnosis.signal_path import (
     Floats,
     SignalPath,
     is_weight_layer,
     log10,
-    ratio,
     signal_at,
     signal_path,
 )
@@ -90,7 +90,7 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
         np.asarray(run.matrix(column, step, step)[1][0], dtype=np.float64)
         for column in ("signal_norm", "input_signal_norm")
     )
-    gains = log10(ratio(at_input, at_output))
+    gains = log10(over_reference(at_input, at_output))
     weights = is_weight_layer(layers)
     blocks = residual_blocks(run)
     totals, passed = (_at_blocks(run, c, blocks, step) for c in ("total_norm", "shortcut_norm"))
@@ -105,7 +105,7 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
         for number, block in enumerate(blocks):
             if block.first == index:
                 out = _behind(number, blocks, totals, passed, at_input)
-                gain = log10(ratio(totals[number : number + 1], np.array([out])))[0]
+                gain = log10(over_reference(totals[number : number + 1], np.array([out])))[0]
                 kind = f"{block.form} shortcut"
                 rows.append([None, block.name, kind, "shortcut", gain, start < index <= end])
         name, kind = str(layers["name"].iloc[index]), str(layers["kind"].iloc[index])
@@ -115,13 +115,13 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
         rows.append([index, name, kind, what, gains[index], on_path])
         if index in functions:
             behind = _at_next(index, blocks, totals, at_input)
-            gain = log10(ratio(at_output[index : index + 1], np.array([behind])))[0]
+            gain = log10(over_reference(at_output[index : index + 1], np.array([behind])))[0]
             on_path = first_function <= index <= last_function and not inside
             rows.append([None, name, functions[index], "activation", gain, on_path])
     frame = pd.DataFrame(rows, columns=COLUMNS)
     frame["on_path"] &= np.isfinite(frame["gain"])
 
-    lost = log10(ratio(np.array([early]), path.late[row : row + 1]))[0]
+    lost = log10(over_reference(np.array([early]), path.late[row : row + 1]))[0]
     remainder = lost - frame.loc[frame["on_path"], "gain"].sum()
     frame.loc[len(frame)] = [None, "(remainder)", "between modules", "other", remainder, True]
     return frame.astype({"layer": "Int64", "gain": "float64", "on_path": "bool"})

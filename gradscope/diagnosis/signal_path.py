@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
 from gradscope.runs.run import Run
 from gradscope.wording import layers_named
@@ -66,12 +67,6 @@ class SignalPath:
     start_behind: bool
     end_behind: bool
     decades: Floats
-
-
-def ratio(part: Floats, whole: Floats) -> Floats:
-    """Return part / whole; NaN where `whole` is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(whole == 0, np.nan, part / whole)
 
 
 def log10(values: Floats) -> Floats:
@@ -203,7 +198,7 @@ def _decades(run: Run, layers: Ints, early: Floats, late: Floats) -> Floats:
     A signal that had already lost two decades at the earliest layer where it is not 0 went on to
     underflow; one that is healthy there and 0 in the layer before was cut.
     """
-    decades = log10(ratio(early, late))
+    decades = log10(over_reference(early, late))
     decades[~np.isfinite(early) | ~np.isfinite(late)] = np.nan
     gone = np.flatnonzero((early == 0) & (late > 0))
     if len(gone):

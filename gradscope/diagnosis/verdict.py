@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradscope.diagnosis.evidence import BLOCK, Evidence
+from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis, Finding
 from gradscope.diagnosis.rules import blocks, layers, vanishing
 from gradscope.diagnosis.signal_path import SignalPath, composites, is_weight_layer
@@ -182,7 +182,7 @@ def _summary(evidence: Evidence, verdict: str, decades: float, found: Sequence[F
 def _notes(evidence: Evidence) -> list[str]:
     """Return what limits the diagnosis, and what the recorder noted."""
     notes = []
-    if 0 < len(evidence.rows) < BLOCK:
+    if 0 < len(evidence.rows) < WINDOW:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
     skipped = int(evidence.steps["skipped"].sum())

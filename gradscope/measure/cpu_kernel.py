@@ -1,4 +1,4 @@
-"""The optional C kernel behind measure.py, for float32 tensors on the CPU: one pass where torch
+"""The optional C kernel behind tensors.py, for float32 tensors on the CPU: one pass where torch
 takes several.
 
 It is compiled on first use by the C compiler of the machine, where there is one, in a fifth of a
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 _SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 _PATIENCE = 30  # seconds that the compiler may take
-_CHUNK = 2**16  # elements that one thread reads at once, as in kernel.c
+_CHUNK = 2**16  # elements that one thread reads at once, as in cpu_kernel.c
 
 _PLAIN = (Tensor, nn.Parameter)
 _INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
@@ -46,7 +46,7 @@ _SQUARES, _COPIES, _DIFFERENCES = range(3)
 
 
 class Kernel:
-    """The functions of kernel.c, for tensors that `takes` accepts."""
+    """The functions of cpu_kernel.c, for tensors that `takes` accepts."""
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))

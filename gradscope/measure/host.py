@@ -3,7 +3,7 @@
 Float64 accumulation is an order of magnitude slower than float32 there: norms accumulate in the
 tensor's own precision, over pieces short enough to keep the rounding error below 1e-6, and are
 taken again, times a power of two, where a square may have left the range. For most float32
-tensors kernel.py does the same in one pass; this is its reference.
+tensors cpu_kernel.py does the same in one pass; this is its reference.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 On an accelerator a reading is a 0-d or 1-D tensor there, and norms accumulate in float64, so that
 no square of a float32 leaves the range. On the CPU a reading is a float, read by a compiled kernel
-(kernel.py) or by torch (host.py).
+(cpu_kernel.py) or by torch (host.py).
 """
 
 from __future__ import annotations

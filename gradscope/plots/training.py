@@ -32,7 +32,7 @@ from gradscope.runs.run import Run
 TITLE = "Does it learn?"
 POINTS = 400
 MEASURES = {"loss": "loss", "error": "error, share of wrong answers"}
-PARTS = {"train": "training", "val": "validation"}
+SETS = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
         mine = [curve for curve in curves if curve.measure == measure]
         for curve in mine:
             style = theme.line(curve.place, 2.5 if curve.part == "train" else 1.2)
-            name = f"{lettering.safe(curve.run)}, {PARTS[curve.part]}"
+            name = f"{lettering.safe(curve.run)}, {SETS[curve.part]}"
             data.append(
                 {
                     "type": "scatter",

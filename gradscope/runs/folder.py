@@ -56,7 +56,7 @@ class RunFolder:
         self.id = str(self.meta.get("id", ""))
         closed = self.status == "closed" and mirror is None
         self._read()
-        for table in schema.PARTS:
+        for table in schema.TABLES:
             for file in parts.foreign_files(self.path / table):
                 self.tell(f"{file}: no part file of gradscope, left out")
         if closed and self.status == "closed":  # what was read in between is all there is

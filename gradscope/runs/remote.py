@@ -82,7 +82,7 @@ class Mirror:
                 # as a reader has to: `steps` first, whose rows make the others count; run.json,
                 # which names every layer that they speak of, last
                 self._files.invalidate_cache()  # of listings
-                for table in reversed(schema.PARTS):
+                for table in reversed(schema.TABLES):
                     self._update_table(table)
                 self._update_meta()
                 return

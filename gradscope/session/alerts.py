@@ -66,7 +66,7 @@ class Alerts:
 
     def _diagnose(self, last: bool) -> Diagnosis | None:
         """Return the diagnosis; None while there are too few steps to be sure of it."""
-        from gradscope.diagnosis.evidence import BLOCK
+        from gradscope.diagnosis.evidence import WINDOW
         from gradscope.diagnosis.verdict import diagnose
         from gradscope.runs.loading import load
 
@@ -74,7 +74,7 @@ class Alerts:
             self._run = load(self._path)
         else:
             self._run.refresh()
-        return diagnose(self._run) if last or len(self._run.steps) >= BLOCK else None
+        return diagnose(self._run) if last or len(self._run.steps) >= WINDOW else None
 
 
 def check(verdict: str, callback: object) -> None:

@@ -200,7 +200,7 @@ class Drain:
         decoded = []
         try:
             for columns in self._decoder.columns(rows):
-                for table in schema.PARTS:
+                for table in schema.TABLES:
                     self._writer.add_rows(table, columns[table])
                 decoded.append(columns)
         except Exception as error:

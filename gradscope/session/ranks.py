@@ -9,14 +9,16 @@ do, each of which has its share of the batch.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from gradscope import schema
 from gradscope.arithmetic import share_of_process
-from gradscope.capture.rows import Keys, OfParameter, OfStep
+from gradscope.capture.rows import Key, Keys, Layout, OfParameter, OfStep
 from gradscope.session.tape import HostRow, HostSegment
 
 
@@ -81,26 +83,36 @@ class Ranks:
 
     def _merge(self, rows: dict[int, HostRow]) -> HostRow:
         """Put the readings of one step together; what belongs to the step itself is rank 0's."""
-        segments: list[HostSegment] = []
-        for rank, row in sorted(rows.items()):
-            for layout, values in row.segments:
-                factors = np.array([self._share(keys) for keys in layout])
-                kept = [i for i, keys in enumerate(layout) if rank == 0 or not _of_step(keys)]
-                if kept:
-                    segments.append((tuple(layout[i] for i in kept), (values * factors)[kept]))
+        segments = [
+            segment
+            for rank, row in sorted(rows.items())
+            for layout, values in row.segments
+            for segment in self._shared(layout, values, own=rank == 0)
+        ]
         return rows[0]._replace(segments=segments)
 
-    def _share(self, keys: Keys) -> float:
+    def _shared(
+        self, layout: Layout, values: NDArray[np.floating], own: bool
+    ) -> Iterator[HostSegment]:
+        """Yield what one process's values add to those of all, keys of one share at a time."""
+        shares: dict[float, list[tuple[int, Keys]]] = defaultdict(list)
+        for place, keys in enumerate(layout):
+            by_share: dict[float, list[Key]] = defaultdict(list)
+            for key in keys:
+                if own or not isinstance(key, OfStep):
+                    by_share[self._share(key)].append(key)
+            for share, some in by_share.items():
+                shares[share].append((place, tuple(some)))
+        for share, entries in shares.items():
+            places = [place for place, _ in entries]
+            yield tuple(keys for _, keys in entries), values[places] * share
+
+    def _share(self, key: Key) -> float:
         """Return what a process's reading is multiplied by before it is combined with others'."""
-        for key in keys:
-            if not isinstance(key, OfStep):
-                copies = key.copies if isinstance(key, OfParameter) else 1
-                return float(share_of_process(_COLUMNS[key.metric], self.size, copies))
-        return 1.0
+        if isinstance(key, OfStep):
+            return 1.0
+        copies = key.copies if isinstance(key, OfParameter) else 1
+        return float(share_of_process(_COLUMNS[key.metric], self.size, copies))
 
 
 _COLUMNS = schema.by_name(schema.LAYER_METRICS, schema.SHORTCUT_METRICS, schema.FORWARD_NORMS)
-
-
-def _of_step(keys: Keys) -> bool:
-    return any(isinstance(key, OfStep) for key in keys)

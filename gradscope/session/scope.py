@@ -132,7 +132,7 @@ class Scope:
         Parameters
         ----------
         sink : SummaryWriter, run of wandb or MLflow, or a function of (step, values)
-            See `gradscope.sinks.Sink`. It stays yours: close the scope first, then the sink.
+            See `gradscope.session.sinks.Sink`. It stays yours: close the scope first, then it.
         metrics : str or sequence of them
             Columns of `layer_readings`, `shortcut_readings` and `steps`, besides `update_ratio`
             and `relative_signal`.

@@ -33,8 +33,8 @@ _STEP_METRICS = [c.name for c in schema.STEPS if c.name not in ("step", "time")]
 _LAYER_METRICS = [*schema.names(schema.LAYER_METRICS), "update_ratio", "relative_signal"]
 _SHORTCUT_METRICS = schema.names(schema.SHORTCUT_METRICS)
 
-Columns = Mapping[str, Mapping[str, np.ndarray]]
-"""Table of `schema.PARTS` -> its columns, every layer and shortcut in every step's turn."""
+Tables = Mapping[str, Mapping[str, np.ndarray]]
+"""Table of `schema.TABLES` -> its columns, every layer and shortcut in every step's turn."""
 
 
 class Sink(Protocol):
@@ -79,7 +79,7 @@ class Subscription:
 
     def send(
         self,
-        columns: Columns,
+        columns: Tables,
         layers: Sequence[Mapping[str, Any]],
         shortcuts: Sequence[Mapping[str, Any]],
     ) -> None:
@@ -103,7 +103,7 @@ def _sink_of(target: object) -> Sink:
 
 
 def _steps(
-    columns: Columns,
+    columns: Tables,
     metrics: Sequence[str],
     layers: Sequence[Mapping[str, Any]],
     shortcuts: Sequence[Mapping[str, Any]],

@@ -78,8 +78,8 @@ class RunWriter:
 
     def __init__(self, path: str | os.PathLike[str], meta: Meta, *, resume: bool = False) -> None:
         self.path = Path(path)
-        self._rows: dict[str, list[Rows]] = {table: [] for table in schema.PARTS}
-        self._merge_from = dict.fromkeys(schema.PARTS, 0)  # step; a part before it is damaged
+        self._rows: dict[str, list[Rows]] = {table: [] for table in schema.TABLES}
+        self._merge_from = dict.fromkeys(schema.TABLES, 0)  # step; a part before it is damaged
         self._trouble = ""  # why the last flush failed, empty when it did not
         try:
             if not (self.path / META_NAME).exists():
@@ -124,7 +124,7 @@ class RunWriter:
         self._committed = committed  # the last step on disk
         self.next_step = max(committed, last_lost(self.meta["lost"])) + 1
         self.elapsed = self._last_time(steps)
-        for table in schema.PARTS:
+        for table in schema.TABLES:
             if (self.path / table).is_symlink():
                 raise GradscopeError(
                     f"{self.path / table}: a link to another folder, which is not written to;"
@@ -166,7 +166,7 @@ class RunWriter:
         ----------
         table : "layers", "shortcuts" or "steps"
         columns : arrays of one length
-            The columns of the table in `schema.PARTS`. A metric that is left out is NaN; metrics
+            The columns of the table in `schema.TABLES`. A metric that is left out is NaN; metrics
             stay float32 or float64 as they are. `steps` may carry further scalars, by name.
         """
         if not self._lock.held:  # closed, or a forked worker: it shares neither rows nor files
@@ -189,7 +189,7 @@ class RunWriter:
             self._rows = {t: [_joined(held)] if held else [] for t, held in self._rows.items()}
             if self._rows["steps"]:
                 last = int(self._rows["steps"][-1]["step"][-1])
-                for table in schema.PARTS:  # `steps` comes last: it makes the others count
+                for table in schema.TABLES:  # `steps` comes last: it makes the others count
                     self._flush_table(table, last)
         except OSError as error:
             self._warn(error)
@@ -213,7 +213,7 @@ class RunWriter:
 
     def remove(self) -> None:
         """Take a new run away again, once it is closed; the folder stays if others use it, too."""
-        for entry in (META_NAME, *schema.PARTS):
+        for entry in (META_NAME, *schema.TABLES):
             with suppress(OSError):
                 path = self.path / entry
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -314,7 +314,7 @@ def _last_step(steps: list[parts.Part]) -> int:
 
 
 def _contract_rows(table: str, columns: Mapping[str, np.ndarray]) -> Rows:
-    contract = schema.PARTS[table]
+    contract = schema.TABLES[table]
     count = len(columns["step"])
     rows: Rows = {}
     for column in contract:

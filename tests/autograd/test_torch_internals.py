@@ -114,7 +114,12 @@ def remove(name: str, patch: pytest.MonkeyPatch) -> None:
         patch.delattr(pydoc.locate(owner), attribute)
 
 
-BY_OBJECT = {"Module._parameters", "Module._compiled_call_impl", "GradScaler._scale"}
+BY_OBJECT = {
+    "Module._parameters",
+    "Module._compiled_call_impl",
+    "GradScaler._scale",
+    "Optimizer.grad_scale",
+}
 """What single objects have, or have not."""
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.evidence import BLOCK, Evidence
+from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import Finding
 from gradscope.wording import listed
 
@@ -16,7 +16,7 @@ DOMINATED = (0.99, 0.1)
 
 def shortcut_dominated(evidence: Evidence) -> Iterator[Finding]:
     """Find blocks that pass almost everything through the shortcut after training."""
-    if len(evidence.rows) < BLOCK or evidence.run.shortcuts.empty:
+    if len(evidence.rows) < WINDOW or evidence.run.shortcuts.empty:
         return
     share = evidence.shortcut_median("energy_share")[-1]
     ratio = evidence.shortcut_median("branch_ratio")[-1]
@@ -24,7 +24,7 @@ def shortcut_dominated(evidence: Evidence) -> Iterator[Finding]:
     if dominated.any():
         shortcuts = evidence.run.shortcuts
         names = tuple(str(name) for name in shortcuts["name"][dominated])
-        last = np.zeros(len(evidence.blocks), dtype=bool)
+        last = np.zeros(len(evidence.windows), dtype=bool)
         last[-1] = True
         yield Finding(
             "shortcut-dominated",
@@ -52,7 +52,7 @@ def reparameterised(evidence: Evidence) -> Iterator[Finding]:
     similar to a linear layer, y = W1 x + x, for which they saw no advantages.
     """
     shortcuts = evidence.run.shortcuts
-    if shortcuts.empty or not evidence.blocks:
+    if shortcuts.empty or not evidence.windows:
         return
     via_shortcut = evidence.shortcut_median("shortcut_norm")
     via_branch = evidence.shortcut_median("branch_norm")
@@ -75,7 +75,7 @@ def reparameterised(evidence: Evidence) -> Iterator[Finding]:
             f"{listed(single)}: the branch is one layer without an activation, so the block is a"
             " plain layer with the weight W + I: no more than another start for it.",
             tuple(single),
-            evidence.span(np.ones(len(evidence.blocks), dtype=bool)),
+            evidence.span(np.ones(len(evidence.windows), dtype=bool)),
             {"blocks": float(len(single))},
             ("put two or more layers and an activation into each branch",),
         )

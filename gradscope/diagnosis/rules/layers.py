@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import residual_blocks
-from gradscope.diagnosis.evidence import BLOCK, Evidence, Mask, column_medians
+from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Severity
 from gradscope.diagnosis.rules.vanishing import DECADES
-from gradscope.diagnosis.signal_path import Floats, composites, is_weight_layer, ratio
+from gradscope.diagnosis.signal_path import Floats, composites, is_weight_layer
 from gradscope.kinds import BOTH_SIDES
 from gradscope.wording import layers_named
 
@@ -28,7 +29,7 @@ SPEED = (1e-4, 1e-2)
 
 
 def dead(evidence: Evidence) -> Iterator[Finding]:
-    """Find activations that are switched off for (almost) all inputs over whole blocks of steps."""
+    """Find activations that are off for (almost) all inputs over whole windows of steps."""
     off = _off(evidence)
     if not off.any():
         return
@@ -59,7 +60,7 @@ def disconnected(evidence: Evidence) -> Iterator[Finding]:
     branch may start, passes with the first step.
     """
     path = evidence.path
-    if path is None or not evidence.blocks:
+    if path is None or not evidence.windows:
         return
     signal = evidence.highest("signal_norm")
     output = signal[:, path.layers[-1]]
@@ -92,10 +93,11 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
     residual block a constant does no harm: a gate may start as one.
     """
     path = evidence.path
-    if path is None or not evidence.blocks:
+    if path is None or not evidence.windows:
         return
     spread, mean = evidence.median("activation_std"), evidence.median("activation_mean")
-    flat = ratio(spread, np.hypot(spread, mean)) < COLLAPSED
+    share = over_reference(spread, np.hypot(spread, mean))
+    flat = share < COLLAPSED
     hidden = np.arange(len(evidence.layers)) < path.layers[-1]
     flat &= hidden & ~composites(evidence.layers, is_weight_layer(evidence.layers))
     for block in residual_blocks(evidence.run):
@@ -109,7 +111,11 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
             " is.",
             names,
             evidence.span(np.any(flat, axis=1)),
-            {"spread_over_size": float(np.nanmin(ratio(spread, np.hypot(spread, mean))[flat]))},
+            {
+                "spread_over_size": float(
+                    np.nanmin(over_reference(spread, np.hypot(spread, mean))[flat])
+                )
+            },
             (
                 "check that the input varies and is normalised",
                 "start from larger weights, or put a normalisation before these layers",
@@ -120,7 +126,7 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
 def saturated(evidence: Evidence) -> Iterator[Finding]:
     """Find hidden sigmoids, tanhs and the like that work mostly where they are flat."""
     path = evidence.path
-    if path is None or not evidence.blocks:
+    if path is None or not evidence.windows:
         return
     share = evidence.median("saturated_fraction")
     both_sides = np.array([kind in BOTH_SIDES for kind in evidence.activations], dtype=bool)
@@ -153,9 +159,9 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
     Source: Stanford CS231n, Neural Networks part 3: the ratio of updates to weights should be
     somewhere around 1e-3.
     """
-    if len(evidence.rows) < BLOCK:
+    if len(evidence.rows) < WINDOW:
         return
-    speed = ratio(evidence.median("update_norm"), evidence.median("weight_norm"))
+    speed = over_reference(evidence.median("update_norm"), evidence.median("weight_norm"))
     weights = is_weight_layer(evidence.layers) & ~np.isnan(speed).all(axis=0)
     if not weights.any():
         return
@@ -175,7 +181,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
                 f"{len(names)} of {int(weights.sum())} weight layers change {word}: by"
                 f" {np.median(usual[out]):.1e} of their size a step; 1e-4 to 1e-2 is usual.",
                 names,
-                evidence.span(np.ones(len(evidence.blocks), dtype=bool)),
+                evidence.span(np.ones(len(evidence.windows), dtype=bool)),
                 {"update_ratio": float(np.median(usual[out]))},
                 (advice,),
             )
@@ -193,12 +199,12 @@ def _names(evidence: Evidence, layers: Mask) -> tuple[str, ...]:
 
 
 def _severity(found: Mask) -> Severity:
-    """Return how bad a fault is that was found in these blocks: worse if in the last one."""
+    """Return how bad a fault is that was found in these windows: worse if in the last one."""
     return "critical" if found[-1].any() else "warning"
 
 
 def _off(evidence: Evidence) -> Mask:
-    """Return which activations are switched off, (blocks, layers).
+    """Return which activations are switched off, (windows, layers).
 
     Not those, such as tanh, that are at their steepest where they are 0.
     """
@@ -207,13 +213,13 @@ def _off(evidence: Evidence) -> Mask:
 
 
 def _zero_weights(evidence: Evidence) -> Mask:
-    """Return which layers own parameters that are all zero, (blocks, layers)."""
+    """Return which layers own parameters that are all zero, (windows, layers)."""
     owner = evidence.layers["parameters"].to_numpy() > 0
     return np.asarray((evidence.median("weight_norm") == 0) & owner)
 
 
 def _any_behind(found: Mask) -> Mask:
-    """Return for each layer whether one after it was found, (blocks, layers)."""
+    """Return for each layer whether one after it was found, (windows, layers)."""
     behind = np.zeros_like(found)
     behind[:, :-1] = np.logical_or.accumulate(found[:, ::-1], axis=1)[:, ::-1][:, 1:]
     return behind
@@ -224,9 +230,9 @@ def _underflowed(evidence: Evidence, signal: Floats) -> Mask:
     assert evidence.path is not None
     chain = signal[:, evidence.path.layers]
     result = np.zeros(signal.shape, dtype=bool)
-    for block, values in enumerate(chain):
+    for window, values in enumerate(chain):
         arrived = np.flatnonzero(values > 0)
-        late = np.nanmax(evidence.path.late[evidence.blocks[block]], initial=0)
+        late = np.nanmax(evidence.path.late[evidence.windows[window]], initial=0)
         if len(arrived) and values[arrived[0]] <= 0.01 * late:
-            result[block, : evidence.path.layers[arrived[0]]] = True
+            result[window, : evidence.path.layers[arrived[0]]] = True
     return result

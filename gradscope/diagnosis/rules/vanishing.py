@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.evidence import BLOCK, Evidence, Mask, column_medians, running_median
+from gradscope.arithmetic import over_reference
+from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask, column_medians, running_median
 from gradscope.diagnosis.findings import Finding, Severity
 from gradscope.diagnosis.ledger import account, decades_by_group, ledger
-from gradscope.diagnosis.signal_path import Floats, SignalPath, is_weight_layer, log10, ratio
+from gradscope.diagnosis.signal_path import Floats, SignalPath, is_weight_layer, log10
 from gradscope.kinds import BOTH_SIDES, canonical
 from gradscope.wording import amount, compared
 
@@ -150,7 +151,7 @@ def _typical_change(evidence: Evidence, path: SignalPath, rows: NDArray[np.int64
     late = path.late[rows]
     return np.concatenate(
         [
-            column_medians(ratio(signal[rows, layer].astype(np.float64), late)[:, None])
+            column_medians(over_reference(signal[rows, layer].astype(np.float64), late)[:, None])
             for layer in path.layers
         ]
     )
@@ -158,17 +159,17 @@ def _typical_change(evidence: Evidence, path: SignalPath, rows: NDArray[np.int64
 
 def _speed_decades(evidence: Evidence, rows: NDArray[np.int64]) -> float:
     """Return log10 of the update speed, early third of the weight layers over the late third."""
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), 5 * BLOCK)).round().astype(int)]
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), 5 * WINDOW)).round().astype(int)]
     updates = evidence.run.matrix("update_norm")[1][rows].astype(np.float64)
     weights = evidence.run.matrix("weight_norm")[1][rows].astype(np.float64)
-    speed = ratio(updates, weights)[:, is_weight_layer(evidence.layers)]
+    speed = over_reference(updates, weights)[:, is_weight_layer(evidence.layers)]
     typical = column_medians(speed)
     typical = typical[~np.isnan(typical)]
     if len(typical) < 2:
         return math.nan
     third = max(len(typical) // 3, 1)
     early, late = np.median(typical[:third]), np.median(typical[-third:])
-    return float(log10(ratio(np.array([early]), np.array([late])))[0])
+    return float(log10(over_reference(np.array([early]), np.array([late])))[0])
 
 
 def _speed_in_words(decades: float) -> str:
