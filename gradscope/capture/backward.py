@@ -59,6 +59,7 @@ class Backwards:
             self._steps.close()
         step, leaves = self._steps.current, gradients.leaves
         counts = step.recorded and self.is_open
+        # without leaves of the model in the graph there is nobody to ask: it counts
         counts = counts and (not leaves or any(will_accumulate(leaf) for leaf in leaves))
         step.backwards[backward] = counts
         if counts and not nested:

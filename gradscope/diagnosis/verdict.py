@@ -83,6 +83,7 @@ def diagnose(run: Run) -> Diagnosis:
         run=run.name,
         verdict=verdict,
         summary=_summary(evidence, verdict, decades, found),
+        # the first step's, also what passed with it, which is mere information for the whole
         start=_headline([f for f in found if _covers(f, evidence, 0)], unknown),
         end=_headline(
             [f for f in found if f.severity != "information" and _covers(f, evidence, -1)], unknown

@@ -1,5 +1,6 @@
 """Figures of recorded runs: the same in a notebook, in a report, and in the dashboard.
 
+In: a `Run`, or several. Out: a plotly figure, or a report of all as one HTML file.
 Each plot is one module: an `info` function that computes what is drawn, a `figure` function that
 turns it into plotly's dict, and a function of the plot's own name that composes the two.
 """

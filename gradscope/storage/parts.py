@@ -301,6 +301,7 @@ def _open(part: Part, run_id: str) -> pq.ParquetFile:
 
 def _check_table(file: pq.ParquetFile, table: str) -> None:
     """Raise a ValueError if a part lacks the columns by which rows of `table` are told apart."""
+    # step, and layer or shortcut; of `steps`, whose rows are told by the step, the time besides
     for column in schema.TABLES[table][:2] if table in schema.TABLES else ():
         kind = pa.from_numpy_dtype(column.dtype)
         if column.name not in file.schema_arrow.names or (
