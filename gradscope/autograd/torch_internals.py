@@ -132,6 +132,11 @@ INTERFACES = (
         "",  # torch.jit.script refuses a watched model: it says so itself
     ),
     Interface(
+        "torch.distributed.distributed_c10d._get_default_store",
+        "is where the processes of a training meet",
+        "",  # watch() of a distributed model says so
+    ),
+    Interface(
         "Module._compiled_call_impl",
         "tells a module that was compiled in place before watch()",
         "",  # then a step without calls tells
@@ -429,6 +434,14 @@ def subtract_all(targets: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     except AttributeError:
         for target, other in zip(targets, others, strict=True):
             target.sub_(other)
+
+
+def default_store() -> Any:
+    """Return the store of the default process group, by which processes find each other."""
+    try:
+        return torch.distributed.distributed_c10d._get_default_store()
+    except AttributeError:
+        raise Unavailable("torch.distributed.distributed_c10d._get_default_store") from None
 
 
 def is_compiled(module: nn.Module) -> bool:

@@ -17,8 +17,10 @@ from gradscope.errors import GradscopeError
 from gradscope.session import process_end
 
 
-def check_settings(every: int, flush_every: int, flush_seconds: float) -> None:
-    """Refuse numbers of steps below 1, and seconds that are too many."""
+def check_settings(every: int, flush_every: int, flush_seconds: float, ranks: int | str) -> None:
+    """Refuse numbers of steps below 1, seconds that are too many, and unknown words."""
+    if ranks not in (0, "all"):
+        raise GradscopeError(f'watch(ranks={ranks!r}): needs 0 or "all"')
     for name, value in (("every", every), ("flush_every", flush_every)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise GradscopeError(

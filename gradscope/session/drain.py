@@ -6,8 +6,10 @@ signal, which may strike the main thread anywhere, finds a flush half done.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -17,13 +19,16 @@ from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.rows import Row
 from gradscope.session.alerts import Alerts
 from gradscope.session.columns import Columns, Decoder
-from gradscope.session.ranks import Ranks
+from gradscope.session.ranks import SILENCE_SECONDS, Ranks
 from gradscope.session.sinks import Subscription
 from gradscope.session.tape import HostRow, Tape
 from gradscope.storage.writer import RunWriter
 
 if TYPE_CHECKING:
     from gradscope.diagnosis.findings import Diagnosis
+
+CLOSE_SECONDS = 30
+"""For which a close waits for the other processes to close, too."""
 
 
 class Drain:
@@ -68,6 +73,7 @@ class Drain:
         # a signal handler may put, even where it interrupts a put: no other queue or lock allows it
         self._requests: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
         self._closing = False
+        self._deadline = math.inf
         self._writing = threading.RLock()  # a sink, called while writing, may fork
         self._thread = threading.Thread(target=self._loop, name="gradscope-drain", daemon=True)
         self._thread.start()
@@ -124,10 +130,17 @@ class Drain:
         """Write again."""
         self._writing.release()
 
-    def close(self) -> None:
-        """Write the rest and end the thread; with several processes, when all of them close."""
+    def close(self, seconds: float = CLOSE_SECONDS) -> None:
+        """Write the rest and end the thread; with several processes, when all of them close.
+
+        Parameters
+        ----------
+        seconds : float
+            To wait for other processes.
+        """
         if not self.is_alive:
             return
+        self._deadline = time.monotonic() + seconds
         self._closing = True
         self._tape.close()
         self._requests.put(threading.Event())
@@ -143,8 +156,9 @@ class Drain:
                 self._flush(closing)
             for done in asked:
                 done.set()
-        while self._ranks is not None and not self._ranks.done:
+        while self._ranks is not None and not self._ranks.done and self._patience() > 0:
             self._flush(closing)
+        self._give_up()
         if self._writer is not None:
             with self._writing:
                 self._describe()
@@ -184,15 +198,44 @@ class Drain:
     def _exchange(self, rows: list[HostRow], closing: bool) -> list[HostRow]:
         assert self._ranks is not None
         try:
-            return self._ranks.exchange(rows, closing)
+            merged = self._ranks.exchange(rows, closing, max(self._patience(), 0.1))
         except Exception as error:
             self._ranks = None
             self._tell(
-                "another process of the group is gone, and with it the readings of the steps that"
-                f" were not written yet ({type(error).__name__}: {error}); close the scope before"
-                " torch.distributed.destroy_process_group()"
+                "process 0 takes no readings any more, those of this one are lost from here on"
+                f" ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
             )
             return []
+        self._tell_of_others()
+        return merged
+
+    def _patience(self) -> float:
+        """Return how many seconds to wait for another process."""
+        return min(SILENCE_SECONDS, self._deadline - time.monotonic())
+
+    def _give_up(self) -> None:
+        """Write what some process has not sent its part of, and end the connections."""
+        if self._ranks is None:
+            return
+        rows = self._ranks.give_up()
+        self._tell_of_others()
+        if rows and self._writer is not None:
+            with self._writing:
+                self._write(self._writer, rows, closing=True)
+
+    def _tell_of_others(self) -> None:
+        """Say which processes have fallen silent, and what is not known for that."""
+        assert self._ranks is not None
+        for rank in self._ranks.gone:
+            self._tell(
+                f"process {rank} has sent no readings for some seconds: it is not waited for"
+            )
+        if self._ranks.partial:
+            self._tell(
+                f"from step {self._ranks.partial[0]} on not every process has sent its readings of"
+                " each step: of these steps there are only those of parameters that all processes"
+                " hold alike"
+            )
 
     def _decode(self, rows: list[HostRow]) -> list[dict[str, Columns]]:
         """Hand the rows to the writer, and return what it got."""

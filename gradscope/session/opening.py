@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.distributed import replicas, several
 from gradscope.capture.modules import Modules
 from gradscope.errors import GradscopeError
-from gradscope.session.ranks import Ranks
+from gradscope.session.ranks import MEETING_SECONDS, Ranks
 from gradscope.storage.run_json import META_NAME, Meta, read_meta
 from gradscope.storage.writer import RunWriter
 
@@ -38,6 +39,8 @@ class Opened(NamedTuple):
     layers: list[dict[str, Any]]
     shortcuts: list[dict[str, Any]]
     notes: list[str]
+    problem: str = ""
+    """What to tell of how the run was opened."""
 
 
 def folder(model: nn.Module, run: str | os.PathLike[str] | None, resume: bool) -> Path:
@@ -63,10 +66,18 @@ def folder(model: nn.Module, run: str | os.PathLike[str] | None, resume: bool) -
     return path
 
 
+def refuse(model: object, problem: str) -> None:
+    """Tell the processes that train together with this one, if any, why it does not watch."""
+    if several():
+        with suppress(Exception):  # it is on its way out with an error that says more
+            Ranks(model).refuse(problem)
+
+
 def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank: bool) -> Opened:
     """Open the run in `path`, to be written by rank 0, or with `every_rank` one for each process.
 
-    A relative path is made absolute: the program may change its folder.
+    A relative path is made absolute: the program may change its folder. Where the other processes
+    do not come in time, this one writes a run of its own readings, if it is rank 0.
 
     Raises
     ------
@@ -75,31 +86,69 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
     """
     if not several():
         return _opened(_open(model, path.absolute(), meta, resume), None)
-    ranks = Ranks()
-    path = Path(ranks.broadcast(str(path))).absolute()
+    ranks = Ranks(model)
+    # all relative paths are rank 0's; one that cannot be opened is found before anybody waits
     writer, problem = None, ""
-    if every_rank:
-        path = path / f"rank{ranks.rank}"
-    if every_rank or ranks.rank == 0:
-        try:
-            place: Meta = {"rank": ranks.rank, "ranks": ranks.size}
-            if every_rank:
-                place["replicas"] = _replicas(model)
-            writer = _open(model, path, {**meta, **place}, resume)
-        except GradscopeError as error:
-            problem = str(error)
+    place: Meta = {"rank": ranks.rank, "ranks": ranks.size}
+    try:
+        if ranks.rank == 0:
+            own = path.absolute() / "rank0" if every_rank else path.absolute()
+            writer = _open(model, own, _placed(model, meta, place, every_rank), resume)
+    except GradscopeError as error:
+        problem = str(error)
     problem = ranks.agree(problem)
+    if not problem and ranks.absent:
+        return _alone(ranks, path, writer)
+    if not problem:
+        path = Path(ranks.broadcast(str(path.absolute())))
+        if every_rank:
+            writer, problem = _each(model, path, meta, place, resume, writer)
+            problem = ranks.agree_again(problem)
     if problem:
         if writer is not None:
             writer.close()
+            if writer.is_new:
+                writer.remove()
         raise GradscopeError(problem)
     if every_rank:
         assert writer is not None
         return _opened(writer, None)
+    ranks.connect()
     held = {} if writer is None else _opened(writer, None)._asdict()
     told = {key: held.get(key) for key in ("next_step", "elapsed", "layers", "shortcuts", "notes")}
     is_new = writer is not None and writer.is_new
     return Opened(path, writer, ranks, is_new, **json.loads(ranks.broadcast(json.dumps(told))))
+
+
+def _placed(model: nn.Module, meta: Meta, place: Meta, every_rank: bool) -> Meta:
+    """Return `meta` with the place of this process among the others."""
+    return {**meta, **place, **({"replicas": _replicas(model)} if every_rank else {})}
+
+
+def _each(
+    model: nn.Module, path: Path, meta: Meta, place: Meta, resume: bool, writer: RunWriter | None
+) -> tuple[RunWriter | None, str]:
+    """Open the run of this process in `path`, and return it, or the problem with it."""
+    if writer is not None:
+        return writer, ""
+    try:
+        own = path / f"rank{place['rank']}"
+        return _open(model, own, _placed(model, meta, place, True), resume), ""
+    except GradscopeError as error:
+        return None, str(error)
+
+
+def _alone(ranks: Ranks, path: Path, writer: RunWriter | None) -> Opened:
+    """Open what this process writes without the others: rank 0's own readings."""
+    absent = ", ".join(map(str, ranks.absent))
+    note = (
+        f"process {absent} of {ranks.size} did not call watch() within {MEETING_SECONDS} s:"
+        " this run holds the readings of process 0 alone, of its share of the batch. Call watch()"
+        " on every process to have those of all"
+    )
+    if writer is None:
+        return Opened(path, None, None, False, 0, 0.0, [], [], [], note)
+    return _opened(writer, None)._replace(problem=note)
 
 
 def _opened(writer: RunWriter, ranks: Ranks | None) -> Opened:

@@ -13,6 +13,9 @@ from typing import NamedTuple, Protocol
 from gradscope.capture.recorder import Recorder
 from gradscope.session.drain import Drain
 
+HURRY_SECONDS = 5
+"""For which other processes are waited for at the end of this one, and on an exception's way."""
+
 _PATIENCE = 5  # seconds for which a flush may delay a fork, or the end after a SIGTERM
 
 
@@ -21,8 +24,8 @@ class Closable(Protocol):
 
     path: Path
 
-    def close(self) -> None:
-        """Stop recording, and write the rest."""
+    def end(self, seconds: float) -> None:
+        """Stop recording, and write the rest; wait for other processes so long at most."""
 
 
 class Open(NamedTuple):
@@ -58,11 +61,11 @@ def leave(model_id: int, scope: Closable) -> None:
         _restore_sigterm()
 
 
-def close_scope(model_id: int) -> None:
-    """Close the scope of a model that is gone."""
+def close_scope(model_id: int, seconds: float = HURRY_SECONDS) -> None:
+    """Close the scope of a model, which may be gone."""
     opened = open_scopes.get(model_id)
     if opened is not None:
-        opened.scope.close()
+        opened.scope.end(seconds)
 
 
 # --- SIGTERM ------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from gradscope.capture.recorder import Recorder, Settings
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.session import alerts, process_end
 from gradscope.session.checks import check_scalars, check_sending
-from gradscope.session.drain import Drain
+from gradscope.session.drain import CLOSE_SECONDS, Drain
 from gradscope.session.opening import open_run
 from gradscope.session.sinks import DEFAULT_METRICS, Subscription
 
@@ -77,10 +77,12 @@ class Scope:
                 elapsed=opened.elapsed,
             )
         except BaseException:  # what `watch` raises leaves nothing behind
-            self._drain.close()
+            self._drain.close(process_end.HURRY_SECONDS)
             if opened.is_new and opened.writer is not None:
                 opened.writer.remove()
             raise
+        if opened.problem:
+            self._tell(opened.problem)
         process_end.enter(id(model), process_end.Open(self, self._recorder, self._drain))
         weakref.finalize(model, process_end.close_scope, id(model)).atexit = False
 
@@ -191,14 +193,26 @@ class Scope:
         self._drain.flush()
 
     def close(self) -> None:
-        """Stop recording, take out every hook, and write the rest; a second call does nothing."""
+        """Stop recording, take out every hook, and write the rest; a second call does nothing.
+
+        With several processes it waits for the others to close, too, 30 s at most.
+        """
+        self.end(CLOSE_SECONDS)
+
+    def end(self, seconds: float) -> None:
+        """Close, and wait for other processes no longer than `seconds`: on an exception's way out.
+
+        Parameters
+        ----------
+        seconds : float
+        """
         if self._closed:
             return
         self._closed = True
         self._recorder.close()
         if self._drain.is_alive:
             self._explain_if_empty()
-        self._drain.close()
+        self._drain.close(seconds)
         process_end.leave(self._model_id, self)
 
     def __enter__(self) -> Scope:
@@ -210,7 +224,7 @@ class Scope:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        self.end(CLOSE_SECONDS if kind is None else process_end.HURRY_SECONDS)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "recording"

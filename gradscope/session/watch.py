@@ -15,7 +15,8 @@ from gradscope.capture.recorder import Settings
 from gradscope.errors import GradscopeError
 from gradscope.session import process_end
 from gradscope.session.checks import check_cut, check_model, check_optimizers, check_settings
-from gradscope.session.opening import folder
+from gradscope.session.drain import CLOSE_SECONDS
+from gradscope.session.opening import folder, refuse
 from gradscope.session.scope import Scope
 
 
@@ -121,14 +122,17 @@ def watch(
         raise GradscopeError(
             f"watch() needs a torch.nn.Module, got {type(model).__name__} {model!r:.80}{hint}"
         )
-    check_settings(every, flush_every, flush_seconds)
-    cut_every = check_cut(model, cut, cut_every, every)
     inner = layers.unwrap(model)
-    if ranks not in (0, "all"):
-        raise GradscopeError(f'watch(ranks={ranks!r}): needs 0 or "all"')
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
-    check_model(inner)
-    check_optimizers(inner, optimizers)
+    try:
+        check_settings(every, flush_every, flush_seconds, ranks)
+        cut_every = check_cut(model, cut, cut_every, every)
+        check_model(inner)
+        check_optimizers(inner, optimizers)
+        path = folder(inner, run, resume)
+    except GradscopeError as error:
+        refuse(inner, str(error))  # the other processes need not wait for this one
+        raise
     settings = Settings(
         every=every,
         optimizers=optimizers,
@@ -140,7 +144,7 @@ def watch(
     )
     return Scope(
         inner,
-        folder(inner, run, resume),
+        path,
         settings,
         resume=resume,
         every_rank=ranks == "all",
@@ -167,4 +171,4 @@ def unwatch(model: nn.Module) -> None:
     """
     if not isinstance(model, nn.Module):
         raise GradscopeError(f"unwatch() needs a torch.nn.Module, got {type(model).__name__}")
-    process_end.close_scope(id(layers.unwrap(model)))
+    process_end.close_scope(id(layers.unwrap(model)), CLOSE_SECONDS)
