@@ -127,13 +127,6 @@ class _Norms(NamedTuple):
     values: Tensor
 
 
-class _Clipped(NamedTuple):
-    """What an optimizer got: gradients as they had been read, and others that were read anew."""
-
-    unchanged: set[int]
-    changed: list[_Norms]
-
-
 class ParameterReadings:
     """What is read of the parameters during one recorded step.
 
@@ -144,13 +137,13 @@ class ParameterReadings:
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
         self._gradients: list[_Norms] = []
-        self._states: dict[int, tuple[int, int]] = {}  # of the gradients that were read
-        self._clipped: dict[Optimizer | None, _Clipped] = {}
+        self._seen: set[int] = set()  # parameters whose gradients an end of a backward has shown
+        self._clipped: dict[Optimizer | None, list[_Norms]] = {}
         self._weights: list[_Norms] = []
         self._updates: list[_Norms] = []
         self._copies: dict[int, Tensor] = {}
         self._places: dict[Optimizer, Places] = {}
-        self._suspected: tuple[list[_Norms], dict[int, int]] = ([], {})
+        self._suspected: tuple[list[_Norms], dict[int, _State]] = ([], {})
 
     # --- the usual way: a backward ends, then optimizers tell before and after they step ------
 
@@ -158,7 +151,7 @@ class ParameterReadings:
         """Read the gradients as accumulated by now; a later backward's reading replaces this."""
         found = self._find_gradients(range(len(self._parameters.tensors)))
         self._gradients = _norms(found)
-        self._states = {i: _state(g) for i, g in found.items()}
+        self._seen = set(found)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Read the gradients that `optimizer` gets, and the weights that it is about to change."""
@@ -166,16 +159,13 @@ class ParameterReadings:
         self.read_clipped(optimizer)
         self._weights += self._copy_weights(places)
 
-    def expect_changes(self) -> None:
-        """Believe no gradient to be unchanged: unscaling leaves no mark on a tensor's version."""
-        self._states = dict.fromkeys(self._states, (0, -1))
-
     def read_clipped(self, optimizer: Optimizer) -> None:
-        """Read those gradients that changed since `after_backward`: by clipping, by unscaling."""
-        found = self._find_gradients(self._places[optimizer])
-        unchanged = {i for i, g in found.items() if self._states.get(i) == _state(g)}
-        changed = _norms({i: g for i, g in found.items() if i not in unchanged})
-        self._clipped[optimizer] = _Clipped(unchanged, changed)
+        """Read the gradients that `optimizer` gets.
+
+        Anew, also where nothing seems to have changed them: not every way of clipping leaves a
+        mark (`p.grad.data`, unscaling, distributed tensors, code of others).
+        """
+        self._clipped[optimizer] = _norms(self._find_gradients(self._places[optimizer]))
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
@@ -186,8 +176,9 @@ class ParameterReadings:
     def before_update(self) -> None:
         """Read the weights, which an optimizer that has not been seen yet may change."""
         tensors = self._parameters.tensors
-        weights = self._copy_weights(tuple(self._states))
-        self._suspected = weights, {i: version(tensors[i]) for i in self._states}
+        found = self._find_gradients(range(len(tensors)))
+        weights = self._copy_weights(tuple(found))
+        self._suspected = weights, {i: _state(tensors[i], g) for i, g in found.items()}
 
     def was_updated(self, trust_gradients: bool) -> bool:
         """Whether weights have changed since `before_update`.
@@ -198,54 +189,50 @@ class ParameterReadings:
             Believe it when the gradients were consumed. Otherwise, where weights may have changed
             behind autograd's back (`p.data`), their values are compared: this waits for the device.
         """
-        tensors, (_, versions) = self._parameters.tensors, self._suspected
-        if any(version(tensors[i]) != before >= 0 for i, before in versions.items()):
+        tensors, (_, states) = self._parameters.tensors, self._suspected
+        now = {i: _state(tensors[i], tensors[i].grad) for i in states}
+        if any(now[i].weight != before.weight >= 0 for i, before in states.items()):
             return True
-        found = self._find_gradients(versions)
-        if versions and all(i in found and _state(found[i]) == self._states[i] for i in versions):
-            return False
+        consumed = any(now[i].gradient != before.gradient for i, before in states.items())
+        if consumed and trust_gradients:
+            return True
+        if not consumed and not all(copy.is_cpu for copy in self._copies.values()):
+            return False  # an accelerator is not waited for where nothing hints at a step
         return any(
-            trust_gradients or not torch.equal(copy, measure.dense(tensors[i]).to(copy.dtype))
+            not torch.equal(copy, measure.dense(tensors[i]).to(copy.dtype))
             for i, copy in self._copies.items()
         )
 
     def after_update(self) -> None:
-        """Read how far the parameters have moved since `before_update`."""
-        self._weights, versions = self._suspected
-        self._clipped[None] = _Clipped(set(self._states), [])
-        self._updates += self._read_updates(tuple(versions))
+        """Read how far the parameters have moved since `before_update`.
+
+        What the optimizer got is gone: it may have clipped by itself, and zeroed afterwards.
+        """
+        self._weights, states = self._suspected
+        self._clipped[None] = []
+        self._updates += self._read_updates(tuple(states))
 
     # --- what was read ------------------------------------------------------------------------
 
     @property
     def has_gradients(self) -> bool:
         """Whether an optimizer got a gradient."""
-        return any(clipped.unchanged or clipped.changed for clipped in self._clipped.values())
+        return any(self._clipped.values())
 
     def segments(self) -> list[Segment]:
         """Return every reading, as (layout, values)."""
         layout = self._parameters.layout
-        unchanged = {i for clipped in self._clipped.values() for i in clipped.unchanged}
         segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
         segments += [(layout(n.places, ("update_norm",)), n.values) for n in self._updates]
-        for norms in self._gradients:
-            if unchanged.issuperset(norms.places):
-                both = layout(norms.places, ("grad_norm", "clipped_grad_norm"))
-                segments.append((both, norms.values))
-            else:
-                segments.append((layout(norms.places, ("grad_norm",)), norms.values))
-                same = [j for j, i in enumerate(norms.places) if i in unchanged]
-                places = tuple(norms.places[j] for j in same)
-                segments.append((layout(places, ("clipped_grad_norm",)), norms.values[same]))
-        for clipped in self._clipped.values():
-            for norms in clipped.changed:
-                # gradients that no end of a backward has shown, as those of an optimizer that steps
-                # within it, are read only now
-                late = [j for j, i in enumerate(norms.places) if i not in self._states]
+        segments += [(layout(n.places, ("grad_norm",)), n.values) for n in self._gradients]
+        for norms in (norms for clipped in self._clipped.values() for norms in clipped):
+            segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
+            # gradients that no end of a backward has shown, as those of an optimizer that steps
+            # within it, are read only now
+            late = [j for j, i in enumerate(norms.places) if i not in self._seen]
+            if late and self._parameters.ends_are_told:
                 places = tuple(norms.places[j] for j in late)
-                segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
-                if self._parameters.ends_are_told:
-                    segments.append((layout(places, ("grad_norm",)), norms.values[late]))
+                segments.append((layout(places, ("grad_norm",)), norms.values[late]))
         return [(keys, values) for keys, values in segments if keys]
 
     def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
@@ -273,9 +260,16 @@ class ParameterReadings:
         return [(group, [weights[i] for i in group]) for group in _by_device(weights)]
 
 
-def _state(gradient: Tensor) -> tuple[int, int]:
-    """Return what changes when a gradient is replaced or overwritten."""
-    return id(gradient), version(gradient)
+class _State(NamedTuple):
+    """What changes when a weight or its gradient is overwritten, or replaced."""
+
+    weight: int
+    gradient: tuple[int, int]
+
+
+def _state(weight: Tensor, gradient: Tensor | None) -> _State:
+    of_gradient = (0, 0) if gradient is None else (id(gradient), version(gradient))
+    return _State(version(weight), of_gradient)
 
 
 def _norms(tensors: dict[int, Tensor]) -> list[_Norms]:

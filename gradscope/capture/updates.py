@@ -104,7 +104,6 @@ class Updates:
         """Read the factor that the gradients carry, or carried until they were unscaled."""
         if self._concern(optimizer) and self._steps.current.recorded:
             self._steps.log("loss_scale", scale_of(scaler))
-            self._steps.parameter_readings().expect_changes()
 
     @guarded("steps that the scaler skips")
     def after_scaled_step(self, scaler: Any, optimizer: Optimizer) -> None:
@@ -135,7 +134,8 @@ class Updates:
             self._steps.every = 1
             self.faults.tell(
                 "the optimizer is no torch.optim.Optimizer and reports no steps: they are told by"
-                " the change of the weights, and every step is recorded"
+                " the change of the weights, and every step is recorded. What it made of the gradients"
+                " before it took them is not known: clipped_grad_norm is NaN"
             )
         readings.after_update()
         self._steps.end(None)
