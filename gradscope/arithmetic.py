@@ -82,7 +82,7 @@ def share_of_process(column: Column, processes: int, copies: Array | float) -> A
     if column.processes == "mean of losses":
         return 1 / processes
     if column.processes == "copies":
-        return np.asarray(copies, np.float64) ** -0.5
+        return 1 / np.sqrt(copies)
     return 1.0
 
 
@@ -119,21 +119,20 @@ def combine(
     weights = np.asarray(counts, dtype=np.float64)
     for number, some in places.items():
         if repeats[number] > 1:
-            share = weights[some] / weights[some].sum()
             mean = readings.get(column.mean)
-            out[:, number] = _combined(
-                column, values[:, some], share, None if mean is None else mean[:, some]
-            )
+            means = None if mean is None else mean[:, some]
+            out[:, number] = _combined(column, values[:, some], weights[some], means)
 
 
-def _combined(column: Column, values: Array, share: Array, means: Array | None) -> Array:
-    """Return readings of one thing as one, (rows, k) -> (rows,), weighted by `share`, (k,)."""
+def _combined(column: Column, values: Array, weights: Array, means: Array | None) -> Array:
+    """Return readings of one thing as one, (rows, k) -> (rows,), by `weights`, (k,)."""
+    whole = weights.sum()
     if column.combine == "mean":
-        return np.asarray(values @ share)
+        return np.asarray(values @ weights / whole)
     if column.combine == "root mean square":
-        return np.asarray(np.sqrt(np.square(values) @ share))
+        return np.asarray(np.sqrt(np.square(values) @ weights / whole))
     if column.combine == "deviation":  # the law of total variance
         assert means is not None, f"{column.name} without {column.mean}"
-        spread = np.square(values) + np.square(means - (means @ share)[:, None])
-        return np.asarray(np.sqrt(spread @ share))
+        spread = np.square(values) + np.square(means - (means @ weights / whole)[:, None])
+        return np.asarray(np.sqrt(spread @ weights / whole))
     return root_sum_square(values)

@@ -216,10 +216,10 @@ def current_backward() -> int:
         raise Unavailable("torch._C._current_graph_task_id") from None
 
 
-def will_accumulate(leaf: Node) -> bool:
-    """Whether the backward under way adds to the `.grad` of the parameter whose node is `leaf`."""
+def will_accumulate(leaves: Sequence[Node]) -> bool:
+    """Whether the backward under way adds to the `.grad` of a parameter, one of these nodes'."""
     try:
-        return bool(torch._C._will_engine_execute_node(leaf))
+        return any(torch._C._will_engine_execute_node(leaf) for leaf in leaves)
     except AttributeError:
         raise Unavailable("torch._C._will_engine_execute_node") from None
     except RuntimeError:  # it is an autograd.grad: nothing is accumulated
@@ -467,7 +467,8 @@ WRAPPER_NAMES = frozenset(_WRAPPED.values()) - {"module"}  # a name that users g
 
 def wrapped(module: nn.Module) -> nn.Module | None:
     """Return the module that DistributedDataParallel, torch.compile and the like wrap, if any."""
-    inner = getattr(module, _WRAPPED.get(type(module).__name__, ""), None)
+    name = _WRAPPED.get(type(module).__name__)
+    inner = None if name is None else getattr(module, name, None)
     return inner if isinstance(inner, nn.Module) else None
 
 

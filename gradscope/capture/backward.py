@@ -60,12 +60,31 @@ class Backwards:
         step, leaves = self._steps.current, gradients.leaves
         counts = step.recorded and self.is_open
         # without leaves of the model in the graph there is nobody to ask: it counts
-        counts = counts and (not leaves or any(will_accumulate(leaf) for leaf in leaves))
+        counts = counts and (not leaves or will_accumulate(leaves))
         step.backwards[backward] = counts
         if counts and not nested:
+            self._drop_what_was_thrown_away()
             self._unfinished = backward
             self._await_end()
         return counts
+
+    def _drop_what_was_thrown_away(self) -> None:
+        """Forget earlier backwards of the step whose gradients no optimizer will get."""
+        step = self._steps.current
+        if step.parameters is None or not step.gradients or self._steps.is_being_made:
+            return
+        gone = step.parameters.were_thrown_away()
+        if gone is None:
+            self.faults.tell(
+                "gradients were changed in place between two backwards of a step, by"
+                " zero_grad(set_to_none=False) maybe: whether signals of the first belong to the"
+                " step is not known, and they are not read. Use zero_grad() to have them"
+            )
+            step.is_doubtful = True
+        if gone:
+            for gradients in step.gradients:
+                gradients.release()
+            step.gradients.clear()
 
     def _await_end(self) -> None:
         try:

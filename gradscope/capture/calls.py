@@ -68,7 +68,7 @@ class Calls:
         self._cut = cut
         self._cut_every = cut_every
         self._compiled = compiled
-        self._gave_up = False  # on some reading: what was not seen is no sign of compiled code
+        self._gave_up = False  # on forwards: what was not seen is no sign of compiled code
         self._eager = Eager()
         self._hooks = ModuleHooks(self)
         self._structures = Structures(catalogue, faults, steps.start, self._meet)
@@ -98,7 +98,7 @@ class Calls:
     def module_failed(self, number: int, error: Exception) -> None:
         """Go on without module `number`, whose call could not be read."""
         self._forward = None
-        self._gave_up = True
+        self._gave_up |= number in self._outermost
         self._hooks.give_up(number)
         self._doubt(error)
         name = self._modules.info(number).name or ROOT
@@ -107,6 +107,7 @@ class Calls:
     def _doubt(self, error: Exception) -> None:
         """Without torch's help no end of a backward is told: gradients may be clipped already."""
         if isinstance(error, Unavailable):
+            self._gave_up = True
             self._steps.doubt_gradients()
 
     def _begin(self, number: int) -> Forward | None:
@@ -129,7 +130,8 @@ class Calls:
         graph = forward.graph()
         if graph is None:
             return
-        plan = self._structures.plan(graph, forward)
+        calls = forward.calls
+        plan = self._structures.plan(graph, forward, calls)
         self._supply(plan, graph, forward)
         if plan.functions:
             self._read_functions(plan, graph, forward)
@@ -139,7 +141,7 @@ class Calls:
         gradients = Gradients(
             plan, forward.readings, self._backwards.arrives, self._gradient_failed, cut
         )
-        gradients.tap(graph, forward.calls)
+        gradients.tap(graph, calls)
         if cut:
             step.tapped.append(gradients)
 
@@ -153,7 +155,6 @@ class Calls:
 
     def _gradient_failed(self, keys: Sequence[Key], error: Exception) -> None:
         names = {self._modules.info(key.module).name for key in keys if isinstance(key, OfLayer)}
-        self._gave_up = True
         self._doubt(error)
         what = f"at layer '{', '.join(sorted(names))}'" if names else f"with {self._cut} cut"
         self.faults.report(f"the gradient {what}", error)

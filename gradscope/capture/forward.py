@@ -7,7 +7,6 @@ its graph is tapped (gradients.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -200,9 +199,10 @@ class Forward:
 
 def _now() -> int:
     """Return the sequence number of the next node, -1 where this torch tells none."""
-    with suppress(torch_internals.Unavailable):
+    try:
         return torch_internals.next_sequence_number()
-    return -1
+    except torch_internals.Unavailable:
+        return -1
 
 
 def _owns_frozen(module: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable
 from operator import is_
@@ -42,6 +43,7 @@ class Parameters:
         self.owners: list[tuple[int, ...]] = []
         self.replicas: list[int] = []
         self.wide = False  # whether some are float64
+        self.shared: set[int] = set()  # places that several optimizers update in one step
         self.ends_are_told = True  # of backwards: what an optimizer shows first was not clipped
         self._found: list[Tensor | None] = []
         self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
@@ -78,6 +80,7 @@ class Parameters:
             else:
                 owners[known] += (number,)
         self._layouts.clear()
+        self.shared.clear()
         self.replicas = [replicas(tensor) for tensor in tensors]
         self.wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
         self.tensors, self.owners, self._place = tensors, owners, place
@@ -137,12 +140,15 @@ class ParameterReadings:
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
         self._gradients: list[_Norms] = []
-        self._seen: set[int] = set()  # parameters whose gradients an end of a backward has shown
+        self._seen: dict[int, weakref.ref[Tensor]] = {}  # gradients at the last end of a backward
+        self._versions: dict[int, int] = {}
         self._clipped: dict[Optimizer | None, list[_Norms]] = {}
         self._weights: list[_Norms] = []
         self._updates: list[_Norms] = []
         self._copies: dict[int, Tensor] = {}
-        self._places: dict[Optimizer, Places] = {}
+        self._holder: dict[int, Optimizer] = {}  # the first to step, of each parameter's optimizers
+        self._moved: set[int] = set()  # parameters whose update was read
+        self._spoiled: set[int] = set()  # those whose reading another optimizer has made wrong
         self._suspected: tuple[list[_Norms], dict[int, _State]] = ([], {})
 
     # --- the usual way: a backward ends, then optimizers tell before and after they step ------
@@ -151,13 +157,44 @@ class ParameterReadings:
         """Read the gradients as accumulated by now; a later backward's reading replaces this."""
         found = self._find_gradients(range(len(self._parameters.tensors)))
         self._gradients = _norms(found)
-        self._seen = set(found)
+        self._seen = {i: weakref.ref(g) for i, g in found.items()}
+        self._versions = {i: version(g) for i, g in found.items()}
+
+    def were_thrown_away(self) -> bool | None:
+        """Whether the gradients of the last backward are gone, so that no optimizer will get them.
+
+        They are set to None, replaced, or all zero; None where that would have to wait for a
+        device: they were changed in place there.
+        """
+        tensors = self._parameters.tensors
+        kept = {
+            i: g
+            for i, ref in self._seen.items()
+            if (g := ref()) is not None and g is tensors[i].grad
+        }
+        if not self._seen or not kept:
+            return bool(self._seen)
+        if all(g.is_cpu for g in kept.values()):
+            smallest_first = sorted(kept.values(), key=Tensor.numel)
+            return not any(bool(measure.dense(g).any()) for g in smallest_first)
+        return None if all(version(g) != self._versions[i] for i, g in kept.items()) else False
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Read the gradients that `optimizer` gets, and the weights that it is about to change."""
-        places = self._places[optimizer] = self._parameters.of(optimizer)
+        """Read the gradients that `optimizer` gets, and the weights that it is about to change.
+
+        Of a parameter that several optimizers update in one step, within each other or one after
+        the other, the gradient is the one that the first gets, and the update that of them all.
+        """
+        if self._suspected[1]:  # there is an optimizer that tells: no need to suspect one
+            self._suspected = [], {}
+            self._copies.clear()
+        places = self._places_of(optimizer)
+        again = self._moved.intersection(self._parameters.of(optimizer))
+        if again:
+            self._spoiled |= again
+            self._parameters.shared |= again
         self.read_clipped(optimizer)
-        self._weights += self._copy_weights(places)
+        self._weights += self._copy_weights(tuple(i for i in places if i not in self._copies))
 
     def read_clipped(self, optimizer: Optimizer) -> None:
         """Read the gradients that `optimizer` gets.
@@ -165,11 +202,26 @@ class ParameterReadings:
         Anew, also where nothing seems to have changed them: not every way of clipping leaves a
         mark (`p.grad.data`, unscaling, distributed tensors, code of others).
         """
-        self._clipped[optimizer] = _norms(self._find_gradients(self._places[optimizer]))
+        self._clipped[optimizer] = _norms(self._find_gradients(self._places_of(optimizer)))
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
-        self._updates += self._read_updates(self._places[optimizer])
+        shared = self._parameters.shared
+        places = [i for i in self._places_of(optimizer) if i not in shared and i in self._copies]
+        self._updates += self._read_updates(tuple(places))
+        self._moved.update(places)
+
+    def finish(self) -> None:
+        """Read how far parameters have moved that several optimizers update, now that all have."""
+        if not self._suspected[1]:
+            self._updates += self._read_updates(tuple(self._copies))
+
+    def _places_of(self, optimizer: Optimizer) -> Places:
+        """Return the places of the parameters that `optimizer` is the first to update."""
+        places = self._parameters.of(optimizer)
+        for i in places:
+            self._holder.setdefault(i, optimizer)
+        return tuple(i for i in places if self._holder[i] is optimizer)
 
     # --- an optimizer that tells nothing: its step is found by what it did --------------------
 
@@ -223,7 +275,11 @@ class ParameterReadings:
         """Return every reading, as (layout, values)."""
         layout = self._parameters.layout
         segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
-        segments += [(layout(n.places, ("update_norm",)), n.values) for n in self._updates]
+        for norms in self._updates:
+            right = [j for j, i in enumerate(norms.places) if i not in self._spoiled]
+            places = tuple(norms.places[j] for j in right)
+            values = norms.values if len(right) == len(norms.places) else norms.values[right]
+            segments.append((layout(places, ("update_norm",)), values))
         segments += [(layout(n.places, ("grad_norm",)), n.values) for n in self._gradients]
         for norms in (norms for clipped in self._clipped.values() for norms in clipped):
             segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))

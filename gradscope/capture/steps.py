@@ -28,6 +28,7 @@ class Step:
         self.recorded = recorded
         self.is_over = False  # stepped: the next forward or backward belongs to another step
         self.skipped = False
+        self.is_doubtful = False  # whether its signals are of this step is not known
         self.ended = math.nan  # seconds since the start
         self.stepped_by: list[weakref.ref[Optimizer]] = []
         self.gradients: dict[Gradients, None] = {}  # those that a backward has reached
@@ -44,7 +45,7 @@ class Step:
     def row(self, wide: bool) -> Row:
         """Return everything that was read; `wide` as in Row."""
         row = Row(self.number, self.ended, self.skipped, wide, scalars=self.scalars)
-        for gradients in self.gradients:
+        for gradients in self.gradients if not self.is_doubtful else ():
             row.segments += gradients.readings.segments()
         if self.parameters is not None:
             row.segments += self.parameters.segments()
@@ -86,6 +87,8 @@ class Steps:
         When the recording began, by `time.monotonic`.
     told_by_hooks : bool
         Whether an optimizer has told of a step; else steps are found by what they do.
+    is_being_made : bool
+        Whether an optimizer steps just now: what a closure evaluates is all of its step.
     listener : StepListener or None
     """
 
@@ -106,6 +109,7 @@ class Steps:
         self.rows = 0
         self.start = time.monotonic() - elapsed
         self.told_by_hooks = False
+        self.is_being_made = False
         self.listener: StepListener | None = None
         self._modules = modules
         self._parameters = parameters
@@ -133,6 +137,7 @@ class Steps:
     def end(self, optimizer: Optimizer | None) -> None:
         """Note that `optimizer`, or one without hooks, has made the current step."""
         step = self.current
+        self.is_being_made = False
         if optimizer is not None:
             step.stepped_by.append(weakref.ref(optimizer))
         step.ended = time.monotonic() - self.start
@@ -181,6 +186,8 @@ class Steps:
     def _emit_row(self, step: Step) -> None:
         for gradients in (*step.gradients, *step.tapped):
             gradients.release()
+        if step.parameters is not None:
+            step.parameters.finish()
         self._number_layers()
         self._emit(step.row(self._parameters.wide))
         self.rows += 1

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from gradscope.autograd.graph import Graph, fingerprint
+from gradscope.autograd.graph import Call, Graph, fingerprint
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.capture.catalogue import Catalogue, ShortcutInfo, occurrences
 from gradscope.capture.faults import Faults
@@ -47,9 +47,9 @@ class Structures:
         self._plans: dict[int, Plan] = {}
         self._analysis = 0.0  # seconds spent on looking for joins
 
-    def plan(self, graph: Graph, forward: Forward) -> Plan:
-        """Return where to tap `graph`, which `forward` has left."""
-        structure = fingerprint(graph, forward.calls)
+    def plan(self, graph: Graph, forward: Forward, calls: Sequence[Call]) -> Plan:
+        """Return where to tap `graph`, which `forward` has left with `calls`."""
+        structure = fingerprint(graph, calls)
         plan = self._plans.pop(structure, None) or self._make(graph, forward)
         self._plans[structure] = plan  # the last one used stands last
         if len(self._plans) > PLANS:

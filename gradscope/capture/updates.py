@@ -5,6 +5,7 @@ Optimizers and loss scalers report here. An optimizer that reports nothing is fo
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,7 @@ class Updates:
             return
         if self._steps.current.was_made_by(optimizer):
             self._steps.close()  # no forward was seen since it stepped last
-        self._steps.told_by_hooks = True
+        self._steps.told_by_hooks = self._steps.is_being_made = True
         self._ended_before_step = self._backwards.ended
         if self._steps.current.recorded:
             self._read_weights(optimizer)
@@ -97,6 +98,15 @@ class Updates:
             self._known[optimizer] = len(optimizer.param_groups), updates
         return updates
 
+    def _has_optimizer(self) -> bool:
+        """Whether some torch.optim.Optimizer holds parameters of the model: looked for once.
+
+        One that perturbs the weights before it steps, as for sharpness-aware minimisation, is none
+        without hooks.
+        """
+        found = (o for o in gc.get_objects() if isinstance(o, Optimizer))
+        return any(self._parameters.of(optimizer) for optimizer in found)
+
     # --- loss scalers ---------------------------------------------------------------------------
 
     @guarded("the loss scale")
@@ -129,13 +139,16 @@ class Updates:
         readings = step.parameters
         if readings is None or step.is_over or not readings.was_updated(self._hookless):
             return
+        if not self._hookless and self._has_optimizer():
+            self._steps.told_by_hooks = True  # it has moved weights, and will tell of its step
+            return
         if not self._hookless:
             self._hookless = True
             self._steps.every = 1
             self.faults.tell(
                 "the optimizer is no torch.optim.Optimizer and reports no steps: they are told by"
-                " the change of the weights, and every step is recorded. What it made of the gradients"
-                " before it took them is not known: clipped_grad_norm is NaN"
+                " the change of the weights, and every step is recorded. What it made of the"
+                " gradients before it took them is not known: clipped_grad_norm is NaN"
             )
         readings.after_update()
         self._steps.end(None)

@@ -31,7 +31,8 @@ class Alerts:
 
     def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
         # imported now, as later it would hold up the training
-        importlib.import_module("gradscope.diagnosis")
+        for module in ("gradscope.diagnosis.verdict", "gradscope.runs.loading"):
+            importlib.import_module(module)
         self._path = path
         self._tell = tell
         self._run: Run | None = None

@@ -86,6 +86,7 @@ class Ranks:
         self._group: Any = None
         self._open = set(range(self.size))
         self._waiting: dict[int, dict[int, HostRow]] = defaultdict(dict)
+        self._shares: dict[tuple[bool, bool, Layout], list[tuple[Layout, list[int], float]]] = {}
 
     # --- before a run is begun ------------------------------------------------------------------
 
@@ -219,6 +220,18 @@ class Ranks:
         self, layout: Layout, values: NDArray[np.floating], own: bool, whole: bool
     ) -> Iterator[HostSegment]:
         """Yield what one process's values add to those of all, keys of one share at a time."""
+        known = own, whole, layout
+        if known not in self._shares:
+            if len(self._shares) > 64:  # layouts repeat, but for a model that changes all the time
+                self._shares.clear()
+            self._shares[known] = list(self._by_share(layout, own, whole))
+        for keys, places, share in self._shares[known]:
+            yield keys, values[places] * share
+
+    def _by_share(
+        self, layout: Layout, own: bool, whole: bool
+    ) -> Iterator[tuple[Layout, list[int], float]]:
+        """Yield the keys of each share, with their places in `layout` and the share."""
         shares: dict[float, list[tuple[int, Keys]]] = defaultdict(list)
         for place, keys in enumerate(layout):
             by_share: dict[float, list[Key]] = defaultdict(list)
@@ -230,8 +243,7 @@ class Ranks:
             for share, some in by_share.items():
                 shares[share].append((place, tuple(some)))
         for share, entries in shares.items():
-            places = [place for place, _ in entries]
-            yield tuple(keys for _, keys in entries), values[places] * share
+            yield tuple(keys for _, keys in entries), [place for place, _ in entries], share
 
     def _share(self, key: Key, whole: bool) -> float | None:
         """Return what a process's reading is multiplied by before it is combined with others'.

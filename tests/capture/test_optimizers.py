@@ -1,0 +1,196 @@
+"""Several optimizers in one step, optimizers that perturb the weights, gradients thrown away."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+import gradscope
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+
+
+def batches(n: int = 6) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(n)]
+
+
+def loss_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return model(x).square().sum()
+
+
+class Lookahead(Optimizer):
+    """Steps within its own step, and pulls the weights back every second time."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
+        super().__init__([p for g in inner.param_groups for p in g["params"]], {})
+        self.slow = [p.detach().clone() for g in self.param_groups for p in g["params"]]
+        self.count = 0
+
+    def step(self, closure=None):
+        self.inner.step()
+        self.count += 1
+        if self.count % 2 == 0:
+            with torch.no_grad():
+                for p, slow in zip(self.param_groups[0]["params"], self.slow, strict=True):
+                    slow.lerp_(p, 0.5)
+                    p.copy_(slow)
+
+
+class SAM(Optimizer):
+    """Sharpness-aware minimisation as people write it: perturb, ask again, go back, step."""
+
+    def __init__(self, params, base, **settings) -> None:
+        super().__init__(params, settings)
+        self.base = base(self.param_groups, **settings)
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["old"] = p.data.clone()
+            p.add_(0.05 * p.grad / p.grad.norm())
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.data = self.state[p]["old"]
+        self.base.step()
+        self.zero_grad()
+
+    def step(self, closure) -> None:
+        closure = torch.enable_grad()(closure)
+        self.first_step()
+        closure()
+        self.second_step()
+
+
+def lookahead(model, x, optimizer):
+    loss_of(model, x).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def sam_by_hand(model, x, optimizer):
+    loss_of(model, x).backward()
+    optimizer.first_step()
+    loss_of(model, x).backward()
+    optimizer.second_step()
+
+
+def sam_as_wrapper(model, x, optimizer):
+    def closure():
+        loss_of(model, x).backward()
+
+    closure()
+    optimizer.step(closure)
+
+
+def outer_after_inner(model, x, optimizers):
+    inner, outer = optimizers
+    loss_of(model, x).backward()
+    inner.step()
+    outer.step()
+    inner.zero_grad()
+
+
+LOOPS = {
+    "lookahead": (lookahead, lambda m: Lookahead(SGD(m.parameters(), lr=0.05))),
+    "sam by hand": (sam_by_hand, lambda m: SAM(m.parameters(), SGD, lr=0.05)),
+    "sam as a wrapper": (sam_as_wrapper, lambda m: SAM(m.parameters(), AdamW, lr=0.05)),
+    "one after the other": (
+        outer_after_inner,
+        lambda m: (SGD(m.parameters(), lr=0.05), SGD(m.parameters(), lr=0.01)),
+    ),
+}
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_update_is_that_of_the_whole_step(loop, every, tmp_path):
+    step, make = LOOPS[loop]
+    model, twin = net(), net()
+    optimizer, other = make(model), make(twin)
+    weights, updates = [], []
+    with gradscope.watch(model, tmp_path / "run", every=every) as scope:
+        for x in batches():
+            before = copy.deepcopy(twin)
+            step(twin, x, other)
+            step(model, x, optimizer)
+            pairs = [
+                (before[i].weight, twin[i].weight, before[i].bias, twin[i].bias) for i in (0, 2)
+            ]
+            weights.append([torch.cat([w.flatten(), b]).norm().item() for w, _, b, _ in pairs])
+            updates.append(
+                [torch.cat([(v - w).flatten(), d - b]).norm().item() for w, v, b, d in pairs]
+            )
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(p, q)
+    run = scope.run
+    assert run.notes == []
+    assert run.steps.step.tolist() == list(range(0, 6, every))
+    np.testing.assert_allclose(run.matrix("weight_norm")[1][:, [0, 2]], weights[::every])
+    read = run.matrix("update_norm")[1][:, [0, 2]]
+    if loop == "one after the other":  # known to be so from the second recorded step on
+        assert np.isnan(read[0]).all()
+        read, updates = read[1:], updates[every:]
+    np.testing.assert_allclose(read, updates[::every], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "zero",
+    [
+        lambda o: o.zero_grad(),
+        lambda o: o.zero_grad(set_to_none=False),
+        lambda o: [p.grad.data.zero_() for g in o.param_groups for p in g["params"]],
+    ],
+    ids=["None", "zeros", "data"],
+)
+def test_micro_batches_that_were_thrown_away_are_of_no_step(zero, tmp_path):
+    """As where a loss is not finite, or a batch only warms something up."""
+
+    def record(path, thrown):
+        model = net()
+        optimizer = SGD(model.parameters(), lr=0.05)
+        with gradscope.watch(model, path) as scope:
+            for x in batches(3):
+                if thrown:
+                    loss_of(model, 10 * x).backward()
+                    zero(optimizer)
+                for part in x.split(2):
+                    loss_of(model, part).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return scope.run
+
+    whole, run = record(tmp_path / "whole", False), record(tmp_path / "run", True)
+    assert run.notes == []
+    for column in ("signal_norm", "activation_norm", "grad_norm", "clipped_grad_norm"):
+        np.testing.assert_allclose(run.frame()[column], whole.frame()[column], err_msg=column)
+
+
+def test_accumulated_micro_batches_all_count(tmp_path):
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.05)
+    expected = []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x in batches(2):
+            squares = 0.0
+            for part in x.split(1):
+                out = model(part)
+                squares += (2 * out).square().sum().item()
+                out.square().sum().backward()
+                nn.utils.clip_grad_value_(model.parameters(), 1e-3)  # after each, as some do
+            expected.append(squares**0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    np.testing.assert_allclose(scope.run.matrix("signal_norm")[1][:, 2], expected)
