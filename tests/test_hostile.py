@@ -21,7 +21,9 @@ import synthetic
 import trainings
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.reporting import write_report
+from gradscope.runs import loading
 from gradscope.storage import parts
+from gradscope.storage.writer import RunWriter
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,7 +143,7 @@ def test_a_class_of_any_name_gets_a_folder_in_runs(
         with gradscope.watch(model):
             trainings.train(model, trainings.learner(model), range(2))
     assert os.listdir(tmp_path) == ["runs"]
-    assert len(gradscope.loading.discover(tmp_path)) == 5
+    assert len(loading.discover(tmp_path)) == 5
 
 
 def test_scalars_may_have_any_name_that_a_file_can_hold(tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_no_path_is_taken_from_run_json(run_path: Path, tmp_path: Path) -> None:
     run = gradscope.load(run_path)
     assert (run.path, run.name) == (run_path, "run")
     assert len(run.steps) == 30
-    assert gradscope.loading.discover(tmp_path / "runs") == [run_path]
+    assert loading.discover(tmp_path / "runs") == [run_path]
 
 
 def test_a_run_json_that_leads_elsewhere_shows_nothing_of_it(
@@ -252,7 +254,7 @@ def test_to_resume_a_run_neither_writes_nor_deletes_in_another_folder(
     (run_path / "layers").rmdir()
     (run_path / "layers").symlink_to(other / "layers")
     with pytest.raises(GradscopeError, match="layers: a link to another folder"):
-        gradscope.store.RunWriter(run_path, {}, resume=True)
+        RunWriter(run_path, {}, resume=True)
     assert sorted(other.rglob("*")) == before
     assert parts.list_parts(other / "layers")
 
@@ -291,9 +293,9 @@ def hook(event, arguments):
         executed.append((event, arguments))
 
 import gradscope
-from gradscope.report import write_report
-from gradscope.loading import load_all
-import gradscope.diagnosis, gradscope.comparison
+from gradscope.reporting import write_report
+from gradscope.runs.loading import load_all
+import gradscope.diagnosis.verdict, gradscope.diagnosis.comparison
 
 runs = load_all(sys.argv[1])
 write_report(runs, sys.argv[1] + "/first.html")  # so that everything is imported

@@ -13,34 +13,7 @@ import pytest
 import torch
 
 import gradscope
-from distributed_training import Net, batches, train
-
-SCRIPT = Path(__file__).with_name("distributed_training.py")
-
-
-def run_two(kind, path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "error::gradscope.errors.GradscopeWarning",
-        }
-        command = [sys.executable, str(SCRIPT), kind, str(path)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env=environment, **pipes))
-    outputs = [process.communicate(timeout=120) for process in processes]
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
-    return [out for out, _ in outputs]
-
+from distributed_training import Net, batches, run_two, train
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

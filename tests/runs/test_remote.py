@@ -17,7 +17,7 @@ import synthetic
 from gradscope.storage import parts
 from gradscope.storage.writer import RunWriter
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
 
 

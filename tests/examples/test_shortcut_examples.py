@@ -11,7 +11,7 @@ import pytest
 
 import gradscope
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run_example(script: str, folder: Path, *options: str, path: Path = EXAMPLES.parent):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import sys
 from datetime import timedelta
 
@@ -95,6 +97,31 @@ def main(kind, path):
         torch.save(inner.state_dict(), f"{path}-{kind}-{rank}.pt")
     dist.barrier()  # or one may take down its side while the other still reads: gloo aborts
     dist.destroy_process_group()
+
+
+def run_two(kind, path):
+    """Train on two processes; return what each of them printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "error::gradscope.errors.GradscopeWarning",
+        }
+        command = [sys.executable, __file__, kind, str(path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+    outputs = [process.communicate(timeout=120) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors
+    return [out for out, _ in outputs]
 
 
 if __name__ == "__main__":

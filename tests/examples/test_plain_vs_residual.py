@@ -16,7 +16,7 @@ from torch import nn
 
 import gradscope
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from gradscope import schema
 from gradscope.cli import main
 from gradscope.runs.merging import merge
 from gradscope.storage.writer import RunWriter
-from test_distributed import run_two
+from distributed_training import run_two
 
 
 @pytest.fixture(scope="module")

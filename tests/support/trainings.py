@@ -346,8 +346,8 @@ def until_stopped(path: Path) -> None:
 
 
 def _serve() -> None:
-    import gradscope.loading
-    import gradscope.scope  # noqa: F401
+    import gradscope.runs.loading
+    import gradscope.session.scope  # noqa: F401
 
     learner(net())  # which imports more; no thread is started
     for line in sys.stdin:

@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-LESSONS = Path(__file__).parents[1] / "examples" / "lessons"
+LESSONS = Path(__file__).parents[2] / "examples" / "lessons"
 NAMES = sorted(path.stem for path in LESSONS.glob("*.py") if path.stem != "lesson")
 
 

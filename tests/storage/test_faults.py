@@ -23,7 +23,7 @@ from gradscope.storage.writer import MEMORY_LIMIT, RunWriter
 WRITER = """
 import sys
 import numpy as np, synthetic
-from gradscope.store import RunWriter
+from gradscope.storage.writer import RunWriter
 
 writer = RunWriter(sys.argv[1], {}, resume=True)
 writer.update(layers=synthetic.layer_table(6), shortcuts=synthetic.shortcut_table(2))
