@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 import gradscope
 from distributed_training import Net, batches, run_two, train
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

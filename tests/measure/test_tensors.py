@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gradscope import measure
-from gradscope.measure import tensors
 from gradscope.measure import cpu_kernel as kernel_module
+from gradscope.measure import tensors
 from gradscope.measure.cpu_kernel import Kernel, kernel
 
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 
 import gradscope
-from distributed_training import Net, batches, train
+from distributed_training import Net, batches, run_two, train
 from gradscope import schema
 from gradscope.cli import main
 from gradscope.runs.merging import merge
 from gradscope.storage.writer import RunWriter
-from distributed_training import run_two
 
 
 @pytest.fixture(scope="module")

@@ -173,6 +173,21 @@ def write_run(
     return Path(path)
 
 
+def write_with(path: Path, n_layers: int, n_steps: int, **changes: np.ndarray | float) -> Run:
+    """Write a plain run whose metrics `changes` have these values, shape (n_steps, n_layers)."""
+    from gradscope.runs.loading import load  # which those that only write do without
+
+    writer = start(path, n_layers=n_layers)
+    steps = np.arange(n_steps)
+    rows = layer_rows(n_layers, steps, decades=3.0)
+    for metric, values in changes.items():
+        rows[metric] = np.broadcast_to(values, (n_steps, n_layers)).astype(np.float32).ravel()
+    writer.add_rows("layers", rows)
+    writer.add_rows("steps", step_rows(steps, 0.1))
+    writer.close()
+    return load(path)
+
+
 def write_pair(folder: str | Path, **options: int) -> list[Path]:
     """Write `plain-50` (vanishing) and `residual-50` (healthy) into `folder`."""
     return [
