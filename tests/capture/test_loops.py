@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -15,29 +13,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
+from loops import batches, loss_of, net, step_frame
 from reference import Reference, root_sum_square
-
-
-def net(dtype=torch.float64):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)
-    ).to(dtype)
-
-
-def batches(n, dtype=torch.float64, size=12):
-    torch.manual_seed(1)
-    return [(torch.randn(size, 5, dtype=dtype), torch.randint(0, 2, (size,))) for _ in range(n)]
-
-
-def loss_of(model, batch):
-    return F.cross_entropy(model(batch[0]), batch[1])
-
-
-def step_frame(run, step):
-    assert run.notes == []
-    frame = run.frame()
-    return frame[frame.step == step].set_index("name")
 
 
 def train(model, scope_settings, tmp_path, loop, optimizer=None):
@@ -45,9 +22,6 @@ def train(model, scope_settings, tmp_path, loop, optimizer=None):
     with gradscope.watch(model, tmp_path / "run", **scope_settings) as scope:
         loop(model, optimizer, scope)
     return scope.run
-
-
-# --- accumulation, several backwards ----------------------------------------------------------
 
 
 def test_accumulated_gradients_are_what_the_optimizer_gets(tmp_path):
@@ -122,9 +96,6 @@ def test_a_backward_into_inputs_only_does_not_count(tmp_path):
         optimizer.step()
     read = step_frame(scope.run, 0)
     assert read.signal_norm["2"] == pytest.approx(reference.signal("2"), rel=1e-12)
-
-
-# --- what happens between and around steps ----------------------------------------------------
 
 
 def test_passes_that_do_not_train_leave_no_trace(tmp_path):
@@ -285,9 +256,6 @@ def test_complex_parameters_are_read(tmp_path):
     assert read.update_norm["(root)"] == pytest.approx(0.1 * expected, rel=1e-9)
 
 
-# --- optimizers -------------------------------------------------------------------------------
-
-
 def test_lbfgs_with_its_closure_is_one_step(tmp_path):
     model, (batch,) = net(), batches(1)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
@@ -411,9 +379,6 @@ def test_an_explicit_optimizer_narrows_whose_steps_count(tmp_path):
     assert read.update_norm["0"] > 0 and np.isnan(read.update_norm["4"])
 
 
-# --- clipping and precision -------------------------------------------------------------------
-
-
 def test_clipping_by_value_shows_in_the_second_norm(tmp_path):
     model, (batch,) = net(), batches(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -444,62 +409,6 @@ def test_bf16_autocast_reads_like_its_own_reference(tmp_path):
     for name in read.index:
         assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-5)
     assert read.grad_norm["0"] == pytest.approx(reference.gradient("0"), rel=1e-5)
-
-
-@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
-@pytest.mark.parametrize("unscale", [False, True], ids=["", "unscale_"])
-def test_under_a_loss_scaler_readings_are_unscaled_and_skipped_steps_marked(
-    fused, unscale, tmp_path
-):
-    model = net(torch.float32)
-    twin = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=10**6)
-    data = batches(4, torch.float32)
-    with gradscope.watch(model, tmp_path / "run") as scope:
-        for i, batch in enumerate(data):
-            optimizer.zero_grad()
-            factor = float("inf") if i == 1 else 1.0
-            if i == 2:
-                twin.load_state_dict(model.state_dict())
-            scaler.scale(loss_of(model, batch) * factor).backward()
-            if unscale:
-                scaler.unscale_(optimizer)
-                if i != 1:
-                    nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
-            scaler.step(optimizer)
-            scaler.update()
-            scope.log(loss=1.0)
-    run = scope.run
-    assert run.notes == []
-    assert run.steps.step.tolist() == [0, 1, 2, 3]
-    assert run.steps.skipped.tolist() == [False, True, False, False]
-    assert run.steps.loss_scale.tolist() == [1024, 1024, 512, 512]
-    reference = Reference(twin, lambda m: loss_of(m, data[2]))
-    read = step_frame(run, 2)
-    for name in read.index:
-        assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-4)
-    total = root_sum_square(p.grad for p in reference.model.parameters())
-    row = run.steps.iloc[2]
-    assert row.grad_norm == pytest.approx(total, rel=1e-4)
-    assert row.clipped_grad_norm == pytest.approx(1e-2 if unscale else total, rel=1e-3)
-    assert np.isinf(run.steps.grad_norm[1]) or np.isnan(run.steps.grad_norm[1])
-
-
-def test_a_disabled_scaler_changes_nothing(tmp_path):
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    with gradscope.watch(model, tmp_path / "run") as scope:
-        for batch in batches(2):
-            scaler.scale(loss_of(model, batch)).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    assert scope.run.steps.loss_scale.tolist() == [1, 1]
-    assert not scope.run.steps.skipped.any()
-
-
-# --- checkpointing ----------------------------------------------------------------------------
 
 
 class Checkpointed(nn.Module):
@@ -541,130 +450,3 @@ def test_checkpointed_blocks_read_like_plain_ones(use_reentrant, tmp_path):
         first[columns[1:]].to_numpy(), second[columns[1:]].to_numpy(), rtol=1e-12
     )
     assert len(again.shortcuts) == 3
-
-
-# --- survival and memory ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        "gradscope.capture.forward.Forward.enter",
-        "gradscope.capture.forward.Forward.leave",
-        "gradscope.capture.forward.Forward.graph",
-        "gradscope.capture.recorder.find_joins",
-        "gradscope.capture.backward.Gradients.tap",
-        "gradscope.capture.backward.Gradients._read_values",
-        "gradscope.capture.parameters.ParameterReadings.after_backward",
-        "gradscope.capture.parameters.ParameterReadings.before_step",
-        "gradscope.capture.parameters.ParameterReadings.after_step",
-        "gradscope.measure.norm",
-        "gradscope.measure.norms",
-        "gradscope.measure.census",
-        "gradscope.session.tape.Tape.put",
-        "gradscope.session.columns.Decoder.columns",
-        "gradscope.capture.recorder.Recorder._close_step",
-        "gradscope.capture.recorder.Recorder._arrives",
-        "gradscope.capture.recorder.Recorder._updates_model",
-    ],
-)
-def test_an_error_of_ours_is_told_once_and_training_goes_on(target, tmp_path, monkeypatch):
-    def broken(*args, **kwargs):
-        raise ZeroDivisionError("injected")
-
-    def run(watched):
-        model = net()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            scope = gradscope.watch(model, tmp_path / "run") if watched else None
-            if watched:
-                monkeypatch.setattr(target, broken)
-            for batch in batches(4):
-                optimizer.zero_grad()
-                loss_of(model, batch).backward()
-                optimizer.step()
-            if scope:
-                scope.close()
-        return model.state_dict(), [str(w.message) for w in caught]
-
-    (bare, _), (watched, told) = run(False), run(True)
-    for name in bare:
-        assert torch.equal(bare[name], watched[name])
-    injected = [message for message in told if "injected" in message]
-    assert injected and len(injected) == len(set(injected))
-
-
-def test_memory_does_not_grow_with_the_steps(tmp_path):
-    model = net()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    (batch,) = batches(1)
-
-    def count():
-        gc.collect()
-        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
-
-    with gradscope.watch(model, tmp_path / "run", flush_every=50) as scope:
-        for i in range(2000):
-            optimizer.zero_grad()
-            loss_of(model, batch).backward()
-            optimizer.step()
-            if i == 200:
-                scope.flush()
-                before = count()
-        scope.flush()
-        assert count() <= before + 5
-    assert len(scope.run.steps) == 2000
-
-
-def test_a_whole_step_on_the_meta_device_shows_that_nothing_waits(tmp_path):
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc1, self.act, self.fc2 = nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)
-            self.norm = nn.LayerNorm(8)
-
-        def forward(self, x):
-            return x + self.fc2(self.act(self.fc1(self.norm(x))))
-
-    model = nn.Sequential(nn.Linear(5, 8), Block(), nn.ReLU(), Block(), nn.Linear(8, 2)).to("meta")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with gradscope.watch(model, tmp_path / "run") as scope:
-        for _ in range(3):
-            optimizer.zero_grad()
-            loss = model(torch.empty(4, 5, device="meta")).square().sum()
-            loss.backward()
-            nn.utils.clip_grad_value_(model.parameters(), 1.0)
-            optimizer.step()
-            scope.log(train_loss=loss)
-    assert scope.run.notes == []
-    assert len(scope.run.steps) == 3 and len(scope.run.shortcuts) == 2
-
-
-def test_a_structure_that_changes_all_the_time_costs_bounded_memory_and_time(tmp_path, monkeypatch):
-    class Unrolled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.fc, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
-            self.double()
-
-        def forward(self, x):
-            x, self.depth = self.stem(x), self.depth + 1
-            for _ in range(self.depth):
-                x = x + torch.tanh(self.fc(x))
-            return self.head(x)
-
-    monkeypatch.setattr("gradscope.capture.recorder.PLANS", 4)
-    monkeypatch.setattr("gradscope.capture.recorder.ANALYSIS_SHARE", -1e9)
-    model = Unrolled()
-    model.depth = 0
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    scope = gradscope.watch(model, tmp_path / "run")
-    with pytest.warns(gradscope.GradscopeWarning, match="changes all the time"):
-        for batch in batches(8):
-            optimizer.zero_grad()
-            loss_of(model, batch).backward()
-            optimizer.step()
-    scope.close()
-    assert len(scope._recorder._plans) == 4
-    assert scope.run.frame().signal_norm.notna().all()  # the layers are read all the same

@@ -26,8 +26,6 @@ from gradscope.runs.run import Run
 from synthetic import write_with
 
 THEMES = [plots.LIGHT, plots.DARK, plots.LIGHT.for_page((2, 7), narrow=True)]
-
-
 FIGURES = {
     "depth_profile": lambda runs, theme: depth_profile_figure(depth_profile_info(runs), theme),
     "survival": lambda runs, theme: survival_figure(survival_info(runs), theme, marked=3),

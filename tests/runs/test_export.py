@@ -15,10 +15,7 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.runs.loading import load
 from gradscope.runs.run import Run
 from gradscope.storage.writer import RunWriter
-
-
-def span(first: int, last: int) -> np.ndarray:
-    return np.arange(first, last + 1, dtype=np.int64)
+from synthetic import span
 
 
 @pytest.fixture

@@ -18,10 +18,7 @@ from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.runs.loading import load
 from gradscope.storage.writer import RunWriter
-
-
-def span(first: int, last: int) -> np.ndarray:
-    return np.arange(first, last + 1, dtype=np.int64)
+from synthetic import span
 
 
 def check_contract(frame: pd.DataFrame, table: schema.Table) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import threading
 import warnings
 from contextlib import AbstractContextManager
@@ -20,32 +19,11 @@ from torch import nn
 import gradscope
 import trainings
 from disk import full_disk
-from trainings import wait_for
-
-
-@pytest.fixture(scope="module")
-def reference(warm: trainings.Warm, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """Return what 80 undisturbed steps recorded."""
-    path = tmp_path_factory.mktemp("reference") / "run"
-    assert warm.run("whole", path) == (0, "")
-    return gradscope.load(path).frame()
-
-
-def check_steps(run: gradscope.Run, reference: pd.DataFrame) -> int:
-    """Check that steps 0.. are there without a gap, and right; return how many."""
-    frame = run.frame()
-    count = len(run.steps)
-    assert run.steps.step.tolist() == list(range(count))
-    assert count <= 80
-    pd.testing.assert_frame_equal(frame, reference[: len(frame)])
-    return count
+from trainings import check_steps, wait_for
 
 
 def told(words: str) -> AbstractContextManager[object]:
     return pytest.warns(gradscope.GradscopeWarning, match=words)
-
-
-# --- kill -9 ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", ["by_rows", "by_seconds"])
@@ -92,9 +70,6 @@ def test_a_killed_run_is_told_from_a_live_and_a_closed_one(
     assert check_steps(run, reference) >= 5
     warm.run("resumed", path)
     assert gradscope.load(path).status == "closed"
-
-
-# --- signals ------------------------------------------------------------------------------------
 
 
 def test_sigterm_flushes_and_ends_the_process_as_ever(
@@ -210,9 +185,6 @@ def test_recording_goes_on_after_an_interrupt_within_a_forward(tmp_path: Path) -
     assert scope.run.notes == []
 
 
-# --- exit ---------------------------------------------------------------------------------------
-
-
 def test_exit_while_rows_are_flushed_loses_nothing_and_shows_no_traceback(
     warm: trainings.Warm, reference: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -221,9 +193,6 @@ def test_exit_while_rows_are_flushed_loses_nothing_and_shows_no_traceback(
     run = gradscope.load(path)
     assert run.status == "closed"
     assert check_steps(run, reference) == 80
-
-
-# --- surroundings that change -------------------------------------------------------------------
 
 
 def test_a_program_may_change_its_folder(
@@ -264,9 +233,6 @@ def test_a_training_whose_standard_error_is_closed_goes_on(
     assert run.notes == ["a note"]
 
 
-# --- fork and spawn -----------------------------------------------------------------------------
-
-
 def test_forked_workers_neither_record_nor_flush_nor_hang(
     warm: trainings.Warm, reference: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -288,9 +254,6 @@ def test_workers_of_a_data_loader_do_not_record(
     assert len(run.steps) == len(trainings.Data(nn.Identity()))
     pd.testing.assert_frame_equal(run.frame(), alone.frame())
     assert run.notes == []
-
-
-# --- others read meanwhile ----------------------------------------------------------------------
 
 
 def test_ten_readers_of_a_live_training_never_fail_and_see_whole_rows(
@@ -328,83 +291,3 @@ def test_ten_readers_of_a_live_training_never_fail_and_see_whole_rows(
     final = gradscope.load(path).frame()
     for frame in seen:
         pd.testing.assert_frame_equal(frame, final[: len(frame)])
-
-
-# --- the disk refuses ---------------------------------------------------------------------------
-
-
-def weights_without_gradscope(steps: int) -> list[torch.Tensor]:
-    model = trainings.net()
-    trainings.train(model, trainings.learner(model), range(steps))
-    return list(model.parameters())
-
-
-def check_training(model: nn.Module, steps: int) -> None:
-    for mine, theirs in zip(model.parameters(), weights_without_gradscope(steps), strict=True):
-        assert torch.equal(mine, theirs)
-
-
-def test_a_training_on_a_full_disk_goes_on_and_its_lost_steps_are_told(
-    tmp_path: Path, reference: pd.DataFrame
-) -> None:
-    model = trainings.net()
-    optimizer = trainings.learner(model)
-    scope = gradscope.watch(model, tmp_path / "run")
-    trainings.train(model, optimizer, range(10))
-    scope.flush()
-    room = (tmp_path / "run" / "run.json").stat().st_size + 200  # for run.json, not for rows
-    with full_disk(room), told("rows cannot be written"), told("lost steps 10-29"):
-        trainings.train(model, optimizer, range(10, 30))
-        scope.close()
-    check_training(model, 30)
-    with told("lost steps 10-29: file too large"):
-        run = gradscope.load(tmp_path / "run")
-    assert check_steps(run, reference) == 10
-
-
-def test_a_training_writes_what_waited_once_the_disk_takes_it(
-    tmp_path: Path, reference: pd.DataFrame
-) -> None:
-    model = trainings.net()
-    optimizer = trainings.learner(model)
-    scope = gradscope.watch(model, tmp_path / "run")
-    with full_disk(), told("rows cannot be written"):
-        trainings.train(model, optimizer, range(10))
-        scope.flush()
-    trainings.train(model, optimizer, range(10, 20))
-    scope.close()
-    check_training(model, 20)
-    assert check_steps(gradscope.load(tmp_path / "run"), reference) == 20
-
-
-def test_a_training_on_a_small_disk_tells_what_it_lost(
-    small_disk: Path, reference: pd.DataFrame
-) -> None:
-    model = trainings.net()
-    optimizer = trainings.learner(model)
-    scope = gradscope.watch(model, small_disk / "run")
-    trainings.train(model, optimizer, range(10))
-    scope.flush()
-    with pytest.raises(OSError, match="No space left"):
-        (small_disk / "ballast").write_bytes(bytes(2**20))
-    trainings.train(model, optimizer, range(10, 30))
-    with told("rows cannot be written"), told("lost steps 10-29: no space left"):
-        scope.close()
-    check_training(model, 30)
-    with told("lost steps 10-29: no space left"):
-        run = gradscope.load(small_disk / "run")
-    assert check_steps(run, reference) == 10
-
-
-def test_a_training_whose_folder_is_removed_goes_on(tmp_path: Path) -> None:
-    model = trainings.net()
-    optimizer = trainings.learner(model)
-    scope = gradscope.watch(model, tmp_path / "run")
-    trainings.train(model, optimizer, range(10))
-    scope.flush()
-    subprocess.run(["rm", "-r", str(tmp_path / "run")], check=True)
-    trainings.train(model, optimizer, range(10, 30))
-    with told("rows cannot be written"), told("lost steps 10-29: no such file"):
-        scope.close()
-    check_training(model, 30)
-    assert not (tmp_path / "run").exists()

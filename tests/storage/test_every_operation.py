@@ -1,7 +1,7 @@
 """A writer that dies, or whose disk fails, at each single operation on the disk in turn.
 
-`test_faults.py` and `test_survival.py` strike at random moments; here none is left out: within a
-merge, between two renames, before a folder is synced.
+`test_faults.py` and `session/test_process_end.py` strike at random moments; here none is left out:
+within a merge, between two renames, before a folder is synced.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from disk import full_disk
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.runs.loading import load
 from gradscope.storage.writer import MEMORY_LIMIT, RunWriter
+from synthetic import span
 
 WRITER = """
 import sys
@@ -34,10 +35,6 @@ for step in range(writer.next_step, writer.next_step + int(sys.argv[2])):
 writer.close()
 """
 """Writes and flushes step by step, and prints each step that is on disk."""
-
-
-def span(first: int, last: int) -> np.ndarray:
-    return np.arange(first, last + 1, dtype=np.int64)
 
 
 def start_process(code: str, *arguments: object) -> subprocess.Popen[str]:

@@ -17,10 +17,7 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.runs.loading import load
 from gradscope.storage import parts
 from gradscope.storage.writer import RunWriter
-
-
-def span(first: int, last: int) -> np.ndarray:
-    return np.arange(first, last + 1, dtype=np.int64)
+from synthetic import span
 
 
 def part_files(run: Path, table: str) -> list[Path]:

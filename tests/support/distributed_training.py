@@ -1,4 +1,4 @@
-"""One rank of a training of two: run by test_distributed.py with torchrun's environment."""
+"""One rank of a training of two: started by `run_two` with torchrun's environment."""
 
 from __future__ import annotations
 

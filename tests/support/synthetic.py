@@ -22,6 +22,11 @@ PLAIN_DECADES = 12.0
 RESIDUAL_DECADES = 0.3
 
 
+def span(first: int, last: int) -> np.ndarray:
+    """Return the steps from `first` to `last`."""
+    return np.arange(first, last + 1, dtype=np.int64)
+
+
 def layer_table(n_layers: int) -> list[dict[str, object]]:
     """Weight layers and activations in turn, the last one a weight layer."""
     return [

@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
     from torch import nn
+
+    import gradscope
 
 DEADLINE = 300
 """Seconds after which a training that hangs is ended by SIGALRM."""
@@ -79,6 +82,18 @@ def flushed(path: Path) -> int:
 def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         time.sleep(0.0005)
+
+
+def check_steps(run: gradscope.Run, reference: pd.DataFrame) -> int:
+    """Check that steps 0.. are there without a gap, and right; return how many."""
+    import pandas as pd
+
+    frame = run.frame()
+    count = len(run.steps)
+    assert run.steps.step.tolist() == list(range(count))
+    assert count <= 80
+    pd.testing.assert_frame_equal(frame, reference[: len(frame)])
+    return count
 
 
 class Progress:
