@@ -14,6 +14,8 @@ import pytest
 import synthetic
 import trainings
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker for each core: one thread is enough
+
 CHROMIUM_FLAGS = [
     "--headless",
     "--no-sandbox",
@@ -45,6 +47,26 @@ def warm() -> Iterator[trainings.Warm]:
     """Return a process that has imported everything and forks trainings."""
     with trainings.Warm() as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def run_two() -> Iterator[Callable[[str, Path], list[str]]]:
+    """Return a function that trains on two processes and returns what each of them printed."""
+    import distributed_training  # and torch with it, which not all tests need
+
+    with distributed_training.Two() as two:
+        yield two.train
+
+
+@pytest.fixture(scope="session")
+def ranks(run_two: Callable[..., object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a training by DDP on two processes, each with its own run.
+
+    Beside it, with `-sharded` in its name, lies that of the same training by fully_shard.
+    """
+    folder = tmp_path_factory.mktemp("ranks") / "run"
+    run_two("all", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

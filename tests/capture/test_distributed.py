@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
 
 import gradscope
-from distributed_training import Net, batches, run_two, train
+from distributed_training import train_whole
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The same training in one process, on the whole batch."""
-    model = Net()
-    path = tmp_path_factory.mktemp("whole") / "run"
-    with gradscope.watch(model, path) as scope:
-        train(model, torch.optim.AdamW(model.parameters(), lr=0.01), batches())
-    return scope.run
+    return train_whole(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(scope="module")
+def trained(run_two, tmp_path_factory):
+    """Return a function that trains on two processes, each kind once, and returns the path."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    @cache
+    def path_of(kind):
+        run_two(kind, folder / kind)
+        return folder / kind
+
+    return path_of
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_norms_over_two_processes_equal_the_single_process(kind, whole, tmp_path):
-    run_two(kind, tmp_path / "run")
-    run = gradscope.load(tmp_path / "run")
+def test_norms_over_two_processes_equal_the_single_process(kind, whole, trained):
+    run = gradscope.load(trained(kind))
     assert run.notes == []
     assert run.layers.name.tolist() == whole.layers.name.tolist()
     assert run.layers.kind.tolist() == whole.layers.kind.tolist()
@@ -53,25 +63,22 @@ def test_norms_over_two_processes_equal_the_single_process(kind, whole, tmp_path
     assert run.steps.train_loss.iloc[-1] == 1.0  # rank 0's
 
 
-def test_weights_under_ddp_are_the_same_to_the_bit_with_and_without_watching(tmp_path):
-    run_two("bare", tmp_path / "run")
-    run_two("ddp", tmp_path / "run")
+def test_weights_under_ddp_are_the_same_to_the_bit_with_and_without_watching(trained):
     for rank in range(2):
-        bare = torch.load(f"{tmp_path / 'run'}-bare-{rank}.pt")
-        watched = torch.load(f"{tmp_path / 'run'}-ddp-{rank}.pt")
+        bare = torch.load(f"{trained('bare')}-{rank}.pt")
+        watched = torch.load(f"{trained('ddp')}-{rank}.pt")
         for name in bare:
             assert torch.equal(bare[name], watched[name])
 
 
-def test_every_rank_may_write_its_own_readings(tmp_path):
-    run_two("all", tmp_path / "run")
-    first, second = (gradscope.load(tmp_path / "run" / f"rank{rank}") for rank in range(2))
+def test_every_rank_may_write_its_own_readings(ranks):
+    first, second = (gradscope.load(ranks / f"rank{rank}") for rank in range(2))
     np.testing.assert_array_equal(first.steps.grad_norm, second.steps.grad_norm)  # all-reduced
     assert (first.frame().signal_norm != second.frame().signal_norm).all()
     assert (first.meta["rank"], second.meta["rank"]) == (0, 1)
 
 
-def test_what_one_rank_cannot_do_is_an_error_on_all(tmp_path):
+def test_what_one_rank_cannot_do_is_an_error_on_all(run_two, tmp_path):
     (tmp_path / "file").touch()
     for rank, out in enumerate(run_two("refused", tmp_path / "file" / "run")):
         cut, folder = out.splitlines()
@@ -79,7 +86,7 @@ def test_what_one_rank_cannot_do_is_an_error_on_all(tmp_path):
         assert "cannot be written" in folder
 
 
-def test_two_processes_resume_one_run(whole, tmp_path):
+def test_two_processes_resume_one_run(run_two, whole, tmp_path):
     for _ in range(2):
         run_two("resumed", tmp_path / "run")
     run = gradscope.load(tmp_path / "run")

@@ -6,10 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 import gradscope
-from distributed_training import Net, batches, run_two, train
+from distributed_training import train_whole
 from gradscope import schema
 from gradscope.cli import main
 from gradscope.runs.merging import merge
@@ -18,22 +17,8 @@ from gradscope.storage.writer import RunWriter
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    model = Net()
-    path = tmp_path_factory.mktemp("whole") / "run"
-    with gradscope.watch(model, path) as scope:
-        train(model, torch.optim.AdamW(model.parameters(), lr=0.01), batches())
-    return scope.run
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """The folder of a training by DDP on two processes, each with its own run.
-
-    Beside it, with `-sharded` in its name, lies that of the same training by fully_shard.
-    """
-    folder = tmp_path_factory.mktemp("ranks") / "run"
-    run_two("all", folder)
-    return folder
+    """The same training in one process, on the whole batch."""
+    return train_whole(tmp_path_factory.mktemp("whole") / "run")
 
 
 def assert_equals_whole(run, whole):

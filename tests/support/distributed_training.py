@@ -1,12 +1,15 @@
-"""One rank of a training of two: started by `run_two` with torchrun's environment."""
+"""A training of two ranks, with torchrun's environment, and the same on the whole batch."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -44,6 +47,14 @@ def train(model, optimizer, data):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
+
+
+def train_whole(path):
+    """Train in this process, on the whole batch; return the run."""
+    model = Net()
+    with gradscope.watch(model, path) as scope:
+        train(model, torch.optim.AdamW(model.parameters(), lr=0.01), batches())
+    return scope.run
 
 
 def shard(model):
@@ -94,35 +105,72 @@ def main(kind, path):
             scope.log(train_loss=1.0 + rank)
     if kind in ("ddp", "bare"):
         inner = model.module
-        torch.save(inner.state_dict(), f"{path}-{kind}-{rank}.pt")
+        torch.save(inner.state_dict(), f"{path}-{rank}.pt")
     dist.barrier()  # or one may take down its side while the other still reads: gloo aborts
     dist.destroy_process_group()
 
 
-def run_two(kind, path):
-    """Train on two processes; return what each of them printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
+class Two:
+    """A process that has imported everything and forks two ranks for each training."""
+
+    def __enter__(self):
         environment = {
             **os.environ,
-            "RANK": str(rank),
+            "PYTHONPATH": os.pathsep.join(sys.path),
             "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
             "PYTHONWARNINGS": "error::gradscope.errors.GradscopeWarning",
         }
-        command = [sys.executable, __file__, kind, str(path)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env=environment, **pipes))
-    outputs = [process.communicate(timeout=120) for process in processes]
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
-    return [out for out, _ in outputs]
+        command = [sys.executable, __file__]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._process = subprocess.Popen(command, env=environment, **pipes)
+        self._said = tempfile.TemporaryDirectory()
+        return self
+
+    def __exit__(self, *error):
+        self._process.stdin.close()
+        assert self._process.wait() == 0
+        self._process.stdout.close()
+        self._said.cleanup()
+
+    def train(self, kind, path):
+        """Train on two processes; return what each of them printed."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        print(kind, port, self._said.name, path, file=self._process.stdin, flush=True)
+        codes = self._process.stdout.readline().split()
+        folder = Path(self._said.name)
+        errors = [(folder / f"{rank}.err").read_text() for rank in range(2)]
+        assert codes == ["0", "0"], errors
+        return [(folder / f"{rank}.out").read_text() for rank in range(2)]
+
+
+def serve():
+    """Fork two ranks for each line of the standard input; say how they ended."""
+    import torch._dynamo  # as DistributedDataParallel does
+    import torch.distributed.device_mesh
+    import torch.distributed.fsdp  # noqa: F401
+
+    import gradscope.session.scope  # noqa: F401
+
+    for line in sys.stdin:
+        kind, port, said, path = line.rstrip("\n").split(" ", 3)
+        ranks = []
+        for rank in range(2):
+            ranks.append(os.fork())
+            if ranks[-1] == 0:
+                signal.alarm(120)
+                for stream, end in ((1, "out"), (2, "err")):
+                    file = os.open(f"{said}/{rank}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                    os.dup2(file, stream)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                os.environ.update(RANK=str(rank), MASTER_PORT=port)
+                main(kind, path)
+                return  # and end as a program does
+        print(*(os.waitstatus_to_exitcode(os.waitpid(rank, 0)[1]) for rank in ranks), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve()
