@@ -211,6 +211,10 @@ def test_a_program_may_change_its_folder(
     assert os.listdir() == []
 
 
+def broken_sink(step: int, values: dict[str, float]) -> None:
+    raise OSError("no route to host")
+
+
 def test_a_training_whose_standard_error_is_closed_goes_on(
     tmp_path: Path, reference: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,14 +227,14 @@ def test_a_training_whose_standard_error_is_closed_goes_on(
         warnings.simplefilter("always")
         monkeypatch.setattr("warnings.showwarning", lambda *_, **__: closed.write("x"))
         with gradscope.watch(model, tmp_path / "run") as scope:
+            scope.send_to(broken_sink)
             trainings.train(model, optimizer, range(10))
-            scope._tell("a note")
             with full_disk():
                 scope.flush()
             trainings.train(model, optimizer, range(10, 20))
     run = gradscope.load(tmp_path / "run")
     assert check_steps(run, reference) == 20
-    assert run.notes == ["a note"]
+    assert run.notes == ["nothing is sent to broken_sink any more: OSError: no route to host"]
 
 
 def test_forked_workers_neither_record_nor_flush_nor_hang(

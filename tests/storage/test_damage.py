@@ -8,6 +8,7 @@ import json
 import random
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,6 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.reporting import report_html
 from gradscope.runs.loading import load
 from gradscope.runs.run import Run
-from gradscope.storage.run_json import _crc
 from gradscope.storage.writer import RunWriter
 
 
@@ -196,7 +196,8 @@ def edit(path: Path, change: Callable[[dict], None]) -> None:
     meta = json.loads((path / "run.json").read_text())
     del meta["crc32"]
     change(meta)
-    (path / "run.json").write_text(json.dumps({**meta, "crc32": _crc(meta)}))
+    crc = zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+    (path / "run.json").write_text(json.dumps({**meta, "crc32": crc}))
 
 
 def test_pickles_are_never_read(run_path: Path) -> None:
