@@ -25,15 +25,25 @@ def run_example(script: str, folder: Path, *options: str, path: Path = EXAMPLES.
     )
 
 
-def test_resnet_shortcuts_prints_the_split_and_the_cut_of_every_block(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[gradscope.Run, gradscope.Run, str]:
+    """Return the residual and the plain run of 3 steps, and what the example printed."""
     pytest.importorskip("torchvision", reason="torchvision is not installed; the example needs it")
-    done = run_example("resnet_shortcuts.py", tmp_path, "--steps", "3")
+    folder = tmp_path_factory.mktemp("resnet")
+    done = run_example("resnet_shortcuts.py", folder, "--steps", "3")
     assert done.returncode == 0, done.stderr
-    residual, plain = (gradscope.load(tmp_path / "runs" / f"{n}18") for n in ("resnet", "plain"))
+    residual, plain = (gradscope.load(folder / "runs" / f"{n}18") for n in ("resnet", "plain"))
+    return residual, plain, done.stdout
+
+
+def test_resnet_shortcuts_prints_the_split_and_the_cut_of_every_block(
+    resnet: tuple[gradscope.Run, gradscope.Run, str],
+) -> None:
+    residual, plain, printed = resnet
     assert len(residual.steps) == len(plain.steps) == 3
     assert residual.shortcuts.form.value_counts().to_dict() == {"identity": 5, "projection": 3}
     assert plain.shortcuts.empty
-    lines = [line.split() for line in done.stdout.splitlines() if line]
+    lines = [line.split() for line in printed.splitlines() if line]
     blocks = [words for words in lines if words[1:2] in (["identity"], ["projection"])]
     assert [words[0] for words in blocks] == residual.shortcuts.name.tolist()
     assert residual.shortcut_readings.notna().all(axis=None)
@@ -47,15 +57,14 @@ def test_resnet_shortcuts_prints_the_split_and_the_cut_of_every_block(tmp_path: 
     signals = {words[0]: words[1:] for words in lines if words[0].endswith(("conv1", "conv2"))}
     assert len(signals) == 17
     assert all(float(number) > 0 for numbers in signals.values() for number in numbers)
-    assert "A net with its shortcuts cut is not the plain net" in done.stdout
+    assert "A net with its shortcuts cut is not the plain net" in printed
 
 
-def test_plain_twin_of_a_resnet_has_its_weights_and_no_shortcut(tmp_path: Path) -> None:
-    pytest.importorskip("torchvision", reason="torchvision is not installed; the example needs it")
-    assert run_example("resnet_shortcuts.py", tmp_path, "--steps", "1").returncode == 0
+def test_plain_twin_of_a_resnet_has_its_weights_and_no_shortcut(
+    resnet: tuple[gradscope.Run, gradscope.Run, str],
+) -> None:
     residual, plain = (
-        gradscope.load(tmp_path / "runs" / name).frame().set_index("name").weight_norm.dropna()
-        for name in ("resnet18", "plain18")
+        run.frame().query("step == 0").set_index("name").weight_norm.dropna() for run in resnet[:2]
     )
     assert len(plain) == 2 * 17 + 1  # 17 convolutions, a norm after each, and the last layer
     assert plain.equals(residual[plain.index])
