@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 
 import pytest
 import torch
@@ -102,7 +103,8 @@ def test_what_a_watcher_keeps_counts_as_its_memory():
     class Hoarder(Bare):
         def __init__(self, model, folder):
             super().__init__(model, folder)
-            self.hoard = torch.ones(size)
+            fresh = mmap.mmap(-1, 4 * size)  # not what an earlier test has freed
+            self.hoard = torch.frombuffer(fresh, dtype=torch.float32).fill_(1)
 
     bare, hoarding = (Copy(TINY, TINY.model(), TINY.batch(), way) for way in (Bare, Hoarder))
     assert hoarding.rise - bare.rise == pytest.approx(4 * size, rel=0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import warnings
 
 import pytest
@@ -108,12 +109,66 @@ def test_a_whole_step_on_the_meta_device_shows_that_nothing_waits(tmp_path):
     assert len(scope.run.steps) == 3 and len(scope.run.shortcuts) == 2
 
 
-def test_a_structure_that_changes_all_the_time_costs_bounded_memory_and_time(tmp_path, monkeypatch):
+class Changing(nn.Module):
+    """Runs its blocks as `ways` says, in each forward as it did not before."""
+
+    def __init__(self, blocks, ways):
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 2)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(blocks))
+        self.double()
+        self.ways = ways(self.blocks)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in next(self.ways):
+            x = x + torch.tanh(block(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "ways"),
+    [
+        pytest.param(6, itertools.permutations, id="other_order"),
+        pytest.param(
+            11,
+            lambda blocks: itertools.combinations(blocks, 5),
+            id="other_blocks",
+            marks=pytest.mark.xfail(
+                reason="capture.parameters keeps a layout for every set of parameters that ever"
+                " got a gradient"
+            ),
+        ),
+    ],
+)
+def test_a_structure_that_changes_all_the_time_costs_bounded_memory(blocks, ways, tmp_path):
+    model = Changing(blocks, ways)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    (batch,) = batches(1)
+
+    def count():
+        gc.collect()
+        return sum(str(type(o).__module__).startswith("gradscope.") for o in gc.get_objects())
+
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for step in range(400):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+            if step == 150:
+                scope.flush()
+                before = count()
+        scope.flush()
+        assert count() < 1.1 * before
+
+
+def test_a_structure_that_changes_all_the_time_costs_bounded_time(tmp_path, monkeypatch):
     class Unrolled(nn.Module):
         def __init__(self):
             super().__init__()
             self.stem, self.fc, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
             self.double()
+            self.depth = 0
 
         def forward(self, x):
             x, self.depth = self.stem(x), self.depth + 1
@@ -121,11 +176,10 @@ def test_a_structure_that_changes_all_the_time_costs_bounded_memory_and_time(tmp
                 x = x + torch.tanh(self.fc(x))
             return self.head(x)
 
-    monkeypatch.setattr("gradscope.capture.recorder.PLANS", 4)
-    monkeypatch.setattr("gradscope.capture.recorder.ANALYSIS_SHARE", -1e9)
     model = Unrolled()
-    model.depth = 0
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    clock = itertools.count(0.0, 10.0)  # who looks at it twice has taken 10 s in between
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     scope = gradscope.watch(model, tmp_path / "run")
     with pytest.warns(gradscope.GradscopeWarning, match="changes all the time"):
         for batch in batches(8):
@@ -133,5 +187,5 @@ def test_a_structure_that_changes_all_the_time_costs_bounded_memory_and_time(tmp
             loss_of(model, batch).backward()
             optimizer.step()
     scope.close()
-    assert len(scope._recorder._plans) == 4
+    assert 0 < len(scope.run.shortcuts) < 8  # a deeper net has more of them
     assert scope.run.frame().signal_norm.notna().all()  # the layers are read all the same

@@ -53,6 +53,8 @@ def test_the_step_axis_grows_with_a_run_of_one_step(
     writer.close()
 
 
+# it may be read between its first and its last moment:
+@pytest.mark.filterwarnings("ignore:.*no step is recorded")
 def test_a_run_that_starts_later_appears(browse: Browse, dashboard: Serve, tmp_path: Path) -> None:
     url = dashboard(tmp_path)
     page = browse(url)
