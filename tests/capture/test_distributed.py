@@ -86,6 +86,7 @@ def test_what_one_rank_cannot_do_is_an_error_on_all(run_two, tmp_path):
         assert "cannot be written" in folder
 
 
+@pytest.mark.slow
 def test_two_processes_resume_one_run(run_two, whole, tmp_path):
     for _ in range(2):
         run_two("resumed", tmp_path / "run")

@@ -63,6 +63,7 @@ def test_an_error_of_ours_is_told_once_and_training_goes_on(target, tmp_path, mo
     assert injected and len(injected) == len(set(injected))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

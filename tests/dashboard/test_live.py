@@ -13,6 +13,7 @@ pytest.importorskip("dash", reason="dash is not installed")
 from pages import PROFILE, Browse, Serve, drawn, traces, x_range, zoom
 
 
+@pytest.mark.slow
 def test_new_steps_appear_while_another_writes_and_the_zoom_stays(
     browse: Browse, dashboard: Serve, tmp_path: Path
 ) -> None:
@@ -64,6 +65,7 @@ def test_a_run_that_starts_later_appears(browse: Browse, dashboard: Serve, tmp_p
     assert "late" in traces(page, "profile")
 
 
+@pytest.mark.slow
 def test_a_paused_page_stays_as_it_is(browse: Browse, dashboard: Serve, tmp_path: Path) -> None:
     writer = synthetic.start(tmp_path / "live", n_layers=5)
     synthetic.extend(writer, np.arange(3))

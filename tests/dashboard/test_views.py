@@ -99,6 +99,7 @@ def odd_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["empty", "one-step", "all-nan", "exploded", "broken"])
 def test_a_run_that_went_wrong_has_a_sensible_page(
     browse: Browse, dashboard: Serve, odd_runs: Path, run: str
@@ -125,6 +126,7 @@ def test_an_empty_folder_waits_for_a_run(browse: Browse, dashboard: Serve, tmp_p
     page.get_by_text("No step has been recorded yet.").first.wait_for()
 
 
+@pytest.mark.slow
 def test_hostile_names_are_only_text(browse: Browse, dashboard: Serve, hostile_run: Path) -> None:
     page = browse(dashboard(hostile_run.parent))
     drawn(page, "profile")

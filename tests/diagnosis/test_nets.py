@@ -48,6 +48,7 @@ def flow(verdict: str) -> str:
     return verdict if verdict in ("vanishing", "exploding") else "neither"
 
 
+@pytest.mark.slow
 def test_verdicts_are_those_of_plain_autograd(tmp_path: Path) -> None:
     pairs = [
         (by_autograd(spec), flow(diagnosed(tmp_path / str(i), spec).verdict))
@@ -62,6 +63,7 @@ def test_verdicts_are_those_of_plain_autograd(tmp_path: Path) -> None:
 BASE = Spec("plain", 12, 64, "tanh", False, "none", "default", "cross-entropy", 64, 1.0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base", "verdict"),
     [

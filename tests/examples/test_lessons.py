@@ -99,6 +99,7 @@ def test_both_kinds_of_block_cost_alike_and_pass_the_gradient(lesson: ModuleType
     assert "fewer weights" in lesson.sentence(table.reset_index())
 
 
+@pytest.mark.slow
 @use("degradation")
 def test_depth_degrades_plain_nets_though_their_gradient_flows(lesson: ModuleType) -> None:
     table, comparisons = lesson.measure(seeds=3)
@@ -143,6 +144,7 @@ def test_every_lesson_is_tested() -> None:
     assert tested == set(NAMES)
 
 
+@pytest.mark.slow
 def test_a_lesson_runs_as_a_script_and_writes_its_figure(tmp_path: Path) -> None:
     figure = tmp_path / "figure.html"
     script = LESSONS / "basic_or_bottleneck.py"

@@ -38,6 +38,7 @@ def called(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, run_example(folder, "--steps", "30")
 
 
+@pytest.mark.slow
 def test_plain_vs_residual_writes_runs_csv_and_verdicts(called: tuple[Path, str]) -> None:
     folder, printed = called
     plain, residual = (gradscope.load(folder / "runs" / f"{n}-50") for n in ("plain", "residual"))
@@ -56,6 +57,7 @@ def test_plain_vs_residual_writes_runs_csv_and_verdicts(called: tuple[Path, str]
     assert len(report) == len(plain.frame()) + len(residual.frame())
 
 
+@pytest.mark.slow
 def test_plain_vs_residual_keeps_the_runs_of_earlier_calls(
     called: tuple[Path, str], tmp_path: Path
 ) -> None:

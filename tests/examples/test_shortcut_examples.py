@@ -36,6 +36,7 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> tuple[gradscope.Run, gra
     return residual, plain, done.stdout
 
 
+@pytest.mark.slow
 def test_resnet_shortcuts_prints_the_split_and_the_cut_of_every_block(
     resnet: tuple[gradscope.Run, gradscope.Run, str],
 ) -> None:
@@ -60,6 +61,7 @@ def test_resnet_shortcuts_prints_the_split_and_the_cut_of_every_block(
     assert "A net with its shortcuts cut is not the plain net" in printed
 
 
+@pytest.mark.slow
 def test_plain_twin_of_a_resnet_has_its_weights_and_no_shortcut(
     resnet: tuple[gradscope.Run, gradscope.Run, str],
 ) -> None:
@@ -70,6 +72,7 @@ def test_plain_twin_of_a_resnet_has_its_weights_and_no_shortcut(
     assert plain.equals(residual[plain.index])
 
 
+@pytest.mark.slow
 def test_gpt2_residual_stream_prints_two_additions_a_block_and_paths(tmp_path: Path) -> None:
     pytest.importorskip(
         "transformers", reason="transformers is not installed; the example needs it"
@@ -105,6 +108,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     assert done.stderr == (f"this example needs {needs}: pip install 'gradscope-torch[examples]'\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["resnet_shortcuts.py", "gpt2_residual_stream.py"])
 def test_no_steps_are_refused(script: str, tmp_path: Path) -> None:
     package = "torchvision" if script.startswith("resnet") else "transformers"

@@ -83,6 +83,7 @@ def test_no_square_leaves_the_range(dtype, size, way):
     assert together == pytest.approx(exact_norm(x), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_hundred_million_elements_are_right_to_a_hundred_thousandth(way):
     x = torch.randn(10**8) + 0.1
     square = sum(float(np.square(p.double().numpy()).sum()) for p in x.split(10**7))

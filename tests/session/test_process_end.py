@@ -26,6 +26,7 @@ def told(words: str) -> AbstractContextManager[object]:
     return pytest.warns(gradscope.GradscopeWarning, match=words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", ["by_rows", "by_seconds"])
 def test_a_training_killed_at_any_moment_loses_at_most_the_unflushed_tail(
     warm: trainings.Warm, reference: pd.DataFrame, tmp_path: Path, training: str
@@ -237,6 +238,7 @@ def test_a_training_whose_standard_error_is_closed_goes_on(
     assert run.notes == ["nothing is sent to broken_sink any more: OSError: no route to host"]
 
 
+@pytest.mark.slow
 def test_forked_workers_neither_record_nor_flush_nor_hang(
     warm: trainings.Warm, reference: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -260,6 +262,7 @@ def test_workers_of_a_data_loader_do_not_record(
     assert run.notes == []
 
 
+@pytest.mark.slow
 def test_ten_readers_of_a_live_training_never_fail_and_see_whole_rows(
     warm: trainings.Warm, tmp_path: Path
 ) -> None:

@@ -295,6 +295,7 @@ def test_a_model_saved_while_watched_loads_without_gradscope(model, optimizer, t
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
+@pytest.mark.slow
 def test_an_unclosed_scope_is_closed_at_exit(tmp_path):
     script = f"""
         import torch, gradscope

@@ -235,6 +235,7 @@ def check_present_rows(frame: pd.DataFrame, intact: pd.DataFrame) -> None:
     assert (frame.isna().to_numpy() | (frame.to_numpy() == true.to_numpy())).all()
 
 
+@pytest.mark.slow
 def test_no_damage_gives_a_wrong_number_or_a_foreign_exception(run_path: Path) -> None:
     intact = everything(load(run_path))
     files = sorted(file for file in run_path.rglob("*") if file.name[0] != ".")
@@ -305,6 +306,7 @@ def use(path: Path) -> None:
             use_further(run)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::gradscope.errors.GradscopeWarning")
 def test_whatever_a_run_json_holds_it_is_read_or_refused(run_path: Path) -> None:
     """Its checksum is right: this is no damage, somebody wrote it."""

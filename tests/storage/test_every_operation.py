@@ -122,6 +122,7 @@ def check_left(path: Path, at: int, flushed: int) -> None:
     assert flushed <= len(steps) <= flushed + 1, at
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*no step is recorded")
 def test_a_writer_that_dies_at_any_operation_loses_nothing_that_was_flushed(
     tmp_path: Path,
@@ -141,6 +142,7 @@ def test_a_writer_that_dies_at_any_operation_loses_nothing_that_was_flushed(
         assert not list(path.rglob("*.tmp")), at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True], ids=["undone", "done"])
 def test_a_disk_that_fails_at_any_operation_loses_and_doubles_nothing(
     tmp_path: Path, after: bool

@@ -50,6 +50,7 @@ def start_process(code: str, *arguments: object) -> subprocess.Popen[str]:
 # --- the process dies ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_only_what_was_not_flushed(tmp_path: Path) -> None:
     moments = random.Random(0)
     path = tmp_path / "run"
@@ -126,6 +127,7 @@ def test_a_forked_worker_neither_writes_nor_holds_the_lock(tmp_path: Path) -> No
 # --- others read meanwhile ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_readers_of_a_live_run_never_fail_and_see_whole_steps(tmp_path: Path) -> None:
     path = tmp_path / "run"
     wrong: list[BaseException] = []
@@ -179,6 +181,7 @@ def test_rows_wait_for_a_full_disk_to_come_back(tmp_path: Path) -> None:
     assert run.meta["lost"] == []
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_some_files_loses_and_doubles_nothing(tmp_path: Path) -> None:
     writer = synthetic.start(tmp_path / "run", n_layers=6, residual=True)
 
