@@ -165,7 +165,7 @@ def browse(dashboard: object, chromium: object) -> Iterator[Callable[..., object
         context = chromium.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(
             "console",

@@ -139,7 +139,7 @@ def test_every_lesson_is_tested() -> None:
         mark.args[1][0]
         for function in list(globals().values())
         for mark in getattr(function, "pytestmark", [])
-        if mark.args[0] == "lesson"
+        if mark.args[:1] == ("lesson",)
     }
     assert tested == set(NAMES)
 
