@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 import synthetic
 import trainings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker for each core: one thread is enough
 
 CHROMIUM_FLAGS = [
     "--headless",
@@ -24,6 +27,22 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C end what the tests start, also where a shell runs them in the background.
+
+    It starts them with SIGINT ignored there, and a process hands that down.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a browser by the fixture that starts it."""
+    for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
 
 
 @pytest.fixture
@@ -45,6 +64,26 @@ def warm() -> Iterator[trainings.Warm]:
     """Return a process that has imported everything and forks trainings."""
     with trainings.Warm() as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def run_two() -> Iterator[Callable[[str, Path], list[str]]]:
+    """Return a function that trains on two processes and returns what each of them printed."""
+    import distributed_training  # and torch with it, which not all tests need
+
+    with distributed_training.Two() as two:
+        yield two.train
+
+
+@pytest.fixture(scope="session")
+def ranks(run_two: Callable[..., object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a training by DDP on two processes, each with its own run.
+
+    Beside it, with `-sharded` in its name, lies that of the same training by fully_shard.
+    """
+    folder = tmp_path_factory.mktemp("ranks") / "run"
+    run_two("all", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +165,7 @@ def browse(dashboard: object, chromium: object) -> Iterator[Callable[..., object
         context = chromium.new_context(**options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on(
             "console",

@@ -20,7 +20,7 @@ def collected() -> set[str]:
     """Return the names of all tests that pytest collects."""
     return {
         node.name
-        for file in (ROOT / "tests").glob("test_*.py")
+        for file in (ROOT / "tests").rglob("test_*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }

@@ -20,7 +20,7 @@ import gradscope
 import synthetic
 import trainings
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.runs.loading import discover
+from gradscope.runs import loading
 from gradscope.storage import parts
 from gradscope.storage.writer import RunWriter
 
@@ -142,7 +142,7 @@ def test_a_class_of_any_name_gets_a_folder_in_runs(
         with gradscope.watch(model):
             trainings.train(model, trainings.learner(model), range(2))
     assert os.listdir(tmp_path) == ["runs"]
-    assert len(discover(tmp_path)) == 5
+    assert len(loading.discover(tmp_path)) == 5
 
 
 def test_scalars_may_have_any_name_that_a_file_can_hold(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_no_path_is_taken_from_run_json(run_path: Path, tmp_path: Path) -> None:
     run = gradscope.load(run_path)
     assert (run.path, run.name) == (run_path, "run")
     assert len(run.steps) == 30
-    assert discover(tmp_path / "runs") == [run_path]
+    assert loading.discover(tmp_path / "runs") == [run_path]
 
 
 def test_a_run_json_that_leads_elsewhere_shows_nothing_of_it(

@@ -40,6 +40,7 @@ def outputs(notebook, kind):
     ]
 
 
+@pytest.mark.slow
 def test_it_runs_without_errors_or_warnings(executed):
     said = [
         output["text"]

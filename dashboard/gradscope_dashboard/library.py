@@ -50,7 +50,7 @@ class Library:
             if not self._top.is_dir():
                 raise GradscopeError(f"{self._top}: there is no such folder")
         else:
-            self._given = {run.path: run for run in as_runs(source)}
+            self._given = {run.path.resolve(): run for run in as_runs(source)}
             if not self._given:
                 raise GradscopeError("there is no run to show; give one, several, or a folder")
         self.lock = threading.RLock()
@@ -171,7 +171,8 @@ class Library:
         if self._top is None:
             names = [run.name for run in self._given.values()]
             name = self._given[path].name
-            return name if names.count(name) == 1 else path.as_posix()
+            number = names[: list(self._given).index(path) + 1].count(name)
+            return name if number == 1 else f"{name} ({number})"
         return path.relative_to(self._top).as_posix() if path != self._top else path.name
 
     def _open(self, name: str) -> Run | None:
@@ -179,7 +180,9 @@ class Library:
             with self._notes_of(name):
                 try:
                     path = self._paths[name]
-                    self._runs[name] = self._given.get(path) or load(path)
+                    given = self._given.get(path)
+                    # a given run stays its owner's: it shows what it did when it was refreshed last
+                    self._runs[name] = load(path) if given is None else given.reopened()
                 except GradscopeError as error:
                     self._problems[name] = str(error)
                     return None

@@ -40,6 +40,7 @@ def measure(seeds: int = 3, epochs: int = 20) -> tuple[pd.DataFrame, list[gradsc
                 steps=epochs * len(data.train_x) // 64,
                 batch=64,
                 lr=0.05,
+                decay=True,
                 every=5,
                 name=name,
             )

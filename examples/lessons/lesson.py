@@ -33,12 +33,14 @@ def record(
     batch: int | None = None,
     lr: float = 0.0,
     loss_of: nn.Module | None = None,
+    decay: bool = False,
     every: int = 1,
     name: str = "run",
 ) -> gradscope.Run:
     """Train `model` for `steps` steps of SGD with momentum and return what gradscope recorded.
 
     With the default learning rate of 0 the weights stay as they are: the net at initialisation.
+    With `decay` it falls to 0 over the second half, so that the last step is no matter of luck.
     `batch` random rows make a step, or all of them; the training loss and error are logged.
     """
     loss_of = loss_of or nn.CrossEntropyLoss()
@@ -48,6 +50,8 @@ def record(
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(1, (step + 1) / 20)  # warm up
+                if decay:
+                    group["lr"] *= min(1, 2 * (1 - step / steps))
             rows = torch.randint(len(x), (batch,)) if batch else slice(None)
             optimizer.zero_grad()
             output = model(x[rows])

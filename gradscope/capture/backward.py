@@ -93,6 +93,7 @@ class Backwards:
         except Unavailable as error:
             self.faults.report("the end of the backward", error)
             self._unfinished = None
+            self.ended += 1  # or rather begun: there was one
             self._ends_are_told = False
             self._steps.doubt_gradients()
 

@@ -20,6 +20,8 @@ from gradscope.capture.rows import Layout, OfParameter, Segment
 
 Places = tuple[int, ...]
 
+_LAYOUTS = 64  # that are remembered
+
 
 class Parameters:
     """The trainable parameters of a model, in order of definition, each once.
@@ -116,6 +118,8 @@ class Parameters:
         """Return what the values of a tensor are that holds `metrics` of the ones at `places`."""
         layout = self._layouts.get((places, metrics))
         if layout is None:
+            if len(self._layouts) >= _LAYOUTS:  # a net that skips blocks has any number of them
+                self._layouts.clear()
             layout = self._layouts[places, metrics] = tuple(
                 tuple(OfParameter(metric, self.owners[i], self.replicas[i]) for metric in metrics)
                 for i in places

@@ -6,7 +6,7 @@ steps has 30 million readings of each, and a pivot of them all would take minute
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,11 +94,12 @@ def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
     GradscopeError
         If something else than a run is among them.
     """
-    listed = [runs] if isinstance(runs, Run) else list(runs)
+    listed = list(runs) if isinstance(runs, Iterable) else [runs]
     for run in listed:
         if not isinstance(run, Run):
             kind = type(run).__name__
-            raise GradscopeError(f"expected a Run, got {kind}; read one with gradscope.load(path)")
+            hint = "give scope.run" if kind == "Scope" else "read one with gradscope.load(path)"
+            raise GradscopeError(f"expected a Run, got {kind}; {hint}")
     return listed
 
 

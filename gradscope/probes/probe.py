@@ -15,6 +15,7 @@ from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Graph, Value
 from gradscope.autograd.joins import Join, find_joins
+from gradscope.autograd.torch_internals import Unavailable
 from gradscope.capture import layers
 from gradscope.capture.forward import Forward, tensors_in
 from gradscope.capture.modules import Modules
@@ -78,7 +79,10 @@ def probe_of(
         if graph is None or not isinstance(loss, Tensor) or not loss.requires_grad:
             raise GradscopeError("the loss does not depend on the model; does loss_fn detach it?")
         inputs = {node for node, _ in forward.calls[0].inputs}
-        joins = find_joins(graph, forward.calls)
+        try:
+            joins = find_joins(graph, forward.calls)
+        except Unavailable as error:
+            raise GradscopeError(f"residual blocks cannot be found: {error}") from error
         yield Probe(modules, forward, graph, joins, loss, inputs)
 
 

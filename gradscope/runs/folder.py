@@ -34,6 +34,7 @@ class RunFolder:
     Attributes
     ----------
     path : Path
+    mirror : Mirror or None
     name : str
     meta : dict
         What `run.json` holds.
@@ -49,7 +50,7 @@ class RunFolder:
         self.path = Path(path)
         self.name = frames.clean(self.path.resolve().name)
         self.steps = frames.no_steps()
-        self._mirror = mirror
+        self.mirror = mirror
         self._told: set[str] = set()
         self._seen: tuple[int, ...] = ()  # what identifies the run.json that was read last
         self._read_meta()
@@ -64,15 +65,15 @@ class RunFolder:
 
     def refresh(self) -> bool:
         """Take in what was written since; return whether there was anything."""
-        if self._mirror is not None:
-            self._mirror.update()
+        if self.mirror is not None:
+            self.mirror.update()
         return self._read()
 
     @property
     def status(self) -> str:
         """As `Run.status`."""
         status = str(self.meta.get("status", "crashed"))
-        if status == "running" and self._mirror is None and not is_live(self.path):
+        if status == "running" and self.mirror is None and not is_live(self.path):
             return "crashed"
         return status
 
@@ -91,12 +92,13 @@ class RunFolder:
         """Say why there is no step, if there is none."""
         if not len(self.steps):
             why = "; ".join(self.notes)
-            if not why and self.status == "running":
+            if not why and self._seemed_live:
                 why = "the run is live, and nothing was flushed to disk yet"
             why = why or "no forward, backward and optimizer step was seen before it ended"
             self.tell(f"{self.path}: no step is recorded: {why}")
 
     def _read(self) -> bool:
+        self._seemed_live = self.status == "running"  # before: it may end while its steps are read
         grown = self._read_steps()
         # run.json after the steps: it lists every layer that their rows name
         return self._read_meta() or grown

@@ -49,6 +49,16 @@ class Run:
         """What `run.json` holds: `model`, `created`, `every`, ..."""
         return self._folder.meta
 
+    def reopened(self) -> Run:
+        """Return the same run, read anew: to be refreshed without changing this one.
+
+        Raises
+        ------
+        GradscopeError
+            If it was removed or its `run.json` is broken.
+        """
+        return Run(self.path, self._folder.mirror)
+
     def refresh(self) -> bool:
         """Take in what was written since; cheap where nothing was.
 

@@ -1,0 +1,188 @@
+"""What a training pays for being recorded: no error, no memory that grows, no wait."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope
+from loops import batches, loss_of, net
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "gradscope.capture.forward.Forward.enter",
+        "gradscope.capture.forward.Forward.leave",
+        "gradscope.capture.forward.Forward.graph",
+        "gradscope.capture.structures.find_joins",
+        "gradscope.capture.gradients.Gradients.tap",
+        "gradscope.capture.gradients.Gradients._read_values",
+        "gradscope.capture.parameters.ParameterReadings.after_backward",
+        "gradscope.capture.parameters.ParameterReadings.before_step",
+        "gradscope.capture.parameters.ParameterReadings.after_step",
+        "gradscope.measure.norm",
+        "gradscope.measure.norms",
+        "gradscope.measure.census",
+        "gradscope.session.tape.Tape.put",
+        "gradscope.session.columns.Decoder.columns",
+        "gradscope.capture.steps.Steps.close",
+        "gradscope.capture.backward.Backwards.arrives",
+        "gradscope.capture.updates.Updates._concern",
+    ],
+)
+def test_an_error_of_ours_is_told_once_and_training_goes_on(target, tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("injected")
+
+    def run(watched):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            scope = gradscope.watch(model, tmp_path / "run") if watched else None
+            if watched:
+                monkeypatch.setattr(target, broken)
+            for batch in batches(4):
+                optimizer.zero_grad()
+                loss_of(model, batch).backward()
+                optimizer.step()
+            if scope:
+                scope.close()
+        return model.state_dict(), [str(w.message) for w in caught]
+
+    (bare, _), (watched, told) = run(False), run(True)
+    for name in bare:
+        assert torch.equal(bare[name], watched[name])
+    injected = [message for message in told if "injected" in message]
+    assert injected and len(injected) == len(set(injected))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_steps(tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    (batch,) = batches(1)
+
+    def count():
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+
+    with gradscope.watch(model, tmp_path / "run", flush_every=50) as scope:
+        for i in range(2000):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+            if i == 200:
+                scope.flush()
+                before = count()
+        scope.flush()
+        assert count() <= before + 5
+    assert len(scope.run.steps) == 2000
+
+
+def test_a_whole_step_on_the_meta_device_shows_that_nothing_waits(tmp_path):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.act, self.fc2 = nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x):
+            return x + self.fc2(self.act(self.fc1(self.norm(x))))
+
+    model = nn.Sequential(nn.Linear(5, 8), Block(), nn.ReLU(), Block(), nn.Linear(8, 2)).to("meta")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = model(torch.empty(4, 5, device="meta")).square().sum()
+            loss.backward()
+            nn.utils.clip_grad_value_(model.parameters(), 1.0)
+            optimizer.step()
+            scope.log(train_loss=loss)
+    assert scope.run.notes == []
+    assert len(scope.run.steps) == 3 and len(scope.run.shortcuts) == 2
+
+
+class Changing(nn.Module):
+    """Runs its blocks as `ways` says, in each forward as it did not before."""
+
+    def __init__(self, blocks, ways):
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 2)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(blocks))
+        self.double()
+        self.ways = ways(self.blocks)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in next(self.ways):
+            x = x + torch.tanh(block(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "ways"),
+    [
+        pytest.param(6, itertools.permutations, id="other_order"),
+        pytest.param(
+            11,
+            lambda blocks: itertools.combinations(blocks, 5),
+            id="other_blocks",
+        ),
+    ],
+)
+def test_a_structure_that_changes_all_the_time_costs_bounded_memory(blocks, ways, tmp_path):
+    model = Changing(blocks, ways)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    (batch,) = batches(1)
+
+    def count():
+        gc.collect()
+        return sum(str(type(o).__module__).startswith("gradscope.") for o in gc.get_objects())
+
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for step in range(400):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+            if step == 150:
+                scope.flush()
+                before = count()
+        scope.flush()
+        assert count() < 1.1 * before
+
+
+def test_a_structure_that_changes_all_the_time_costs_bounded_time(tmp_path, monkeypatch):
+    class Unrolled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.fc, self.head = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+            self.double()
+            self.depth = 0
+
+        def forward(self, x):
+            x, self.depth = self.stem(x), self.depth + 1
+            for _ in range(self.depth):
+                x = x + torch.tanh(self.fc(x))
+            return self.head(x)
+
+    model = Unrolled()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    clock = itertools.count(0.0, 10.0)  # who looks at it twice has taken 10 s in between
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    scope = gradscope.watch(model, tmp_path / "run")
+    with pytest.warns(gradscope.GradscopeWarning, match="changes all the time"):
+        for batch in batches(8):
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+    scope.close()
+    assert 0 < len(scope.run.shortcuts) < 8  # a deeper net has more of them
+    assert scope.run.frame().signal_norm.notna().all()  # the layers are read all the same

@@ -1,0 +1,153 @@
+"""The views in a real browser: what they draw, for everybody, of runs of all kinds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import synthetic
+
+pytest.importorskip("dash", reason="dash is not installed")
+from gradscope_dashboard import Server
+from pages import Browse, Serve, drawn
+
+THEMES = ["light", "dark"]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize(
+    ("view", "graph", "label"),
+    [
+        ("depth", "profile", "Depth profile"),
+        ("flow", "flow", "Flow map"),
+        ("heatmap", "heatmap", "Layers × steps"),
+        ("speed", "speed", "Speed of learning"),
+        ("why", "ledger", "Why"),
+        ("training", "training", "Training"),
+        ("layers", None, "Layers"),
+    ],
+)
+def test_every_view_draws_both_runs_and_breaks_no_accessibility_rule(
+    browse: Browse,
+    server: Server,
+    theme: str,
+    view: str,
+    graph: str | None,
+    label: str,
+) -> None:
+    page = browse(f"{server.url}?view={view}&theme={theme}", bypass_csp=True)
+    if graph:
+        drawn(page, graph)
+    place = page.locator(f"#{graph or 'layer-table'}")
+    for run in ("plain-50", "residual-50"):
+        place.get_by_text(run).first.wait_for()
+    page.get_by_role("button", name=label, exact=True, pressed=True).wait_for()
+    page.get_by_text("Vanishing", exact=False).first.wait_for()
+    assert page.locator("html").get_attribute("data-theme") == theme
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
+    violations = axe.Axe().run(page, options=rules).response["violations"]
+    assert [(broken["id"], broken["nodes"][0]["html"]) for broken in violations] == []
+
+
+def test_the_page_fits_a_phone(browse: Browse, server: Server) -> None:
+    page = browse(server.url, viewport={"width": 390, "height": 844})
+    drawn(page, "profile")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_first_chart_lies_within_a_laptops_screen(browse: Browse, server: Server) -> None:
+    page = browse(server.url)
+    drawn(page, "profile")
+    page.get_by_text("Healthy", exact=False).first.wait_for()
+    box = page.locator("#profile .main-svg").first.bounding_box()
+    assert box["y"] + box["height"] <= 900
+
+
+def test_the_page_says_how_far_the_runs_are(browse: Browse, server: Server) -> None:
+    page = browse(server.url)
+    page.get_by_text("finished, step 59").wait_for()
+
+
+def test_cards_say_the_verdict_about_each_run(browse: Browse, server: Server) -> None:
+    page = browse(server.url)
+    page.locator("article", has_text="plain-50").get_by_text("▼ Vanishing").wait_for()
+    page.locator("article", has_text="residual-50").get_by_text("✔ Healthy").wait_for()
+    page.get_by_text("what to try").first.click()
+    page.get_by_text("try:").first.wait_for()
+
+
+@pytest.fixture(scope="module")
+def odd_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with runs that are empty, of one step, all NaN, exploded, or broken."""
+    folder = tmp_path_factory.mktemp("odd")
+    synthetic.start(folder / "empty").close()
+    synthetic.write_run(folder / "one-step", n_layers=9, n_steps=1)
+    steps = np.arange(5)
+    for name, value in (("all-nan", np.nan), ("exploded", np.inf)):
+        writer = synthetic.start(folder / name, n_layers=9)
+        rows = synthetic.layer_rows(9, steps, 3.0)
+        for metric in ("signal_norm", "grad_norm", "update_norm"):
+            rows[metric] = np.where(rows["layer"] < 6, value, rows[metric]).astype(np.float32)
+        writer.add_rows("layers", rows)
+        writer.add_rows("steps", synthetic.step_rows(steps, 0.1))
+        writer.close()
+    (folder / "broken").mkdir()
+    (folder / "broken" / "run.json").write_text("{")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["empty", "one-step", "all-nan", "exploded", "broken"])
+def test_a_run_that_went_wrong_has_a_sensible_page(
+    browse: Browse, dashboard: Serve, odd_runs: Path, run: str
+) -> None:
+    words = {
+        "empty": "No step has been recorded yet.",
+        "one-step": "finished, step 0",
+        "all-nan": "at step 4: 3 of 5 layers NaN",
+        "exploded": "at step 4: 3 of 5 layers inf",
+        "broken": "Unreadable",
+    }
+    page = browse(f"{dashboard(odd_runs)}?run={run}")
+    page.get_by_text(words[run]).first.wait_for()
+    for view in ("Flow map", "Layers × steps", "Speed of learning", "Why", "Training"):
+        page.get_by_role("button", name=view).click()
+        page.get_by_role("button", name=view, pressed=True).wait_for()
+        page.locator("#view .main-svg").first.wait_for()
+
+
+def test_an_empty_folder_waits_for_a_run(browse: Browse, dashboard: Serve, tmp_path: Path) -> None:
+    url = dashboard(tmp_path)
+    page = browse(url)
+    page.get_by_text("no step recorded yet").wait_for()
+    page.get_by_text("No step has been recorded yet.").first.wait_for()
+
+
+@pytest.mark.slow
+def test_hostile_names_are_only_text(browse: Browse, dashboard: Serve, hostile_run: Path) -> None:
+    page = browse(dashboard(hostile_run.parent))
+    drawn(page, "profile")
+    for view in ("Flow map", "Layers × steps", "Speed of learning", "Why", "Depth profile"):
+        page.get_by_role("button", name=view, exact=True).click()
+        page.get_by_role("button", name=view, pressed=True).wait_for()
+        page.locator("#view .main-svg").first.wait_for()
+        box = page.locator("#view .nsewdrag").first.bounding_box()
+        for share in (0.02, 0.5, 0.98):
+            page.mouse.move(box["x"] + share * box["width"], box["y"] + share * box["height"])
+    page.get_by_role("button", name="Layers", exact=True).click()
+    page.locator("#layer-table button", has_text="evil.example").first.wait_for()
+    assert page.evaluate("window.stolen") is None
+    assert page.locator("a[href*=evil], img[src=x], main b:has-text('bold')").count() == 0
+
+
+def test_a_layer_with_a_hostile_name_opens(
+    browse: Browse, dashboard: Serve, hostile_run: Path
+) -> None:
+    url = dashboard(hostile_run.parent)
+    page = browse(f"{url}?view=layers")
+    page.get_by_role("button", name="window.stolen=1").first.click()
+    drawn(page, "history")
+    assert page.evaluate("window.stolen") is None

@@ -1,0 +1,96 @@
+"""The compiled kernel: what it takes, and where it is compiled and loaded from."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradscope.measure import cpu_kernel as kernel_module
+from gradscope.measure.cpu_kernel import Kernel, kernel
+
+
+@pytest.fixture
+def compiled() -> Kernel:
+    found = kernel()
+    if found is None:
+        pytest.skip("no C compiler on this machine: everything is read by torch")
+    return found
+
+
+def test_the_kernel_reads_the_same_bits_with_any_number_of_threads(compiled):
+    x, many = torch.randn(1_000_003), [torch.randn(n) for n in (70_000, 3, 200_000, 0, 65_536)]
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            read = compiled.census(x, 0.0, 1.0)
+            found.append((compiled.square_sum(x), read, compiled.square_sums(many).tolist()))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_kernel_takes_no_tensor_that_it_would_misread(compiled):
+    x = torch.randn(4, 6)
+    others = [
+        x.double(),
+        x.half(),
+        x.to_sparse(),
+        x.to("meta"),
+        x[:, ::2],
+        torch.randn(9, dtype=torch.complex64).conj().imag,
+        torch.empty(0),
+    ]
+    freed = torch.randn(5)
+    freed.untyped_storage().resize_(0)
+    assert compiled.takes(x) and compiled.takes(torch.nn.Parameter(x))
+    assert not any(map(compiled.takes, [*others, freed]))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"GRADSCOPE_KERNEL": "0"}, {"CC": "no-such-compiler"}, {"CC": "false"}],
+    ids=lambda e: "=".join(*e.items()),
+)
+def test_without_a_compiler_or_against_the_users_will_there_is_no_kernel(
+    environment, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert kernel.__wrapped__() is None
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def test_the_kernel_is_compiled_once_into_the_users_cache(compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert kernel.__wrapped__() is not None
+    (path,) = (tmp_path / "gradscope").iterdir()
+    made = path.stat().st_mtime_ns
+    assert kernel.__wrapped__() is not None
+    assert list((tmp_path / "gradscope").iterdir()) == [path]
+    assert path.stat().st_mtime_ns == made
+    assert stat.S_IMODE((tmp_path / "gradscope").stat().st_mode) == 0o700
+
+
+def test_nothing_is_loaded_from_a_cache_that_others_can_write_to(compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "gradscope"
+    folder.mkdir()
+    os.chmod(folder, 0o777)
+    loaded: list[Path] = []
+
+    class Noting(Kernel):
+        def __init__(self, path: Path) -> None:
+            loaded.append(path)
+            super().__init__(path)
+
+    monkeypatch.setattr(kernel_module, "Kernel", Noting)
+    assert kernel.__wrapped__() is not None
+    assert not list(folder.iterdir())
+    assert folder not in loaded[0].parents

@@ -1,0 +1,100 @@
+"""The profile over the depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradscope.plots as plots
+import synthetic
+from gradscope.errors import GradscopeError
+from gradscope.plots.depth_profile import (
+    depth_profile_caption,
+    depth_profile_figure,
+    depth_profile_info,
+)
+from gradscope.runs.loading import load
+from gradscope.runs.run import Run
+from synthetic import write_with
+
+
+def test_the_profile_shows_the_weight_layers_relative_to_the_output(plain: Run) -> None:
+    (line,) = depth_profile_info(plain).lines
+    assert line.names[0] == "blocks.0.fc"
+    assert line.names[-1] == "head"
+    assert all("act" not in name for name in line.names)
+    expected = 10.0 ** np.linspace(-synthetic.PLAIN_DECADES, 0, 11)
+    np.testing.assert_allclose(line.values, expected, rtol=1e-5)
+    np.testing.assert_allclose(line.low, expected, rtol=1e-5)
+    assert line.x.tolist() == list(range(1, 12))
+    assert line.cut is None
+
+
+def test_the_profile_shows_the_last_step_up_to_the_one_asked_for(tmp_path: Path) -> None:
+    run = load(synthetic.write_run(tmp_path / "run", n_layers=5, n_steps=4, every=10))
+    shown = [depth_profile_info(run, step=step).lines[0].step for step in (None, 0, 19, 20, 9999)]
+    assert shown == [30, 0, 10, 20, 30]
+
+
+def test_the_band_is_the_spread_of_the_steps_around(tmp_path: Path) -> None:
+    signal = np.ones((41, 3))
+    signal[:, 0] = 10.0 ** (np.arange(41) / 10)
+    line = depth_profile_info(write_with(tmp_path / "r", 3, 41, signal_norm=signal), step=20)
+    low, high = np.percentile(signal[10:31, 0], [10, 90])
+    assert line.lines[0].low[0] == pytest.approx(low, rel=1e-5)
+    assert line.lines[0].high[0] == pytest.approx(high, rel=1e-5)
+
+
+def test_runs_of_different_depth_are_aligned_by_relative_depth(plain: Run, tmp_path: Path) -> None:
+    small = load(synthetic.write_run(tmp_path / "small", n_layers=5, n_steps=2))
+    info = depth_profile_info([plain, small])
+    assert info.aligned
+    assert [line.x[[0, -1]].tolist() for line in info.lines] == [[0, 100], [0, 100]]
+
+
+def test_activation_metrics_show_the_activations(plain: Run) -> None:
+    (line,) = depth_profile_info(plain, metric="saturated_fraction").lines
+    assert all(name.endswith("act") for name in line.names)
+    np.testing.assert_allclose(line.values, 0.1, rtol=1e-6)
+
+
+def test_update_speed_is_the_true_update_over_the_weights(plain: Run) -> None:
+    (line,) = depth_profile_info(plain, metric="update_ratio", step=0).lines
+    expected = 0.05 / 8.0 * 10.0 ** np.linspace(-synthetic.PLAIN_DECADES, 0, 11)
+    np.testing.assert_allclose(line.values, expected, rtol=1e-5)
+
+
+def test_the_cut_line_is_relative_to_the_uncut_output_layer(tmp_path: Path) -> None:
+    writer = synthetic.start(tmp_path / "cut", n_layers=5, residual=True)
+    rows = synthetic.layer_rows(5, np.arange(3), decades=0.0)
+    rows["cut_signal_norm"] = rows["signal_norm"].copy().reshape(3, 5)
+    rows["cut_signal_norm"][:, :2] *= 1e-3
+    rows["cut_signal_norm"][1:] = np.nan
+    rows["cut_signal_norm"] = rows["cut_signal_norm"].ravel()
+    writer.add_rows("layers", rows)
+    writer.add_rows("steps", synthetic.step_rows(np.arange(3), 0.1))
+    writer.close()
+    info = depth_profile_info(load(tmp_path / "cut"))
+    np.testing.assert_allclose(info.lines[0].cut, [1e-3, 1, 1], rtol=1e-5)
+    assert "forward pass is unchanged" in depth_profile_caption(info)
+    assert "forward pass" not in depth_profile_caption(
+        depth_profile_info(load(tmp_path / "cut"), metric="grad_norm")
+    )
+
+
+def test_zero_inf_and_nan_are_marked_and_said(tmp_path: Path) -> None:
+    signal = np.array([0.0, 1, np.inf, 1, np.nan, 1, 1])
+    info = depth_profile_info(write_with(tmp_path / "odd", 7, 3, signal_norm=signal))
+    assert "1 of 4 layers exactly 0, 1 inf, 1 NaN" in depth_profile_caption(info)
+    traces = depth_profile_figure(info)["data"]
+    marks = [trace["marker"]["symbol"] for trace in traces if trace["mode"] == "markers+text"]
+    assert marks == ["x", "triangle-up", "circle-open"]
+    (line,) = [trace for trace in traces if trace["mode"].startswith("lines") and "name" in trace]
+    assert line["y"] == [None, None, None, 1.0]
+
+
+def test_an_unknown_metric_is_refused(plain: Run) -> None:
+    with pytest.raises(GradscopeError, match=r"no metric is called 'speed'.*update_ratio"):
+        plots.depth_profile(plain, metric="speed")

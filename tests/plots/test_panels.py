@@ -1,0 +1,23 @@
+"""Panels beside, or below, each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gradscope.plots as plots
+from gradscope.plots.panels import in_panels
+
+THEMES = [plots.LIGHT, plots.DARK, plots.LIGHT.for_page((2, 7), narrow=True)]
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark", "narrow"])
+def test_panels_fill_the_figure_and_stay_apart(theme: plots.Theme) -> None:
+    axes = [axes for axes, _ in in_panels("abc", theme, beside=0.1, below=0.1)]
+    assert [(panel.x, panel.y) for panel in axes] == [("x", "y"), ("x2", "y2"), ("x3", "y3")]
+    along = [panel.down for panel in axes[::-1]] if theme.narrow else [p.across for p in axes]
+    np.testing.assert_allclose(
+        np.ravel(along), [0, 0.8 / 3, 1.1 / 3, 1.9 / 3, 2.2 / 3, 1], atol=1e-9
+    )
+    assert [panel.leftmost for panel in axes] == [True, theme.narrow, theme.narrow]
+    assert [panel.lowest for panel in axes] == [not theme.narrow, not theme.narrow, True]
