@@ -35,6 +35,12 @@ INTERFACES = (
         "gradients and outputs of layers, shortcuts and gradients before clipping are not read",
     ),
     Interface(
+        "torch._C._current_autograd_node",
+        "tells re-entrant checkpointing, which computes anew within a backward, from what"
+        " only fetches tensors again",
+        "what checkpointing computes again may count twice",
+    ),
+    Interface(
         "torch._C._will_engine_execute_node",
         "tells a backward that trains from one that is taken for something else, as a penalty is",
         "gradients and outputs of layers, shortcuts and gradients before clipping are not read",
@@ -175,6 +181,7 @@ def missing() -> list[str]:
         root: Any = node.grad_fn
     probes: dict[str, Callable[[], object]] = {
         "torch._C._current_graph_task_id": current_backward,
+        "torch._C._current_autograd_node": lambda: torch._C._current_autograd_node,
         "torch._C._will_engine_execute_node": lambda: torch._C._will_engine_execute_node,
         "torch.autograd.Variable._execution_engine.queue_callback": lambda: (
             _engine().queue_callback
@@ -214,6 +221,19 @@ def current_backward() -> int:
         return torch._C._current_graph_task_id()
     except AttributeError:
         raise Unavailable("torch._C._current_graph_task_id") from None
+
+
+def recomputing_node() -> Node | None:
+    """Return the custom Function whose backward runs just now in this thread, if one does.
+
+    Re-entrant checkpointing computes anew in one. What is not re-entrant does so wherever a saved
+    tensor is asked for, which is in a node of torch's own but for custom Functions that it holds.
+    """
+    try:
+        node = torch._C._current_autograd_node()
+    except AttributeError:  # said by `missing`
+        return None
+    return node if node is not None and is_custom(node) else None
 
 
 def will_accumulate(leaves: Sequence[Node]) -> bool:

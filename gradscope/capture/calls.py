@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Graph
-from gradscope.autograd.torch_internals import Unavailable, in_transform
+from gradscope.autograd.torch_internals import Unavailable, in_transform, recomputing_node
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.compiled import Eager, may_compile
@@ -75,6 +76,7 @@ class Calls:
         self._outermost = {0}  # modules that were called from outside the model
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
         self._forward: Forward | None = None
+        self._node: Node | None = None  # in whose backward a call was computed anew
 
     # --- what module hooks tell -------------------------------------------------------------------
 
@@ -118,15 +120,37 @@ class Calls:
             self._updates.look_for_step()
             if self._steps.current.is_over:
                 self._steps.close()
+        elif not self._computes_anew(number):
+            return None
         if not self._steps.current.recorded:
             return None
         self._outermost.add(number)
         self._forward = Forward(self._expected.get(number))
         return self._forward
 
+    def _computes_anew(self, number: int) -> bool:
+        """Whether a call within a backward is one that was not read before, without gradients.
+
+        That is so under re-entrant checkpointing. Otherwise the forward has been read, and is only
+        gone through again to fetch what was not kept.
+        """
+        node = recomputing_node()
+        if node is None or number in self._steps.current.forwarded:
+            return False
+        if node is self._node and self._steps.current.recorded:
+            self.faults.tell(
+                "re-entrant checkpointing of a function that calls several modules: shortcuts"
+                " between these are not seen. Use checkpoint(..., use_reentrant=False) to have"
+                " them"
+            )
+        self._node = node
+        return True
+
     def _tap(self, forward: Forward) -> None:
         """Tap the graph that the outermost call has left, if it has left one."""
         self.saw_forward = True
+        if self._backwards.is_outside():
+            self._steps.current.forwarded |= forward.read_modules()
         graph = forward.graph()
         if graph is None:
             return
@@ -168,6 +192,7 @@ class Calls:
 
     def step_began(self, step: Step) -> None:
         """Follow every module in a recorded step, and between them those called from outside."""
+        self._node = None
         if step.recorded:
             self.arm()
         else:

@@ -104,6 +104,10 @@ class Forward:
             if call is not None:
                 yield module, call
 
+    def read_modules(self) -> set[int]:
+        """Return the numbers of the modules whose calls had a graph."""
+        return {module.number for module, call in self.returned() if call.outputs}
+
     def graph(self) -> Graph | None:
         """Walk the graph that the outermost call has left; None if it has left none."""
         call = self._calls[0]

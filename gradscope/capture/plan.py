@@ -153,6 +153,12 @@ def make_plan(
         plan.sums.append(EdgeSum(len(value_edges), keys))
         return len(plan.sums) - 1
 
+    outputs = {locate(graph, edge) for edge in calls[0].outputs}
+
+    def is_open(value: Value) -> bool:
+        """Whether gradient may reach `value` from outside: it was given, or is returned."""
+        return value in outputs or graph.nodes[value[0]] in graph.inputs
+
     for ordinal, (call, layer) in enumerate(zip(calls, layers, strict=True)):
         if layer is None:
             continue
@@ -171,11 +177,10 @@ def make_plan(
             inside = _within(graph, call, consumers)
             if value is None or not inside:
                 continue
-            if len(inside) == len(consumers):
+            if len(inside) == len(consumers) and not is_open(value):
                 whole[value].append(key)  # no one else uses the value: its whole gradient it is
             else:
                 add_sum(inside, (key,))
-    outputs = {locate(graph, edge) for edge in calls[0].outputs}
     for join, number in zip(joins, numbers, strict=True):
         if join.form not in SPLIT_FORMS:
             continue
@@ -187,10 +192,9 @@ def make_plan(
         whole[join.value].append(OfShortcut("total_norm", number))
         totals[join.value].append(len(plan.joins))
         sums = {part: add_sum(some) if some else None for part, some in parts.items()}
-        is_open = join.value in outputs or graph.nodes[join.value[0]] in graph.inputs
         named: dict[str, Keys] = {part: (OfShortcut(f"{part}_norm", number),) for part in parts}
         named["cosine"] = (OfShortcut("cosine", number),)
-        plan.joins.append(JoinTap(sums, is_open, named))
+        plan.joins.append(JoinTap(sums, is_open(join.value), named))
         _plan_forward(graph, calls, join, number, plan)
 
     for value, keys in sorted(whole.items()):

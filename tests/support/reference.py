@@ -35,8 +35,9 @@ class Reference:
 
     def _keep(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.outputs[name].append(output)
-            self.inputs[name].append(args[0])
+            if isinstance(output, Tensor):
+                self.outputs[name].append(output)
+                self.inputs[name].append(args[0])
 
         return hook
 
