@@ -8,7 +8,7 @@ on. `missing()` looks for all of them before a training begins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -97,6 +97,7 @@ INTERFACES = (
     Interface("torch._foreach_copy_", "copies many tensors by one call", ""),
     Interface("torch._foreach_sub_", "subtracts many tensors by one call", ""),
     Interface("Module._parameters", "holds a module's own parameters, those that are None too", ""),
+    Interface("Module._modules", "holds a module's children, those that are None too", ""),
     Interface(
         "torch._C._len_torch_dispatch_stack",
         "with the next two, tells whether the user has a mode on that would see what we compute",
@@ -537,6 +538,22 @@ def script_without(ours: Callable[[object], bool]) -> Callable[[], None]:
 
     recursive.get_hook_stubs = ask_for_others
     return undo
+
+
+def children_of(module: nn.Module) -> Iterable[nn.Module | None]:
+    """Return the module's own children; those that are None may be among them."""
+    try:
+        return module._modules.values()
+    except AttributeError:
+        return module.children()
+
+
+def has_child(module: nn.Module, name: str) -> bool:
+    """Whether `module` has a child of this name."""
+    try:
+        return name in module._modules
+    except AttributeError:
+        return name in dict(module.named_children())
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:

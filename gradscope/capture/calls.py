@@ -186,6 +186,7 @@ class Calls:
     def _meet(self) -> None:
         """Look for modules that were added to the model."""
         self._modules.look_for_new()
+        self._hooks.take_out(keep=[number for number, _ in self._modules])
         self._hooks.put_in(self._modules)
 
     # --- steps ------------------------------------------------------------------------------------
@@ -194,6 +195,8 @@ class Calls:
         """Follow every module in a recorded step, and between them those called from outside."""
         self._node = None
         if step.recorded:
+            if self._modules.have_changed():
+                self._meet()
             self.arm()
         else:
             self._hooks.take_out(keep=self._outermost)

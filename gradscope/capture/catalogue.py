@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class Catalogue:
     def __init__(self, layers: Sequence[Json] = (), shortcuts: Sequence[Json] = ()) -> None:
         self.layers = list(layers)
         self.shortcuts = list(shortcuts)
+        self.changes = 0  # of what run.json lists
         self.layer_of: dict[int, int] = {}
         self.function_of: dict[int, str] = {}  # module -> activation called on its output
         self._resumed = {row["name"]: row["layer"] for row in layers}
@@ -79,7 +80,7 @@ class Catalogue:
                 )
         return ""
 
-    def add_layers(self, layers: Iterable[LayerInfo], executed: Iterable[int]) -> None:
+    def add_layers(self, layers: Iterable[LayerInfo], executed: Iterable[int]) -> list[str]:
         """Give a number to each layer that has none yet.
 
         Parameters
@@ -88,6 +89,11 @@ class Catalogue:
         executed : module numbers in the order of their first execution
             A layer that was never called stands behind the layer that holds it (as the `out_proj`
             of a MultiheadAttention does), or at the end.
+
+        Returns
+        -------
+        list of str
+            Names of layers that took the place of others: they keep their numbers.
         """
         place = {module: i for i, module in enumerate(executed)}
         last = len(place)
@@ -101,11 +107,25 @@ class Catalogue:
         layers = list(layers)
         holders = {info.module for info in layers if info.module != 0}
         depth = self.layers[-1]["depth"] if self.layers else 0
+        present = {info.module for info in layers}
+        left = {
+            str(self.layers[number]["name"]): number
+            for module, number in self.layer_of.items()
+            if module not in present
+        }
+        replaced = []
+        self._rename(layers, left)
         for info in sorted(layers, key=key):  # stable: ties stay in order of definition
             if info.module in self.layer_of:
                 continue
             if info.name in self._resumed:
                 self.layer_of[info.module] = self._resumed.pop(info.name)
+                continue
+            if info.name in left:
+                number = self.layer_of[info.module] = left[info.name]
+                self.layers[number] |= {"kind": info.kind, "parameters": info.parameters}
+                self.changes += 1
+                replaced.append(info.name)
                 continue
             depth += info.weight_layer
             self.layer_of[info.module] = len(self.layers)
@@ -119,6 +139,22 @@ class Catalogue:
             if info.module in self.function_of:
                 row["function"] = self.function_of[info.module]
             self.layers.append(row)
+            self.changes += 1
+        return replaced
+
+    def _rename(self, layers: Sequence[LayerInfo], left: Mapping[str, int]) -> None:
+        """Call each layer as its module is called now: modules move when others come or go."""
+        names = {info.name for info in layers}
+        for info in layers:
+            number = self.layer_of.get(info.module)
+            if number is not None and self.layers[number]["name"] != info.name:
+                self.layers[number]["name"] = info.name
+                self.changes += 1
+        new = {info.name for info in layers if info.module not in self.layer_of}
+        for name, number in left.items():
+            if name in names - new and self.layers[number]["name"] == name:
+                self.layers[number]["name"] = f"{name} (removed)"
+                self.changes += 1
 
     def add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
         """Return the number of each shortcut, given now where it is met for the first time."""
@@ -127,6 +163,7 @@ class Catalogue:
             names = tuple(getattr(info, key) for key in _SHORTCUT_NAMES)
             key = (*names, info.occurrence)
             if key not in self._shortcut_of:
+                self.changes += 1
                 self._shortcut_of[key] = len(self.shortcuts)
                 self.shortcuts.append(
                     {

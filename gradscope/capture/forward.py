@@ -16,6 +16,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from gradscope import measure
 from gradscope.autograd import torch_internals
 from gradscope.autograd.graph import Call, Graph, saved_factors, walk
+from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
 from gradscope.capture.rows import Readings, activation_keys, output_keys
@@ -211,10 +212,7 @@ def _now() -> int:
 
 def _owns_frozen(module: nn.Module) -> bool:
     """Whether some of the module's own parameters get no gradient, as of now."""
-    return any(
-        p is not None and not p.requires_grad
-        for p in torch_internals.parameters_of(module).values()
-    )
+    return any(not p.requires_grad for _, p in layers.own_parameters(module))
 
 
 def with_gradient(value: object) -> list[Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from gradscope.autograd.torch_internals import WRAPPER_NAMES, parameters_of, wrapped
+from gradscope.autograd.torch_internals import WRAPPER_NAMES, has_child, parameters_of, wrapped
 from gradscope.kinds import group
 
 ROOT = "(root)"
@@ -36,9 +36,27 @@ def clean(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES)
 
 
+PARAMETRIZATIONS = "parametrizations"
+"""Child of a module whose weights are computed (torch.nn.utils.parametrize), from what it holds."""
+
+
+def is_parametrized(module: nn.Module) -> bool:
+    """Whether weights of `module` are computed, as by torch.nn.utils.parametrize."""
+    return has_child(module, PARAMETRIZATIONS)
+
+
+def held_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
+    """Return the parameters that `module` owns, by name, also those its weights are computed of."""
+    own = parameters_of(module)
+    if not is_parametrized(module):
+        return own
+    computed = module.get_submodule(PARAMETRIZATIONS).named_parameters(PARAMETRIZATIONS)
+    return {**own, **dict(computed)}
+
+
 def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters that `module` owns itself, as (name, parameter)."""
-    return [(name, p) for name, p in parameters_of(module).items() if p is not None]
+    return [(name, p) for name, p in held_parameters(module).items() if p is not None]
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -66,8 +84,10 @@ def is_weight_layer(module: nn.Module) -> bool:
 
 
 def kind(module: nn.Module) -> str:
-    """Return the class name of `module`, the one that it had before `fully_shard` wrapped it."""
+    """Return the class name of `module`, without what `fully_shard` or parametrizing made of it."""
     found = type(module)
+    if is_parametrized(module):  # a class of its own, made on the class that it was
+        found = found.__bases__[0]
     if any(base.__name__ == "FSDPModule" for base in found.__bases__):
         found = found.__bases__[-1]
     return found.__name__

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from gradscope.autograd.torch_internals import is_scripted
+from gradscope.autograd.torch_internals import children_of, is_scripted
 from gradscope.capture import layers
 from gradscope.capture.catalogue import LayerInfo
 
@@ -27,7 +27,7 @@ class ModuleInfo(NamedTuple):
 class Modules:
     """All modules of a model, numbered in order of definition, later ones as they appear.
 
-    Iterating yields (number, module) of those that are still alive.
+    Iterating yields (number, module) of those that are part of it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,12 +36,15 @@ class Modules:
         self._references: list[weakref.ref[nn.Module]] = []
         self._infos: list[ModuleInfo] = []
         self._parents: list[int | None] = []
+        self._looks = 0
+        self._present: list[int] = []  # those that were part of the model at the last look
+        self._children: dict[int, tuple[int, ...]] = {}  # of each, as identities
         self._number: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
         self.look_for_new()
 
     def __iter__(self) -> Iterator[tuple[int, nn.Module]]:
-        for number, reference in enumerate(self._references):
-            module = reference()
+        for number in self._present:
+            module = self._references[number]()
             if module is not None:
                 yield number, module
 
@@ -56,8 +59,8 @@ class Modules:
 
     @property
     def met(self) -> tuple[int, int]:
-        """How many modules there are, and how many have been called: grows with either."""
-        return len(self._infos), len(self.executed)
+        """Differs once modules were looked for again, or called for the first time."""
+        return self._looks, len(self.executed)
 
     def look_for_new(self) -> None:
         """Give numbers to the modules that were added since the last look."""
@@ -65,14 +68,30 @@ class Modules:
         if model is None:
             return
         by_name: dict[str, int] = {}
+        computing: tuple[str, ...] = ()  # prefixes of what computes weights: no layers, no calls
+        self._present = []
+        self._looks += 1
         for name, module in model.named_modules():
+            if name.startswith(computing) and computing:
+                continue
+            if layers.is_parametrized(module):
+                inside = f"{name}.{layers.PARAMETRIZATIONS}" if name else layers.PARAMETRIZATIONS
+                computing += (inside,)
             number = self._number.get(module)
             if number is None:
                 number = self._number[module] = len(self._references)
                 self._references.append(weakref.ref(module))
                 self._infos.append(_describe(number, layers.clean(name), module))
                 self._parents.append(by_name.get(name.rpartition(".")[0]) if name else None)
+            elif self._infos[number].name != (called := layers.clean(name)):
+                self._infos[number] = self._infos[number]._replace(name=called)
             by_name[name] = number
+            self._present.append(number)
+            self._children[number] = tuple(map(id, children_of(module)))
+
+    def have_changed(self) -> bool:
+        """Whether a module was added, removed or replaced since the last look."""
+        return any(tuple(map(id, children_of(m))) != self._children[n] for n, m in self)
 
     def scripted(self) -> list[str]:
         """Return the names of the outermost modules that torch.jit has compiled."""

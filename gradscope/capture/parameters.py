@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from gradscope import measure
-from gradscope.autograd.torch_internals import parameters_of, version
+from gradscope.autograd.torch_internals import version
 from gradscope.capture import layers
 from gradscope.capture.distributed import replicas
 from gradscope.capture.rows import Layout, OfParameter, Segment
@@ -57,7 +57,7 @@ class Parameters:
         numbers: list[int] = []
         found: list[Tensor | None] = []
         for number, module in modules:
-            if own := parameters_of(module):
+            if own := layers.held_parameters(module):
                 found += own.values()
                 numbers += [number] * len(own)
         # False for a frozen one, else its class, which a lazy one changes

@@ -18,6 +18,7 @@ from gradscope.capture.gradients import Gradients
 from gradscope.capture.modules import Modules
 from gradscope.capture.parameters import ParameterReadings, Parameters
 from gradscope.capture.rows import OfStep, Readings, Row
+from gradscope.wording import layers_named
 
 
 class Step:
@@ -197,5 +198,10 @@ class Steps:
         """Give numbers to the layers that were met, while the model is sure to be there."""
         met = self._modules.met
         if met != self._numbered:
-            self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
+            replaced = self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
             self._numbered = met
+            if replaced:
+                self.faults.tell(
+                    f"{layers_named(replaced)}: replaced before step {self.current.number}; the"
+                    " readings of what came in place go on under this name"
+                )

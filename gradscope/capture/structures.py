@@ -49,7 +49,9 @@ class Structures:
 
     def plan(self, graph: Graph, forward: Forward, calls: Sequence[Call]) -> Plan:
         """Return where to tap `graph`, which `forward` has left with `calls`."""
-        structure = fingerprint(graph, calls)
+        # a module that took another's place has its name, and a number of its own
+        numbers = tuple([module.number for module, _ in forward.returned()])
+        structure = hash((fingerprint(graph, calls), numbers))
         plan = self._plans.pop(structure, None) or self._make(graph, forward)
         self._plans[structure] = plan  # the last one used stands last
         if len(self._plans) > PLANS:

@@ -66,7 +66,7 @@ class Drain:
         self._rows = rows
         self._seconds = seconds
         self._notes = list(notes)
-        self._written = (0, 0, 0)
+        self._written = (0, 0)
         self._subscriptions: list[Subscription] = []
         self._alerts: Alerts | None = None
         self._tape = Tape()
@@ -268,7 +268,7 @@ class Drain:
         """Bring run.json up to date, before the rows that speak of new layers are on disk."""
         assert self._writer is not None
         layers, shortcuts = self._catalogue.layers, self._catalogue.shortcuts
-        now = (len(layers), len(shortcuts), len(self._notes))
+        now = (self._catalogue.changes, len(self._notes))
         if now != self._written:
             self._writer.update(layers=layers, shortcuts=shortcuts, notes=list(self._notes))
             self._written = now
