@@ -48,7 +48,7 @@ class Library:
         if isinstance(source, (str, os.PathLike)):
             self._top = Path(source)
             if not self._top.is_dir():
-                raise GradscopeError(f"{self._top}: there is no such folder")
+                raise GradscopeError(f"{self._top} is no folder; give a folder of runs, or a run")
         else:
             self._given = {run.path.resolve(): run for run in as_runs(source)}
             if not self._given:
