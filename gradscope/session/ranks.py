@@ -74,7 +74,7 @@ class _Message(NamedTuple):
         layouts = [tuple(tuple(map(_key, keys)) for keys in x) for x in head["layouts"]]
         rows = []
         for row in head["rows"]:
-            segments = []
+            segments: list[HostSegment] = []
             for layout in (layouts[number] for number in row.pop("segments")):
                 segments.append((layout, values[: len(layout)]))
                 values = values[len(layout) :]
@@ -87,7 +87,8 @@ _KINDS: list[type[Key]] = [OfLayer, OfParameter, OfShortcut, OfStep]
 
 def _key(written: Sequence[Any]) -> Key:
     kind, *fields = written
-    return _KINDS[kind](*(tuple(f) if isinstance(f, list) else f for f in fields))
+    key: Key = _KINDS[kind](*(tuple(f) if isinstance(f, list) else f for f in fields))
+    return key
 
 
 def signature(model: object) -> str:
