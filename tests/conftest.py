@@ -43,6 +43,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
+            # one worker drives the browser: two at once on two cores lose clicks
+            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 @pytest.fixture

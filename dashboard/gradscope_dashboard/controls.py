@@ -203,7 +203,6 @@ def register(app: Dash, library: Library) -> None:
     @app.callback(
         Output("live", "children"),
         Output("live", "className"),
-        Output("exports", "children"),
         Output("metrics", "hidden"),
         Output("steps", "hidden"),
         Input("url", "search"),
@@ -216,8 +215,14 @@ def register(app: Dash, library: Library) -> None:
         now = state.parse(search, NAMES, library.names)
         used = VIEWS[NAMES.index(now.view)].CONTROLS
         words, kind = _live(found["marks"])
-        menu = links(search, now.selected(library.names))
-        return words, kind, menu, "metric" not in used, "step" not in used
+        return words, kind, "metric" not in used, "step" not in used
+
+    @app.callback(Output("exports", "children"), Input("url", "search"), Input("names", "data"))
+    def offer(search: str, names: list[str] | None) -> Any:
+        """Offer what can be downloaded: an open menu stays while the runs grow."""
+        if names is None:
+            raise PreventUpdate
+        return links(search, state.parse(search, NAMES, names).selected(names))
 
     @app.callback(
         Output("view", "children"),

@@ -310,8 +310,8 @@ _is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-
 
 
 def is_tracing() -> bool:
-    """Whether calls are being traced, exported or compiled, or have no values: nothing trains."""
-    if torch.compiler.is_compiling() or _is_jit_tracing():
+    """Whether calls are being traced or exported, or have no values: nothing trains."""
+    if _is_jit_tracing():
         return True
     try:
         if not torch._C._len_torch_dispatch_stack():

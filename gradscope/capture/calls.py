@@ -13,7 +13,7 @@ from gradscope.autograd.graph import Graph
 from gradscope.autograd.torch_internals import Unavailable, in_transform, recomputing_node
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.compiled import Eager, may_compile
+from gradscope.capture.compiled import Eager, compiled_frames, has_compiled
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.forward import Forward
 from gradscope.capture.functions import read_functions
@@ -26,6 +26,12 @@ from gradscope.capture.rows import Key, OfLayer
 from gradscope.capture.steps import Step, Steps
 from gradscope.capture.structures import Structures
 from gradscope.capture.updates import Updates
+
+_UNSEEN = (
+    "no forward of the model was seen in step {step}, though its parameters have gradients: it and"
+    " others like it have readings of parameters only. Call model(x), not model.forward(x), to have"
+    " them all; gradients that are set by hand have no signals"
+)
 
 
 class Calls:
@@ -69,6 +75,8 @@ class Calls:
         self._cut = cut
         self._cut_every = cut_every
         self._compiled = compiled
+        self._suspects_compiler = False
+        self._frames = compiled_frames()
         self._gave_up = False  # on forwards: what was not seen is no sign of compiled code
         self._eager = Eager()
         self._hooks = ModuleHooks(self)
@@ -206,21 +214,36 @@ class Calls:
         """Give up a forward that was cut short, and tell compiled code by what it left out."""
         if self._forward is not None:  # an interrupt cut it short: it will never return
             self._forward = None
-        elif may_compile() and not (self._compiled or self._gave_up):
-            self._note_compiled(step)
+        elif not self._gave_up:
+            self._note_unseen(step)
         if self._steps.next_is_recorded:
             self.arm()
 
-    def _note_compiled(self, step: Step) -> None:
-        """Take it that gradients which no forward led to come from compiled code."""
-        if step.parameters is None or step.gradients or not step.parameters.has_gradients:
+    def _note_unseen(self, step: Step) -> None:
+        """Say that gradients came which no forward led to, and find out if compiled code made them.
+
+        Compiled code calls no modules, nor does `model.forward()`, and gradients may be set by
+        hand: what compiled code has done shows once it is put aside.
+        """
+        if step.parameters is None or not step.parameters.has_gradients:
             return
-        self._compiled = True
-        self.faults.tell(
-            f"no forward was seen in step {step.number}, which seems to have run compiled: it has"
-            " readings of parameters only. From now on recorded steps run without torch.compile;"
-            " call torch.compile before watch() to have them all"
-        )
+        if step.gradients:
+            self._suspects_compiler = False
+        elif self._suspects_compiler:  # it was put aside, and made no difference
+            self._suspects_compiler = self._compiled = False
+            self._gave_up = True
+            self._eager.switch_off()
+            self.faults.tell(_UNSEEN.format(step=step.number))
+        elif not self._compiled and has_compiled(self._frames):
+            self._compiled = self._suspects_compiler = True
+            self.faults.tell(
+                f"no forward was seen in step {step.number}, which seems to have run compiled: it"
+                " has readings of parameters only. From now on recorded steps run without"
+                " torch.compile; call torch.compile before watch() to have them all"
+            )
+        elif not self._compiled:
+            self._gave_up = True
+            self.faults.tell(_UNSEEN.format(step=step.number))
 
     def detach(self) -> None:
         """Take out every hook."""

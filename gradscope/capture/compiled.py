@@ -16,9 +16,18 @@ def is_compiled(model: nn.Module) -> bool:
     return any(map(torch_internals.is_compiled, model.modules()))
 
 
-def may_compile() -> bool:
-    """Whether this process has loaded the compiler."""
-    return "torch._dynamo" in sys.modules
+def compiled_frames() -> int:
+    """Return how many functions this process has compiled by now."""
+    counted = sys.modules.get("torch._dynamo.utils")
+    return 0 if counted is None else int(counted.counters["frames"]["ok"])
+
+
+def has_compiled(before: int) -> bool:
+    """Whether this process has compiled functions since there were `before`; so it may, unknown."""
+    try:
+        return compiled_frames() > before
+    except (AttributeError, LookupError, TypeError):
+        return "torch._dynamo" in sys.modules
 
 
 class Eager:

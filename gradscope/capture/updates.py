@@ -104,7 +104,8 @@ class Updates:
         One that perturbs the weights before it steps, as for sharpness-aware minimisation, is none
         without hooks.
         """
-        found = (o for o in gc.get_objects() if isinstance(o, Optimizer))
+        # by their type: to ask a proxy of what is gone for its class would raise
+        found = [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]
         return any(self._parameters.of(optimizer) for optimizer in found)
 
     # --- loss scalers ---------------------------------------------------------------------------

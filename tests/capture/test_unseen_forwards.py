@@ -1,0 +1,51 @@
+"""Gradients that no forward led to: compiled code is told from what only looks like it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(5, 2)
+
+
+def called_by_name(model: nn.Module, x: torch.Tensor) -> None:
+    model.forward(x).square().sum().backward()
+
+
+def by_hand(model: nn.Module, x: torch.Tensor) -> None:
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+
+
+@pytest.mark.parametrize("with_teacher", [False, True], ids=["alone", "beside a compiled teacher"])
+@pytest.mark.parametrize("step", [called_by_name, by_hand])
+def test_what_is_not_compiled_is_not_said_to_be(step, with_teacher, tmp_path):
+    model, teacher = net(), nn.Linear(5, 2)
+    compiled = torch.compile(teacher, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(gradscope.GradscopeWarning, match="readings of parameters only"),
+        gradscope.watch(model, tmp_path / "run") as scope,
+    ):
+        for _ in range(5):
+            x = torch.randn(4, 5)
+            if with_teacher:
+                compiled(x)
+            optimizer.zero_grad()
+            step(model, x)
+            optimizer.step()
+        stance = torch._dynamo.eval_frame._stance.stance if with_teacher else "default"
+        assert stance == "default"  # the teacher runs compiled again
+    run = scope.run
+    assert len(run.steps) == 5
+    assert "Call model(x), not model.forward(x)" in run.notes[-1]
+    if not with_teacher:
+        assert len(run.notes) == 1 and "compiled" not in run.notes[0]
+    frame = run.frame()
+    assert frame.update_norm.notna().all() and frame.signal_norm.isna().all()
