@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,8 @@ from gradscope.errors import GradscopeError
 from gradscope.runs import frames
 from gradscope.runs.folder import RunFolder
 from gradscope.storage.reader import TableReader
+
+_ROWS_AT_ONCE = 2**17
 
 
 class MetricTable:
@@ -57,10 +59,21 @@ class MetricTable:
         """Return every metric, one row a step and layer, or shortcut."""
         return frames.readings(self._key, self.steps, self.width, self.arrays())
 
-    def piece(self, steps: np.ndarray, after: int, width: int) -> dict[str, np.ndarray]:
-        """Return every metric at `steps`, those after the step `after`; it is not kept."""
-        values = self._reader.read(self.metrics, steps, width, after=after)
-        return dict(zip(self.metrics, values, strict=True))
+    def pieces(self, width: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Yield steps with every metric at them, some at a time; nothing of it is kept.
+
+        Parameters
+        ----------
+        width : int
+            How many layers, or shortcuts, to read: those that there were at first.
+        """
+        steps = self.steps
+        height = max(1, _ROWS_AT_ONCE // max(1, width))
+        for start in range(0, steps.size, height):
+            some = steps[start : start + height]
+            after = int(steps[start - 1]) if start else -1
+            values = self._reader.read(self.metrics, some, width, after=after)
+            yield some, dict(zip(self.metrics, values, strict=True))
 
     def between(
         self,

@@ -17,8 +17,6 @@ from gradscope.runs.folder import RunFolder
 from gradscope.runs.metrics import MetricTable
 from gradscope.runs.remote import Mirror
 
-_CSV_ROWS = 2**17  # rows of a piece of the CSV
-
 
 class Run:
     """One recorded run; `gradscope.load` makes it.
@@ -222,9 +220,6 @@ class Run:
         ----------
         column : a metric of `schema.SHORTCUT_METRICS`
 
-        Returns
-        -------
-        array, shape (n_shortcuts,), bool
         """
         with self._lock:
             return self._of_shortcuts.was_read(column, None)
@@ -249,16 +244,12 @@ class Run:
         `inf`. A name that a spreadsheet would take for a formula gets a leading apostrophe.
         """
         with self._lock:
-            steps, layers = self._of_layers.steps, self._folder.layers.copy()
+            layers = self._folder.layers.copy()
         for column in ("name", "kind"):
             layers[column] = layers[column].map(export.defused)
         yield (",".join(schema.names(schema.FRAME)) + "\n").encode()
-        height = max(1, _CSV_ROWS // max(1, len(layers)))
-        for start in range(0, steps.size, height):
-            piece = steps[start : start + height]
-            after = int(steps[start - 1]) if start else -1
-            metrics = self._of_layers.piece(piece, after, len(layers))
-            yield export.csv_lines(frames.joined(layers, piece, metrics))
+        for steps, metrics in self._of_layers.pieces(len(layers)):
+            yield export.csv_lines(frames.joined(layers, steps, metrics))
 
     def to_csv(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write `frame()` to a CSV file, whole or not at all.

@@ -19,7 +19,7 @@ from gradscope.capture.modules import Modules
 from gradscope.errors import GradscopeError
 from gradscope.session.ranks import MEETING_SECONDS, Ranks
 from gradscope.storage.run_json import META_NAME, Meta, read_meta
-from gradscope.storage.writer import RunWriter
+from gradscope.storage.writer import RunWriter, remove_run
 
 _LONGEST_KIND = 60  # characters of a class name in the name of a folder
 
@@ -108,7 +108,7 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
         if writer is not None:
             writer.close()
             if writer.is_new:
-                writer.remove()
+                remove_run(writer.path)
         raise GradscopeError(problem)
     if every_rank:
         assert writer is not None

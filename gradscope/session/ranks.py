@@ -11,11 +11,10 @@ is taken to be gone; of steps that not every process has sent, only what all hol
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,8 @@ from gradscope import schema
 from gradscope.arithmetic import share_of_process
 from gradscope.autograd.torch_internals import default_store
 from gradscope.capture import layers
-from gradscope.capture.rows import Key, Keys, Layout, OfLayer, OfParameter, OfShortcut, OfStep
+from gradscope.capture.rows import Key, Keys, Layout, OfParameter, OfStep
+from gradscope.session.messages import Message
 from gradscope.session.tape import HostRow, HostSegment
 
 MEETING_SECONDS = 15
@@ -37,58 +37,6 @@ SILENCE_SECONDS = 20
 """For which a process may be silent, that sends every second, until it is taken to be gone."""
 
 _meetings: Counter[str] = Counter()  # of models of one signature, so far
-
-
-class _Message(NamedTuple):
-    rows: list[HostRow]
-    closing: bool
-
-    def packed(self) -> bytes:
-        """Return the message as bytes: its numbers, behind JSON that says what they are.
-
-        No pickle: whatever listens on a port of this machine is given no objects to make.
-        """
-        layouts: dict[Layout, int] = {}
-        values = [v for row in self.rows for _, v in row.segments]
-        rows = [
-            {
-                **{name: getattr(row, name) for name in ("step", "time", "skipped", "wide")},
-                "scalars": row.scalars,
-                "segments": [
-                    layouts.setdefault(layout, len(layouts)) for layout, _ in row.segments
-                ],
-            }
-            for row in self.rows
-        ]
-        written = [[[[_KINDS.index(type(k)), *k] for k in keys] for keys in x] for x in layouts]
-        head = {"closing": self.closing, "rows": rows, "layouts": written}
-        numbers = np.concatenate([np.empty(0), *values]).astype(np.float64)
-        return json.dumps(head).encode() + b"\n" + numbers.tobytes()
-
-    @classmethod
-    def unpacked(cls, data: bytes) -> _Message:
-        """Return the message of `packed` bytes."""
-        text, _, numbers = data.partition(b"\n")
-        head = json.loads(text)
-        values = np.frombuffer(numbers, np.float64)
-        layouts = [tuple(tuple(map(_key, keys)) for keys in x) for x in head["layouts"]]
-        rows = []
-        for row in head["rows"]:
-            segments: list[HostSegment] = []
-            for layout in (layouts[number] for number in row.pop("segments")):
-                segments.append((layout, values[: len(layout)]))
-                values = values[len(layout) :]
-            rows.append(HostRow(**row, segments=segments))
-        return cls(rows, head["closing"])
-
-
-_KINDS: list[type[Key]] = [OfLayer, OfParameter, OfShortcut, OfStep]
-
-
-def _key(written: Sequence[Any]) -> Key:
-    kind, *fields = written
-    key: Key = _KINDS[kind](*(tuple(f) if isinstance(f, list) else f for f in fields))
-    return key
 
 
 def signature(model: object) -> str:
@@ -202,11 +150,11 @@ class Ranks:
             If rank 0 does not take them.
         """
         if self.rank != 0:
-            self._send(_Message(rows, closing), seconds)
+            self._send(Message(rows, closing), seconds)
             if closing:
                 self._open.clear()
             return []
-        messages = {0: _Message(rows, closing)}
+        messages = {0: Message(rows, closing)}
         for rank in sorted(self._open - {0}):
             try:
                 messages[rank] = self._receive(rank, seconds)
@@ -231,19 +179,19 @@ class Ranks:
         found = self._waiting[step]
         return 0 in found and not self._open - found.keys()
 
-    def _send(self, message: _Message, seconds: float) -> None:
+    def _send(self, message: Message, seconds: float) -> None:
         data = torch.frombuffer(bytearray(message.packed()), dtype=torch.uint8)
         patience = timedelta(seconds=seconds)
         self._group.send([torch.tensor([data.numel()])], 0, 0).wait(patience)
         self._group.send([data], 0, 1).wait(patience)
 
-    def _receive(self, rank: int, seconds: float) -> _Message:
+    def _receive(self, rank: int, seconds: float) -> Message:
         size = torch.zeros(1, dtype=torch.int64)
         patience = timedelta(seconds=seconds)
         self._group.recv([size], rank, 0).wait(patience)
         data = torch.empty(int(size.item()), dtype=torch.uint8)
         self._group.recv([data], rank, 1).wait(patience)
-        return _Message.unpacked(data.numpy().tobytes())
+        return Message.unpacked(data.numpy().tobytes())
 
     # --- several processes' readings as one -------------------------------------------------------
 

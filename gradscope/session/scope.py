@@ -23,6 +23,7 @@ from gradscope.session.checks import check_scalars, check_sending
 from gradscope.session.drain import CLOSE_SECONDS, Drain
 from gradscope.session.opening import open_run
 from gradscope.session.sinks import DEFAULT_METRICS, Subscription
+from gradscope.storage.writer import remove_run
 
 if TYPE_CHECKING:
     from gradscope.diagnosis.findings import Diagnosis
@@ -79,7 +80,7 @@ class Scope:
         except BaseException:  # what `watch` raises leaves nothing behind
             self._drain.close(process_end.HURRY_SECONDS)
             if opened.is_new and opened.writer is not None:
-                opened.writer.remove()
+                remove_run(opened.writer.path)
             raise
         if opened.problem:
             self._tell(opened.problem)

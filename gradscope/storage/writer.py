@@ -211,18 +211,6 @@ class RunWriter:
                 free_room(self.path)
         self._lock.release()
 
-    def remove(self) -> None:
-        """Take a new run away again, once it is closed; the folder stays if others use it, too."""
-        for entry in (META_NAME, *schema.TABLES):
-            with suppress(OSError):
-                path = self.path / entry
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        with suppress(OSError):
-            (self.path / LOCK_NAME).unlink()
-        free_room(self.path)
-        with suppress(OSError):
-            self.path.rmdir()
-
     def _flush_table(self, table: str, last: int) -> None:
         if not self._rows[table]:
             return
@@ -307,6 +295,19 @@ class RunWriter:
                 f"{self.path}: rows cannot be written, {trouble}; they wait in memory"
                 f" ({MEMORY_LIMIT >> 20} MiB at most) until the disk takes them"
             )
+
+
+def remove_run(path: Path) -> None:
+    """Take a new run away again, once it is closed; the folder stays if it holds other files."""
+    for entry in (META_NAME, *schema.TABLES):
+        with suppress(OSError):
+            file = path / entry
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    with suppress(OSError):
+        (path / LOCK_NAME).unlink()
+    free_room(path)
+    with suppress(OSError):
+        path.rmdir()
 
 
 def _last_step(steps: list[parts.Part]) -> int:
