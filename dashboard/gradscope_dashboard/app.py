@@ -47,6 +47,8 @@ def _layout() -> html.Div:
             dcc.Location(id="url", refresh=False),
             dcc.Interval(id="poll", interval=1000 * controls.POLL_SECONDS),
             dcc.Store(id="names"),
+            dcc.Store(id="clicks"),
+            dcc.Store(id="handled"),
             dcc.Store(id="library"),
             dcc.Store(id="screen"),
             dcc.Store(id="shown-view"),

@@ -125,48 +125,63 @@ def register(app: Dash, library: Library) -> None:
         State("screen", "data"),
     )
 
+    app.clientside_callback(  # type: ignore[no-untyped-call]
+        ClientsideFunction("gradscope", "queue"),
+        Output("clicks", "data"),
+        Input({"set": ALL, "to": ALL}, "n_clicks"),
+        Input({"do": ALL, "to": ALL, "of": ALL}, "n_clicks"),
+        State("clicks", "data"),
+        prevent_initial_call=True,
+    )
+
     @app.callback(
         Output("url", "search"),
         Output("step", "max"),
         Output("step", "value"),
         Output("step-number", "max"),
         Output("step-number", "value"),
+        Output("handled", "data"),
         Input("url", "search"),
         Input("library", "data"),
         Input("step", "value"),
         Input("step-number", "value"),
-        Input({"set": ALL, "to": ALL}, "n_clicks"),
-        Input({"do": ALL, "to": ALL, "of": ALL}, "n_clicks"),
+        Input("clicks", "data"),
         *[Input(graph, "clickData", allow_optional=True) for graph in CLICKS],
+        State("handled", "data"),
         State("screen", "data"),
         prevent_initial_call=True,
     )
     def navigate(search: str, found: Any, *rest: Any) -> tuple[Any, ...]:
-        """Follow a click, the slider, or the address; the address says what is shown."""
-        screen = rest[-1]
+        """Follow clicks, the slider, or the address; the address says what is shown.
+
+        Clicks wait in a queue of the browser until they are handled: of a callback that is asked
+        for again, as by new steps, it drops what is on its way.
+        """
+        clicks, handled, screen = rest[2] or [], rest[-2] or 0, rest[-1]
         names = library.names
-        now = state.parse(search, NAMES, names)
+        now = new = state.parse(search, NAMES, names)
         marks = (found or {}).get("marks", {})
         latest = max((mark[1] for mark in marks.values() if mark[1] is not None), default=0)
-        new = now
-        by, value = ctx.triggered_id, ctx.triggered[0]["value"]
-        if by in ("step", "step-number") and value is not None:
-            wanted = max(int(value), 0)
-            new = now.but(step=wanted if wanted < latest else None)
-        elif isinstance(by, dict) and value:
-            new = _pressed(by, now, names, screen)
-        elif isinstance(by, str) and by in CLICKS and value:
-            with library.lock:
-                page = read_page(search, screen, library, NAMES)
-                new = now.but(**CLICKS[by](value["points"][0], page))
+        for button in clicks[handled:]:
+            new = _pressed(button, new, names, screen)
+        for trigger in ctx.triggered:
+            by, value = ctx.triggered_prop_ids.get(trigger["prop_id"]), trigger["value"]
+            if by in ("step", "step-number") and value is not None:
+                wanted = max(int(value), 0)
+                new = new.but(step=wanted if wanted < latest else None)
+            elif isinstance(by, str) and by in CLICKS and value:
+                with library.lock:
+                    page = read_page(search, screen, library, NAMES)
+                    new = new.but(**CLICKS[by](value["points"][0], page))
         step = latest if new.step is None else min(new.step, latest)
         address = new.search(NAMES[0])
         return (
-            address if address != (search or "") else no_update,
+            address if address != now.search(NAMES[0]) else no_update,
             max(latest, 1),
             step,
             latest,
             step,
+            len(clicks),
         )
 
     @app.callback(

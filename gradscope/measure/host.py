@@ -107,11 +107,14 @@ def deviation(x: Tensor, length: float, mean: float, precision: float) -> float:
     variance = square_mean - mean * mean
     if variance > precision * square_mean:
         return math.sqrt(variance)
-    square = 0.0
+    square = rest = 0.0
     for piece in _pieces(x.detach()):
-        part = norm(torch.sub(piece, mean, out=_scratch(piece)))
+        shifted = torch.sub(piece, mean, out=_scratch(piece))
+        rest += shifted.sum().item()  # of the rounding of the mean
+        part = norm(shifted)
         square += part * part
-    return math.sqrt(square / x.numel())
+    n = x.numel()
+    return math.sqrt(max(square / n - (rest / n) ** 2, 0.0))
 
 
 def _change_with_norms(

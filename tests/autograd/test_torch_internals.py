@@ -116,6 +116,7 @@ def remove(name: str, patch: pytest.MonkeyPatch) -> None:
 
 BY_OBJECT = {
     "Module._parameters",
+    "Module._modules",
     "Module._compiled_call_impl",
     "GradScaler._scale",
     "Optimizer.grad_scale",

@@ -1,4 +1,4 @@
-// What only the browser knows: the colours its system prefers, and how wide it is.
+// What only the browser knows: the colours its system prefers, how wide it is, what was clicked.
 window.dash_clientside = window.dash_clientside || {};
 window.dash_clientside.gradscope = {
   screen: function (search, _resized, known) {
@@ -11,6 +11,13 @@ window.dash_clientside.gradscope = {
       return window.dash_clientside.no_update;
     }
     return { theme: theme, narrow: narrow };
+  },
+  // Clicks in the order in which they came: the server handles those that it has not handled yet.
+  queue: function (_set, _do, queued) {
+    const pressed = window.dash_clientside.callback_context.triggered
+      .filter((t) => t.value)
+      .map((t) => JSON.parse(t.prop_id.slice(0, t.prop_id.lastIndexOf("."))));
+    return pressed.length ? (queued || []).concat(pressed) : window.dash_clientside.no_update;
   },
 };
 
