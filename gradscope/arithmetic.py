@@ -7,7 +7,7 @@ and what is combined is combined as its `schema.Column` says.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,18 +108,17 @@ def combine(
     out : array, shape (rows, layers or shortcuts)
     """
     values = readings[column.name]
-    repeats = Counter(numbers)
     places: dict[int, list[int]] = defaultdict(list)
     for i, number in enumerate(numbers):
         places[number].append(i)
-    once = [(number, some[0]) for number, some in places.items() if repeats[number] == 1]
+    once = [(number, some[0]) for number, some in places.items() if len(some) == 1]
     if once:
         targets, sources = zip(*once, strict=True)
         out[:, list(targets)] = values[:, list(sources)]
     weights = np.asarray(counts, dtype=np.float64)
+    mean = readings.get(column.mean)
     for number, some in places.items():
-        if repeats[number] > 1:
-            mean = readings.get(column.mean)
+        if len(some) > 1:
             means = None if mean is None else mean[:, some]
             out[:, number] = _combined(column, values[:, some], weights[some], means)
 

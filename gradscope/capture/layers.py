@@ -31,7 +31,7 @@ def is_distributed(model: nn.Module) -> bool:
     ) or any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
 
 
-def clean(name: str) -> str:
+def unwrapped_name(name: str) -> str:
     """Return the path `name` without the names that wrappers inside the model put into it."""
     return ".".join(part for part in name.split(".") if part not in WRAPPER_NAMES)
 

@@ -81,9 +81,9 @@ class Modules:
             if number is None:
                 number = self._number[module] = len(self._references)
                 self._references.append(weakref.ref(module))
-                self._infos.append(_describe(number, layers.clean(name), module))
+                self._infos.append(_describe(number, layers.unwrapped_name(name), module))
                 self._parents.append(by_name.get(name.rpartition(".")[0]) if name else None)
-            elif self._infos[number].name != (called := layers.clean(name)):
+            elif self._infos[number].name != (called := layers.unwrapped_name(name)):
                 self._infos[number] = self._infos[number]._replace(name=called)
             by_name[name] = number
             self._present.append(number)

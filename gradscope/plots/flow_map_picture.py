@@ -19,7 +19,7 @@ FULL = 15.0
 """Width in pixels of a path that carries as much gradient as the output layer's."""
 WIDEST = 30.0
 HAIRLINE = 1.0
-DECADES = 8.0
+DRAWN_DECADES = 8.0
 """So many decades below the output layer's gradient the path is a hairline."""
 
 DROP = 46.0
@@ -84,7 +84,7 @@ def width(signal: float, scale: float = 1.0) -> float:
         return 0.0
     if np.isinf(signal):
         return WIDEST * scale
-    full = FULL * (1 + np.log10(signal) / DECADES)
+    full = FULL * (1 + np.log10(signal) / DRAWN_DECADES)
     return float(np.clip(full * scale, HAIRLINE, WIDEST * scale))
 
 

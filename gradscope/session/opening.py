@@ -161,7 +161,7 @@ def _opened(writer: RunWriter, ranks: Ranks | None) -> Opened:
 def _replicas(model: nn.Module) -> dict[str, int]:
     """Return how many processes hold the same parameters of each layer, where not all do."""
     return {
-        layers.clean(name) or layers.ROOT: replicas(own[0][1])
+        layers.unwrapped_name(name) or layers.ROOT: replicas(own[0][1])
         for name, module in model.named_modules()
         if (own := layers.own_parameters(module)) and hasattr(own[0][1], "device_mesh")
     }

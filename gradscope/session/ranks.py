@@ -43,7 +43,7 @@ def signature(model: object) -> str:
     """Return what tells models apart, the same on every process that trains one."""
     names = [type(model).__name__]
     if isinstance(model, nn.Module):
-        names += [layers.clean(name) for name, _ in model.named_parameters()]
+        names += [layers.unwrapped_name(name) for name, _ in model.named_parameters()]
     text = "\n".join(names)
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
@@ -166,12 +166,16 @@ class Ranks:
                 self._waiting[row.step][rank] = row
             if message.closing:
                 self._open.discard(rank)
-        return [self._merge(step) for step in sorted(self._waiting) if self._is_ready(step)]
+        return self._take_ready()
 
     def give_up(self) -> list[HostRow]:
         """Return what is left of steps that some process has not sent."""
         self._open.clear()
         self._group = None
+        return self._take_ready()
+
+    def _take_ready(self) -> list[HostRow]:
+        """Take out the steps of which nothing is awaited any more, each as one row."""
         return [self._merge(step) for step in sorted(self._waiting) if self._is_ready(step)]
 
     def _is_ready(self, step: int) -> bool:
