@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import gradscope
+import plain_loop
 
 lightning = pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
 from gradscope.integrations.lightning import GradscopeCallback  # noqa: E402
@@ -22,33 +22,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::FutureWarning:lightning",
     "ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning",
 )
-READINGS = [
-    "grad_norm",
-    "clipped_grad_norm",
-    "weight_norm",
-    "update_norm",
-    "signal_norm",
-    "input_signal_norm",
-    "activation_norm",
-    "activation_mean",
-    "derivative_mean",
-]
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.act, self.fc, self.head = (
-            nn.Linear(5, 8),
-            nn.Tanh(),
-            nn.Linear(8, 8),
-            nn.Linear(8, 2),
-        )
-
-    def forward(self, x):
-        x = self.act(self.stem(x))
-        return self.head(x + self.fc(x))
 
 
 def data():
@@ -64,7 +37,7 @@ def loader():
 class Module(lightning.LightningModule):
     def __init__(self):
         super().__init__()
-        self.net = Net()
+        self.net = plain_loop.Net()
 
     def training_step(self, batch, batch_index):
         x, y = batch
@@ -110,33 +83,24 @@ def fit(module, callback, folder, **options):
     trainer.fit(module, loader(), loader())
 
 
-def plain(folder, epochs=1, accumulate=1, clip=None, autocast=False):
+def plain(folder, epochs=1, **options):
     """Return the run of the same training in a loop of one's own."""
-    model = Net()
+    model = plain_loop.Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    with gradscope.watch(model, folder) as scope:
-        losses = []
-        for _ in range(epochs):
-            for x, y in loader():
-                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    loss = F.cross_entropy(model(x), y)
-                (loss / accumulate).backward()
-                losses.append(loss.detach())
-                if len(losses) == accumulate:
-                    if clip:
-                        nn.utils.clip_grad_norm_(model.parameters(), clip)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    scope.log(train_loss=torch.stack(losses).mean())
-                    losses = []
-    return scope.run
+    batches = [batch for _ in range(epochs) for batch in loader()]
+    return plain_loop.train(model, optimizer, batches, loss_of, folder, **options)
+
+
+def loss_of(model, batch):
+    x, y = batch
+    return F.cross_entropy(model(x), y)
 
 
 def assert_same(run, expected):
     assert run.layers.name.tolist() == [f"net.{name}" for name in expected.layers.name]
     assert run.steps.step.tolist() == expected.steps.step.tolist()
     ours, theirs = run.frame(), expected.frame()
-    for column in READINGS:
+    for column in plain_loop.READINGS:
         np.testing.assert_allclose(ours[column], theirs[column], rtol=1e-6, err_msg=column)
     for column in ("grad_norm", "clipped_grad_norm", "train_loss"):
         np.testing.assert_allclose(run.steps[column], expected.steps[column], rtol=1e-6)

@@ -8,34 +8,21 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 import gradscope
+import plain_loop
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
 from gradscope.integrations.transformers import GradscopeCallback  # noqa: E402
 
-READINGS = [
-    "grad_norm", "clipped_grad_norm", "weight_norm", "update_norm", "signal_norm",
-    "input_signal_norm", "activation_norm", "activation_mean", "derivative_mean",
-]  # fmt: skip
 
-
-class Net(nn.Module):
+class Net(plain_loop.Net):
     """Takes and returns what the Trainer expects of a model."""
 
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.act, self.fc, self.head = (
-            nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 2),
-        )  # fmt: skip
-
     def forward(self, x, labels):
-        x = self.act(self.stem(x))
-        logits = self.head(x + self.fc(x))
+        logits = super().forward(x)
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
@@ -73,25 +60,15 @@ def fit(model, callback, folder, steps=6, data=None, **options):
     ).train()
 
 
-def plain(folder, epochs=1, accumulate=1, clip=None, autocast=False):
+def plain(folder, epochs=1, **options):
     """Return the run of the same training in a loop of one's own."""
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.0)
-    with gradscope.watch(model, folder) as scope:
-        losses = []
-        for batch in batches() * epochs:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = model(**batch)["loss"]
-            (loss / accumulate).backward()
-            losses.append(loss.detach())
-            if len(losses) == accumulate:
-                if clip:
-                    nn.utils.clip_grad_norm_(model.parameters(), clip)
-                optimizer.step()
-                optimizer.zero_grad()
-                scope.log(train_loss=torch.stack(losses).mean())
-                losses = []
-    return scope.run
+    return plain_loop.train(model, optimizer, batches() * epochs, loss_of, folder, **options)
+
+
+def loss_of(model, batch):
+    return model(**batch)["loss"]
 
 
 def assert_same(run, expected):
@@ -99,7 +76,7 @@ def assert_same(run, expected):
     assert run.layers.name.tolist() == expected.layers.name.tolist()
     assert run.steps.step.tolist() == expected.steps.step.tolist()
     ours, theirs = run.frame(), expected.frame()
-    for column in READINGS:
+    for column in plain_loop.READINGS:
         np.testing.assert_allclose(ours[column], theirs[column], rtol=1e-6, err_msg=column)
     for column in ("grad_norm", "clipped_grad_norm"):
         np.testing.assert_allclose(run.steps[column], expected.steps[column], rtol=1e-6)

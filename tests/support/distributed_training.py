@@ -17,24 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradscope
+from plain_loop import Net
 
 STEPS = 3
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.act, self.fc, self.head = (
-            nn.Linear(5, 8),
-            nn.Tanh(),
-            nn.Linear(8, 8),
-            nn.Linear(8, 2),
-        )
-
-    def forward(self, x):
-        x = self.act(self.stem(x))
-        return self.head(x + self.fc(x))
 
 
 def batches():
