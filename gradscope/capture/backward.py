@@ -10,8 +10,7 @@ from gradscope.autograd.torch_internals import (
     will_accumulate,
 )
 from gradscope.capture.faults import Faults, guarded
-from gradscope.capture.gradients import Gradients
-from gradscope.capture.steps import Steps
+from gradscope.capture.steps import BackwardReadings, Steps
 
 
 class Backwards:
@@ -43,7 +42,7 @@ class Backwards:
             self._unfinished = None  # it was interrupted, if it is not finished yet
         return outside
 
-    def arrives(self, gradients: Gradients) -> bool:
+    def arrives(self, gradients: BackwardReadings) -> bool:
         """Say whether the backward that reaches `gradients` counts; its first reading asks."""
         backward = current_backward()
         counts = self._steps.current.backwards.get(backward)
@@ -53,7 +52,7 @@ class Backwards:
             self._steps.current.gradients.setdefault(gradients)
         return counts
 
-    def _begin(self, backward: int, gradients: Gradients) -> bool:
+    def _begin(self, backward: int, gradients: BackwardReadings) -> bool:
         nested = self._unfinished is not None  # as reentrant checkpointing's backwards are
         if self._steps.current.is_over and not nested:
             self._steps.close()

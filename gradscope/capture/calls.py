@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from gradscope.capture.plan import Plan
 from gradscope.capture.rows import Key, OfLayer
 from gradscope.capture.steps import Step, Steps
 from gradscope.capture.structures import Structures
+from gradscope.capture.tapped import Taps
 from gradscope.capture.updates import Updates
 
 _UNSEEN = (
@@ -44,8 +46,8 @@ class Calls:
     cut : "shortcuts", "branches" or None
         What to cut in a second backward, on every `cut_every`-th step.
     cut_every : int
-    compiled : bool
-        Whether torch.compile has its hands on the model.
+    compiled : weak references to modules
+        Those that were handed to torch.compile.
     faults : Faults
 
     Attributes
@@ -63,7 +65,7 @@ class Calls:
         updates: Updates,
         cut: str | None,
         cut_every: int,
-        compiled: bool,
+        compiled: tuple[weakref.ref[nn.Module], ...],
         faults: Faults,
     ) -> None:
         self.faults = faults
@@ -74,12 +76,22 @@ class Calls:
         self._updates = updates
         self._cut = cut
         self._cut_every = cut_every
-        self._compiled = compiled
+        self._compiled = bool(compiled)
         self._suspects_compiler = False
         self._frames = compiled_frames()
         self._gave_up = False  # on forwards: what was not seen is no sign of compiled code
         self._eager = Eager()
         self._hooks = ModuleHooks(self)
+        self._taps = Taps(
+            compiled,
+            self._compiled_call_begins,
+            modules,
+            catalogue,
+            steps,
+            backwards,
+            self._hooks,
+            faults,
+        )
         self._structures = Structures(catalogue, faults, steps.start, self._meet)
         self._outermost = {0}  # modules that were called from outside the model
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
@@ -95,12 +107,16 @@ class Calls:
             return
         forward = self._forward or self._begin(number)
         if forward is not None:
+            if self._taps.looks:
+                self._taps.enter(number, args, kwargs)
             forward.enter(self._modules.info(number), args, kwargs)
 
     def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Note that module `number` returned."""
         if self._forward is None or in_transform():
             return
+        if self._taps.looks:
+            self._taps.leave(number, module, output)
         if self._forward.leave(number, module, args, output):
             forward, self._forward = self._forward, None
             self._tap(forward)
@@ -120,8 +136,16 @@ class Calls:
             self._gave_up = True
             self._steps.doubt_gradients()
 
+    def _compiled_call_begins(self) -> None:
+        """Note that a compiled module is called: if it is a forward, the step before is over."""
+        if self._backwards.is_outside() and not in_transform():
+            self._updates.look_for_step()
+            if self._steps.current.is_over:
+                self._steps.close()
+        self.saw_forward = True
+
     def _begin(self, number: int) -> Forward | None:
-        """Begin an outermost call; None where nothing is recorded of it."""
+        """Begin an outermost call; None where nothing is recorded of it, or taps do."""
         if not torch.is_grad_enabled():
             return None
         if self._backwards.is_outside():
@@ -130,7 +154,7 @@ class Calls:
                 self._steps.close()
         elif not self._computes_anew(number):
             return None
-        if not self._steps.current.recorded:
+        if not self._steps.current.recorded or self._taps.is_on:
             return None
         self._outermost.add(number)
         self._forward = Forward(self._expected.get(number))
@@ -173,6 +197,8 @@ class Calls:
         gradients = Gradients(
             plan, forward.readings, self._backwards.arrives, self._gradient_failed, cut
         )
+        if self._taps.looks:
+            self._taps.learn(plan, graph, forward)
         gradients.tap(graph, calls)
         if cut:
             step.tapped.append(gradients)
@@ -207,17 +233,20 @@ class Calls:
                 self._meet()
             self.arm()
         else:
-            self._hooks.take_out(keep=self._outermost)
-            self._eager.switch_off()
+            self._disarm()
 
     def step_ended(self, step: Step) -> None:
         """Give up a forward that was cut short, and tell compiled code by what it left out."""
         if self._forward is not None:  # an interrupt cut it short: it will never return
             self._forward = None
+        elif self._taps.is_on:
+            self._taps.step_ended(step)
         elif not self._gave_up:
             self._note_unseen(step)
         if self._steps.next_is_recorded:
             self.arm()
+        elif self._compiled:
+            self._disarm()
 
     def _note_unseen(self, step: Step) -> None:
         """Say that gradients came which no forward led to, and find out if compiled code made them.
@@ -247,6 +276,7 @@ class Calls:
 
     def detach(self) -> None:
         """Take out every hook."""
+        self._taps.detach()
         self._hooks.take_out()
         self._eager.switch_off()
         self._forward = None
@@ -254,5 +284,19 @@ class Calls:
     def arm(self) -> None:
         """Make the modules report their calls."""
         self._hooks.put_in(self._modules)
-        if self._compiled:
+        if self._taps.switch(self._is_readable_by_taps()):
+            self._eager.switch_off()
+        elif self._compiled:
             self._eager.switch_on()
+
+    def _is_readable_by_taps(self) -> bool:
+        """Whether the step that begins asks for nothing that taps do not read."""
+        step = self._steps.current
+        number = step.number + step.is_over
+        return self._cut is None or number % self._cut_every != 0
+
+    def _disarm(self) -> None:
+        """Leave an unrecorded step to itself: only its outermost calls report."""
+        self._hooks.take_out(keep=self._outermost)
+        self._taps.switch(False)
+        self._eager.switch_off()

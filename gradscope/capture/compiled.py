@@ -1,19 +1,28 @@
-"""torch.compile: compiled code has no module calls to report, so recorded steps run without it."""
+"""torch.compile: what of a model is compiled, and what runs in its place while steps are recorded.
+
+Compiled code has no module calls to report. So it is put aside for Python's (`Eager`), or compiled
+once more, with taps in the graph, by a twin with a cache of its own: what was compiled without taps
+stays as it is, and so does what it costs.
+"""
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Any
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from gradscope.autograd import torch_internals
+from gradscope.autograd.torch_internals import CompiledCall, Twins
 
 
-def is_compiled(model: nn.Module) -> bool:
-    """Whether `model` or a part of it has been handed to torch.compile."""
-    return any(map(torch_internals.is_compiled, model.modules()))
+def compiled_modules(model: nn.Module) -> tuple[weakref.ref[nn.Module], ...]:
+    """Return the modules of `model`, wrappers among them, that were handed to torch.compile."""
+    return tuple(weakref.ref(m) for m in model.modules() if torch_internals.is_compiled(m))
 
 
 def compiled_frames() -> int:
@@ -49,3 +58,91 @@ class Eager:
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
             self._stance = None
+
+
+class SiteListener(Protocol):
+    """What calls of compiled modules are reported to. None of its methods may raise."""
+
+    def compiled_call_begins(self) -> bool:
+        """Take note of a call; return whether the twin is to run."""
+
+    def compiled_call_ended(self, output: object) -> None:
+        """Take note that a call of the twin returned."""
+
+    def compiled_call_failed(self, error: Exception) -> None:
+        """Take note that the twin could not be compiled: what it stands for runs instead."""
+
+
+class Sites:
+    """The places where compiled modules are called, as far as these can be reached.
+
+    Parameters
+    ----------
+    modules : weak references
+        Those that were handed to torch.compile.
+    listener : SiteListener
+        Held weakly.
+
+    Raises
+    ------
+    Unavailable
+        Where this torch does not let us compile a module in the same way once more.
+    """
+
+    def __init__(
+        self, modules: tuple[weakref.ref[nn.Module], ...], listener: SiteListener
+    ) -> None:
+        self._modules = modules
+        self._twins = Twins()
+        self._listener = weakref.ref(listener)
+        for module in self._live():
+            torch_internals.compiled_call(module)  # raises where it cannot be understood
+
+    def put_in(self) -> None:
+        """Have their calls reported."""
+        for module in self._live():
+            found = torch_internals.compiled_call(module)
+            setattr(module, found.attribute, _reporting(found, self._twins, self._listener))
+
+    def take_out(self) -> None:
+        """Leave the modules as they were."""
+        for module in self._live():
+            for attribute in ("forward", "_compiled_call_impl"):
+                original = getattr(vars(module).get(attribute), "gradscope_original", None)
+                if original is not None:
+                    setattr(module, attribute, original)
+
+    def _live(self) -> list[nn.Module]:
+        return [m for reference in self._modules if (m := reference()) is not None]
+
+
+def _reporting(
+    found: CompiledCall, twins: Twins, reference: weakref.ref[SiteListener]
+) -> Callable[..., Any]:
+    """Return a function that reports a call, and makes it."""
+    original = found.function
+    twin: Callable[..., Any] | None = None
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal twin
+        if torch.compiler.is_compiling():
+            return original(*args, **kwargs)
+        listener = reference()
+        if listener is None or not listener.compiled_call_begins():
+            return original(*args, **kwargs)
+        if twin is None:
+            twin = twins.of(found)
+        try:
+            output = twin(*args, **kwargs)
+        except Exception as error:
+            if not torch_internals.is_of_compiler(error):
+                raise
+            listener.compiled_call_failed(error)
+            return original(*args, **kwargs)
+        listener.compiled_call_ended(output)
+        return output
+
+    call.gradscope_original = original  # type: ignore[attr-defined]
+    return call
+

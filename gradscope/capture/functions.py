@@ -126,6 +126,11 @@ def find_functions(
     return found
 
 
+def module_of(function: Function, graph: Graph) -> nn.Module:
+    """Return the module that does what `function` did, its settings included."""
+    return _MODULES[function.kind](graph.nodes[function.node])
+
+
 def read_functions(functions: Sequence[Function], graph: Graph, readings: Readings) -> None:
     """Add `derivative_mean`, `zero_fraction` and `saturated_fraction` of each function."""
     for function in functions:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -16,9 +17,16 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.autograd.torch_internals import apart_from_modes, is_scripted, is_tracing
+from gradscope.autograd.torch_internals import (
+    apart_from_modes,
+    is_scripted,
+    is_tracing,
+    rename_hook,
+    skip_frames_of,
+)
 from gradscope.capture.faults import Faults
 from gradscope.capture.hiding import Hook
+from gradscope.capture.taps import Spots, at_input, at_output
 
 
 class ModuleListener(Protocol):
@@ -46,6 +54,10 @@ class OptimizerListener(Protocol):
         """Take note that the step of an optimizer, any in this process, ended."""
 
 
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
 class _Hook(Hook):
     """A module hook that does not keep its listener alive, and never raises.
 
@@ -54,6 +66,8 @@ class _Hook(Hook):
     """
 
     def __init__(self, listener: weakref.ref[ModuleListener], number: int) -> None:
+        self.spots: Spots = ()
+        self.call: Callable[..., Any] = _call
         self._listener = listener
         self._number = number
 
@@ -62,29 +76,42 @@ class _Hook(Hook):
 
 
 class _EnterHook(_Hook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
-            return
+            return at_input(self.spots, args, kwargs)
+        return self.call(self._report, args, kwargs)
+
+    def _report(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         listener = self._listener()
         if listener is None or is_tracing():
-            return
+            return None
         try:
             apart_from_modes(listener.enter, self._number, args, kwargs)
+            return at_input(self.spots, args, kwargs)
         except Exception as error:
             listener.module_failed(self._number, error)
+            return None
 
 
 class _LeaveHook(_Hook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> Any:
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
-            return
+            return at_output(self.spots, module, args, output)
+        return self.call(self._report, module, args, output)
+
+    def _report(self, module: nn.Module, args: tuple[Any, ...], output: object) -> Any:
         listener = self._listener()
         if listener is None or is_tracing():
-            return
+            return None
         try:
             apart_from_modes(listener.leave, self._number, module, args, output)
+            return at_output(self.spots, module, args, output)
         except Exception as error:
             listener.module_failed(self._number, error)
+            return None
+
+
+_names = itertools.count(-1, -1)  # torch's own are not negative
 
 
 class ModuleHooks:
@@ -93,7 +120,17 @@ class ModuleHooks:
     def __init__(self, listener: ModuleListener) -> None:
         self._listener = weakref.ref(listener)
         self._handles: dict[int, list[RemovableHandle]] = {}
+        self._hooks: dict[int, tuple[_EnterHook, _LeaveHook]] = {}
+        self._spots: Mapping[int, tuple[Spots, Spots]] = {}
         self._given_up: set[int] = set()
+        self._name = next(_names)
+        self._call: Callable[..., Any] = _call
+
+    def hide_from_compiler(self) -> None:
+        """Have hooks that compiled code calls, rather than holds, run as they are from now on."""
+        for kind in (_EnterHook, _LeaveHook):
+            skip_frames_of(kind.__call__)
+        self._call = torch.compiler.disable(_call)
 
     def put_in(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         """Make `modules`, each with its number, report their calls."""
@@ -107,6 +144,17 @@ class ModuleHooks:
                     module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
                 )
                 handles.append(module.register_forward_hook(leave, always_call=True))
+                for handle in handles:
+                    rename_hook(handle, self._name)
+                self._hooks[number] = enter, leave
+                enter.call = leave.call = self._call
+                enter.spots, leave.spots = self._spots.get(number, ((), ()))
+
+    def tap(self, spots: Mapping[int, tuple[Spots, Spots]]) -> None:
+        """Tap, from now on, what these modules are called with and return, and no others."""
+        self._spots = spots
+        for number, (enter, leave) in self._hooks.items():
+            enter.spots, leave.spots = spots.get(number, ((), ()))
 
     def take_out(self, keep: Iterable[int] = ()) -> None:
         """Take out the hooks of all modules but those numbered in `keep`."""
@@ -119,6 +167,7 @@ class ModuleHooks:
         self._remove(number)
 
     def _remove(self, number: int) -> None:
+        self._hooks.pop(number, None)
         for handle in self._handles.pop(number, ()):
             handle.remove()
 

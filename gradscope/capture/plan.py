@@ -174,7 +174,7 @@ def make_plan(
         for edge in call.inputs:
             value = locate(graph, edge)
             consumers = consumers_of.get(value, []) if value is not None else []
-            inside = _within(graph, call, consumers)
+            inside = within(graph, call, consumers)
             if value is None or not inside:
                 continue
             if len(inside) == len(consumers) and not is_open(value):
@@ -218,7 +218,7 @@ def make_plan(
     return plan
 
 
-def _within(graph: Graph, call: Call, edges: Sequence[Edge]) -> list[Edge]:
+def within(graph: Graph, call: Call, edges: Sequence[Edge]) -> list[Edge]:
     """Return those of `edges` that `call` has made; none where that cannot be told."""
     with suppress(Unavailable):
         return [e for e in edges if call.start <= sequence_number(graph.nodes[e[0]]) < call.stop]

@@ -14,6 +14,7 @@ that failed is switched off and told of once (faults.py).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +51,8 @@ class Settings:
         Whose steps count; by default those of every optimizer that has a parameter of the model.
     scaler : optional
         A loss scaler whose class is not torch's.
-    compiled : bool
-        Whether torch.compile has its hands on the model.
+    compiled : weak references to modules
+        Those that were handed to torch.compile.
     keep_snapshot : bool, optional
         Keep the memory for the weights before a step.
     cut : "shortcuts", "branches" or None
@@ -62,7 +63,7 @@ class Settings:
     every: int = 1
     optimizers: Sequence[Optimizer] | None = None
     scaler: Any = None
-    compiled: bool = False
+    compiled: tuple[weakref.ref[nn.Module], ...] = ()
     keep_snapshot: bool | None = None
     cut: str | None = None
     cut_every: int = 1

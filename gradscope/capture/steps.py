@@ -10,15 +10,38 @@ from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.faults import Faults, guarded
-from gradscope.capture.gradients import Gradients
 from gradscope.capture.modules import Modules
 from gradscope.capture.parameters import ParameterReadings, Parameters
-from gradscope.capture.rows import OfStep, Readings, Row
+from gradscope.capture.rows import OfStep, Readings, Row, Segment
 from gradscope.wording import layers_named
+
+
+class HasSegments(Protocol):
+    """Readings, put together."""
+
+    def segments(self) -> list[Segment]:
+        """Return everything, put together to one tensor a device."""
+
+
+class BackwardReadings(Protocol):
+    """What is read in backwards; `leaves` are nodes that those reach that train the model."""
+
+    leaves: list[Node]
+
+    @property
+    def readings(self) -> HasSegments:
+        """What was read."""
+
+    def release(self) -> None:
+        """Let go of what would outlive the graph."""
+
+    def end_of_backward(self) -> None:
+        """Read what waits for the end."""
 
 
 class Step:
@@ -32,8 +55,8 @@ class Step:
         self.is_doubtful = False  # whether its signals are of this step is not known
         self.ended = math.nan  # seconds since the start
         self.stepped_by: list[weakref.ref[Optimizer]] = []
-        self.gradients: dict[Gradients, None] = {}  # those that a backward has reached
-        self.tapped: list[Gradients] = []  # those that hold on to their graph
+        self.gradients: dict[BackwardReadings, None] = {}  # those that a backward has reached
+        self.tapped: list[BackwardReadings] = []  # those that hold on to their graph
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
         self.forwarded: set[int] = set()  # modules whose calls were seen outside of backwards
         self.parameters: ParameterReadings | None = None

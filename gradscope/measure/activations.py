@@ -144,6 +144,16 @@ def derivative(activation: nn.Module | str, input: Tensor | None, output: Tensor
     return rule.derivative(source.detach(), settings)
 
 
+def slope_rule(
+    activation: nn.Module | str,
+) -> tuple[str, Callable[[Tensor, nn.Module | None], Tensor]] | None:
+    """Return how `derivative` is taken, once and for all; None where it is unknown.
+
+    From "output" or "input", and by which function of that, not in half precision, and the module.
+    """
+    return _rule(activation)
+
+
 def steepest(activation: nn.Module | str) -> float:
     """Return the largest |phi'| that `activation` can have, its settings considered."""
     kind = _kind(activation)

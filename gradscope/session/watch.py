@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gradscope.capture import layers
-from gradscope.capture.compiled import is_compiled
+from gradscope.capture.compiled import compiled_modules
 from gradscope.capture.recorder import Settings
 from gradscope.errors import GradscopeError
 from gradscope.session import process_end
@@ -137,7 +137,7 @@ def watch(
         every=every,
         optimizers=optimizers,
         scaler=scaler,
-        compiled=is_compiled(model),
+        compiled=compiled_modules(model),
         keep_snapshot=keep_snapshot,
         cut=cut,
         cut_every=cut_every,

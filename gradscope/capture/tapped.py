@@ -1,0 +1,425 @@
+"""Recorded steps of compiled models, read by taps within their graphs.
+
+The first recorded step runs eagerly, and the hooks on its graph show the structure; from then on a
+compiled twin of each compiled module runs in recorded steps (compiled.py), with taps where that
+structure has something to read (tap_plan.py, taps.py). What compiles anew later may be of another
+structure, and is looked at eagerly once more.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from gradscope.autograd.graph import Graph
+from gradscope.autograd.torch_internals import Unavailable, apart_from_modes
+from gradscope.capture.aliases import Aliases
+from gradscope.capture.backward import Backwards
+from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.compiled import Sites, compiled_frames
+from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.forward import Forward, with_gradient
+from gradscope.capture.hooks import ModuleHooks
+from gradscope.capture.modules import Modules
+from gradscope.capture.plan import Plan
+from gradscope.capture.rows import (
+    Key,
+    Keys,
+    Layout,
+    OfLayer,
+    Segment,
+    activation_keys,
+    output_keys,
+)
+from gradscope.capture.steps import Step, Steps
+from gradscope.capture.tap_plan import TapPlace, TapPlan, plan_taps
+from gradscope.capture.taps import COLUMNS, Spot, norms, rows
+from gradscope.wording import layers_named
+
+UNEVEN = 1e3
+"""So much larger may one part of a gradient be than the other for their cosine to be told."""
+
+STRUCTURES = 8
+"""So often what compiles anew is looked at eagerly; then recorded steps stay eager."""
+
+_TAPS = "compiled steps within their graphs"
+
+_READ = ("gradient", "norm", "mean", "deviation", "slope", "zero", "flat", "nothing")
+"""What is read of a row, in this order."""
+
+
+class TappedReadings:
+    """What taps have read in the backwards of one step, added up on the device.
+
+    Parameters
+    ----------
+    taps : Taps
+        Say which row is of what.
+    """
+
+    def __init__(self, taps: Taps) -> None:
+        self.leaves: list[Node] = []
+        self._taps = taps
+        self._present: set[int] = set()
+        self._total: Tensor | None = None
+        self._gradients: list[Tensor] = []  # norms, of each backward
+
+    @property
+    def readings(self) -> TappedReadings:
+        """Itself: it has `segments`, as `Readings` have."""
+        return self
+
+    def add(self, sent: Sequence[Tensor | None]) -> None:
+        """Take what the taps have sent in one backward."""
+        found = {i: x for i, x in enumerate(sent) if x is not None}
+        if not found:
+            return
+        nothing = torch.zeros_like(next(iter(found.values())))
+        matrix = torch.stack([found.get(i, nothing) for i in range(len(sent))])
+        if self._total is not None and len(self._total) == len(matrix):
+            self._total = self._total + matrix
+        else:
+            self._total = matrix
+        self._present |= found.keys()
+        self._gradients.append(norms(matrix[:, 0], matrix[:, 1], matrix[:, 2]))
+
+    def segments(self) -> list[Segment]:
+        """Return all readings, each with its keys."""
+        if self._total is None:
+            return []
+        layout, places, cosines = self._taps.layout(frozenset(self._present))
+        read = _readings(self._total).reshape(-1)[places]
+        parts, keys = [read], list(layout)
+        for gradients in self._gradients if cosines else ():
+            total, shortcut, branch = (gradients[list(rows)] for rows in zip(*cosines.values(), strict=True))
+            parts.append(_cosines(total, shortcut, branch))
+            keys += [(key,) for key in cosines]
+        return [(tuple(keys), torch.cat(parts))]
+
+    def release(self) -> None:
+        """Nothing is held that would outlive the step."""
+
+    def end_of_backward(self) -> None:
+        """Nothing waits for it."""
+
+
+def _readings(total: Tensor) -> Tensor:
+    """Return what rows tell, shape (rows, len(_READ))."""
+    column = dict(zip(COLUMNS, total.unbind(1), strict=True))
+    count = column["count"]
+    value = norms(column["value_low"], column["value"], column["value_high"])
+    mean = column["sum"] / count
+    variance = (value / count.sqrt()).square() - mean.square()
+    return torch.stack(
+        [
+            norms(column["gradient_low"], column["gradient"], column["gradient_high"]),
+            value,
+            mean,
+            variance.clamp(min=0).sqrt(),
+            column["slopes"] / count,
+            1 - column["nonzero"] / count,
+            column["flat"] / count,
+            torch.zeros_like(count),
+        ],
+        1,
+    )
+
+
+def _cosines(total: Tensor, shortcut: Tensor, branch: Tensor) -> Tensor:
+    """Return the cosine between two parts of a gradient, from their norms and that of their sum.
+
+    NaN where one part is so small beside the other that the sum's rounding would show.
+    """
+    one, other = total / shortcut, total / branch
+    cosine = (one * other - shortcut / branch - branch / shortcut) / 2
+    is_told = (shortcut > branch / UNEVEN) & (branch > shortcut / UNEVEN)
+    return torch.where(is_told, cosine.clamp(-1, 1), torch.nan)
+
+
+class Taps:
+    """Has compiled modules run with taps in recorded steps, as far as these show the structure.
+
+    Parameters
+    ----------
+    sites : modules that were handed to torch.compile, weakly
+    begin : called when a compiled module is called, gradients on
+        Returns whether that is within a recorded step.
+    modules, catalogue, steps, backwards, hooks, faults
+        Of the model.
+
+    Attributes
+    ----------
+    is_on : bool
+    """
+
+    def __init__(
+        self,
+        sites: tuple[weakref.ref[nn.Module], ...],
+        begin: Callable[[], None],
+        modules: Modules,
+        catalogue: Catalogue,
+        steps: Steps,
+        backwards: Backwards,
+        hooks: ModuleHooks,
+        faults: Faults,
+    ) -> None:
+        self.faults = faults
+        self.is_on = False
+        self._begin = begin
+        self._modules = modules
+        self._catalogue = catalogue
+        self._steps = steps
+        self._backwards = backwards
+        self._hooks = hooks
+        self._reached = False  # a site was called: what is put there is called, too
+        self._is_stale = True  # the structure is not known, or may have changed
+        self._frames = -1  # compiled functions when taps were warm
+        self._looks = 0
+        self._plans: dict[int, tuple[Plan, TapPlan]] = {}  # outermost module -> its last
+        self._rows: list[Tensor] = []
+        self._places: dict[TapPlace, int] = {}
+        self._nodes: list[Node] = []
+        self._arrived: TappedReadings | None = None
+        self._layouts: dict[frozenset[int], tuple[Layout, Tensor, dict[Key, tuple[int, ...]]]] = {}
+        self._aliases: Aliases | None = None
+        self._sites: Sites | None = None
+        try:
+            if sites and self._one_device() is not None:
+                hooks.hide_from_compiler()
+                self._sites = Sites(sites, self)
+                self._sites.put_in()
+        except Unavailable as error:
+            faults.report(_TAPS, error)
+
+    def _one_device(self) -> torch.device | None:
+        found = {p.device for _, m in self._modules for p in m.parameters(recurse=False)}
+        return found.pop() if len(found) == 1 else None
+
+    # --- which way a step runs --------------------------------------------------------------------
+
+    def switch(self, wanted: bool) -> bool:
+        """Run the next calls with taps if they are `wanted` and can be had; return if so."""
+        on = wanted and self._can_read()
+        if on != self.is_on:
+            self.is_on = on
+            self._hooks.tap(self._spots() if on else {})
+        return on
+
+    def _can_read(self) -> bool:
+        return (
+            self._sites is not None
+            and self._reached
+            and not self._is_stale
+            and not self.faults.is_off(_TAPS)
+            and bool(self._rows)
+        )
+
+    def step_ended(self, step: Step) -> None:
+        """Have the structure looked at again if a graph was compiled that was not there before."""
+        if not (self.is_on and step.recorded):
+            return
+        frames = compiled_frames()
+        if not step.gradients and step.parameters is not None and step.parameters.has_gradients:
+            self._give_up(
+                f"step {step.number} was compiled in a way that shows nothing to taps: it has"
+                " readings of parameters only. From now on recorded steps run without torch.compile"
+            )
+        elif self._frames < 0:
+            self._frames = frames
+        elif frames > self._frames:
+            self._frames = -1
+            self._is_stale = True
+            self._looks += 1
+            if self._looks > STRUCTURES:
+                self._give_up(
+                    "the model is compiled anew all the time: from now on recorded steps run"
+                    " without torch.compile"
+                )
+
+    def _give_up(self, sentence: str) -> None:
+        self.faults.tell(sentence)
+        self.detach()
+
+    def detach(self) -> None:
+        """Leave the compiled modules as they were."""
+        self.switch(False)
+        sites, self._sites = self._sites, None
+        if sites is not None:
+            sites.take_out()
+
+    # --- what compiled modules tell ---------------------------------------------------------------
+
+    def compiled_call_begins(self) -> bool:
+        """Take note of a call; return whether it runs with taps."""
+        if not torch.is_grad_enabled():
+            return False
+        self._reached = True
+        apart_from_modes(self._begin)
+        return self.is_on
+
+    def compiled_call_ended(self, output: object) -> None:
+        """Have the backward of a call reported when it begins."""
+        if not self._backwards.is_outside():
+            return
+        for tensor in with_gradient(output):
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.register_prehook(self._backward_begins)
+
+    def compiled_call_failed(self, error: Exception) -> None:
+        """Go on without taps: the compiler could not take them in."""
+        self.faults.report(_TAPS, error)
+        self.detach()
+
+    @guarded("the beginning of compiled backwards")
+    def _backward_begins(self, *_: object) -> None:
+        if self.is_on:
+            apart_from_modes(self._backwards.arrives, self._current())
+
+    def _rows_arrived(self, sent: tuple[Tensor | None, ...]) -> None:
+        try:
+            with torch.no_grad():
+                apart_from_modes(self._take, [None if x is None else x.detach() for x in sent])
+        except Exception as error:
+            self.faults.report(_TAPS, error)
+
+    def _take(self, sent: list[Tensor | None]) -> None:
+        if not self.is_on:
+            return
+        readings = self._current()
+        if self._backwards.arrives(readings):
+            readings.add(sent)
+
+    def _current(self) -> TappedReadings:
+        step = self._steps.current
+        if self._arrived is None or self._arrived not in step.gradients:
+            self._arrived = TappedReadings(self)
+            self._arrived.leaves = self._nodes
+        return self._arrived
+
+    # --- the structure ----------------------------------------------------------------------------
+
+    @property
+    def looks(self) -> bool:
+        """Whether the forward under way is to show the structure."""
+        return self._sites is not None and not self.is_on
+
+    def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Take note of a call in an eager forward."""
+        if self._aliases is None:
+            self._aliases = Aliases(with_gradient)
+        self._aliases.enter(number, args, kwargs)
+
+    def leave(self, number: int, module: nn.Module, output: object) -> None:
+        """Take note of a return in an eager forward."""
+        if self._aliases is not None:
+            self._aliases.leave(number, module, output)
+
+    @guarded("the structure of compiled steps")
+    def learn(self, plan: Plan, graph: Graph, forward: Forward) -> None:
+        """Plan taps for the structure of an eager forward."""
+        aliases, self._aliases = self._aliases, None
+        outermost = forward.modules[0].number
+        known = self._plans.get(outermost)
+        self._is_stale = False
+        if aliases is None or len(forward.calls) < len(forward.modules):
+            return
+        if known is not None and known[0] is plan:
+            return
+        elements = {
+            key.module: key.elements
+            for layout, _ in forward.readings.segments()
+            for keys in layout
+            for key in keys
+            if isinstance(key, OfLayer) and key.metric == "activation_norm"
+        }
+        taps = plan_taps(
+            plan,
+            graph,
+            forward.calls,
+            [module for module, _ in forward.returned()],
+            elements,
+            dict(self._modules),
+            aliases.unsafe(),
+        )
+        self._plans[outermost] = plan, taps
+        self._layouts.clear()
+        self._make_rows()
+        self._tell(taps)
+
+    def _make_rows(self) -> None:
+        places = dict.fromkeys(p for _, taps in self._plans.values() for p in taps.places())
+        device = self._one_device()
+        if device is not None and places and places.keys() != self._places.keys():
+            self._places = {place: i for i, place in enumerate(places)}
+            made, node = rows(len(places), device, self._rows_arrived)
+            self._rows, self._nodes = list(made), [node]
+
+    def _spots(self) -> dict[int, tuple[tuple[Spot, ...], tuple[Spot, ...]]]:
+        found: dict[int, dict[str, list[Spot]]] = {}
+        plans = [taps for _, taps in self._plans.values()]
+        for place, row in self._places.items():
+            is_read = any(place in taps.outputs or place in taps.values for taps in plans)
+            slope = next((t.slopes[place] for t in plans if place in t.slopes), None)
+            spot = Spot(place.position, self._rows[row], is_read, slope)
+            sides = found.setdefault(place.module, {"in": [], "out": []})
+            sides[place.side].append(spot)
+        return {n: (tuple(sides["in"]), tuple(sides["out"])) for n, sides in found.items()}
+
+    def layout(
+        self, present: frozenset[int]
+    ) -> tuple[Layout, Tensor, dict[Key, tuple[int, ...]]]:
+        """Return what `present` rows are of: keys, their places in what is read, and cosines."""
+        if present not in self._layouts:
+            keys: list[Keys] = []
+            places: list[int] = []
+            cosines: dict[Key, tuple[int, ...]] = {}
+            for _, taps in self._plans.values():
+                for place, row in self._places.items():
+                    if row in present:
+                        read = _keys(taps, place)
+                        keys += read.values()
+                        places += [row * len(_READ) + _READ.index(name) for name in read]
+                for cosine in taps.cosines:
+                    of = tuple(self._places[place] for place in cosine[1:])
+                    if present.issuperset(of):
+                        cosines[cosine.key] = of
+                if taps.zeros:
+                    keys.append(tuple(taps.zeros))
+                    places.append(_READ.index("nothing"))
+            device = self._rows[0].device
+            where = torch.tensor(places, dtype=torch.int64).to(device, non_blocking=True)
+            self._layouts[present] = tuple(keys), where, cosines
+        return self._layouts[present]
+
+    def _tell(self, taps: TapPlan) -> None:
+        """Say once what taps cannot show."""
+        for what, names in taps.unread.items():
+            if what.endswith("shortcuts"):
+                names = [self._catalogue.shortcuts[int(n)]["name"] for n in names]
+            self.faults.tell(
+                f"compiled steps are read within their graph, which does not show {what}"
+                f" ({layers_named(list(dict.fromkeys(names)))}): NaN from the second recorded step"
+                " on. Watch the model itself, without torch.compile, to have them all"
+            )
+
+
+def _keys(taps: TapPlan, place: TapPlace) -> dict[str, Keys]:
+    """Return what each reading of a row is of."""
+    found: dict[str, Keys] = {}
+    if taps.gradients.get(place):
+        found["gradient"] = tuple(taps.gradients[place])
+    norms_of = tuple(taps.values.get(place, ()))
+    if place in taps.outputs:
+        norm, mean, deviation = output_keys(place.module, taps.outputs[place])
+        found |= {"norm": norm + norms_of, "mean": mean, "deviation": deviation}
+    elif norms_of:
+        found["norm"] = norms_of
+    if place in taps.slopes:
+        of = activation_keys(place.module, taps.outputs[place])
+        found |= dict(zip(("slope", "zero", "flat"), of, strict=True))
+    return found
