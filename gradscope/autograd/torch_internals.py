@@ -148,6 +148,31 @@ INTERFACES = (
         "tells a module that was compiled in place before watch()",
         "",  # then a step without calls tells
     ),
+    Interface(
+        "OptimizedModule.dynamo_ctx",
+        "with the next three, lets a compiled module be compiled once more, with taps in its graph",
+        "",  # without, recorded steps run without torch.compile
+    ),
+    Interface(
+        "torch._dynamo.eval_frame._TorchDynamoContext",
+        "holds how a function was compiled",
+        "",
+    ),
+    Interface(
+        "torch._dynamo.eval_frame.innermost_backend",
+        "tells the backend that a function was compiled by",
+        "",
+    ),
+    Interface(
+        "torch._dynamo.eval_frame.skip_code",
+        "lets our hooks run as they are where compiled code calls them",
+        "",
+    ),
+    Interface(
+        "RemovableHandle.hooks_dict_ref",
+        "lets our hooks have numbers of ours, to which compiled code is bound",
+        "",  # without, recorded steps run without torch.compile
+    ),
     Interface("GradScaler._scale", "is the factor of the loss scaler, on its device", ""),
     Interface(
         "Optimizer.grad_scale",
@@ -600,17 +625,20 @@ def compiled_call(module: nn.Module) -> CompiledCall:
         else:
             attribute, target = "_compiled_call_impl", held._call_impl
             function = held._compiled_call_impl
-            kind = torch._dynamo.eval_frame._TorchDynamoContext
-            cells = [cell.cell_contents for cell in _original(function).__closure__]
-            (context,) = [found for found in cells if isinstance(found, kind)]
-        _ = context.callback, context.fullgraph, context._dynamic
+            context = _context(getattr(function, "gradscope_original", function))
+        _ = context.callback, context.fullgraph, context._dynamic, context._isolate_recompiles_id
+        _ = torch._dynamo.eval_frame.innermost_backend
     except (AttributeError, KeyError, TypeError, ValueError):
         raise Unavailable(_TWIN) from None
     return CompiledCall(attribute, function, target, context)
 
 
-def _original(function: Any) -> Any:
-    return getattr(function, "gradscope_original", function)
+def _context(function: Any) -> Any:
+    """Return how a compiled function was compiled."""
+    kind = torch._dynamo.eval_frame._TorchDynamoContext
+    cells = [cell.cell_contents for cell in function.__closure__]
+    (context,) = [found for found in cells if isinstance(found, kind)]
+    return context
 
 
 class _Backend:
@@ -641,26 +669,20 @@ class Twins:
     def of(self, call: CompiledCall) -> Callable[..., Any]:
         """Return the twin of a compiled function."""
         context = call.context
-        backend = torch._dynamo.eval_frame.innermost_backend(context.callback)
-        twin: Any = torch.compile(
+        compile: Any = torch.compile
+        twin = compile(
             call.target,
-            backend=self._backend(backend),
+            backend=self._backend(torch._dynamo.eval_frame.innermost_backend(context.callback)),
             fullgraph=context.fullgraph,
             dynamic=context._dynamic,
             isolate_recompiles=True,
         )
-        if isinstance(twin, nn.Module):
-            settings, function = twin.dynamo_ctx, twin.forward
-        else:
-            function = twin
-            kind = torch._dynamo.eval_frame._TorchDynamoContext
-            cells = [cell.cell_contents for cell in function.__closure__]
-            (settings,) = [found for found in cells if isinstance(found, kind)]
+        function: Callable[..., Any] = twin.forward if isinstance(twin, nn.Module) else twin
+        settings = _context(function)
         if self._cache is None:
             self._cache = settings._isolate_recompiles_id
         settings._isolate_recompiles_id = self._cache
-        made: Callable[..., Any] = function
-        return made
+        return function
 
     def _backend(self, backend: Any) -> _Backend:
         for known, twin in self._backends:
@@ -700,5 +722,5 @@ def rename_hook(handle: Any, name: int) -> None:
         if is_first:
             hooks.move_to_end(name, last=False)
         handle.id = name
-    except AttributeError:
-        raise Unavailable("RemovableHandle.hooks_dict_ref") from None
+    except AttributeError:  # compiled anew at each recorded step, until taps are given up
+        return

@@ -89,9 +89,7 @@ class Sites:
         Where this torch does not let us compile a module in the same way once more.
     """
 
-    def __init__(
-        self, modules: tuple[weakref.ref[nn.Module], ...], listener: SiteListener
-    ) -> None:
+    def __init__(self, modules: tuple[weakref.ref[nn.Module], ...], listener: SiteListener) -> None:
         self._modules = modules
         self._twins = Twins()
         self._listener = weakref.ref(listener)
@@ -131,8 +129,11 @@ def _reporting(
         listener = reference()
         if listener is None or not listener.compiled_call_begins():
             return original(*args, **kwargs)
-        if twin is None:
-            twin = twins.of(found)
+        try:
+            twin = twin or twins.of(found)
+        except Exception as error:
+            listener.compiled_call_failed(error)
+            return original(*args, **kwargs)
         try:
             output = twin(*args, **kwargs)
         except Exception as error:
@@ -145,4 +146,3 @@ def _reporting(
 
     call.gradscope_original = original  # type: ignore[attr-defined]
     return call
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -67,7 +68,6 @@ class _Hook(Hook):
 
     def __init__(self, listener: weakref.ref[ModuleListener], number: int) -> None:
         self.spots: Spots = ()
-        self.call: Callable[..., Any] = _call
         self._listener = listener
         self._number = number
 
@@ -79,7 +79,7 @@ class _EnterHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
             return at_input(self.spots, args, kwargs)
-        return self.call(self._report, args, kwargs)
+        return self._report(args, kwargs)
 
     def _report(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         listener = self._listener()
@@ -97,7 +97,7 @@ class _LeaveHook(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> Any:
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
             return at_output(self.spots, module, args, output)
-        return self.call(self._report, module, args, output)
+        return self._report(module, args, output)
 
     def _report(self, module: nn.Module, args: tuple[Any, ...], output: object) -> Any:
         listener = self._listener()
@@ -109,6 +109,34 @@ class _LeaveHook(_Hook):
         except Exception as error:
             listener.module_failed(self._number, error)
             return None
+
+
+class _HiddenEnterHook(_EnterHook):
+    """One that runs as it is where compiled code calls it, rather than holds it."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling():
+            return at_input(self.spots, args, kwargs)
+        return _aside()(self._report, args, kwargs)
+
+
+class _HiddenLeaveHook(_LeaveHook):
+    """One that runs as it is where compiled code calls it, rather than holds it."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: object) -> Any:
+        if torch.compiler.is_compiling():
+            return at_output(self.spots, module, args, output)
+        return _aside()(self._report, module, args, output)
+
+
+@functools.cache
+def _aside() -> Callable[..., Any]:
+    """Return what calls a function so that nothing of it is compiled."""
+    for kind in (_HiddenEnterHook, _HiddenLeaveHook):
+        skip_frames_of(kind.__call__)
+    disable: Any = torch.compiler.disable
+    aside: Callable[..., Any] = disable(_call)
+    return aside
 
 
 _names = itertools.count(-1, -1)  # torch's own are not negative
@@ -124,13 +152,12 @@ class ModuleHooks:
         self._spots: Mapping[int, tuple[Spots, Spots]] = {}
         self._given_up: set[int] = set()
         self._name = next(_names)
-        self._call: Callable[..., Any] = _call
+        self._kinds: tuple[type[_EnterHook], type[_LeaveHook]] = _EnterHook, _LeaveHook
 
     def hide_from_compiler(self) -> None:
-        """Have hooks that compiled code calls, rather than holds, run as they are from now on."""
-        for kind in (_EnterHook, _LeaveHook):
-            skip_frames_of(kind.__call__)
-        self._call = torch.compiler.disable(_call)
+        """Have hooks that compiled code calls, rather than holds, report as all others do."""
+        _aside()
+        self._kinds = _HiddenEnterHook, _HiddenLeaveHook
 
     def put_in(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         """Make `modules`, each with its number, report their calls."""
@@ -138,16 +165,16 @@ class ModuleHooks:
             known = number in self._handles or number in self._given_up
             if not known and not is_scripted(module):
                 handles = self._handles[number] = []
-                enter = _EnterHook(self._listener, number)
-                leave = _LeaveHook(self._listener, number)
+                enter = self._kinds[0](self._listener, number)
+                leave = self._kinds[1](self._listener, number)
                 handles.append(
                     module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
                 )
                 handles.append(module.register_forward_hook(leave, always_call=True))
-                for handle in handles:
-                    rename_hook(handle, self._name)
+                if self._kinds[0] is _HiddenEnterHook:
+                    for handle in handles:
+                        rename_hook(handle, self._name)
                 self._hooks[number] = enter, leave
-                enter.call = leave.call = self._call
                 enter.spots, leave.spots = self._spots.get(number, ((), ()))
 
     def tap(self, spots: Mapping[int, tuple[Spots, Spots]]) -> None:

@@ -171,7 +171,7 @@ def make_plan(
                 whole[value].append(key)
                 plan.outputs.append((value, layer))
         key = OfLayer("input_signal_norm", layer)
-        for edge in call.inputs:
+        for edge in dict.fromkeys(call.inputs):  # self-attention is given one tensor three times
             value = locate(graph, edge)
             consumers = consumers_of.get(value, []) if value is not None else []
             inside = within(graph, call, consumers)

@@ -19,7 +19,7 @@ from gradscope.autograd import torch_internals
 from gradscope.autograd.graph import Call, Edge, Graph, Value
 from gradscope.capture.functions import module_of
 from gradscope.capture.modules import ModuleInfo
-from gradscope.capture.plan import Place, Plan, locate, within
+from gradscope.capture.plan import Operand, Place, Plan, locate, within
 from gradscope.capture.rows import Key, OfLayer, OfShortcut
 from gradscope.capture.taps import Slope
 from gradscope.measure import activations
@@ -94,22 +94,33 @@ class _Finder:
         self._taken: dict[tuple[Value, frozenset[Edge]], TapPlace] = {}
         for ordinal, call in enumerate(calls):
             for position, edge in enumerate(call.outputs):
-                value, place = locate(graph, edge), self.place(ordinal, "out", position)
-                if value is not None and place is not None and self._is_once(place):
-                    if graph.index.get(edge[0]) == value[0] and edge[1] == value[1]:
-                        self._shown.setdefault(value, place)
+                value, place = locate(graph, edge), self.once(ordinal, "out", position)
+                if value is not None and place is not None:
+                    self._shown.setdefault(value, place)
             for position, edge in enumerate(call.inputs):
-                value, place = locate(graph, edge), self.place(ordinal, "in", position)
-                if value is None or place is None or not self._is_once(place):
-                    continue
-                inside = frozenset(within(graph, call, self._consumers.get(value, [])))
-                if inside:
+                value, place = locate(graph, edge), self.once(ordinal, "in", position)
+                if value is not None and place is not None:
+                    inside = frozenset(within(graph, call, self._consumers.get(value, [])))
                     self._taken.setdefault((value, inside), place)
 
     def place(self, ordinal: int, side: str, position: int) -> TapPlace | None:
-        """Return the place that a call shows a tensor at; None where it must not be tapped."""
+        """Return the place that a call shows a gradient at; None where that is not as hooks see it.
+
+        That of what a call returns is whole if the call has made it, and uses it no further; that
+        of what a call takes is the call's own if it does not return it.
+        """
+        call = self._calls[ordinal]
+        edge = (call.inputs if side == "in" else call.outputs)[position]
+        value = locate(self._graph, edge)
         if (ordinal, side, position) in self._unsafe:
             return None
+        if value is not None:
+            inside = within(self._graph, call, self._consumers.get(value, []))
+            if side == "out" and (inside or not within(self._graph, call, [(value[0], 0)])):
+                return None
+            returned = {locate(self._graph, edge) for edge in call.outputs}
+            if side == "in" and (value in returned or not inside or call.inputs.count(edge) > 1):
+                return None
         return TapPlace(self._modules[ordinal].number, side, position)
 
     def of_value(self, value: Value, seen: Collection[Value] = ()) -> TapPlace | None:
@@ -140,8 +151,21 @@ class _Finder:
             return self.of_value((edges[0][0], 0))
         return None
 
-    def _is_once(self, place: TapPlace) -> bool:
-        return place.module in self._once
+    def of_operand(self, operand: Operand) -> TapPlace | None:
+        """Return where the values of `operand` are shown."""
+        if operand.place is None or operand.times:
+            return None
+        ordinal, side, position = operand.place
+        call = self._calls[ordinal]
+        value = locate(self._graph, (call.inputs if side == "in" else call.outputs)[position])
+        if value is None or (place := self._shown.get(value)) is not None:
+            return None if value is None else place
+        return next((p for (of, _), p in self._taken.items() if of == value), None)
+
+    def once(self, ordinal: int, side: str, position: int) -> TapPlace | None:
+        """Return that place if it is shown by one call only."""
+        place = self.place(ordinal, side, position)
+        return place if place is not None and place.module in self._once else None
 
     def _is_open(self, value: Value) -> bool:
         return value in self._open or self._graph.nodes[value[0]] in self._graph.inputs
@@ -162,7 +186,7 @@ def plan_taps(
     graph: Graph,
     calls: Sequence[Call],
     modules: Sequence[ModuleInfo],
-    elements: Mapping[int, int],
+    elements: Mapping[int, Sequence[int]],
     live: Mapping[int, nn.Module],
     unsafe: Collection[Place],
 ) -> TapPlan:
@@ -172,7 +196,7 @@ def plan_taps(
     ----------
     plan, graph, calls
         Of one forward, that ran eagerly; `modules` are those that were called.
-    elements : number of a layer -> elements of its outputs in that forward
+    elements : number of a layer -> elements of each of its outputs in that forward, in order
     live : number -> module
     unsafe : places that must not be tapped
     """
@@ -190,13 +214,13 @@ def _plan_outputs(
     finder: _Finder,
     calls: Sequence[Call],
     modules: Sequence[ModuleInfo],
-    elements: Mapping[int, int],
+    elements: Mapping[int, Sequence[int]],
 ) -> None:
     for ordinal, (call, module) in enumerate(zip(calls, modules, strict=True)):
         if not module.is_layer:
             continue
         number = module.number
-        n = max(elements.get(number, 1), 1)
+        sizes = elements.get(number, ())
         if not call.outputs:
             taps.unread["outputs of layers that no gradient reaches"].append(module.name)
         for position in range(len(call.outputs)):
@@ -206,7 +230,7 @@ def _plan_outputs(
                     module.name
                 )
                 continue
-            taps.outputs[place] = n
+            taps.outputs[place] = max(sum(sizes[position :: len(call.outputs)]), 1)
             _add(taps.gradients, place, OfLayer("signal_norm", number))
 
 
@@ -221,7 +245,7 @@ def _plan_inputs(
     consumers = graph.consumers()
     of_layer: dict[ModuleInfo, list[tuple[TapPlace | None, TapPlace | None]]] = defaultdict(list)
     for ordinal, (call, module) in enumerate(zip(calls, modules, strict=True)):
-        for position, edge in enumerate(call.inputs if module.is_layer else ()):
+        for edge in dict.fromkeys(call.inputs if module.is_layer else ()):
             value = locate(graph, edge)
             inside = within(graph, call, consumers.get(value, [])) if value is not None else []
             if value is None or not inside:
@@ -229,15 +253,19 @@ def _plan_inputs(
             shown = finder.of_edges(value, inside)
             if len(inside) == len(consumers[value]):
                 shown = finder.of_value(value) or shown
-            of_layer[module].append((shown, finder.place(ordinal, "in", position)))
+            own = finder.place(ordinal, "in", call.inputs.index(edge))
+            of_layer[module].append((shown, own))
     for module, found in of_layer.items():
-        shown, own = ({place for place in some} for some in zip(*found, strict=True))
-        some = shown if None not in shown and len(shown) == len(found) else own
-        if None in some:
+        elsewhere = {place for place, _ in found if place is not None}
+        own = {place for _, place in found if place is not None}
+        if len(elsewhere) == len(found):
+            chosen = elsewhere
+        elif all(place is not None for _, place in found):
+            chosen = own
+        else:
             taps.unread["input_signal_norm"].append(module.name)
             continue
-        for place in some:
-            assert place is not None
+        for place in sorted(chosen):
             _add(taps.gradients, place, OfLayer("input_signal_norm", module.number))
 
 
@@ -292,7 +320,7 @@ def _plan_joins(taps: TapPlan, finder: _Finder, plan: Plan) -> None:
         for part in ("total", "shortcut", "branch"):
             if (place := places[part]) is not None:
                 _add(taps.gradients, place, keys[part][0])
-            elif part == "total" or join.parts[part] is not None:
+            else:
                 taps.unread[f"{part}_norm of shortcuts"].append(str(number))
         if join.parts["other"] is not None or join.is_open:
             taps.unread["other_norm and cosine of shortcuts"].append(str(number))
@@ -303,12 +331,22 @@ def _plan_joins(taps: TapPlan, finder: _Finder, plan: Plan) -> None:
             taps.unread["cosine of shortcuts"].append(str(number))
         else:
             taps.cosines.append(Cosine(join.keys["cosine"][0], total, shortcut, branch))
-    for operand, keys in plan.forward.items():
-        if operand.place is not None and not operand.times:
-            place = finder.place(*operand.place)
-            if place is not None and finder._is_once(place):
-                for key in keys:
-                    _add(taps.values, place, key)
+    _plan_values(taps, finder, plan)
+
+
+def _plan_values(taps: TapPlan, finder: _Finder, plan: Plan) -> None:
+    """Plan to read the norms of what joins add up, where modules take or return that itself."""
+    unread = {key for keys in plan.forward_sums.values() for key in keys}
+    for operand, found in plan.forward.items():
+        place = finder.of_operand(operand)
+        for key in found:
+            if place is None:
+                unread.add(key)
+            else:
+                _add(taps.values, place, key)
+    numbers = sorted({key.shortcut for key in unread if isinstance(key, OfShortcut)})
+    if numbers:
+        taps.unread["branch_ratio of shortcuts"] += map(str, numbers)
 
 
 def _number(keys: Sequence[Key]) -> int:

@@ -9,6 +9,7 @@ structure, and is looked at eagerly once more.
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,11 +93,12 @@ class TappedReadings:
         """Return all readings, each with its keys."""
         if self._total is None:
             return []
-        layout, places, cosines = self._taps.layout(frozenset(self._present))
-        read = _readings(self._total).reshape(-1)[places]
+        layout, where, cosines = self._taps.layout(frozenset(self._present))
+        read = _readings(self._total).reshape(-1)[where]
         parts, keys = [read], list(layout)
         for gradients in self._gradients if cosines else ():
-            total, shortcut, branch = (gradients[list(rows)] for rows in zip(*cosines.values(), strict=True))
+            parts_of = zip(*cosines.values(), strict=True)
+            total, shortcut, branch = (gradients[list(places)] for places in parts_of)
             parts.append(_cosines(total, shortcut, branch))
             keys += [(key,) for key in cosines]
         return [(tuple(keys), torch.cat(parts))]
@@ -330,13 +332,11 @@ class Taps:
             return
         if known is not None and known[0] is plan:
             return
-        elements = {
-            key.module: key.elements
-            for layout, _ in forward.readings.segments()
-            for keys in layout
-            for key in keys
-            if isinstance(key, OfLayer) and key.metric == "activation_norm"
-        }
+        elements: dict[int, list[int]] = defaultdict(list)
+        for layout, _ in forward.readings.segments():
+            for key in (key for keys in layout for key in keys):
+                if isinstance(key, OfLayer) and key.metric == "activation_norm":
+                    elements[key.module].append(key.elements)
         taps = plan_taps(
             plan,
             graph,
@@ -370,9 +370,7 @@ class Taps:
             sides[place.side].append(spot)
         return {n: (tuple(sides["in"]), tuple(sides["out"])) for n, sides in found.items()}
 
-    def layout(
-        self, present: frozenset[int]
-    ) -> tuple[Layout, Tensor, dict[Key, tuple[int, ...]]]:
+    def layout(self, present: frozenset[int]) -> tuple[Layout, Tensor, dict[Key, tuple[int, ...]]]:
         """Return what `present` rows are of: keys, their places in what is read, and cosines."""
         if present not in self._layouts:
             keys: list[Keys] = []

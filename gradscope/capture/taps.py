@@ -23,7 +23,7 @@ COLUMNS = (
     *("value_low", "value", "value_high"),
     *("sum", "count", "nonzero", "slopes", "flat"),
 )
-"""What a row holds: sums of squares (of those too small, of most, of those too large), then sums."""
+"""What a row holds: sums of squares, of those too small, in range, and too large; and sums."""
 
 _N_GRADIENT = 3
 _HALF = (torch.float16, torch.bfloat16)
@@ -87,12 +87,12 @@ class _Tap(torch.autograd.Function):
     """The identity, as a copy: what follows may work in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, row: Tensor, sums: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, row: Tensor, sums: Tensor) -> Tensor:
         ctx.save_for_backward(sums)
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         (sums,) = ctx.saved_tensors
         squares = _squares(gradient.detach(), sums.dtype)
         return gradient, torch.cat([torch.stack(squares), sums]), None
@@ -139,7 +139,7 @@ def _replace(value: Any, spots: Spots, seen: list[int], source: _Source | None) 
 def _tapped(x: Tensor, spot: Spot, source: _Source | None) -> Tensor:
     if not x.is_floating_point() or x.layout is not torch.strided:
         return x
-    tapped: Tensor = _Tap.apply(x, spot.row, _sums(x, spot, source))  # type: ignore[no-untyped-call]
+    tapped: Tensor = _Tap.apply(x, spot.row, _sums(x, spot, source))
     return tapped
 
 
@@ -194,7 +194,7 @@ def norms(low: Tensor, middle: Tensor, high: Tensor) -> Tensor:
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         _: Tensor,
         n: int,
@@ -207,7 +207,7 @@ class _Rows(torch.autograd.Function):
         return tuple(torch.zeros(len(COLUMNS), dtype=wide, device=device) for _ in range(n))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None, None, None]:
         ctx.arrived(gradients)
         return None, None, None, None
 
@@ -221,5 +221,5 @@ def rows(
     what the taps of each row have sent (None: nothing). It may be run any number of times.
     """
     leaf = torch.zeros((), device=device, requires_grad=True)
-    made = _Rows.apply(leaf, n, device, arrived)  # type: ignore[no-untyped-call]
+    made = _Rows.apply(leaf, n, device, arrived)
     return made, made[0].grad_fn

@@ -118,6 +118,8 @@ BY_OBJECT = {
     "Module._parameters",
     "Module._modules",
     "Module._compiled_call_impl",
+    "OptimizedModule.dynamo_ctx",
+    "RemovableHandle.hooks_dict_ref",
     "GradScaler._scale",
     "Optimizer.grad_scale",
 }
