@@ -256,12 +256,12 @@ def _plan_inputs(
             own = finder.place(ordinal, "in", call.inputs.index(edge))
             of_layer[module].append((shown, own))
     for module, found in of_layer.items():
-        elsewhere = {place for place, _ in found if place is not None}
-        own = {place for _, place in found if place is not None}
+        elsewhere = {shown for shown, _ in found if shown is not None}
+        mine = {own for _, own in found if own is not None}
         if len(elsewhere) == len(found):
             chosen = elsewhere
-        elif all(place is not None for _, place in found):
-            chosen = own
+        elif all(own is not None for _, own in found):
+            chosen = mine
         else:
             taps.unread["input_signal_norm"].append(module.name)
             continue
