@@ -106,17 +106,19 @@ class Calls:
         if in_transform():
             return
         forward = self._forward or self._begin(number)
+        if self._taps.is_on:
+            self._taps.passes(number, 1)
         if forward is not None:
-            if self._taps.looks:
-                self._taps.enter(number, args, kwargs)
+            self._taps.enter(number, args, kwargs)
             forward.enter(self._modules.info(number), args, kwargs)
 
     def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Note that module `number` returned."""
+        if self._taps.is_on:
+            self._taps.passes(number, -1)
         if self._forward is None or in_transform():
             return
-        if self._taps.looks:
-            self._taps.leave(number, module, output)
+        self._taps.leave(number, module, output)
         if self._forward.leave(number, module, args, output):
             forward, self._forward = self._forward, None
             self._tap(forward)
@@ -158,6 +160,7 @@ class Calls:
             return None
         self._outermost.add(number)
         self._forward = Forward(self._expected.get(number))
+        self._taps.forward_begins()
         return self._forward
 
     def _computes_anew(self, number: int) -> bool:
@@ -219,6 +222,7 @@ class Calls:
 
     def _meet(self) -> None:
         """Look for modules that were added to the model."""
+        self._taps.forget()
         self._modules.look_for_new()
         self._hooks.take_out(keep=[number for number, _ in self._modules])
         self._hooks.put_in(self._modules)

@@ -182,6 +182,7 @@ class Taps:
         self._is_stale = True  # the structure is not known, or may have changed
         self._frames = -1  # compiled functions when taps were warm
         self._looks = 0
+        self._depth = 0  # of calls under way that taps read
         self._plans: dict[int, tuple[Plan, TapPlan]] = {}  # outermost module -> its last
         self._rows: list[Tensor] = []
         self._places: dict[TapPlace, int] = {}
@@ -209,6 +210,7 @@ class Taps:
         on = wanted and self._can_read()
         if on != self.is_on:
             self.is_on = on
+            self._depth = 0
             self._hooks.tap(self._spots() if on else {})
         return on
 
@@ -308,13 +310,31 @@ class Taps:
     @property
     def looks(self) -> bool:
         """Whether the forward under way is to show the structure."""
-        return self._sites is not None and not self.is_on
+        return self._aliases is not None
+
+    def forward_begins(self) -> None:
+        """Take note of an eager forward on a recorded step."""
+        can_look = self._sites is not None and (self._reached or not self._steps.rows)
+        self._aliases = Aliases(with_gradient) if can_look and not self.is_on else None
+
+    def forget(self) -> None:
+        """Look at the structure once more: modules have changed."""
+        self._is_stale = True
+
+    def passes(self, number: int, way: int) -> None:
+        """Take note of a call (1) or return (-1) that taps read, or that nobody does."""
+        if way > 0 and not self._depth and number not in self._plans and not self._is_stale:
+            self._is_stale = True
+            self.faults.tell(
+                f"a part of the model was called by itself for the first time in step"
+                f" {self._steps.current.number}: it is read from the next recorded step on"
+            )
+        self._depth = max(self._depth + way, 0)
 
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note of a call in an eager forward."""
-        if self._aliases is None:
-            self._aliases = Aliases(with_gradient)
-        self._aliases.enter(number, args, kwargs)
+        if self._aliases is not None:
+            self._aliases.enter(number, args, kwargs)
 
     def leave(self, number: int, module: nn.Module, output: object) -> None:
         """Take note of a return in an eager forward."""
@@ -402,7 +422,7 @@ class Taps:
             self.faults.tell(
                 f"compiled steps are read within their graph, which does not show {what}"
                 f" ({layers_named(list(dict.fromkeys(names)))}): NaN from the second recorded step"
-                " on. Watch the model itself, without torch.compile, to have them all"
+                " on. A model that is not compiled shows them all"
             )
 
 

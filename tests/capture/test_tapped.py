@@ -525,3 +525,41 @@ def test_a_compiler_that_fails_is_told_and_left(tmp_path):
         run, copies = recorded(model, torch.compile(model, backend=backend), data, tmp_path / "run")
     assert any("compiled steps within their graphs" in note for note in run.notes)
     assert_read(run, 3, copies[3], data[3:])
+
+
+def test_a_layer_that_is_replaced_is_read_on(tmp_path):
+    model, data = Net(), batches(5)
+    call = torch.compile(model, backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(call, tmp_path / "run", optimizer=optimizer) as scope:
+        for i, batch in enumerate(data):
+            if i == 3:
+                model.head = nn.Linear(8, 2)
+                optimizer.add_param_group({"params": model.head.parameters()})
+            last = copy.deepcopy(model)
+            step(call, optimizer, batch)
+    assert_read(scope.run, 4, last, data[4:])
+
+
+def test_parts_that_are_called_one_by_one_are_read(tmp_path):
+    class Parts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.encode, self.decode = nn.Linear(5, 4), nn.Linear(4, 2)
+            self.extra, self.act = nn.Linear(4, 4), nn.Tanh()
+
+    model, data = Parts(), batches(5)
+    for part in model.children():
+        part.compile(backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x, y in data:
+            optimizer.zero_grad()
+            value = model.act(model.encode(x))
+            value.retain_grad()
+            F.cross_entropy(model.decode(value), y).backward()
+            optimizer.step()
+    frame = scope.run.frame().set_index(["step", "name"])
+    assert frame.signal_norm[4, "act"] == pytest.approx(value.grad.norm().item(), rel=1e-5)
+    assert frame.activation_norm[4, "act"] == pytest.approx(value.norm().item(), rel=1e-5)
