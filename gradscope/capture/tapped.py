@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Graph
-from gradscope.autograd.torch_internals import Unavailable, apart_from_modes
+from gradscope.autograd.torch_internals import Unavailable, apart_from_modes, will_accumulate
 from gradscope.capture.aliases import Aliases
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
@@ -29,118 +28,17 @@ from gradscope.capture.hooks import ModuleHooks
 from gradscope.capture.modules import Modules
 from gradscope.capture.plan import Plan
 from gradscope.capture.rows import (
-    Key,
-    Keys,
-    Layout,
     OfLayer,
-    Segment,
-    activation_keys,
-    output_keys,
 )
 from gradscope.capture.steps import Step, Steps
-from gradscope.capture.tap_plan import TapPlace, TapPlan, plan_taps
-from gradscope.capture.taps import COLUMNS, Spot, norms, rows
+from gradscope.capture.tap_plan import TapPlan, plan_taps
+from gradscope.capture.tap_readings import TappedReadings, TapRows
 from gradscope.wording import layers_named
-
-UNEVEN = 1e3
-"""So much larger may one part of a gradient be than the other for their cosine to be told."""
 
 STRUCTURES = 8
 """So often what compiles anew is looked at eagerly; then recorded steps stay eager."""
 
 _TAPS = "compiled steps within their graphs"
-
-_READ = ("gradient", "norm", "mean", "deviation", "slope", "zero", "flat", "nothing")
-"""What is read of a row, in this order."""
-
-
-class TappedReadings:
-    """What taps have read in the backwards of one step, added up on the device.
-
-    Parameters
-    ----------
-    taps : Taps
-        Say which row is of what.
-    """
-
-    def __init__(self, taps: Taps) -> None:
-        self.leaves: list[Node] = []
-        self._taps = taps
-        self._present: set[int] = set()
-        self._total: Tensor | None = None
-        self._gradients: list[Tensor] = []  # norms, of each backward
-
-    @property
-    def readings(self) -> TappedReadings:
-        """Itself: it has `segments`, as `Readings` have."""
-        return self
-
-    def add(self, sent: Sequence[Tensor | None]) -> None:
-        """Take what the taps have sent in one backward."""
-        found = {i: x for i, x in enumerate(sent) if x is not None}
-        if not found:
-            return
-        nothing = torch.zeros_like(next(iter(found.values())))
-        matrix = torch.stack([found.get(i, nothing) for i in range(len(sent))])
-        if self._total is not None and len(self._total) == len(matrix):
-            self._total = self._total + matrix
-        else:
-            self._total = matrix
-        self._present |= found.keys()
-        self._gradients.append(norms(matrix[:, 0], matrix[:, 1], matrix[:, 2]))
-
-    def segments(self) -> list[Segment]:
-        """Return all readings, each with its keys."""
-        if self._total is None:
-            return []
-        layout, where, cosines = self._taps.layout(frozenset(self._present))
-        read = _readings(self._total).reshape(-1)[where]
-        parts, keys = [read], list(layout)
-        for gradients in self._gradients if cosines else ():
-            parts_of = zip(*cosines.values(), strict=True)
-            total, shortcut, branch = (gradients[list(places)] for places in parts_of)
-            parts.append(_cosines(total, shortcut, branch))
-            keys += [(key,) for key in cosines]
-        return [(tuple(keys), torch.cat(parts))]
-
-    def release(self) -> None:
-        """Nothing is held that would outlive the step."""
-
-    def end_of_backward(self) -> None:
-        """Nothing waits for it."""
-
-
-def _readings(total: Tensor) -> Tensor:
-    """Return what rows tell, shape (rows, len(_READ))."""
-    column = dict(zip(COLUMNS, total.unbind(1), strict=True))
-    count = column["count"]
-    value = norms(column["value_low"], column["value"], column["value_high"])
-    mean = column["sum"] / count
-    variance = (value / count.sqrt()).square() - mean.square()
-    return torch.stack(
-        [
-            norms(column["gradient_low"], column["gradient"], column["gradient_high"]),
-            value,
-            mean,
-            variance.clamp(min=0).sqrt(),
-            column["slopes"] / count,
-            1 - column["nonzero"] / count,
-            column["flat"] / count,
-            torch.zeros_like(count),
-        ],
-        1,
-    )
-
-
-def _cosines(total: Tensor, shortcut: Tensor, branch: Tensor) -> Tensor:
-    """Return the cosine between two parts of a gradient, from their norms and that of their sum.
-
-    NaN where one part is so small beside the other that the sum's rounding would show.
-    """
-    one, other = total / shortcut, total / branch
-    cosine = (one * other - shortcut / branch - branch / shortcut) / 2
-    is_told = (shortcut > branch / UNEVEN) & (branch > shortcut / UNEVEN)
-    return torch.where(is_told, cosine.clamp(-1, 1), torch.nan)
 
 
 class Taps:
@@ -184,11 +82,8 @@ class Taps:
         self._looks = 0
         self._depth = 0  # of calls under way that taps read
         self._plans: dict[int, tuple[Plan, TapPlan]] = {}  # outermost module -> its last
-        self._rows: list[Tensor] = []
-        self._places: dict[TapPlace, int] = {}
-        self._nodes: list[Node] = []
+        self._rows = TapRows()
         self._arrived: TappedReadings | None = None
-        self._layouts: dict[frozenset[int], tuple[Layout, Tensor, dict[Key, tuple[int, ...]]]] = {}
         self._aliases: Aliases | None = None
         self._sites: Sites | None = None
         try:
@@ -211,7 +106,7 @@ class Taps:
         if on != self.is_on:
             self.is_on = on
             self._depth = 0
-            self._hooks.tap(self._spots() if on else {})
+            self._hooks.tap(self._rows.spots() if on else {})
         return on
 
     def _can_read(self) -> bool:
@@ -263,9 +158,14 @@ class Taps:
         if not torch.is_grad_enabled():
             return False
         self._reached = True
-        apart_from_modes(self._begin)
+        self._note_call()
         return self.is_on
 
+    @guarded("calls of compiled modules")
+    def _note_call(self) -> None:
+        apart_from_modes(self._begin)
+
+    @guarded("the beginning of compiled backwards")
     def compiled_call_ended(self, output: object) -> None:
         """Have the backward of a call reported when it begins."""
         if not self._backwards.is_outside():
@@ -281,7 +181,7 @@ class Taps:
 
     @guarded("the beginning of compiled backwards")
     def _backward_begins(self, *_: object) -> None:
-        if self.is_on:
+        if self.is_on and will_accumulate(self._rows.nodes):
             apart_from_modes(self._backwards.arrives, self._current())
 
     def _rows_arrived(self, sent: tuple[Tensor | None, ...]) -> None:
@@ -301,8 +201,7 @@ class Taps:
     def _current(self) -> TappedReadings:
         step = self._steps.current
         if self._arrived is None or self._arrived not in step.gradients:
-            self._arrived = TappedReadings(self)
-            self._arrived.leaves = self._nodes
+            self._arrived = TappedReadings(self._rows)
         return self._arrived
 
     # --- the structure ----------------------------------------------------------------------------
@@ -367,52 +266,10 @@ class Taps:
             aliases.unsafe(),
         )
         self._plans[outermost] = plan, taps
-        self._layouts.clear()
-        self._make_rows()
+        if (device := self._one_device()) is not None:
+            plans = [planned for _, planned in self._plans.values()]
+            self._rows.plan(plans, device, self._rows_arrived)
         self._tell(taps)
-
-    def _make_rows(self) -> None:
-        places = dict.fromkeys(p for _, taps in self._plans.values() for p in taps.places())
-        device = self._one_device()
-        if device is not None and places and places.keys() != self._places.keys():
-            self._places = {place: i for i, place in enumerate(places)}
-            made, node = rows(len(places), device, self._rows_arrived)
-            self._rows, self._nodes = list(made), [node]
-
-    def _spots(self) -> dict[int, tuple[tuple[Spot, ...], tuple[Spot, ...]]]:
-        found: dict[int, dict[str, list[Spot]]] = {}
-        plans = [taps for _, taps in self._plans.values()]
-        for place, row in self._places.items():
-            is_read = any(place in taps.outputs or place in taps.values for taps in plans)
-            slope = next((t.slopes[place] for t in plans if place in t.slopes), None)
-            spot = Spot(place.position, self._rows[row], is_read, slope)
-            sides = found.setdefault(place.module, {"in": [], "out": []})
-            sides[place.side].append(spot)
-        return {n: (tuple(sides["in"]), tuple(sides["out"])) for n, sides in found.items()}
-
-    def layout(self, present: frozenset[int]) -> tuple[Layout, Tensor, dict[Key, tuple[int, ...]]]:
-        """Return what `present` rows are of: keys, their places in what is read, and cosines."""
-        if present not in self._layouts:
-            keys: list[Keys] = []
-            places: list[int] = []
-            cosines: dict[Key, tuple[int, ...]] = {}
-            for _, taps in self._plans.values():
-                for place, row in self._places.items():
-                    if row in present:
-                        read = _keys(taps, place)
-                        keys += read.values()
-                        places += [row * len(_READ) + _READ.index(name) for name in read]
-                for cosine in taps.cosines:
-                    of = tuple(self._places[place] for place in cosine[1:])
-                    if present.issuperset(of):
-                        cosines[cosine.key] = of
-                if taps.zeros:
-                    keys.append(tuple(taps.zeros))
-                    places.append(_READ.index("nothing"))
-            device = self._rows[0].device
-            where = torch.tensor(places, dtype=torch.int64).to(device, non_blocking=True)
-            self._layouts[present] = tuple(keys), where, cosines
-        return self._layouts[present]
 
     def _tell(self, taps: TapPlan) -> None:
         """Say once what taps cannot show."""
@@ -424,20 +281,3 @@ class Taps:
                 f" ({layers_named(list(dict.fromkeys(names)))}): NaN from the second recorded step"
                 " on. A model that is not compiled shows them all"
             )
-
-
-def _keys(taps: TapPlan, place: TapPlace) -> dict[str, Keys]:
-    """Return what each reading of a row is of."""
-    found: dict[str, Keys] = {}
-    if taps.gradients.get(place):
-        found["gradient"] = tuple(taps.gradients[place])
-    norms_of = tuple(taps.values.get(place, ()))
-    if place in taps.outputs:
-        norm, mean, deviation = output_keys(place.module, taps.outputs[place])
-        found |= {"norm": norm + norms_of, "mean": mean, "deviation": deviation}
-    elif norms_of:
-        found["norm"] = norms_of
-    if place in taps.slopes:
-        of = activation_keys(place.module, taps.outputs[place])
-        found |= dict(zip(("slope", "zero", "flat"), of, strict=True))
-    return found

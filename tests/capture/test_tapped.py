@@ -563,3 +563,33 @@ def test_parts_that_are_called_one_by_one_are_read(tmp_path):
     frame = scope.run.frame().set_index(["step", "name"])
     assert frame.signal_norm[4, "act"] == pytest.approx(value.grad.norm().item(), rel=1e-5)
     assert frame.activation_norm[4, "act"] == pytest.approx(value.norm().item(), rel=1e-5)
+
+
+def test_a_model_that_is_compiled_again_is_read_on(tmp_path):
+    model, data = Net(), batches(5)
+    model.compile(backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for i, batch in enumerate(data):
+            if i == 2:
+                model.compile(backend="eager")
+            last = copy.deepcopy(model)
+            step(model, optimizer, batch)
+    assert_read(scope.run, 4, last, data[4:])
+
+
+def test_compiled_code_that_no_tap_is_in_is_told_and_then_put_aside(tmp_path):
+    model, data = Net(), batches(5)
+    known, other = (torch.compile(model, backend=backend) for backend in ("aot_eager", "eager"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step(other, optimizer, data[0])
+    with gradscope.watch(known, tmp_path / "run") as scope:
+        step(known, optimizer, data[0])
+        step(known, optimizer, data[1])
+        with pytest.warns(gradscope.GradscopeWarning, match="shows nothing to taps"):
+            step(other, optimizer, data[2])
+        last = copy.deepcopy(model)
+        step(other, optimizer, data[3])
+    unseen = scope.run.frame().query("step == 2")
+    assert unseen.signal_norm.isna().all() and unseen.update_norm.notna().any()
+    assert_read(scope.run, 3, last, data[3:4])
