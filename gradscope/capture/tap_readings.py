@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from gradscope.capture.rows import Key, Keys, Layout, Segment, activation_keys, output_keys
+from gradscope.capture.rows import Keys, Layout, Segment, activation_keys, output_keys
 from gradscope.capture.tap_plan import TapPlace, TapPlan
 from gradscope.capture.taps import COLUMNS, Spot, Spots, norms, rows
 
@@ -32,7 +32,7 @@ class TapRows:
         self._plans: list[TapPlan] = []
         self._places: dict[TapPlace, int] = {}
         self._rows: tuple[Tensor, ...] = ()
-        self._layouts: dict[frozenset[int], tuple[Layout, Tensor, dict[Key, tuple[int, ...]]]] = {}
+        self._layouts: dict[frozenset[int], tuple[Layout, Tensor, Layout, Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -64,12 +64,17 @@ class TapRows:
             sides[place.side].append(spot)
         return {n: (tuple(sides["in"]), tuple(sides["out"])) for n, sides in found.items()}
 
-    def layout(self, present: frozenset[int]) -> tuple[Layout, Tensor, dict[Key, tuple[int, ...]]]:
-        """Return what `present` rows are of: keys, their places in what is read, and cosines."""
+    def layout(self, present: frozenset[int]) -> tuple[Layout, Tensor, Layout, Tensor]:
+        """Return what `present` rows are of.
+
+        The keys and the places, in what is read of all rows, of readings; those of cosines, and the
+        rows of the whole gradients and of both their parts, shape (3, cosines).
+        """
         if present not in self._layouts:
             keys: list[Keys] = []
             places: list[int] = []
-            cosines: dict[Key, tuple[int, ...]] = {}
+            cosines: list[Keys] = []
+            parts: list[list[int]] = [[], [], []]
             for taps in self._plans:
                 for place, row in self._places.items():
                     if row in present:
@@ -77,15 +82,19 @@ class TapRows:
                         keys += read.values()
                         places += [row * len(_READ) + _READ.index(name) for name in read]
                 for cosine in taps.cosines:
-                    of = tuple(self._places[place] for place in cosine[1:])
+                    of = [self._places[place] for place in cosine[1:]]
                     if present.issuperset(of):
-                        cosines[cosine.key] = of
+                        cosines.append((cosine.key,))
+                        for some, row in zip(parts, of, strict=True):
+                            some.append(row)
                 if taps.zeros:
                     keys.append(tuple(taps.zeros))
                     places.append(_READ.index("nothing"))
-            device = self._rows[0].device
-            where = torch.tensor(places, dtype=torch.int64).to(device, non_blocking=True)
-            self._layouts[present] = tuple(keys), where, cosines
+            where, parts_where = (
+                torch.tensor(index, dtype=torch.int64).to(self._rows[0].device, non_blocking=True)
+                for index in (places, parts)
+            )
+            self._layouts[present] = tuple(keys), where, tuple(cosines), parts_where
         return self._layouts[present]
 
 
@@ -145,14 +154,13 @@ class TappedReadings:
         """Return all readings, each with its keys."""
         if self._total is None:
             return []
-        layout, where, cosines = self._taps.layout(frozenset(self._present))
+        layout, where, cosines, parts_where = self._taps.layout(frozenset(self._present))
         read = _readings(self._total).reshape(-1)[where]
         parts, keys = [read], list(layout)
         for gradients in self._gradients if cosines else ():
-            parts_of = zip(*cosines.values(), strict=True)
-            total, shortcut, branch = (gradients[list(places)] for places in parts_of)
+            total, shortcut, branch = gradients[parts_where]
             parts.append(_cosines(total, shortcut, branch))
-            keys += [(key,) for key in cosines]
+            keys += cosines
         return [(tuple(keys), torch.cat(parts))]
 
     def release(self) -> None:
