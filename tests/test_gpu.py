@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 from torch.nn import functional as F
 
@@ -130,3 +131,30 @@ def test_training_on_a_side_stream_is_read_in_order(tmp_path):
             optimizer.step()
     norms = torch.stack(expected).cpu().numpy()
     np.testing.assert_allclose(scope.run.steps.grad_norm, norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_model_is_read_within_its_graph(mode, tmp_path):
+    model, data = net(), batches(13)
+    call = torch.compile(model, mode=mode)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradscope.watch(call, tmp_path / "run") as scope:
+        train(call, optimizer, data[:6], scope)
+        frames = torch._dynamo.utils.counters["frames"]["ok"]
+        if mode == "default":  # CUDA graphs are captured later, and wait while they are
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            train(call, optimizer, data[6:12], scope)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert torch._dynamo.utils.counters["frames"]["ok"] == frames
+        last = copy.deepcopy(model)
+        train(call, optimizer, data[12:], scope)
+    assert scope.run.notes == []
+    x, y = data[12]
+    reference = Reference(last, lambda m: F.cross_entropy(m(x), y))
+    frame = scope.run.frame()
+    frame = frame[frame.step == 12].set_index("name")
+    for name in frame.index:
+        assert frame.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-3), name
+    assert scope.run.shortcut_readings.query("step == 12").cosine.notna().all()

@@ -35,6 +35,9 @@ from gradscope.capture.tap_plan import TapPlan, plan_taps
 from gradscope.capture.tap_readings import TappedReadings, TapRows
 from gradscope.wording import layers_named
 
+EAGER_DEVICES = ("cpu",)
+"""Where recorded steps stay eager: what a compiler makes of the sums costs more than our kernel."""
+
 STRUCTURES = 8
 """So often what compiles anew is looked at eagerly; then recorded steps stay eager."""
 
@@ -87,7 +90,8 @@ class Taps:
         self._aliases: Aliases | None = None
         self._sites: Sites | None = None
         try:
-            if sites and self._one_device() is not None:
+            device = self._one_device() if sites else None
+            if device is not None and device.type not in EAGER_DEVICES:
                 hooks.hide_from_compiler()
                 self._sites = Sites(sites, self)
                 self._sites.put_in()

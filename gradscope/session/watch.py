@@ -109,8 +109,9 @@ def watch(
     output they are given; not within checkpoints, nor where a sum is what they are given.
 
     Training is not changed: same weights to the bit, same random numbers. Only a compiled model
-    runs its first recorded step without torch.compile, with the rounding of eager mode, as it does
-    where something is compiled anew, so that its structure shows. From then on recorded steps run a
+    runs without torch.compile on recorded steps, with the rounding of eager mode: choose `every`
+    with that in mind. On an accelerator that is so for the first recorded step alone, and where
+    something is compiled anew, so that its structure shows. From then on recorded steps run a
     second compiled graph, which takes the readings as well and is compiled once; the steps between
     run what they ran without us. Compilers promise no equal rounding of two graphs. Such a graph
     shows what modules take and return: what no module does, as the gradient at a shortcut that
