@@ -148,6 +148,11 @@ INTERFACES = (
         "tells a module that was compiled in place before watch()",
         "",  # then a step without calls tells
     ),
+    Interface(
+        "torch._C._cuda_getCurrentRawStream",
+        "is the stream that our kernels are launched on",
+        "",  # there is a slower way
+    ),
     Interface("GradScaler._scale", "is the factor of the loss scaler, on its device", ""),
     Interface(
         "Optimizer.grad_scale",
@@ -455,6 +460,14 @@ def subtract_all(targets: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     except AttributeError:
         for target, other in zip(targets, others, strict=True):
             target.sub_(other)
+
+
+def raw_stream(index: int) -> int:
+    """Return the handle of the stream that is current on CUDA device `index`."""
+    try:
+        return torch._C._cuda_getCurrentRawStream(index)
+    except AttributeError:
+        return int(torch.cuda.current_stream(index).cuda_stream)
 
 
 def default_store() -> Any:

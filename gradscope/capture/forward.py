@@ -19,9 +19,8 @@ from gradscope.autograd.graph import Call, Graph, saved_factors, walk
 from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
-from gradscope.capture.rows import Readings, activation_keys, output_keys
-from gradscope.measure import Reading
-from gradscope.measure.activations import activation_readings, whole_rule
+from gradscope.capture.readings import Read, Readings
+from gradscope.measure import sums
 
 NodeSlot = tuple[Node, int]
 """Where the gradient of a tensor arrives."""
@@ -47,9 +46,9 @@ class Forward:
         self._calls: list[Call | None] = []
         self._expected = expected
         self._open: list[OpenCall] = []
-        self._norms: dict[Place, Reading] = {}
+        self._norms: dict[Place, Read] = {}
         self._terms: dict[Place, tuple[Tensor, int]] = {}
-        self._sum_norms: dict[SignedPlaces, Reading] = {}
+        self._sum_norms: dict[SignedPlaces, Read] = {}
 
     @property
     def calls(self) -> list[Call]:
@@ -125,20 +124,22 @@ class Forward:
             if (norm := self._sum_norms.get(places)) is not None:
                 self.readings.add(norm, keys)
 
-    def _norm(self, operand: Operand, graph: Graph) -> Reading | None:
+    def _norm(self, operand: Operand, graph: Graph) -> Read | None:
         """Return the norm of `operand`; None where it was not seen, or a factor is gone."""
-        norm: Reading | None = None
+        norm: Read | None = None
         if operand.place is not None:
             norm = self._norms.get(operand.place)
         elif operand.product is not None:
             one, other = saved_factors(graph.nodes[operand.product])
             if one is not None and other is not None:
-                norm = measure.norm(one * other)
+                norm = self.readings.norm(one * other)
         for node in operand.times:
             one, other = saved_factors(graph.nodes[node])
             factor = one if other is None else other
             if norm is None or factor is None or factor.numel() != 1:
                 return None
+            if isinstance(norm, sums.Row):
+                norm = norm.norm()
             size = abs(factor.item()) if factor.is_cpu else measure.dense(factor).abs().view(())
             norm = norm / size if graph.names[node] == "DivBackward0" else norm * size
         return norm
@@ -151,32 +152,17 @@ class Forward:
         args: tuple[object, ...],
         tensors: Sequence[Tensor],
     ) -> None:
-        rule = whole_rule(module) if info.is_activation else None
+        activation = module if info.is_activation else None
         for position, tensor in enumerate(tensors):
             x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
-            n = x.numel()
-            if n == 0 or not x.is_floating_point():
+            if x.numel() == 0 or not x.is_floating_point():
                 continue
-            if rule is None:
-                census = measure.census(x)
-            else:
-                census = measure.census(x, rule.center, rule.radius)
+            z = args[0] if args and isinstance(args[0], Tensor) else None
+            if z is tensor:  # in place: z is lost
+                z = None
             place = ordinal, "out", position
-            self._norms[place] = census.norm
+            self._norms[place] = self.readings.read_output(x, info.number, activation, z)
             self._hold(place, x)
-            values = census[:2] if census.deviation is None else census[:3]
-            keys = output_keys(info.number, n)[: len(values)]
-            self.readings.add_all(values, keys)  # type: ignore[arg-type]
-            if rule is not None:
-                read = rule.readings(n, census)
-            elif info.is_activation:
-                z = args[0] if args and isinstance(args[0], Tensor) else None
-                if z is tensor:  # in place: z is lost
-                    z = None
-                read = activation_readings(module, z, measure.dense(x))
-            else:
-                continue
-            self.readings.add_all(read, activation_keys(info.number, n))
 
     def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
         """Take the norms that a join will ask for, as far as the previous forward tells."""
@@ -185,7 +171,7 @@ class Forward:
         for position, tensor in enumerate(tensors):
             place = (ordinal, side, position)
             if self._expected is None or place in self._expected.places:
-                self._norms[place] = measure.norm(tensor)
+                self._norms[place] = self.readings.norm(tensor)
             self._hold(place, tensor)
 
     def _hold(self, place: Place, x: Tensor) -> None:
@@ -199,7 +185,7 @@ class Forward:
                 torch_internals.version(x) == before for x, before, _ in terms
             ):  # else F(x) is lost
                 total = sum(sign * measure.dense(x) for x, _, sign in terms)
-                self._sum_norms[places] = measure.norm(torch.as_tensor(total))
+                self._sum_norms[places] = self.readings.norm(torch.as_tensor(total))
 
 
 def _now() -> int:

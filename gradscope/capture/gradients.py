@@ -15,7 +15,8 @@ from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.torch_internals import apart_from_modes, current_backward
 from gradscope.capture.cuts import CutGraph
 from gradscope.capture.plan import EdgeTap, JoinTap, Plan, ValueTap
-from gradscope.capture.rows import Key, OfLayer, Readings
+from gradscope.capture.readings import Readings
+from gradscope.capture.rows import Key, OfLayer
 from gradscope.measure import Reading
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -115,8 +116,7 @@ class Gradients:
         """Read what would reach each layer if the cut were made, and let go of the graph."""
         if self._cut_graph is not None:
             for layer, gradient in self._cut_graph.read():
-                norm = measure.norm(gradient)
-                self.readings.add(norm, (OfLayer("cut_signal_norm", layer),))
+                self.readings.read_norm(gradient, (OfLayer("cut_signal_norm", layer),))
         self._cut_graph = None
 
     def _read_values(self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]) -> None:
@@ -127,7 +127,7 @@ class Gradients:
 
     def _read_value(self, tap: ValueTap, gradient: Tensor) -> None:
         """Read the whole gradient of a value: a layer's output, a block's input."""
-        self.readings.add(measure.norm(gradient), tap.keys)
+        self.readings.read_norm(gradient, tap.keys)
         for join in tap.joins:
             self._read_join(self._plan.joins[join], measure.dense(gradient))
 
@@ -143,7 +143,7 @@ class Gradients:
     def _read_sum(self, i: int) -> None:
         total = self._take_sum(i)
         if total is not None:
-            self.readings.add(measure.norm(total), self._plan.sums[i].keys)
+            self.readings.read_norm(total, self._plan.sums[i].keys)
 
     def _take_sum(self, i: int | None) -> Tensor | None:
         """Return the sum of the gradients gathered for sum `i`, and begin it anew."""
@@ -162,14 +162,17 @@ class Gradients:
             rest = _rest(total, [g for g in gradients.values() if g is not None])
             known = gradients["other"]
             gradients["other"] = rest if known is None else rest + known
-        norms: dict[str, Reading] = {}
-        for part, gradient in gradients.items():
-            norms[part] = 0.0 if gradient is None else measure.norm(gradient)
-            self.readings.add(norms[part], join.keys[part])
         shortcut, branch = gradients["shortcut"], gradients["branch"]
         if shortcut is not None and branch is not None:
-            cosine = measure.cosine(shortcut, branch, norms["shortcut"], norms["branch"])
-            self.readings.add(cosine, join.keys["cosine"])
+            del gradients["shortcut"], gradients["branch"]
+            self.readings.read_pair(
+                shortcut, branch, *(join.keys[name] for name in ("shortcut", "branch", "cosine"))
+            )
+        for part, gradient in gradients.items():
+            if gradient is None:
+                self.readings.add(0.0, join.keys[part])
+            else:
+                self.readings.read_norm(gradient, join.keys[part])
 
 
 def _rest(total: Tensor, parts: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from operator import is_
 from typing import NamedTuple
 
@@ -280,19 +280,16 @@ class ParameterReadings:
         layout = self._parameters.layout
         segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
         for norms in self._updates:
-            right = [j for j, i in enumerate(norms.places) if i not in self._spoiled]
-            places = tuple(norms.places[j] for j in right)
-            values = norms.values if len(right) == len(norms.places) else norms.values[right]
-            segments.append((layout(places, ("update_norm",)), values))
+            right = _without(layout(norms.places, ("update_norm",)), norms.places, self._spoiled)
+            segments.append((right, norms.values))
         segments += [(layout(n.places, ("grad_norm",)), n.values) for n in self._gradients]
         for norms in (norms for clipped in self._clipped.values() for norms in clipped):
             segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
             # gradients that no end of a backward has shown, as those of an optimizer that steps
             # within it, are read only now
-            late = [j for j, i in enumerate(norms.places) if i not in self._seen]
-            if late and self._parameters.ends_are_told:
-                places = tuple(norms.places[j] for j in late)
-                segments.append((layout(places, ("grad_norm",)), norms.values[late]))
+            if self._parameters.ends_are_told and not self._seen.keys() >= set(norms.places):
+                late = _without(layout(norms.places, ("grad_norm",)), norms.places, self._seen)
+                segments.append((late, norms.values))
         return [(keys, values) for keys, values in segments if keys]
 
     def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
@@ -318,6 +315,13 @@ class ParameterReadings:
         """Return the weights at `places`, in groups of one device."""
         weights = {i: measure.dense(self._parameters.tensors[i]) for i in places}
         return [(group, [weights[i] for i in group]) for group in _by_device(weights)]
+
+
+def _without(layout: Layout, places: Places, left_out: Container[int]) -> Layout:
+    """Return `layout`, in which values of the places `left_out` stand for nothing."""
+    if not any(i in left_out for i in places):
+        return layout
+    return tuple(() if i in left_out else keys for i, keys in zip(places, layout, strict=True))
 
 
 class _State(NamedTuple):

@@ -35,6 +35,7 @@ from gradscope.capture.rows import Row
 from gradscope.capture.scaler import ScalerHook
 from gradscope.capture.steps import Steps
 from gradscope.capture.updates import Updates
+from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 
 
@@ -105,6 +106,7 @@ class Recorder:
                 " of these there are readings of parameters only. Script the model after it was"
                 " trained to have them all"
             )
+        gpu_kernel.prepare(model.parameters())
         parameters = Parameters(settings.keep_snapshot)
         self._steps = Steps(
             modules, parameters, catalogue, settings.every, first, elapsed, emit, faults

@@ -17,7 +17,9 @@ from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.gradients import Gradients
 from gradscope.capture.modules import Modules
 from gradscope.capture.parameters import ParameterReadings, Parameters
-from gradscope.capture.rows import OfStep, Readings, Row
+from gradscope.capture.readings import Readings
+from gradscope.capture.rows import OfStep, Row
+from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 
 
@@ -49,6 +51,7 @@ class Step:
         row = Row(self.number, self.ended, self.skipped, wide, scalars=self.scalars)
         for gradients in self.gradients if not self.is_doubtful else ():
             row.segments += gradients.readings.segments()
+            row.sums += gradients.readings.sums()
         if self.parameters is not None:
             row.segments += self.parameters.segments()
         row.segments += self.readings.segments()
@@ -191,6 +194,8 @@ class Steps:
         if step.parameters is not None:
             step.parameters.finish()
         self._number_layers()
+        for sentence in gpu_kernel.problems():
+            self.faults.tell(sentence)
         self._emit(step.row(self._parameters.wide))
         self.rows += 1
 

@@ -1,8 +1,9 @@
 """Tensors in, norms out: pure functions that never wait for an accelerator.
 
 On an accelerator a reading is a 0-d or 1-D tensor there, and norms accumulate in float64, so that
-no square of a float32 leaves the range. On the CPU a reading is a float, read by a compiled kernel
-(cpu_kernel.py) or by torch (host.py).
+no square of a float32 leaves the range; where many tensors are read it has a kernel of its own
+(gpu_kernel.py). On the CPU a reading is a float, read by a compiled kernel (cpu_kernel.py) or by
+torch (host.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradscope.autograd import torch_internals
-from gradscope.measure import host
+from gradscope.measure import gpu_kernel, host
 from gradscope.measure.cpu_kernel import Kernel, SquareSums, kernel
 
 Reading = float | Tensor
@@ -81,8 +82,7 @@ def norm(x: Tensor) -> Reading:
     x = dense(x)
     if x.is_cpu:
         return host.norm(x)
-    result: Tensor = torch.linalg.vector_norm(x, dtype=_wide(x))
-    return result
+    return torch_internals.norms([x], _wide(x))[0]  # one pass: vector_norm would copy to float64
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -99,6 +99,9 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     if (fast := _kernel_for(tensors)) is not None:
         return _roots(fast.square_sums(tensors))
     tensors = [dense(x) for x in tensors]
+    gpu = gpu_kernel.kernel_of(tensors[0])
+    if gpu is not None and (squares := gpu.square_sums(tensors)) is not None:
+        return squares.sqrt_()
     if tensors[0].is_cpu:
         return torch.tensor(host.norms(tensors), dtype=torch.float64)
     return torch.stack(torch_internals.norms(tensors, _wide(tensors[0])))
@@ -115,6 +118,9 @@ def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tens
     if (fast := _kernel_for(tensors)) is not None:
         return _roots(fast.copies(tensors, copies))
     tensors = [dense(x) for x in tensors]
+    gpu = gpu_kernel.kernel_of(copies[0])
+    if gpu is not None and (found := gpu.copies(tensors, copies)) is not None:
+        return found.sqrt_()
     if copies[0].is_cpu:
         return torch.tensor(host.copy_with_norms(tensors, copies), dtype=torch.float64)
     torch_internals.copy_all(copies, tensors)
@@ -134,6 +140,9 @@ def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Ten
     ):
         return _roots(fast.differences(tensors, copies))
     tensors = [dense(x) for x in tensors]
+    gpu = gpu_kernel.kernel_of(copies[0])
+    if gpu is not None and (found := gpu.differences(tensors, copies)) is not None:
+        return found.sqrt_()
     if copies[0].is_cpu:
         return torch.tensor(host.difference_norms(tensors, copies), dtype=torch.float64)
     torch_internals.subtract_all(copies, tensors)

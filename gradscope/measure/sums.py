@@ -1,0 +1,97 @@
+"""Sums on a device, numbers on the host: kernels add to rows, and what they mean is computed later.
+
+A row holds four float64. Which sums these are is known to whoever had them written, and so is the
+`Derivation` that makes readings of them once they are on the host: many rows at a time, off the
+training thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradscope.measure.tensors import Census
+
+Numbers = NDArray[np.float64]
+
+Derivation = Callable[[Numbers, Numbers], tuple[Numbers, ...]]
+"""Called with numbers of elements, shape (k,), and rows, shape (..., k, 4), for each of which it
+returns as many readings as it has results, each of shape (..., k)."""
+
+FIELDS = 4
+_ROWS = 256
+_ROW_BYTES = 8 * FIELDS
+
+
+class Rows:
+    """Rows on one device, handed out one by one, zero until a kernel adds to them.
+
+    They belong to the stream that was current when they were made.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._rows = torch.zeros(_ROWS, FIELDS, dtype=torch.float64, device=device)
+        self._address = self._rows.data_ptr()
+        self._used = 0
+
+    def is_full(self) -> bool:
+        """Whether `take` has none left."""
+        return self._used == _ROWS
+
+    def take(self) -> Row:
+        """Return a row that nobody has written to."""
+        number = self._used
+        self._used += 1
+        return Row(self, number, self._address + _ROW_BYTES * number)
+
+    def used(self) -> Tensor:
+        """Return the rows that were taken, shape (k, 4)."""
+        return self._rows[: self._used]
+
+
+class Row(NamedTuple):
+    """Where four sums are, or will be once the device has come to them."""
+
+    rows: Rows
+    number: int
+    address: int
+
+    def norm(self) -> Tensor:
+        """Return the root of the first, a 0-d tensor on the device."""
+        return self.rows.used()[self.number, 0].sqrt()
+
+
+# --- what sums mean ---------------------------------------------------------------------------
+
+
+def norm_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
+    """Return the L2 norm."""
+    return (np.sqrt(rows[..., 0]),)
+
+
+def moments_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
+    """Return norm, mean and standard deviation, the population's."""
+    return census_of(n, rows)[:3]
+
+
+def census_of(n: Numbers, rows: Numbers) -> Census:
+    """Return all of a census; its shares are NaN where there is a NaN among the elements."""
+    square, total, nonzero, far = (rows[..., i] for i in range(FIELDS))
+    with np.errstate(invalid="ignore"):
+        mean = total / n
+        deviation = np.sqrt(np.maximum(square / n - mean * mean, 0))
+    counted = np.where(np.isnan(square), np.nan, 1 / n)
+    return Census(np.sqrt(square), mean, deviation, nonzero * counted, far * counted)
+
+
+def pair_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
+    """Return the norms of both tensors and the cosine between them, NaN where one is zero."""
+    one, other = np.sqrt(rows[..., 0]), np.sqrt(rows[..., 1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = rows[..., 2] / one / other
+    return one, other, cosine

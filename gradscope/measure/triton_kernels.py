@@ -1,0 +1,207 @@
+"""Sums over tensors on a GPU, one pass each, in the tensor's own dtype: the code that Triton compiles.
+
+Elements are read tile by tile. Each tile is multiplied by the power of two that brings its largest
+magnitude near 1 and added up in float32; only its totals become float64. So no square leaves the
+range, and the float64 units, slow on consumer cards, have little to do. In a census the elements'
+distances from their tile's mean are added up, or a deviation far below the mean would be lost.
+
+A tensor is given as an entry of integers, so that one compiled function serves all of a dtype:
+
+    x, y      addresses in units of UNIT bytes, by which the compiler knows how wide it may load
+    n         elements that lie there, one behind the other
+    factor    how often each of them stands for an element (of an expanded tensor)
+    center, radius    of a census: bits of float32
+    row       address of four float64, to which the sums are added
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+SQUARES, CENSUS, PAIR, COPY, DIFFERENCE = range(5)
+"""What is added to a row: sum x^2; sum x^2, sum x, how many are not 0, how many are farther than
+`radius` from `center`; sum x^2, sum y^2, sum x y; sum x^2, with x copied to y; sum (x - y)^2."""
+
+FIELDS = 7
+"""Integers of an entry."""
+
+TILE = 4096
+"""Elements that a program holds at once."""
+
+CHUNK = 16 * TILE
+"""Elements of an entry of a table that one program reads."""
+
+
+@triton.jit
+def _load(pointer, start, n, MASKED: tl.constexpr, TILE: tl.constexpr):
+    """Return a tile as float32, 0 beyond the end."""
+    offsets = start + tl.arange(0, TILE)
+    if MASKED:
+        return tl.load(pointer + offsets, mask=offsets < n, other=0.0).to(tl.float32)
+    return tl.load(pointer + offsets).to(tl.float32)
+
+
+@triton.jit
+def _store(pointer, values, start, n, MASKED: tl.constexpr, TILE: tl.constexpr):
+    offsets = start + tl.arange(0, TILE)
+    if MASKED:
+        tl.store(pointer + offsets, values.to(pointer.dtype.element_ty), mask=offsets < n)
+    else:
+        tl.store(pointer + offsets, values.to(pointer.dtype.element_ty))
+
+
+@triton.jit
+def _scaled(values):
+    """Return `values` with the largest near 1, and the exponent field of what they were times."""
+    peak = tl.max(tl.abs(values), axis=0)
+    field = tl.maximum(254 - ((peak.to(tl.int32, bitcast=True) >> 23) & 255), 1)
+    return values * (field << 23).to(tl.float32, bitcast=True), field
+
+
+@triton.jit
+def _back(total, field, TIMES: tl.constexpr):
+    """Return a float32 total divided by that factor to the TIMES, float64."""
+    exponent = 1023 - (field.to(tl.int64) - 127) * TIMES
+    return total.to(tl.float64) * (exponent << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _tile(
+    x, y, start, n, center, radius, KIND: tl.constexpr, MASKED: tl.constexpr, TILE: tl.constexpr
+):
+    """Return four float64 sums over one tile."""
+    values = _load(x, start, n, MASKED, TILE)
+    if KIND == 3:
+        _store(y, values, start, n, MASKED, TILE)
+    if KIND == 4:
+        values -= _load(y, start, n, MASKED, TILE)
+    scaled, field = _scaled(values)
+    nothing = tl.full((), 0.0, tl.float64)
+    if KIND == 1:
+        count = tl.minimum(n - start, TILE)
+        mean = tl.sum(scaled, axis=0) / count.to(tl.float32)
+        mean = tl.where(tl.abs(mean) <= 4.0, mean, 0.0)  # not so among inf and NaN
+        rest = scaled - mean
+        far = tl.abs(values - center) > radius
+        if MASKED:
+            inside = start + tl.arange(0, TILE) < n
+            rest = tl.where(inside, rest, 0.0)
+            far = far & inside
+        base, weight = mean.to(tl.float64), count.to(tl.float64)
+        shift = tl.sum(rest, axis=0).to(tl.float64)
+        spread = tl.sum(rest * rest, axis=0).to(tl.float64)
+        cross = tl.where(base != 0, base * (base * weight + 2 * shift), 0.0)  # inf may be in shift
+        return (
+            _back(spread + cross, field, 2),
+            _back(base * weight + shift, field, 1),
+            tl.sum((values != 0).to(tl.int32), axis=0).to(tl.float64),
+            tl.sum(far.to(tl.int32), axis=0).to(tl.float64),
+        )
+    square = _back(tl.sum(scaled * scaled, axis=0), field, 2)
+    if KIND == 2:
+        others, other_field = _scaled(_load(y, start, n, MASKED, TILE))
+        product = _back(_back(tl.sum(scaled * others, axis=0), field, 1), other_field, 1)
+        return square, _back(tl.sum(others * others, axis=0), other_field, 2), product, nothing
+    return square, nothing, nothing, nothing
+
+
+@triton.jit
+def _read(
+    x,
+    y,
+    n,
+    factor,
+    center,
+    radius,
+    row,
+    first,
+    step,
+    KIND: tl.constexpr,
+    X: tl.constexpr,
+    Y: tl.constexpr,
+    UNIT: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Add the sums over tiles `first`, `first + step` ... of `n` elements to a row."""
+    x = tl.multiple_of((x * UNIT).to(tl.pointer_type(X)), UNIT)
+    y = tl.multiple_of((y * UNIT).to(tl.pointer_type(Y)), UNIT)
+    a = tl.full((), 0.0, tl.float64)
+    b = tl.full((), 0.0, tl.float64)
+    c = tl.full((), 0.0, tl.float64)
+    d = tl.full((), 0.0, tl.float64)
+    center = center.to(tl.int32).to(tl.float32, bitcast=True)
+    radius = radius.to(tl.int32).to(tl.float32, bitcast=True)
+    whole = n // TILE
+    for i in range(first, whole, step):
+        e, f, g, h = _tile(x, y, i * TILE, n, center, radius, KIND, False, TILE)
+        a += e
+        b += f
+        c += g
+        d += h
+    if whole * TILE < n and whole % step == first:
+        e, f, g, h = _tile(x, y, whole * TILE, n, center, radius, KIND, True, TILE)
+        a += e
+        b += f
+        c += g
+        d += h
+    row = row.to(tl.pointer_type(tl.float64))
+    times = factor.to(tl.float64)
+    tl.atomic_add(row, a * times, sem="relaxed")
+    if KIND == 1 or KIND == 2:
+        tl.atomic_add(row + 1, b * times, sem="relaxed")
+        tl.atomic_add(row + 2, c * times, sem="relaxed")
+    if KIND == 1:
+        tl.atomic_add(row + 3, d * times, sem="relaxed")
+
+
+@triton.jit(do_not_specialize=["x", "y", "n", "factor", "center", "radius", "row"])
+def one(
+    x,
+    y,
+    n,
+    factor,
+    center,
+    radius,
+    row,
+    KIND: tl.constexpr,
+    X: tl.constexpr,
+    Y: tl.constexpr,
+    UNIT: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Read one entry by as many programs as there are."""
+    first, step = tl.program_id(0), tl.num_programs(0)
+    _read(x, y, n, factor, center, radius, row, first, step, KIND, X, Y, UNIT, TILE)
+
+
+@triton.jit(do_not_specialize=["entries", "chunks"])
+def many(
+    entries,
+    chunks,
+    KIND: tl.constexpr,
+    X: tl.constexpr,
+    Y: tl.constexpr,
+    UNIT: tl.constexpr,
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    FIELDS: tl.constexpr,
+    X_BYTES: tl.constexpr,
+    Y_BYTES: tl.constexpr,
+):
+    """Read a table of entries, a chunk of one of them by each program.
+
+    `entries` and `chunks` are addresses of int64: rows of an entry, and of an entry's number and
+    which of its chunks.
+    """
+    chunk = chunks.to(tl.pointer_type(tl.int64)) + 2 * tl.program_id(0)
+    entry = entries.to(tl.pointer_type(tl.int64)) + FIELDS * tl.load(chunk)
+    start = tl.load(chunk + 1) * CHUNK
+    n = tl.minimum(tl.load(entry + 2) - start, CHUNK)
+    x = tl.load(entry) + start * X_BYTES // UNIT
+    y = tl.load(entry + 1) + start * Y_BYTES // UNIT
+    factor, center, radius = tl.load(entry + 3), tl.load(entry + 4), tl.load(entry + 5)
+    row = tl.load(entry + 6)
+    _read(x, y, n, factor, center, radius, row, 0, 1, KIND, X, Y, UNIT, TILE)
