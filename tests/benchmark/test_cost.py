@@ -257,6 +257,14 @@ def test_operations_are_counted_on_the_device_where_they_run():
     assert count == 5
 
 
+def test_where_no_kernels_run_none_are_told_and_the_rest_is_kept():
+    watchers = gradscopes([1])
+    (name,) = watchers
+    costs = [cost("tiny", name, ratio=1.5), cost("tiny", name, failure="out of memory")]
+    kept = list(benchmark._with_device_work(costs, {"tiny": TINY}, watchers, CPU))
+    assert list(map(repr, kept)) == list(map(repr, costs))  # NaN is as NaN here
+
+
 def cost(net, watcher, threads=1, **numbers):
     return Cost(net, watcher, threads, 11, **numbers)
 
