@@ -167,6 +167,7 @@ class Calls:
         self._supply(plan, graph, forward)
         if plan.functions:
             self._read_functions(plan, graph, forward)
+        forward.readings.read_waiting()
         self._expected[forward.modules[0].number] = plan
         step = self._steps.current
         cut = self._cut if step.number % self._cut_every == 0 else None

@@ -42,7 +42,7 @@ class Forward:
 
     def __init__(self, expected: Plan | None) -> None:
         self.modules: list[ModuleInfo] = []
-        self.readings = Readings()
+        self.readings = Readings(None if expected is None else expected.trust)
         self._calls: list[Call | None] = []
         self._expected = expected
         self._open: list[OpenCall] = []
@@ -161,7 +161,7 @@ class Forward:
             if z is tensor:  # in place: z is lost
                 z = None
             place = ordinal, "out", position
-            self._norms[place] = self.readings.read_output(x, info.number, activation, z)
+            self._norms[place] = self.readings.read_output(x, info.number, activation, z, place)
             self._hold(place, x)
 
     def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
@@ -171,7 +171,7 @@ class Forward:
         for position, tensor in enumerate(tensors):
             place = (ordinal, side, position)
             if self._expected is None or place in self._expected.places:
-                self._norms[place] = self.readings.norm(tensor)
+                self._norms[place] = self.readings.norm(tensor, place)
             self._hold(place, tensor)
 
     def _hold(self, place: Place, x: Tensor) -> None:

@@ -14,7 +14,7 @@ from gradscope import measure
 from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.torch_internals import apart_from_modes, current_backward
 from gradscope.capture.cuts import CutGraph
-from gradscope.capture.plan import EdgeTap, JoinTap, Plan, ValueTap
+from gradscope.capture.plan import EdgeTap, Plan, ValueTap
 from gradscope.capture.readings import Readings
 from gradscope.capture.rows import Key, OfLayer
 from gradscope.measure import Reading
@@ -47,6 +47,7 @@ class Gradients:
         cut: str | None = None,
     ) -> None:
         self.readings = readings
+        readings.trust = plan.trust
         self._backward = -1  # the last one that was said to count
         self.leaves: list[Node] = []
         self._plan = plan
@@ -89,6 +90,7 @@ class Gradients:
             if self._plan.sums[i].keys and self._sums[i]:
                 self._read_sum(i)
             self._sums[i].clear()
+        self.readings.read_waiting()
 
     def _guard(
         self,
@@ -127,9 +129,10 @@ class Gradients:
 
     def _read_value(self, tap: ValueTap, gradient: Tensor) -> None:
         """Read the whole gradient of a value: a layer's output, a block's input."""
-        self.readings.read_norm(gradient, tap.keys)
+        place = (tap.node, tap.slot) if tap.node in self._plan.values else None
+        self.readings.read_norm(gradient, tap.keys, place)
         for join in tap.joins:
-            self._read_join(self._plan.joins[join], measure.dense(gradient))
+            self._read_join(join, measure.dense(gradient))
 
     def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:
@@ -143,7 +146,7 @@ class Gradients:
     def _read_sum(self, i: int) -> None:
         total = self._take_sum(i)
         if total is not None:
-            self.readings.read_norm(total, self._plan.sums[i].keys)
+            self.readings.read_norm(total, self._plan.sums[i].keys, ("sum", i))
 
     def _take_sum(self, i: int | None) -> Tensor | None:
         """Return the sum of the gradients gathered for sum `i`, and begin it anew."""
@@ -156,7 +159,8 @@ class Gradients:
         wide = [g.float() if g.dtype in _HALF else g for g in gradients]
         return torch.stack(wide).sum(0) if len(wide) > 2 else wide[0] + wide[1]
 
-    def _read_join(self, join: JoinTap, total: Tensor) -> None:
+    def _read_join(self, number: int, total: Tensor) -> None:
+        join = self._plan.joins[number]
         gradients = {part: self._take_sum(i) for part, i in join.parts.items()}
         if join.is_open:
             rest = _rest(total, [g for g in gradients.values() if g is not None])
@@ -165,14 +169,13 @@ class Gradients:
         shortcut, branch = gradients["shortcut"], gradients["branch"]
         if shortcut is not None and branch is not None:
             del gradients["shortcut"], gradients["branch"]
-            self.readings.read_pair(
-                shortcut, branch, *(join.keys[name] for name in ("shortcut", "branch", "cosine"))
-            )
+            keys = join.keys["shortcut"], join.keys["branch"], join.keys["cosine"]
+            self.readings.read_pair(shortcut, branch, keys, ("join", number))
         for part, gradient in gradients.items():
             if gradient is None:
                 self.readings.add(0.0, join.keys[part])
             else:
-                self.readings.read_norm(gradient, join.keys[part])
+                self.readings.read_norm(gradient, join.keys[part], (part, number))
 
 
 def _rest(total: Tensor, parts: Sequence[Tensor]) -> Tensor:

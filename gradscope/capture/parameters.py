@@ -313,7 +313,7 @@ class ParameterReadings:
 
     def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:
         """Return the weights at `places`, in groups of one device."""
-        weights = {i: measure.dense(self._parameters.tensors[i]) for i in places}
+        weights = {i: measure.in_memory(self._parameters.tensors[i]) for i in places}
         return [(group, [weights[i] for i in group]) for group in _by_device(weights)]
 
 

@@ -21,6 +21,7 @@ from gradscope.autograd.joins import Join
 from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
 from gradscope.capture.functions import Function
 from gradscope.capture.rows import Key, Keys, OfLayer, OfShortcut
+from gradscope.capture.waiting import Trust
 from gradscope.schema import SPLIT_FORMS
 
 CUTS = ("shortcuts", "branches")
@@ -50,11 +51,12 @@ _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|S
 
 @dataclass
 class ValueTap:
-    """A value whose whole gradient is read: as `keys`, and as the total of `joins`."""
+    """A value, a `slot` of a `node`, whose whole gradient is read: as `keys`, as total of `joins`."""
 
     slot: int
     keys: Keys
     joins: list[int]
+    node: int = -1
 
 
 @dataclass
@@ -106,6 +108,7 @@ class Plan:
     cuts : way -> edges that a cut of this way lets no gradient pass
     outputs : (value, number) of each output of a layer
     functions : activations that were called on the output of a layer without a module
+    trust : which tensors may wait to be read together
     """
 
     values: dict[int, list[ValueTap]] = field(default_factory=dict)
@@ -122,6 +125,7 @@ class Plan:
     outputs: list[tuple[Value, int]] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
     calls: set[int] = field(default_factory=set)
+    trust: Trust = field(default_factory=Trust)
 
 
 def make_plan(
@@ -198,7 +202,7 @@ def make_plan(
         _plan_forward(graph, calls, join, number, plan)
 
     for value, keys in sorted(whole.items()):
-        tap = ValueTap(value[1], tuple(keys), totals.get(value, []))
+        tap = ValueTap(value[1], tuple(keys), totals.get(value, []), value[0])
         plan.values.setdefault(value[0], []).append(tap)
     plan.edges = {
         node: [EdgeTap(position, sums) for position, sums in positions.items()]

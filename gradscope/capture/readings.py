@@ -1,13 +1,15 @@
 """Readings as they are taken, each with the keys of all that it stands for.
 
 On the CPU a reading is a number at once. On an accelerator it is a row of sums that a kernel adds
-to, or a 0-d tensor where there is no kernel for it.
+to, at once or together with others, or a 0-d tensor where there is no kernel for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,31 +17,58 @@ from torch import Tensor, nn
 
 from gradscope import measure
 from gradscope.capture.rows import Item, Keys, Segment, Sums, activation_keys, output_keys
+from gradscope.capture.samples import Samples
+from gradscope.capture.waiting import OURS, SMALL, Place, Trial, Trust, Waiting
 from gradscope.measure import Reading, gpu_kernel, sums
 from gradscope.measure.activations import activation_readings, whole_rule
+from gradscope.measure.gpu_kernel import (
+    CENSUS,
+    MOMENTS,
+    NONZERO,
+    PAIR,
+    SQUARES,
+    Kernel,
+    ToRead,
+)
 from gradscope.measure.sums import Derivation
 
 Read = Reading | sums.Row
 """What was read, or where it will be."""
 
 
+@dataclass
+class _Stream:
+    """What readings on one stream of a device need."""
+
+    kernel: Kernel
+    waiting: Waiting
+    rows: sums.Rows
+
+
 class Readings:
     """Readings of one forward and its backwards, or of a step.
 
     Keys are best the same objects at every step: then the layouts of two steps compare in no time.
+
+    Parameters
+    ----------
+    trust : Trust, optional
+        Which tensors may wait until several are read together; by default none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trust: Trust | None = None) -> None:
+        self.trust = trust
         self._numbers: list[float] = []
         self._numbers_keys: list[Keys] = []
         self._tensors: list[Tensor] = []
         self._tensors_keys: list[Keys] = []
-        self._items: defaultdict[sums.Rows, list[Item]] = defaultdict(list)
-        self._rows: dict[tuple[int, int], sums.Rows] = {}  # stream -> those that are being filled
-        self._streams: list[torch.cuda.Stream] = []
+        self._streams: dict[tuple[int, int], _Stream] = {}
+        self._items: dict[sums.Rows, list[Item]] = defaultdict(list)
+        self._trials: dict[sums.Rows, list[Trial]] = defaultdict(list)
+        self._samples = Samples(self._read_sample)
 
     def __len__(self) -> int:
-        return len(self._numbers) + len(self._tensors) + sum(map(len, self._items.values()))
+        return len(self._numbers) + len(self._tensors) + len(self._items)
 
     def add(self, value: Read, keys: Keys) -> None:
         """Take a reading; a tensor must not be changed any more."""
@@ -59,24 +88,25 @@ class Readings:
 
     # --- reading ------------------------------------------------------------------------------
 
-    def read_norm(self, x: Tensor, keys: Keys) -> Read:
-        """Read the L2 norm of `x`, which may change once this returns."""
-        norm = self.norm(x)
-        self.add(norm, keys)
-        return norm
+    def read_norm(self, x: Tensor, keys: Keys, place: Place = None) -> None:
+        """Read the L2 norm of `x`, which stands at `place` of its structure."""
+        self.add(self.norm(x, place), keys)
 
-    def norm(self, x: Tensor) -> Read:
+    def norm(self, x: Tensor, place: Place = None) -> Read:
         """Return the L2 norm of `x`, to be added once it is known what it is of."""
-        if (kernel := gpu_kernel.kernel_of(x)) is not None:
+        if gpu_kernel.may_read(x):
             x = measure.dense(x)
-            if kernel.takes(x):
-                row = self._row(x.device)
-                if kernel.squares(x, row.address):
-                    return row
+            if (row := self._sum(SQUARES, x, x, 0.0, 0.0, place)) is not None:
+                return row
         return measure.norm(x)
 
     def read_output(
-        self, x: Tensor, layer: int, activation: nn.Module | None, z: Tensor | None
+        self,
+        x: Tensor,
+        layer: int,
+        activation: nn.Module | None,
+        z: Tensor | None,
+        place: Place = None,
     ) -> Read:
         """Read an output of a layer, and how steep it is where that is an activation.
 
@@ -89,6 +119,7 @@ class Readings:
             The module, if it is an activation.
         z : Tensor or None
             Its input, where that is not lost.
+        place : Place, optional
 
         Returns
         -------
@@ -98,77 +129,123 @@ class Readings:
         n = x.numel()
         rule = whole_rule(activation) if activation is not None else None
         center, radius = (rule.center, rule.radius) if rule is not None else (None, 0.0)
-        kernel = gpu_kernel.kernel_of(x)
-        if kernel is not None and kernel.takes(x):
-            row = self._row(x.device)
-            if kernel.census(x, center or 0.0, radius, row.address):
-                self._derive(row, sums.moments_of, n, output_keys(layer, n))
-                if rule is not None:
-                    self._derive(row, rule.derive, n, activation_keys(layer, n))
-                elif activation is not None:
-                    self.read_activation(activation, z, x, layer)
-                return row
-        census = measure.census(x, center, radius)
-        values = census[:2] if census.deviation is None else census[:3]
-        self.add_all(values, output_keys(layer, n)[: len(values)])  # type: ignore[arg-type]
-        if rule is not None:
-            self.add_all(rule.readings(n, census), activation_keys(layer, n))
-        elif activation is not None:
-            self.read_activation(activation, z, x, layer)
-        return census.norm
+        kind = MOMENTS if center is None else _kind(radius)
+        norm: Read
+        if gpu_kernel.may_read(x) and (row := self._sum(kind, x, x, center or 0.0, radius, place)):
+            norm = row
+            self._derive(row, sums.moments_of, n, output_keys(layer, n))
+            if rule is not None:
+                self._derive(row, rule.derive, n, activation_keys(layer, n))
+        else:
+            census = measure.census(x, center, radius)
+            norm = census.norm
+            values = census[:2] if census.deviation is None else census[:3]
+            self.add_all(values, output_keys(layer, n)[: len(values)])  # type: ignore[arg-type]
+            if rule is not None:
+                self.add_all(rule.readings(n, census), activation_keys(layer, n))
+        if activation is not None and rule is None:
+            self.read_activation(activation, z, x, layer, n)
+        return norm
 
     def read_activation(
-        self, activation: nn.Module, z: Tensor | None, output: Tensor, layer: int, n: int | None = None
+        self, activation: nn.Module, z: Tensor | None, output: Tensor, layer: int, n: int
     ) -> None:
-        """Read how steep `activation` was in one call, of an output of `n` elements.
+        """Read how steep `activation` was in one call.
 
         Parameters
         ----------
         activation, z, output
-            As for `measure.activations.activation_readings`.
-        layer : int
-            Number of the module that the readings are of.
-        n : int, optional
-            Where `output` is a sample.
+            As for `measure.activations.activation_readings`; may be samples.
+        layer, n : int
+            Number of the module that the readings are of, and elements of its output.
         """
-        keys = activation_keys(layer, output.numel() if n is None else n)
-        rule = whole_rule(activation)
-        kernel = gpu_kernel.kernel_of(output) if rule is not None else None
-        if rule is not None and kernel is not None and kernel.takes(output):
-            row = self._row(output.device)
-            if kernel.census(output, rule.center, rule.radius, row.address):
+        keys = activation_keys(layer, n)
+        if gpu_kernel.may_read(output):
+            if (rule := whole_rule(activation)) is None:
+                self._samples.add(activation, z, output, keys)
+                return
+            kind = _kind(rule.radius)
+            row = self._sum(kind, output, output, rule.center, rule.radius, None)
+            if row is not None:
                 self._derive(row, rule.derive, output.numel(), keys)
                 return
         self.add_all(activation_readings(activation, z, output), keys)
 
     def read_pair(
-        self, x: Tensor, y: Tensor, x_keys: Keys, y_keys: Keys, cosine_keys: Keys
+        self, x: Tensor, y: Tensor, keys: tuple[Keys, Keys, Keys], place: Place = None
     ) -> None:
         """Read the norms of two tensors of one shape and the cosine between them."""
-        kernel = gpu_kernel.kernel_of(x)
-        if kernel is not None and kernel.takes(x) and kernel.takes(y):
-            row = self._row(x.device)
-            if kernel.pair(x, y, row.address):
-                self._derive(row, sums.pair_of, 1, (x_keys, y_keys, cosine_keys))
-                return
-        x_norm, y_norm = measure.norm(x), measure.norm(y)
-        self.add_all(
-            (x_norm, y_norm, measure.cosine(x, y, x_norm, y_norm)), (x_keys, y_keys, cosine_keys)
-        )
+        if gpu_kernel.may_read(x) and (row := self._sum(PAIR, x, y, 0.0, 0.0, place)):
+            self._derive(row, sums.pair_of, 1, keys)
+        else:
+            x_norm, y_norm = measure.norm(x), measure.norm(y)
+            self.add_all((x_norm, y_norm, measure.cosine(x, y, x_norm, y_norm)), keys)
+
+    def read_waiting(self) -> None:
+        """Read all that waits."""
+        self._samples.read()
+        for stream in self._streams.values():
+            stream.waiting.read()
+
+    def _read_sample(
+        self, keys: Sequence[Keys], slope: Tensor | None, output: Tensor, far: float
+    ) -> None:
+        """Read |phi'| and the outputs of a sample; what is less steep than `far` is saturated."""
+        steep, zero, saturated = keys
+        n = output.numel()
+        row = self._sum(NONZERO, output, output, 0.0, 0.0, OURS)
+        if row is not None:
+            self._derive(row, sums.zero_fraction_of, n, (zero,))
+        else:
+            self.add(1 - measure.census(output, 0.0).nonzero, zero)
+        if slope is None:
+            self.add_all((math.nan, math.nan), (steep, saturated))
+        elif (row := self._sum(CENSUS, slope, slope, 0.0, far, OURS)) is not None:
+            self._derive(row, sums.slopes_of, n, (steep, saturated))
+        else:
+            census = measure.census(slope, 0.0, far)
+            self.add_all((census.mean, 1 - census.far), (steep, saturated))
+
+    def _sum(
+        self, kind: int, x: Tensor, y: Tensor, center: float, radius: float, place: Place
+    ) -> sums.Row | None:
+        """Return a row of sums over `x`, or None where there is no kernel for it."""
+        stream = self._streams.get(gpu_kernel.stream_of(x.device)) or self._begin(x.device)
+        if stream is None:
+            return None
+        kernel, waiting, trust = stream.kernel, stream.waiting, self.trust
+        proven = trust is not None and trust.proven.get(place) is x.dtype
+        if not proven and not (kernel.takes(x) and (y is x or kernel.takes(y))):
+            return None
+        if stream.rows.is_full():
+            stream.rows = sums.Rows(x.device)
+        rows = stream.rows
+        row = rows.take()
+        if proven or place is OURS:
+            waiting.add(kind, ToRead(x, y, center, radius, row.address), trust, place, row)
+            return row
+        if not kernel.read(kind, x, y, center, radius, row.address):
+            return None
+        if place is not None and trust is not None and x.numel() <= SMALL and not rows.is_full():
+            late = rows.take()
+            waiting.add(kind, ToRead(x, y, center, radius, late.address), trust, place, late)
+            self._trials[rows].append(Trial(trust, place, x.dtype, row.number, late.number))
+        return row
+
+    def _begin(self, device: torch.device) -> _Stream | None:
+        """Make rows for the current stream of a device; None where it has no kernel."""
+        kernel = gpu_kernel.kernel(device)
+        if kernel is None:
+            return None
+        here = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        stream = _Stream(kernel, Waiting(kernel, here), sums.Rows(device))
+        self._streams[gpu_kernel.stream_of(device)] = stream
+        return stream
 
     def _derive(
-        self, row: sums.Row, derivation: Derivation, n: int, keys: tuple[Keys, ...]
+        self, row: sums.Row, derivation: Derivation, n: int, keys: Sequence[Keys]
     ) -> None:
-        self._items[row.rows].append(Item(row.number, derivation, n, keys))
-
-    def _row(self, device: torch.device) -> sums.Row:
-        stream = gpu_kernel.stream_of(device)
-        rows = self._rows.get(stream)
-        if rows is None or rows.is_full():
-            if rows is None and device.type == "cuda":
-                self._streams.append(torch.cuda.current_stream(device))
-            rows = self._rows[stream] = sums.Rows(device)
-        return rows.take()
+        self._items[row.rows].append((row.number, derivation, n, tuple(keys)))
 
     # --- what was read --------------------------------------------------------------------------
 
@@ -187,10 +264,15 @@ class Readings:
 
     def sums(self) -> list[Sums]:
         """Return all rows of sums, which the current stream is made to wait for."""
-        for stream in self._streams:
-            if (current := torch.cuda.current_stream(stream.device)) != stream:
-                current.wait_stream(stream)
-        return [Sums(items, rows.used()) for rows, items in self._items.items()]
+        self.read_waiting()
+        for stream in self._streams.values():
+            stream.waiting.join()
+        return [Sums(items, self._trials[rows], rows.used()) for rows, items in self._items.items()]
+
+
+def _kind(radius: float) -> int:
+    """Return which sums tell what shares of elements are not 0 and, if asked, are far away."""
+    return CENSUS if radius else NONZERO
 
 
 def _dtype(device: torch.device) -> torch.dtype:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from gradscope.capture.waiting import Trial
 from gradscope.measure.sums import Derivation
 
 
@@ -70,19 +71,15 @@ def activation_keys(module: int, n: int) -> tuple[Keys, ...]:
     return tuple((OfLayer(name, module, n),) for name in names)
 
 
-class Item(NamedTuple):
-    """What a row of sums (measure.sums) is of, once `derivation` has made readings of it."""
-
-    number: int
-    derivation: Derivation
-    elements: int
-    keys: tuple[Keys, ...]
+Item = tuple[int, Derivation, int, tuple[Keys, ...]]
+"""A row of sums (measure.sums), what makes readings of it, of how many elements, and their keys."""
 
 
 class Sums(NamedTuple):
-    """Rows of sums, shape (k, 4), still on their device, and what they are of."""
+    """Rows of sums, shape (k, 4), still on their device, what they are of and what they try."""
 
     items: list[Item]
+    trials: list[Trial]
     values: Tensor
 
 

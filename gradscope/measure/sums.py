@@ -7,6 +7,7 @@ training thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -65,6 +66,10 @@ class Row(NamedTuple):
         """Return the root of the first, a 0-d tensor on the device."""
         return self.rows.used()[self.number, 0].sqrt()
 
+    def spoil(self) -> None:
+        """Make all of them NaN."""
+        self.rows.used()[self.number].fill_(math.nan)
+
 
 # --- what sums mean ---------------------------------------------------------------------------
 
@@ -87,6 +92,17 @@ def census_of(n: Numbers, rows: Numbers) -> Census:
         deviation = np.sqrt(np.maximum(square / n - mean * mean, 0))
     counted = np.where(np.isnan(square), np.nan, 1 / n)
     return Census(np.sqrt(square), mean, deviation, nonzero * counted, far * counted)
+
+
+def zero_fraction_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
+    """Return the share of elements that are 0."""
+    return (1 - census_of(n, rows).nonzero,)
+
+
+def slopes_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
+    """Return the mean, and the share of elements that are not far away."""
+    census = census_of(n, rows)
+    return census.mean, 1 - census.far
 
 
 def pair_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:

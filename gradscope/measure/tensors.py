@@ -49,6 +49,12 @@ def is_dense(x: Tensor) -> bool:
     return type(x) is Tensor and x.layout is torch.strided and not x.is_complex()
 
 
+def in_memory(x: Tensor) -> Tensor:
+    """Return what of `x` lies here as a strided tensor: itself, as a rule, else `dense(x)`."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided
+    return x if plain and not x.is_complex() else dense(x)
+
+
 def dense(x: Tensor) -> Tensor:
     """Return the stored elements of `x` as a real, strided tensor, detached, on this process.
 
@@ -98,10 +104,10 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if (fast := _kernel_for(tensors)) is not None:
         return _roots(fast.square_sums(tensors))
-    tensors = [dense(x) for x in tensors]
     gpu = gpu_kernel.kernel_of(tensors[0])
     if gpu is not None and (squares := gpu.square_sums(tensors)) is not None:
         return squares.sqrt_()
+    tensors = [dense(x) for x in tensors]
     if tensors[0].is_cpu:
         return torch.tensor(host.norms(tensors), dtype=torch.float64)
     return torch.stack(torch_internals.norms(tensors, _wide(tensors[0])))
@@ -117,10 +123,10 @@ def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tens
     """
     if (fast := _kernel_for(tensors)) is not None:
         return _roots(fast.copies(tensors, copies))
-    tensors = [dense(x) for x in tensors]
     gpu = gpu_kernel.kernel_of(copies[0])
-    if gpu is not None and (found := gpu.copies(tensors, copies)) is not None:
-        return found.sqrt_()
+    if gpu is not None and (squares := gpu.copies(tensors, copies)) is not None:
+        return squares.sqrt_()
+    tensors = [dense(x) for x in tensors]
     if copies[0].is_cpu:
         return torch.tensor(host.copy_with_norms(tensors, copies), dtype=torch.float64)
     torch_internals.copy_all(copies, tensors)
@@ -139,10 +145,10 @@ def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Ten
         x.stride() == y.stride() for x, y in zip(tensors, copies, strict=True)
     ):
         return _roots(fast.differences(tensors, copies))
-    tensors = [dense(x) for x in tensors]
     gpu = gpu_kernel.kernel_of(copies[0])
-    if gpu is not None and (found := gpu.differences(tensors, copies)) is not None:
-        return found.sqrt_()
+    if gpu is not None and (squares := gpu.differences(tensors, copies)) is not None:
+        return squares.sqrt_()
+    tensors = [dense(x) for x in tensors]
     if copies[0].is_cpu:
         return torch.tensor(host.difference_norms(tensors, copies), dtype=torch.float64)
     torch_internals.subtract_all(copies, tensors)

@@ -12,6 +12,16 @@ A tensor is given as an entry of integers, so that one compiled function serves 
     factor    how often each of them stands for an element (of an expanded tensor)
     center, radius    of a census: bits of float32
     row       address of four float64, to which the sums are added
+
+Which sums these are is said by the kind, as in gpu_kernel.py:
+
+    0    sum x^2
+    1    sum x^2, sum x
+    2    sum x^2, sum x, how many are not 0
+    3    sum x^2, sum x, how many are not 0, how many are farther than `radius` from `center`
+    4    sum x^2, sum y^2, sum x y
+    5    sum x^2, while x is copied to y
+    6    sum (x - y)^2
 """
 
 # mypy: ignore-errors
@@ -20,10 +30,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-SQUARES, CENSUS, PAIR, COPY, DIFFERENCE = range(5)
-"""What is added to a row: sum x^2; sum x^2, sum x, how many are not 0, how many are farther than
-`radius` from `center`; sum x^2, sum y^2, sum x y; sum x^2, with x copied to y; sum (x - y)^2."""
 
 FIELDS = 7
 """Integers of an entry."""
@@ -74,38 +80,40 @@ def _tile(
 ):
     """Return four float64 sums over one tile."""
     values = _load(x, start, n, MASKED, TILE)
-    if KIND == 3:
+    if KIND == 5:
         _store(y, values, start, n, MASKED, TILE)
-    if KIND == 4:
+    if KIND == 6:
         values -= _load(y, start, n, MASKED, TILE)
     scaled, field = _scaled(values)
     nothing = tl.full((), 0.0, tl.float64)
-    if KIND == 1:
-        count = tl.minimum(n - start, TILE)
-        mean = tl.sum(scaled, axis=0) / count.to(tl.float32)
-        mean = tl.where(tl.abs(mean) <= 4.0, mean, 0.0)  # not so among inf and NaN
-        rest = scaled - mean
-        far = tl.abs(values - center) > radius
-        if MASKED:
-            inside = start + tl.arange(0, TILE) < n
-            rest = tl.where(inside, rest, 0.0)
-            far = far & inside
-        base, weight = mean.to(tl.float64), count.to(tl.float64)
-        shift = tl.sum(rest, axis=0).to(tl.float64)
-        spread = tl.sum(rest * rest, axis=0).to(tl.float64)
-        cross = tl.where(base != 0, base * (base * weight + 2 * shift), 0.0)  # inf may be in shift
-        return (
-            _back(spread + cross, field, 2),
-            _back(base * weight + shift, field, 1),
-            tl.sum((values != 0).to(tl.int32), axis=0).to(tl.float64),
-            tl.sum(far.to(tl.int32), axis=0).to(tl.float64),
-        )
-    square = _back(tl.sum(scaled * scaled, axis=0), field, 2)
-    if KIND == 2:
+    if KIND == 0 or KIND > 4:
+        return _back(tl.sum(scaled * scaled, axis=0), field, 2), nothing, nothing, nothing
+    if KIND == 4:
         others, other_field = _scaled(_load(y, start, n, MASKED, TILE))
+        square = _back(tl.sum(scaled * scaled, axis=0), field, 2)
         product = _back(_back(tl.sum(scaled * others, axis=0), field, 1), other_field, 1)
         return square, _back(tl.sum(others * others, axis=0), other_field, 2), product, nothing
-    return square, nothing, nothing, nothing
+    count = tl.minimum(n - start, TILE)
+    mean = tl.sum(scaled, axis=0) / count.to(tl.float32)
+    mean = tl.where(tl.abs(mean) <= 4.0, mean, 0.0)  # not so among inf and NaN
+    rest = scaled - mean
+    if MASKED:
+        rest = tl.where(start + tl.arange(0, TILE) < n, rest, 0.0)
+    base, weight = mean.to(tl.float64), count.to(tl.float64)
+    shift = tl.sum(rest, axis=0).to(tl.float64)
+    spread = tl.sum(rest * rest, axis=0).to(tl.float64)
+    cross = tl.where(base != 0, base * (base * weight + 2 * shift), 0.0)  # inf may be in shift
+    square = _back(spread + cross, field, 2)
+    total = _back(base * weight + shift, field, 1)
+    if KIND == 1:
+        return square, total, nothing, nothing
+    nonzero = tl.sum((values != 0).to(tl.int32), axis=0).to(tl.float64)
+    if KIND == 2:
+        return square, total, nonzero, nothing
+    far = tl.abs(values - center) > radius
+    if MASKED:
+        far = far & (start + tl.arange(0, TILE) < n)
+    return square, total, nonzero, tl.sum(far.to(tl.int32), axis=0).to(tl.float64)
 
 
 @triton.jit
@@ -150,10 +158,11 @@ def _read(
     row = row.to(tl.pointer_type(tl.float64))
     times = factor.to(tl.float64)
     tl.atomic_add(row, a * times, sem="relaxed")
-    if KIND == 1 or KIND == 2:
+    if KIND >= 1 and KIND <= 4:
         tl.atomic_add(row + 1, b * times, sem="relaxed")
+    if KIND >= 2 and KIND <= 4:
         tl.atomic_add(row + 2, c * times, sem="relaxed")
-    if KIND == 1:
+    if KIND == 3:
         tl.atomic_add(row + 3, d * times, sem="relaxed")
 
 

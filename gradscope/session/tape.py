@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.capture.rows import Row
-from gradscope.session.derived import Deriver, HostSegment
+from gradscope.session.derived import Deriver, HostSegment, HostSums
 
 
 class HostRow(NamedTuple):
@@ -97,7 +97,10 @@ class Tape:
         rows, derived = [], []
         for row, _ in waiting:
             segments = [(layout, next(arrays[v.device, v.dtype])) for layout, v in row.segments]
-            sums = [(items, next(arrays[v.device, v.dtype])) for items, v in row.sums]
+            sums = [
+                HostSums(items, trials, next(arrays[v.device, v.dtype]).reshape(v.shape))
+                for items, trials, v in row.sums
+            ]
             derived.append(sums)
             rows.append(
                 HostRow(row.step, row.time, row.skipped, row.wide, segments, row.scalars)
@@ -133,4 +136,4 @@ class Tape:
 
 def _values(row: Row) -> list[Tensor]:
     """Return all that is still on a device."""
-    return [*(values for _, values in row.segments), *(values for _, values in row.sums)]
+    return [*(values for _, values in row.segments), *(values for *_, values in row.sums)]

@@ -1,0 +1,136 @@
+"""Tensors on a GPU that wait to be read together: a launch costs more than to read a small tensor.
+
+A tensor that waits may be overwritten before its turn: in place, which its version tells, or by code
+that autograd does not see. So at first each is read at once and once more late, and may wait only
+where both agreed: that is found out for each place of each structure. What it may hold on to
+meanwhile is bounded.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradscope.autograd.torch_internals import version
+from gradscope.measure.gpu_kernel import Kernel, ToRead
+from gradscope.measure.sums import Numbers, Row
+
+SMALL = 2**20
+"""Elements of a tensor that may wait."""
+
+_BYTES = 2**25
+_TENSORS = 512
+
+Place = Hashable
+"""What tells a tensor of a structure from all others; None for one that must not wait."""
+
+OURS = "ours"
+"""The place of tensors that nobody but gradscope knows."""
+
+
+class Trust:
+    """Which tensors of one structure may wait: those that are proven to read the same late.
+
+    Attributes
+    ----------
+    proven : dict of place to dtype
+    lost : bool
+        Whether one that was proven has been overwritten since; its reading is NaN.
+    """
+
+    def __init__(self) -> None:
+        self.proven: dict[Place, torch.dtype] = {}
+        self.lost = False
+        self._refuted: set[Place] = set()
+
+    def judge(self, trial: Trial, sums: Numbers) -> None:
+        """Compare the sums that were read at once with those that were read late."""
+        at_once, late = sums[trial.at_once], sums[trial.late]
+        bound = 1e-6 * np.abs(at_once) + 1e-6 * np.sqrt(np.abs(at_once[0]))
+        with np.errstate(invalid="ignore"):
+            same = (np.abs(at_once - late) <= bound) | (at_once == late)
+        if not (same | (np.isnan(at_once) & np.isnan(late))).all():
+            self.refute(trial.place)
+        elif trial.place not in self._refuted:
+            self.proven[trial.place] = trial.dtype
+
+    def refute(self, place: Place) -> None:
+        """Let no tensor at `place` wait any more."""
+        self._refuted.add(place)
+        self.proven.pop(place, None)
+
+
+class Trial(NamedTuple):
+    """Two rows, by their numbers, that hold the same if the tensor at `place` may wait."""
+
+    trust: Trust
+    place: Place
+    dtype: torch.dtype
+    at_once: int
+    late: int
+
+
+class Waiting:
+    """Those of one stream.
+
+    Parameters
+    ----------
+    kernel : Kernel
+    stream : torch.cuda.Stream or None
+        None for tensors on the CPU, as Triton's interpreter reads them.
+    """
+
+    def __init__(self, kernel: Kernel, stream: torch.cuda.Stream | None) -> None:
+        self._kernel = kernel
+        self._stream = stream
+        self._readings: dict[tuple[int, torch.dtype, torch.dtype], list[ToRead]]
+        self._readings = defaultdict(list)
+        self._versions: list[tuple[Tensor, int, Trust | None, Place, Row]] = []
+        self._bytes = 0
+
+    def add(self, kind: int, reading: ToRead, trust: Trust | None, place: Place, row: Row) -> None:
+        """Let a reading be taken, as `Kernel.read` does, with others."""
+        x, y = reading.x, reading.y
+        self._readings[kind, x.dtype, y.dtype].append(reading)
+        self._versions.append((x, version(x), trust, place, row))
+        if y is not x:
+            self._versions.append((y, version(y), trust, place, row))
+        self._bytes += x.nbytes
+        if self._bytes > _BYTES or len(self._versions) >= _TENSORS:
+            self.read()
+
+    def read(self) -> None:
+        """Read all that wait."""
+        if not self._readings:
+            return
+        stream = self._stream
+        if stream is not None and torch.cuda.current_stream(stream.device) != stream:
+            with torch.cuda.stream(stream):
+                return self.read()
+        spoiled = set()
+        for x, before, trust, place, row in self._versions:
+            if version(x) != before or not x.data_ptr():
+                row.spoil()
+                spoiled.add(row.address)
+                if trust is not None:
+                    trust.lost |= place in trust.proven
+                    trust.refute(place)
+        for (kind, _, _), readings in self._readings.items():
+            right = [r for r in readings if r.row not in spoiled] if spoiled else readings
+            if right:
+                self._kernel.read_all(kind, right)
+        self._readings.clear()
+        self._versions.clear()
+        self._bytes = 0
+
+    def join(self) -> None:
+        """Make the current stream wait for all that was read on this one."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._stream.device)
+            if current != self._stream:
+                current.wait_stream(self._stream)
