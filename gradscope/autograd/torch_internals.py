@@ -462,6 +462,12 @@ def subtract_all(targets: Sequence[Tensor], others: Sequence[Tensor]) -> None:
             target.sub_(other)
 
 
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured: what is launched now runs later, and often."""
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return bool(started) and torch.cuda.is_current_stream_capturing()
+
+
 def raw_stream(index: int) -> int:
     """Return the handle of the stream that is current on CUDA device `index`."""
     try:

@@ -7,6 +7,7 @@ from gradscope.autograd.torch_internals import (
     apart_from_modes,
     at_end_of_backward,
     current_backward,
+    is_capturing,
     will_accumulate,
 )
 from gradscope.capture.faults import Faults, guarded
@@ -58,7 +59,7 @@ class Backwards:
         if self._steps.current.is_over and not nested:
             self._steps.close()
         step, leaves = self._steps.current, gradients.leaves
-        counts = step.recorded and self.is_open
+        counts = step.recorded and self.is_open and not is_capturing()
         # without leaves of the model in the graph there is nobody to ask: it counts
         counts = counts and (not leaves or will_accumulate(leaves))
         step.backwards[backward] = counts

@@ -10,7 +10,12 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Graph
-from gradscope.autograd.torch_internals import Unavailable, in_transform, recomputing_node
+from gradscope.autograd.torch_internals import (
+    Unavailable,
+    in_transform,
+    is_capturing,
+    recomputing_node,
+)
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.compiled import Eager, compiled_frames, has_compiled
@@ -31,6 +36,16 @@ _UNSEEN = (
     "no forward of the model was seen in step {step}, though its parameters have gradients: it and"
     " others like it have readings of parameters only. Call model(x), not model.forward(x), to have"
     " them all; gradients that are set by hand have no signals"
+)
+
+_CAPTURED = (
+    "a CUDA graph is being captured: what runs in it is not read, nor are its replays, of which"
+    " nothing tells. Train without CUDA graphs for a while to have them read"
+)
+
+_LOST = (
+    "an activation or a gradient was overwritten before it was read, before step {step}, which none"
+    " was at its place in the steps before: it is NaN there, and read at once from now on"
 )
 
 
@@ -124,6 +139,9 @@ class Calls:
         """Begin an outermost call; None where nothing is recorded of it."""
         if not torch.is_grad_enabled():
             return None
+        if is_capturing():
+            self.faults.tell(_CAPTURED)
+            return None
         if self._backwards.is_outside():
             self._updates.look_for_step()
             if self._steps.current.is_over:
@@ -168,6 +186,9 @@ class Calls:
         if plan.functions:
             self._read_functions(plan, graph, forward)
         forward.readings.read_waiting()
+        if plan.trust.lost:
+            plan.trust.lost = False
+            self.faults.tell(_LOST.format(step=self._steps.current.number))
         self._expected[forward.modules[0].number] = plan
         step = self._steps.current
         cut = self._cut if step.number % self._cut_every == 0 else None

@@ -51,7 +51,7 @@ _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|S
 
 @dataclass
 class ValueTap:
-    """A value, a `slot` of a `node`, whose whole gradient is read: as `keys`, as total of `joins`."""
+    """A value, `slot` of `node`, whose whole gradient is read: as `keys`, as total of `joins`."""
 
     slot: int
     keys: Keys

@@ -242,9 +242,7 @@ class Readings:
         self._streams[gpu_kernel.stream_of(device)] = stream
         return stream
 
-    def _derive(
-        self, row: sums.Row, derivation: Derivation, n: int, keys: Sequence[Keys]
-    ) -> None:
+    def _derive(self, row: sums.Row, derivation: Derivation, n: int, keys: Sequence[Keys]) -> None:
         self._items[row.rows].append((row.number, derivation, n, tuple(keys)))
 
     # --- what was read --------------------------------------------------------------------------

@@ -44,7 +44,9 @@ class Samples:
         self._found = found
         self._waiting: list[_Sample] = []
 
-    def add(self, activation: nn.Module, z: Tensor | None, output: Tensor, keys: Sequence[Keys]) -> None:
+    def add(
+        self, activation: nn.Module, z: Tensor | None, output: Tensor, keys: Sequence[Keys]
+    ) -> None:
         """Take a sample of one call."""
         z = None if z is None else _copy(z)
         self._waiting.append(_Sample(activation, z, _copy(output), keys))

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
-from gradscope.autograd.torch_internals import handed_by_scaler, scale_of
+from gradscope.autograd.torch_internals import handed_by_scaler, is_capturing, scale_of
 from gradscope.capture.backward import Backwards
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.modules import Modules
@@ -56,7 +56,7 @@ class Updates:
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Read what any optimizer in this process, if it is one of the model's, is about to use."""
-        if not self._concern(optimizer):
+        if is_capturing() or not self._concern(optimizer):
             return
         if self._steps.current.was_made_by(optimizer):
             self._steps.close()  # no forward was seen since it stepped last
@@ -74,7 +74,7 @@ class Updates:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read what a step of an optimizer of the model has changed."""
-        if not self._concern(optimizer):
+        if is_capturing() or not self._concern(optimizer):
             return
         self._steps.end(optimizer)
         if self._steps.current.recorded:

@@ -1,9 +1,9 @@
 """Tensors on a GPU that wait to be read together: a launch costs more than to read a small tensor.
 
-A tensor that waits may be overwritten before its turn: in place, which its version tells, or by code
-that autograd does not see. So at first each is read at once and once more late, and may wait only
-where both agreed: that is found out for each place of each structure. What it may hold on to
-meanwhile is bounded.
+A tensor that waits may be overwritten before its turn: in place, which its version tells, or by
+code that autograd does not see. So at first each is read at once and once more late, and may wait
+only where both agreed: that is found out for each place of each structure. How much may be held on
+to meanwhile is bounded.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradscope.autograd.torch_internals import version
 from gradscope.measure.gpu_kernel import Kernel, ToRead
-from gradscope.measure.sums import Numbers, Row
+from gradscope.measure.sums import Row
 
 SMALL = 2**20
 """Elements of a tensor that may wait."""
@@ -48,7 +49,7 @@ class Trust:
         self.lost = False
         self._refuted: set[Place] = set()
 
-    def judge(self, trial: Trial, sums: Numbers) -> None:
+    def judge(self, trial: Trial, sums: NDArray[np.floating]) -> None:
         """Compare the sums that were read at once with those that were read late."""
         at_once, late = sums[trial.at_once], sums[trial.late]
         bound = 1e-6 * np.abs(at_once) + 1e-6 * np.sqrt(np.abs(at_once[0]))

@@ -49,7 +49,8 @@ class WholeRule(NamedTuple):
 
     def derive(self, n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
         """Return them from rows of sums, as a `Derivation` does."""
-        return self.readings(n, census_of(n, rows))
+        readings: tuple[Any, ...] = self.readings(n, census_of(n, rows))
+        return readings
 
 
 class _Rule(NamedTuple):

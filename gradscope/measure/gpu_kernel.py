@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
@@ -131,9 +132,7 @@ class Kernel:
             and not x.is_neg()
         )
 
-    def read(
-        self, kind: int, x: Tensor, y: Tensor, center: float, radius: float, row: int
-    ) -> bool:
+    def read(self, kind: int, x: Tensor, y: Tensor, center: float, radius: float, row: int) -> bool:
         """Add sums over `x` to the row at address `row`, as triton_kernels.py says of each kind.
 
         Returns False, having done nothing, where it cannot be done yet. `y` is `x` for kinds of one
@@ -212,8 +211,8 @@ class Kernel:
             counts = -(-sizes // self._source.CHUNK)
             first = np.repeat(np.cumsum(counts) - counts, counts)
             numbers = np.repeat(np.arange(len(sizes)), counts)
-            chunks = np.stack([numbers, np.arange(len(numbers)) - first], axis=1)
-            chunks = self._chunks[key] = self._to_device(chunks)
+            both = np.stack([numbers, np.arange(len(numbers)) - first], axis=1)
+            chunks = self._chunks[key] = self._to_device(both)
         return chunks
 
     def _to_device(self, numbers: Integers) -> Tensor:
@@ -234,6 +233,15 @@ class Kernel:
                         self._function(name, kind, dtype, dtype, _UNIT)
                 for kind in (COPY, DIFFERENCE):
                     self._function("many", kind, dtype, torch.float32, _UNIT)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all is compiled that was asked for, and return whether it is: not in training."""
+        deadline = time.monotonic() + seconds
+        while self._asked - self._ready.keys() and self.problem is None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return self.problem is None
 
     def _function(self, *made_for: Any) -> Launch | None:
         found = self._ready.get(made_for)
@@ -355,9 +363,9 @@ def _unit(x: Tensor, address: int, y: Tensor, other: int) -> int:
 
 
 def _triton_dtype(dtype: torch.dtype) -> Any:
-    import triton.language
+    from triton import language
 
-    return getattr(triton.language, DTYPES[dtype])
+    return getattr(language, DTYPES[dtype])
 
 
 @lru_cache(256)

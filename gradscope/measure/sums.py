@@ -16,8 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscope.measure.tensors import Census
-
 Numbers = NDArray[np.float64]
 
 Derivation = Callable[[Numbers, Numbers], tuple[Numbers, ...]]
@@ -82,6 +80,16 @@ def norm_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
 def moments_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
     """Return norm, mean and standard deviation, the population's."""
     return census_of(n, rows)[:3]
+
+
+class Census(NamedTuple):
+    """`measure.Census` of many tensors, on the host."""
+
+    norm: Numbers
+    mean: Numbers
+    deviation: Numbers
+    nonzero: Numbers
+    far: Numbers
 
 
 def census_of(n: Numbers, rows: Numbers) -> Census:

@@ -1,4 +1,4 @@
-"""Sums over tensors on a GPU, one pass each, in the tensor's own dtype: the code that Triton compiles.
+"""Sums over tensors on a GPU, one pass each, in their own dtype: the code that Triton compiles.
 
 Elements are read tile by tile. Each tile is multiplied by the power of two that brings its largest
 magnitude near 1 and added up in float32; only its totals become float64. So no square leaves the

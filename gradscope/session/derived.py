@@ -23,7 +23,7 @@ class HostSums(NamedTuple):
 
     items: list[Item]
     trials: list[Trial]
-    values: Numbers
+    values: NDArray[np.floating]
 
 
 _REMEMBERED = 8

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradscope.capture.rows import Key, Layout, OfLayer, OfParameter, OfShortcut, OfStep
-from gradscope.session.tape import HostRow, HostSegment
+from gradscope.session.derived import HostSegment
+from gradscope.session.tape import HostRow
 
 
 class Message(NamedTuple):

@@ -27,8 +27,9 @@ from gradscope.arithmetic import share_of_process
 from gradscope.autograd.torch_internals import default_store
 from gradscope.capture import layers
 from gradscope.capture.rows import Key, Keys, Layout, OfParameter, OfStep
+from gradscope.session.derived import HostSegment
 from gradscope.session.messages import Message
-from gradscope.session.tape import HostRow, HostSegment
+from gradscope.session.tape import HostRow
 
 MEETING_SECONDS = 15
 """For which `watch()` waits for the other processes to call it, too."""

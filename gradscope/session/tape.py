@@ -102,9 +102,7 @@ class Tape:
                 for items, trials, v in row.sums
             ]
             derived.append(sums)
-            rows.append(
-                HostRow(row.step, row.time, row.skipped, row.wide, segments, row.scalars)
-            )
+            rows.append(HostRow(row.step, row.time, row.skipped, row.wide, segments, row.scalars))
         for host_row, segments in zip(rows, self._deriver.derive(derived), strict=True):
             host_row.segments.extend(segments)
         return rows

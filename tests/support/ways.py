@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -67,11 +66,9 @@ class Kernels(Way):
         rows = Rows(x.device)
         y = x if y is None else y
         row = rows.take()
-        deadline = time.monotonic() + 60  # it is compiled in the background
-        while not self.kernel.read(kind, x, y, center, radius, row.address):
-            assert self.kernel.problem is None, self.kernel.problem
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        if not self.kernel.read(kind, x, y, center, radius, row.address):  # not compiled yet
+            assert self.kernel.wait(60), self.kernel.problem
+            assert self.kernel.read(kind, x, y, center, radius, row.address)
         return rows.used().cpu().numpy()
 
     def _takes(self, x):
@@ -85,14 +82,9 @@ class Kernels(Way):
 
     def norms(self, some):
         some = [measure.in_memory(x.to(self.device)) for x in some]
-        self._wait(lambda: self.kernel.square_sums(some), some)
+        self.kernel.square_sums(some)
+        assert self.kernel.wait(60), self.kernel.problem
         return measure.norms(some).tolist()
-
-    def _wait(self, read, some):
-        """Wait until what `measure` is about to ask for has been compiled."""
-        deadline = time.monotonic() + 60
-        while all(map(self._takes, some)) and read() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
 
     def census(self, x, center=None, radius=0.0):
         x = measure.dense(x.to(self.device))
