@@ -235,7 +235,7 @@ class Kernel:
                     self._function("many", kind, dtype, torch.float32, _UNIT)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all is compiled that was asked for, and return whether it is: not in training."""
+        """Wait until all that was asked for is compiled; return whether it is. Not for training."""
         deadline = time.monotonic() + seconds
         while self._asked - self._ready.keys() and self.problem is None:
             if time.monotonic() > deadline:
