@@ -272,6 +272,24 @@ def in_transform() -> bool:
 
 Result = TypeVar("Result")
 
+_is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
+
+
+def is_plain() -> bool:
+    """Whether nothing of the user sees or changes what is computed: no mode is on, no trace taken.
+
+    False where this torch cannot tell. The usual case, told by one short test.
+    """
+    try:
+        return not (
+            torch._C._len_torch_dispatch_stack()
+            or torch._C._len_torch_function_stack()
+            or torch._C._is_any_autocast_enabled()
+            or _is_jit_tracing()
+        )
+    except AttributeError:  # said by `missing`
+        return False
+
 
 def apart_from_modes(function: Callable[..., Result], *args: Any) -> Result:
     """Call `function` so that no mode of the user sees, or changes, what it computes.
@@ -304,9 +322,6 @@ def _dispatch_modes_aside() -> Callable[[], AbstractContextManager[object]]:
     from torch.utils._python_dispatch import _disable_current_modes
 
     return _disable_current_modes
-
-
-_is_jit_tracing: Callable[[], bool] = torch.jit.is_tracing  # type: ignore[attr-defined]
 
 
 def is_tracing() -> bool:

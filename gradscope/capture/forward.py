@@ -90,7 +90,7 @@ class Forward:
             _now(),
             inputs,
             tuple([gradient_edge(tensor) for tensor in tensors]),
-            info.owns_parameters and _owns_frozen(module),
+            info.owns_parameters and layers.owns_frozen(module),
         )
         if not info.is_layer:
             if tensors:
@@ -210,18 +210,20 @@ def _now() -> int:
         return -1
 
 
-def _owns_frozen(module: nn.Module) -> bool:
-    """Whether some of the module's own parameters get no gradient, as of now."""
-    return any(not p.requires_grad for _, p in layers.own_parameters(module))
-
-
 def with_gradient(value: object) -> list[Tensor]:
     """Return the tensors in `value` that require grad; none while gradients are off."""
     if not torch.is_grad_enabled():
         return []
     if isinstance(value, Tensor):
         return [value] if value.requires_grad else []
-    return [tensor for tensor in tensors_in(value) if tensor.requires_grad]
+    found = []
+    for item in value if isinstance(value, tuple) else (value,):
+        if type(item) is Tensor:  # so it is nearly always: no need to look further
+            if item.requires_grad:
+                found.append(item)
+        else:
+            found += [tensor for tensor in tensors_in(item) if tensor.requires_grad]
+    return found
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:

@@ -16,7 +16,12 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.autograd.torch_internals import apart_from_modes, is_scripted, is_tracing
+from gradscope.autograd.torch_internals import (
+    apart_from_modes,
+    is_plain,
+    is_scripted,
+    is_tracing,
+)
 from gradscope.capture.faults import Faults
 from gradscope.capture.hiding import Hook
 
@@ -66,10 +71,13 @@ class _EnterHook(_Hook):
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
             return
         listener = self._listener()
-        if listener is None or is_tracing():
+        if listener is None:
             return
         try:
-            apart_from_modes(listener.enter, self._number, args, kwargs)
+            if is_plain():
+                listener.enter(self._number, args, kwargs)
+            elif not is_tracing():
+                apart_from_modes(listener.enter, self._number, args, kwargs)
         except Exception as error:
             listener.module_failed(self._number, error)
 
@@ -79,10 +87,13 @@ class _LeaveHook(_Hook):
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
             return
         listener = self._listener()
-        if listener is None or is_tracing():
+        if listener is None:
             return
         try:
-            apart_from_modes(listener.leave, self._number, module, args, output)
+            if is_plain():
+                listener.leave(self._number, module, args, output)
+            elif not is_tracing():
+                apart_from_modes(listener.leave, self._number, module, args, output)
         except Exception as error:
             listener.module_failed(self._number, error)
 
@@ -94,9 +105,13 @@ class ModuleHooks:
         self._listener = weakref.ref(listener)
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._given_up: set[int] = set()
+        self._are_in = False
 
     def put_in(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
-        """Make `modules`, each with its number, report their calls."""
+        """Make `modules`, each with its number, report their calls; until `take_out` once is enough."""
+        if self._are_in:
+            return
+        self._are_in = True
         for number, module in modules:
             known = number in self._handles or number in self._given_up
             if not known and not is_scripted(module):
@@ -110,6 +125,7 @@ class ModuleHooks:
 
     def take_out(self, keep: Iterable[int] = ()) -> None:
         """Take out the hooks of all modules but those numbered in `keep`."""
+        self._are_in = False
         for number in self._handles.keys() - set(keep):
             self._remove(number)
 
