@@ -164,7 +164,8 @@ class Calls:
             return
         calls = forward.calls
         plan = self._structures.plan(graph, forward, calls)
-        self._supply(plan, graph, forward)
+        if plan.forward or plan.forward_sums:
+            self._supply(plan, graph, forward)
         if plan.functions:
             self._read_functions(plan, graph, forward)
         self._expected[forward.modules[0].number] = plan

@@ -6,7 +6,7 @@ its graph is tapped (gradients.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -96,7 +96,7 @@ class Forward:
             if tensors:
                 self._measure_for_joins(ordinal, "out", tensors)
         elif torch.is_grad_enabled():  # else it will be computed again, or is not trained
-            self._measure_output(info, ordinal, module, args, tensors or list(tensors_in(output)))
+            self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
         return not self._open
 
     def returned(self) -> Iterator[tuple[ModuleInfo, Call]]:
@@ -114,8 +114,10 @@ class Forward:
         call = self._calls[0]
         if call is None or not call.outputs:
             return None
-        return walk(call.outputs, {node for node, _ in call.inputs})
+        expected = None if self._expected is None else self._expected.structure
+        return walk(call.outputs, {node for node, _ in call.inputs}, expected)
 
+    @torch.no_grad()
     def supply(self, plan: Plan, graph: Graph) -> None:
         """Give the joins in `plan` the norms of what they add up, where these can be had."""
         for operand, keys in plan.forward.items():
@@ -214,34 +216,30 @@ def with_gradient(value: object) -> list[Tensor]:
     """Return the tensors in `value` that require grad; none while gradients are off."""
     if not torch.is_grad_enabled():
         return []
-    if isinstance(value, Tensor):
-        return [value] if value.requires_grad else []
-    found = []
-    for item in value if isinstance(value, tuple) else (value,):
-        if type(item) is Tensor:  # so it is nearly always: no need to look further
-            if item.requires_grad:
-                found.append(item)
-        else:
-            found += [tensor for tensor in tensors_in(item) if tensor.requires_grad]
-    return found
+    return [tensor for tensor in tensors_in(value) if tensor.requires_grad]
 
 
-def tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            if isinstance(item, Tensor):
-                yield item
-            else:
-                yield from tensors_in(item)
+def tensors_in(value: object) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
+    if type(value) is Tensor:  # as it is nearly always; what follows takes longer
+        return [value]
+    if isinstance(value, (tuple, list)):
+        items: Iterable[object] = value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
+        items = value.values()
+    elif isinstance(value, Tensor):
+        return [value]
     elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name))
+        items = [getattr(value, field.name) for field in fields(value)]
+    else:
+        return []
+    found = []
+    for item in items:
+        if type(item) is Tensor:
+            found.append(item)
+        else:
+            found += tensors_in(item)
+    return found
 
 
 def gradient_edge(tensor: Tensor) -> NodeSlot:

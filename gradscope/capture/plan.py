@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from torch.autograd.graph import Node
 
-from gradscope.autograd.graph import Call, Edge, Graph, Value
+from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value
 from gradscope.autograd.joins import Join
 from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
 from gradscope.capture.functions import Function
@@ -106,6 +106,7 @@ class Plan:
     cuts : way -> edges that a cut of this way lets no gradient pass
     outputs : (value, number) of each output of a layer
     functions : activations that were called on the output of a layer without a module
+    structure : that of the graphs
     """
 
     values: dict[int, list[ValueTap]] = field(default_factory=dict)
@@ -122,6 +123,7 @@ class Plan:
     outputs: list[tuple[Value, int]] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
     calls: set[int] = field(default_factory=set)
+    structure: Structure | None = None
 
 
 def make_plan(
@@ -141,7 +143,7 @@ def make_plan(
     joins, numbers
         The graph's residual joins and their numbers in the catalogue.
     """
-    plan = Plan()
+    plan = Plan(structure=graph.structure)
     consumers_of = graph.consumers()
     whole: dict[Value, list[Key]] = defaultdict(list)
     totals: dict[Value, list[int]] = defaultdict(list)
