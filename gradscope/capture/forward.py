@@ -16,6 +16,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from gradscope import measure
 from gradscope.autograd import torch_internals
 from gradscope.autograd.graph import Call, Graph, saved_factors, walk
+from gradscope.autograd.torch_internals import next_sequence_number
 from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
@@ -69,8 +70,8 @@ class Forward:
         ordinal = len(self.modules)
         self.modules.append(module)
         self._calls.append(None)
-        inputs = tuple([gradient_edge(tensor) for tensor in tensors])
-        self._open.append((module, ordinal, _now(), inputs))
+        inputs = tuple(map(gradient_edge, tensors))
+        self._open.append((module, ordinal, next_sequence_number(), inputs))
         if tensors:
             self._measure_for_joins(ordinal, "in", tensors)
 
@@ -87,9 +88,9 @@ class Forward:
             info.kind,
             info.owns_parameters,
             start,
-            _now(),
+            next_sequence_number(),
             inputs,
-            tuple([gradient_edge(tensor) for tensor in tensors]),
+            tuple(map(gradient_edge, tensors)),
             info.owns_parameters and layers.owns_frozen(module),
         )
         if not info.is_layer:
@@ -202,14 +203,6 @@ class Forward:
             ):  # else F(x) is lost
                 total = sum(sign * measure.dense(x) for x, _, sign in terms)
                 self._sum_norms[places] = measure.norm(torch.as_tensor(total))
-
-
-def _now() -> int:
-    """Return the sequence number of the next node, -1 where this torch tells none."""
-    try:
-        return torch_internals.next_sequence_number()
-    except torch_internals.Unavailable:
-        return -1
 
 
 def with_gradient(value: object) -> list[Tensor]:

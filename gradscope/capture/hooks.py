@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope.autograd.torch_internals import (
     apart_from_modes,
+    in_transform,
     is_plain,
     is_scripted,
     is_tracing,
@@ -28,6 +29,9 @@ from gradscope.capture.hiding import Hook
 
 class ModuleListener(Protocol):
     """What the hooks of modules report to."""
+
+    def note_call(self, number: int) -> None:
+        """Take note that module `number` is called within torch.func: nothing trains there."""
 
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note that module `number` is called."""
@@ -76,7 +80,11 @@ class _EnterHook(_Hook):
         try:
             if is_plain():
                 listener.enter(self._number, args, kwargs)
-            elif not is_tracing():
+            elif is_tracing():
+                return
+            elif in_transform():
+                listener.note_call(self._number)
+            else:
                 apart_from_modes(listener.enter, self._number, args, kwargs)
         except Exception as error:
             listener.module_failed(self._number, error)
@@ -92,7 +100,7 @@ class _LeaveHook(_Hook):
         try:
             if is_plain():
                 listener.leave(self._number, module, args, output)
-            elif not is_tracing():
+            elif not is_tracing() and not in_transform():
                 apart_from_modes(listener.leave, self._number, module, args, output)
         except Exception as error:
             listener.module_failed(self._number, error)
