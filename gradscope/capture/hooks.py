@@ -116,7 +116,7 @@ class ModuleHooks:
         self._are_in = False
 
     def put_in(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
-        """Make `modules`, each with its number, report their calls; until `take_out` once is enough."""
+        """Make `modules`, each with its number, report their calls, if they do not all do so."""
         if self._are_in:
             return
         self._are_in = True
