@@ -114,6 +114,11 @@ INTERFACES = (
         "modes of the user, as of selective checkpointing, see what gradscope computes",
     ),
     Interface(
+        "torch._C._get_tracing_state",
+        "tells in less time than torch.jit.is_tracing that no trace is taken",
+        "",
+    ),
+    Interface(
         "torch._C._get_dispatch_mode",
         "tells tracing and tensors without values from a training",
         "a model that is traced may be taken for one that trains",
@@ -192,7 +197,7 @@ def missing() -> list[str]:
         "torch.autograd.Variable._execution_engine.queue_callback": lambda: (
             _engine().queue_callback
         ),
-        "torch._C._autograd._get_sequence_nr": next_sequence_number,
+        "torch._C._autograd._get_sequence_nr": lambda: torch._C._autograd._get_sequence_nr,
         "Node._sequence_nr": lambda: sequence_number(root),
         "Node._input_metadata": lambda: shape(root, 0),
         "Node._saved_*": lambda: saved(root, "other"),
@@ -278,6 +283,24 @@ def in_transform() -> bool:
 Result = TypeVar("Result")
 
 
+def is_plain() -> bool:
+    """Whether nothing sees or changes what is computed: no mode, trace or transform is on.
+
+    So it is nearly always, and this is told in less time than which of them is on. False where
+    this torch cannot tell.
+    """
+    try:
+        return not (
+            torch._C._len_torch_dispatch_stack()
+            or torch._C._len_torch_function_stack()
+            or torch._C._is_any_autocast_enabled()
+            or torch._C._get_tracing_state()
+            or torch._C._functorch.peek_interpreter_stack()
+        )
+    except AttributeError:  # said by `missing`
+        return False
+
+
 def apart_from_modes(function: Callable[..., Result], *args: Any) -> Result:
     """Call `function` so that no mode of the user sees, or changes, what it computes.
 
@@ -332,11 +355,11 @@ def is_tracing() -> bool:
 
 
 def next_sequence_number() -> int:
-    """Return the number that autograd will give to the next node of this thread."""
+    """Return the number that autograd will give to the next node of this thread, -1 if unknown."""
     try:
         return torch._C._autograd._get_sequence_nr()
-    except AttributeError:
-        raise Unavailable("torch._C._autograd._get_sequence_nr") from None
+    except AttributeError:  # said by `missing`
+        return -1
 
 
 def sequence_number(node: Node) -> int:

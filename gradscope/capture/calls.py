@@ -10,12 +10,7 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Graph
-from gradscope.autograd.torch_internals import (
-    Unavailable,
-    in_transform,
-    is_capturing,
-    recomputing_node,
-)
+from gradscope.autograd.torch_internals import Unavailable, is_capturing, recomputing_node
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.compiled import Eager, compiled_frames, has_compiled
@@ -103,18 +98,20 @@ class Calls:
 
     # --- what module hooks tell -------------------------------------------------------------------
 
+    def note_call(self, number: int) -> None:
+        """Note that module `number` is called, and no more."""
+        self._modules.note_call(number)
+
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note that module `number` is called."""
         self._modules.note_call(number)
-        if in_transform():
-            return
         forward = self._forward or self._begin(number)
         if forward is not None:
             forward.enter(self._modules.info(number), args, kwargs)
 
     def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Note that module `number` returned."""
-        if self._forward is None or in_transform():
+        if self._forward is None:
             return
         if self._forward.leave(number, module, args, output):
             forward, self._forward = self._forward, None
@@ -182,7 +179,8 @@ class Calls:
             return
         calls = forward.calls
         plan = self._structures.plan(graph, forward, calls)
-        self._supply(plan, graph, forward)
+        if plan.forward or plan.forward_sums:
+            self._supply(plan, graph, forward)
         if plan.functions:
             self._read_functions(plan, graph, forward)
         forward.readings.read_waiting()

@@ -6,7 +6,7 @@ its graph is tapped (gradients.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 from gradscope import measure
 from gradscope.autograd import torch_internals
 from gradscope.autograd.graph import Call, Graph, saved_factors, walk
+from gradscope.autograd.torch_internals import next_sequence_number
 from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
@@ -68,8 +69,8 @@ class Forward:
         ordinal = len(self.modules)
         self.modules.append(module)
         self._calls.append(None)
-        inputs = tuple([gradient_edge(tensor) for tensor in tensors])
-        self._open.append((module, ordinal, _now(), inputs))
+        inputs = tuple(map(gradient_edge, tensors))
+        self._open.append((module, ordinal, next_sequence_number(), inputs))
         if tensors:
             self._measure_for_joins(ordinal, "in", tensors)
 
@@ -86,16 +87,16 @@ class Forward:
             info.kind,
             info.owns_parameters,
             start,
-            _now(),
+            next_sequence_number(),
             inputs,
-            tuple([gradient_edge(tensor) for tensor in tensors]),
-            info.owns_parameters and _owns_frozen(module),
+            tuple(map(gradient_edge, tensors)),
+            info.owns_parameters and layers.owns_frozen(module),
         )
         if not info.is_layer:
             if tensors:
                 self._measure_for_joins(ordinal, "out", tensors)
         elif torch.is_grad_enabled():  # else it will be computed again, or is not trained
-            self._measure_output(info, ordinal, module, args, tensors or list(tensors_in(output)))
+            self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
         return not self._open
 
     def returned(self) -> Iterator[tuple[ModuleInfo, Call]]:
@@ -113,8 +114,10 @@ class Forward:
         call = self._calls[0]
         if call is None or not call.outputs:
             return None
-        return walk(call.outputs, {node for node, _ in call.inputs})
+        expected = None if self._expected is None else self._expected.structure
+        return walk(call.outputs, {node for node, _ in call.inputs}, expected)
 
+    @torch.no_grad()
     def supply(self, plan: Plan, graph: Graph) -> None:
         """Give the joins in `plan` the norms of what they add up, where these can be had."""
         for operand, keys in plan.forward.items():
@@ -188,44 +191,34 @@ class Forward:
                 self._sum_norms[places] = self.readings.norm(torch.as_tensor(total))
 
 
-def _now() -> int:
-    """Return the sequence number of the next node, -1 where this torch tells none."""
-    try:
-        return torch_internals.next_sequence_number()
-    except torch_internals.Unavailable:
-        return -1
-
-
-def _owns_frozen(module: nn.Module) -> bool:
-    """Whether some of the module's own parameters get no gradient, as of now."""
-    return any(not p.requires_grad for _, p in layers.own_parameters(module))
-
-
 def with_gradient(value: object) -> list[Tensor]:
     """Return the tensors in `value` that require grad; none while gradients are off."""
     if not torch.is_grad_enabled():
         return []
-    if isinstance(value, Tensor):
-        return [value] if value.requires_grad else []
     return [tensor for tensor in tensors_in(value) if tensor.requires_grad]
 
 
-def tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            if isinstance(item, Tensor):
-                yield item
-            else:
-                yield from tensors_in(item)
+def tensors_in(value: object) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
+    if type(value) is Tensor:  # as it is nearly always; what follows takes longer
+        return [value]
+    if isinstance(value, (tuple, list)):
+        items: Iterable[object] = value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
+        items = value.values()
+    elif isinstance(value, Tensor):
+        return [value]
     elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name))
+        items = [getattr(value, field.name) for field in fields(value)]
+    else:
+        return []
+    found = []
+    for item in items:
+        if type(item) is Tensor:
+            found.append(item)
+        else:
+            found += tensors_in(item)
+    return found
 
 
 def gradient_edge(tensor: Tensor) -> NodeSlot:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope import measure
 from gradscope.autograd.graph import Call, Graph
-from gradscope.autograd.torch_internals import apart_from_modes, current_backward
+from gradscope.autograd.torch_internals import apart_from_modes, current_backward, is_plain
 from gradscope.capture.cuts import CutGraph
 from gradscope.capture.plan import EdgeTap, Plan, ValueTap
 from gradscope.capture.readings import Readings
@@ -49,6 +49,7 @@ class Gradients:
         self.readings = readings
         readings.trust = plan.trust
         self._backward = -1  # the last one that was said to count
+        self._is_plain = False  # whether no mode of the user is on in it
         self.leaves: list[Node] = []
         self._plan = plan
         self._arrives = arrives
@@ -61,21 +62,22 @@ class Gradients:
     def tap(self, graph: Graph, calls: Sequence[Call]) -> None:
         """Put hooks on the nodes of `graph`."""
         plan, nodes = self._plan, graph.nodes
+        guard, read_values, gather = self._guard, self._read_values, self._gather
         self.leaves = [nodes[i] for i in plan.leaves]
         for index, values in plan.values.items():
-            handle = nodes[index].register_prehook(partial(self._guard, self._read_values, values))
+            handle = nodes[index].register_prehook(partial(guard, read_values, values))
             if graph.names[index].endswith("AccumulateGrad"):  # outlives the graph
                 self._handles.append(handle)
         for index, edges in plan.edges.items():
-            nodes[index].register_hook(partial(self._guard, self._gather, edges))
+            nodes[index].register_hook(partial(guard, gather, edges))
         for call, position, keys in plan.direct:
             node, slot = calls[call].outputs[position]
             taps = [ValueTap(slot, keys, [])]
-            node.register_prehook(partial(self._guard, self._read_values, taps))
+            node.register_prehook(partial(guard, read_values, taps))
         if self._cut is not None and plan.cuts[self._cut]:
             self._cut_graph = CutGraph(graph, calls[0].outputs, plan, self._cut)
             for i, (node, _) in enumerate(calls[0].outputs):
-                node.register_prehook(partial(self._guard, self._take_cut, [i]))
+                node.register_prehook(partial(guard, self._take_cut, [i]))
 
     def release(self) -> None:
         """Take out the hooks that would outlive the graph, and let go of the graph."""
@@ -101,8 +103,14 @@ class Gradients:
     ) -> None:
         try:
             backward = current_backward()
-            if backward == self._backward or apart_from_modes(self._arrives, self):
+            if backward != self._backward:
+                if not apart_from_modes(self._arrives, self):
+                    return
                 self._backward = backward
+                self._is_plain = is_plain()  # a backward goes on with the modes that it began with
+            if self._is_plain:
+                read(taps, gradients)
+            else:
                 apart_from_modes(read, taps, gradients)
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]

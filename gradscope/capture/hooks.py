@@ -16,13 +16,22 @@ from torch.optim.optimizer import (
 )
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.autograd.torch_internals import apart_from_modes, is_scripted, is_tracing
+from gradscope.autograd.torch_internals import (
+    apart_from_modes,
+    in_transform,
+    is_plain,
+    is_scripted,
+    is_tracing,
+)
 from gradscope.capture.faults import Faults
 from gradscope.capture.hiding import Hook
 
 
 class ModuleListener(Protocol):
     """What the hooks of modules report to."""
+
+    def note_call(self, number: int) -> None:
+        """Take note that module `number` is called within torch.func: nothing trains there."""
 
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take note that module `number` is called."""
@@ -66,10 +75,17 @@ class _EnterHook(_Hook):
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
             return
         listener = self._listener()
-        if listener is None or is_tracing():
+        if listener is None:
             return
         try:
-            apart_from_modes(listener.enter, self._number, args, kwargs)
+            if is_plain():
+                listener.enter(self._number, args, kwargs)
+            elif is_tracing():
+                return
+            elif in_transform():
+                listener.note_call(self._number)
+            else:
+                apart_from_modes(listener.enter, self._number, args, kwargs)
         except Exception as error:
             listener.module_failed(self._number, error)
 
@@ -79,10 +95,13 @@ class _LeaveHook(_Hook):
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
             return
         listener = self._listener()
-        if listener is None or is_tracing():
+        if listener is None:
             return
         try:
-            apart_from_modes(listener.leave, self._number, module, args, output)
+            if is_plain():
+                listener.leave(self._number, module, args, output)
+            elif not is_tracing() and not in_transform():
+                apart_from_modes(listener.leave, self._number, module, args, output)
         except Exception as error:
             listener.module_failed(self._number, error)
 
@@ -94,9 +113,13 @@ class ModuleHooks:
         self._listener = weakref.ref(listener)
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._given_up: set[int] = set()
+        self._are_in = False
 
     def put_in(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
-        """Make `modules`, each with its number, report their calls."""
+        """Make `modules`, each with its number, report their calls, if they do not all do so."""
+        if self._are_in:
+            return
+        self._are_in = True
         for number, module in modules:
             known = number in self._handles or number in self._given_up
             if not known and not is_scripted(module):
@@ -110,6 +133,7 @@ class ModuleHooks:
 
     def take_out(self, keep: Iterable[int] = ()) -> None:
         """Take out the hooks of all modules but those numbered in `keep`."""
+        self._are_in = False
         for number in self._handles.keys() - set(keep):
             self._remove(number)
 

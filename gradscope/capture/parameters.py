@@ -51,6 +51,7 @@ class Parameters:
         self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
         self._place: dict[int, int] = {}
         self._layouts: dict[tuple[Places, tuple[str, ...]], Layout] = {}
+        self._places: dict[tuple[int, ...], Places] = {}  # of optimizers, by identities of theirs
 
     def look_up(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         """Take the parameters as they are now."""
@@ -82,6 +83,7 @@ class Parameters:
             else:
                 owners[known] += (number,)
         self._layouts.clear()
+        self._places.clear()
         self.shared.clear()
         self.replicas = [replicas(tensor) for tensor in tensors]
         self.wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
@@ -89,13 +91,13 @@ class Parameters:
 
     def of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` updates."""
-        place = self._place
-        return tuple(
-            place[id(p)]
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if id(p) in place
-        )
+        held = tuple([id(p) for group in optimizer.param_groups for p in group["params"]])
+        places = self._places.get(held)
+        if places is None:
+            if len(self._places) >= _LAYOUTS:
+                self._places.clear()
+            places = self._places[held] = tuple(self._place[p] for p in held if p in self._place)
+        return places
 
     def copy_of(self, weight: Tensor, place: int) -> Tensor:
         """Return memory for a copy of `weight`, in a dtype in which differences do not round."""
@@ -223,9 +225,8 @@ class ParameterReadings:
     def _places_of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` is the first to update."""
         places = self._parameters.of(optimizer)
-        for i in places:
-            self._holder.setdefault(i, optimizer)
-        return tuple(i for i in places if self._holder[i] is optimizer)
+        self._holder = dict.fromkeys(places, optimizer) | self._holder
+        return tuple([i for i in places if self._holder[i] is optimizer])
 
     # --- an optimizer that tells nothing: its step is found by what it did --------------------
 

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from torch.autograd.graph import Node
 
-from gradscope.autograd.graph import Call, Edge, Graph, Value
+from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value
 from gradscope.autograd.joins import Join
 from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
 from gradscope.capture.functions import Function
@@ -109,6 +109,7 @@ class Plan:
     outputs : (value, number) of each output of a layer
     functions : activations that were called on the output of a layer without a module
     trust : which tensors may wait to be read together
+    structure : that of the graphs
     """
 
     values: dict[int, list[ValueTap]] = field(default_factory=dict)
@@ -126,6 +127,7 @@ class Plan:
     functions: list[Function] = field(default_factory=list)
     calls: set[int] = field(default_factory=set)
     trust: Trust = field(default_factory=Trust)
+    structure: Structure | None = None
 
 
 def make_plan(
@@ -145,7 +147,7 @@ def make_plan(
     joins, numbers
         The graph's residual joins and their numbers in the catalogue.
     """
-    plan = Plan()
+    plan = Plan(structure=graph.structure)
     consumers_of = graph.consumers()
     whole: dict[Value, list[Key]] = defaultdict(list)
     totals: dict[Value, list[int]] = defaultdict(list)
