@@ -2,8 +2,11 @@
 
 from residual_zoo import (
     additions,
+    aggregation,
     arithmetic,
+    conditions,
     images,
+    in_place,
     published,
     published_images,
     pyramids,
@@ -20,8 +23,11 @@ __all__ = [
     "Net",
     "Recording",
     "additions",
+    "aggregation",
     "arithmetic",
+    "conditions",
     "images",
+    "in_place",
     "prepare",
     "published",
     "published_images",

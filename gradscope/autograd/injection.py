@@ -1,0 +1,142 @@
+"""What is injected into a stream from aside: a condition, a position, a shift for all layers.
+
+In `x = f(x + c)`, layer by layer, c skips a layer and is added to what came of itself, as the input
+of a residual block is. The additions alone do not tell it from `x + f(x + c)`, where it is x that
+skips: both are u + f(u + v). What tells is, in this order,
+
+- which of the two is still in the stream, without a weight, when the other is added again: that
+  one is the stream;
+- that one is merged with data again and again and the other is not: it is injected;
+- the order of the terms, where both sums agree: a stream is written first, `x + c`.
+
+Sources: Perez et al. 2018 (scale and shift), Carion et al. 2020 (positions), Ho et al. 2020 (time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gradscope.autograd.data_flow import ELEMENTWISE, PARTITION, DataFlow, node_kinds, union
+from gradscope.autograd.graph import Edge, Value
+from gradscope.autograd.sums import Sum, Term
+
+AGAIN_AND_AGAIN = 3
+
+FUSED = node_kinds("Addcmul Addcdiv")
+"""What is multiplied in these is not added to what they add."""
+
+
+def is_injected(flow: DataFlow, total: Sum, shortcut: Term, split: int) -> bool:
+    """Tell whether the value number `split` is injected, and no input of the other terms."""
+    branch = [value for term in total.terms if term is not shortcut for value in term.values]
+    below = union(flow.reach[value] for value in branch)
+    value = flow.values[split]
+    met = [edge for edge in _met(flow, value) if flow.outputs[edge[0]] & below]
+    if not met or any(flow.stems[node] not in ELEMENTWISE for node, _ in met):
+        return False  # a layer of the branch takes it as it is
+    node, position = min(met, key=lambda edge: flow.number[edge[0], 0])
+    others = [value for place, value in flow.data[node] if place != position]
+    streams = [_root(flow, other) for other in others if not flow.reach[other] >> split & 1]
+    if (others and not streams) or any(_starts_anew(flow, stream) for stream in streams):
+        return False
+    kept = [flow.kept[v] for v in branch if (flow.reach[v] & ~flow.kept[v]) >> split & 1]
+    numbers = [flow.number[stream] for stream in streams]
+    if flow.stems[node] != "Mul" and any(union(kept) >> number & 1 for number in numbers):
+        return True
+    if any(_is_added_to(flow, stream, value, node) for stream in streams):
+        return False
+    if _factors(flow, others) & _factors(flow, branch):
+        return True
+    count = _merges(flow, value)
+    if count >= AGAIN_AND_AGAIN and any(_merges(flow, s) < count - 1 for s in streams):
+        return True
+    return position > 0 and shortcut is not total.terms[0]
+
+
+def is_condition(flow: DataFlow, split: Value, below: int, inside: Iterable[int]) -> bool:
+    """Tell a condition that each layer projects, such as a time embedding, from a block's input.
+
+    Of a block's input it is true that the branch has nothing from elsewhere, or that the block is
+    a module that was called on it, and on it first.
+    """
+    number = flow.number[split]
+    if not below & flow.sources & ~flow.reach[split]:
+        return False
+    block = flow.origins.holder(inside)
+    for node, slot in block.inputs if block is not None else ():
+        value = (flow.graph.index.get(node, -1), slot)
+        if value == split:
+            return False
+        if flow.reach.get(value, 0) >> number & 1:
+            continue
+        if value in flow.number and below >> flow.number[value] & 1:
+            return True
+    return True
+
+
+def _met(flow: DataFlow, value: Value) -> list[Edge]:
+    """Return the edges by which a value meets weights, other data, or is added to constants."""
+    met = []
+    stack = list(flow.consumers.get(value, []))
+    while stack:
+        node, position = stack.pop()
+        constant = position > 0 and flow.stems[node] in ("Add", "Sub", "Cat")
+        if constant or len(flow.data[node]) > 1 or flow.bears[node]:
+            met.append((node, position))
+        else:
+            for output in flow.members(flow.outputs[node]):
+                stack += flow.consumers.get(output, [])
+    return met
+
+
+def _root(flow: DataFlow, value: Value) -> Value:
+    """Return the value that this one is of, up to operations that need nothing else."""
+    node = value[0]
+    while len(flow.data[node]) == 1 and not flow.bears[node] and flow.stems[node] not in PARTITION:
+        value = flow.data[node][0][1]
+        node = value[0]
+    return value
+
+
+def _factors(flow: DataFlow, values: Sequence[Value]) -> set[Value]:
+    """Return values and, of those that are products, what they are products of."""
+    products = [
+        node for node, _ in values if flow.stems[node] == "Mul" and len(flow.data[node]) > 1
+    ]
+    return {*values, *(value for node in products for _, value in flow.data[node])}
+
+
+def _merges(flow: DataFlow, value: Value) -> int:
+    """Return how many operations merge a value with other data as it is."""
+    return len({node for node, _ in _met(flow, value) if flow.stems[node] in ELEMENTWISE})
+
+
+def _is_added_to(flow: DataFlow, other: Value, stream: Value, node: int) -> bool:
+    """Tell whether, at another place than `node`, `other` is added to what carries `stream` on."""
+    number = flow.number[stream]
+    return any(
+        flow.kept[value] >> number & 1 or flow.kept[stream] >> flow.number[value] & 1
+        for merge, position in _met(flow, other)
+        if merge != node and flow.stems[merge] in ELEMENTWISE
+        for place, value in flow.data[merge]
+        if place != position and not (value == stream and flow.stems[merge] in FUSED)
+    )
+
+
+def _starts_anew(flow: DataFlow, stream: Value) -> bool:
+    """Tell whether a stream comes, without data, from a layer that it comes by again.
+
+    So does a state that is unrolled from zeros: what is added to it is all that it starts from.
+    """
+    node = stream[0]
+    while len(flow.data[node]) == 1:
+        node = flow.data[node][0][1][0]
+    if flow.data[node]:
+        return False
+    weights = [producer for producer, _ in flow.graph.edges[node] if producer >= 0]
+    while weights:
+        weight = weights.pop()
+        if len(flow.readers[weight]) > 1:
+            return True
+        weights += [producer for producer, _ in flow.graph.edges[weight] if producer >= 0]
+    return False
