@@ -75,9 +75,10 @@ def read(flow: DataFlow, total: Sum) -> Residual | None:
             way = None  # a selection: different data, weighed by gates that all of them make
         if way is None and not concat:
             way = _nested(flow, shortcut, branch) or _projection(flow, total, shortcut, branch)
-        if way is not None and not is_injected(flow, total, shortcut, way.split):
+        if way is not None:
             ways.append(way)
-    return min(ways, key=lambda way: (way.weights, -way.split), default=None)
+    ways.sort(key=lambda way: (way.weights, -way.split))
+    return next((w for w in ways if not is_injected(flow, total, w.shortcut, w.split)), None)
 
 
 def _direct(flow: DataFlow, shortcut: Term, branch: tuple[Term, ...]) -> Residual | None:
