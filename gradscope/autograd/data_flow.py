@@ -85,9 +85,9 @@ class DataFlow:
     sources : int
         Set of the values that come from no other data, such as the first layer's output.
     reach, kept, plain, carry : dict of Value to int
-        Set of values that a value comes from: by any way; without a weight; without an operation
-        that bears parameters, as a norm does, too; by a way that a shortcut could take, not
-        through weights, sums or mixing.
+        Set of values that a value comes from: by any way; through sums and norms, not through
+        weights or mixing; without an operation that bears parameters; by a way that a shortcut
+        could take, not through weights, sums or mixing.
     """
 
     def __init__(self, graph: Graph, origins: Origins) -> None:
@@ -232,7 +232,8 @@ class DataFlow:
                 continue
             inputs = [value for _, value in self.data[node]]
             reach = union(self.reach[value] for value in inputs)
-            kept = 0 if self.weighs[node] else union(self.kept[value] for value in inputs)
+            mixes = self.weighs[node] or self.stems[node] in MIXING
+            kept = 0 if mixes else union(self.kept[value] for value in inputs)
             plain = 0 if self.bears[node] else union(self.plain[value] for value in inputs)
             carries = self._carries(node)
             carry = union(self.carry[value] for value in inputs) if carries else 0

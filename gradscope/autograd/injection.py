@@ -16,11 +16,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gradscope.autograd.data_flow import ELEMENTWISE, PARTITION, DataFlow, node_kinds, union
+from gradscope.autograd.data_flow import (
+    ELEMENTWISE,
+    MIXING,
+    PARTITION,
+    PRODUCT,
+    DataFlow,
+    node_kinds,
+    union,
+)
 from gradscope.autograd.graph import Edge, Value
 from gradscope.autograd.sums import Sum, Term
 
 AGAIN_AND_AGAIN = 3
+
+ATTENTION = frozenset(kind for kind in MIXING if kind.startswith("ScaledDotProduct"))
+
+SOFTMAX = node_kinds("Softmax SafeSoftmax")
 
 FUSED = node_kinds("Addcmul Addcdiv")
 """What is multiplied in these is not added to what they add."""
@@ -51,6 +63,47 @@ def is_injected(flow: DataFlow, total: Sum, shortcut: Term, split: int) -> bool:
     if count >= AGAIN_AND_AGAIN and any(_merges(flow, s) < count - 1 for s in streams):
         return True
     return position > 0 and shortcut is not total.terms[0]
+
+
+def is_query(flow: DataFlow, total: Sum, split: int) -> bool:
+    """Tell whether a sum only asks, as query or key of attention, and the stream goes on beside it.
+
+    So do positions that attention adds to queries and keys, and not to what it takes in.
+    """
+    reach = flow.reach[total.node, 0]
+    values = [flow.values[split], *(value for term in total.terms for value in term.values)]
+    beside = any(
+        not flow.outputs[node] & reach
+        for value in values
+        for node, _ in flow.consumers[value]
+        if node != total.node
+    )
+    return beside and _only_asks(flow, total.node)
+
+
+def _only_asks(flow: DataFlow, node: int) -> bool:
+    """Tell whether what reads a node, behind one weight at most, are the scores of attention."""
+    stack = [(node, False)]
+    seen = set(stack)
+    while stack:
+        node, projected = stack.pop()
+        edges = [
+            e for value in flow.members(flow.outputs[node]) for e in flow.consumers.get(value, [])
+        ]
+        if not edges:
+            return False
+        for reader, position in edges:
+            stem = flow.stems[reader]
+            if stem in SOFTMAX or (stem in ATTENTION and position < 2):
+                continue
+            scores = stem in PRODUCT and len(flow.data[reader]) > 1
+            if stem in ATTENTION or not stem or (projected and flow.weighs[reader]):
+                return False
+            step = reader, projected or flow.weighs[reader] or scores
+            if step not in seen:
+                seen.add(step)
+                stack.append(step)
+    return True
 
 
 def is_condition(flow: DataFlow, split: Value, below: int, inside: Iterable[int]) -> bool:

@@ -33,7 +33,7 @@ from gradscope.autograd.data_flow import (
     union,
 )
 from gradscope.autograd.graph import Edge, Value
-from gradscope.autograd.injection import is_condition, is_injected
+from gradscope.autograd.injection import is_condition, is_injected, is_query
 from gradscope.autograd.sums import Sum, Term
 
 RESIZING = node_kinds(
@@ -70,7 +70,7 @@ def read(flow: DataFlow, total: Sum) -> Residual | None:
         branch = tuple(term for term in total.terms if term is not shortcut)
         way = _direct(flow, shortcut, branch)
         if way is None and concat:
-            way = _nested(flow, shortcut, branch)
+            way = _carried_on(flow, shortcut, branch)
         elif way is not None and (concat or way.form == "gated") and _is_gated_only(flow, way):
             way = None  # a selection: different data, weighed by gates that all of them make
         if way is None and not concat:
@@ -78,7 +78,8 @@ def read(flow: DataFlow, total: Sum) -> Residual | None:
         if way is not None:
             ways.append(way)
     ways.sort(key=lambda way: (way.weights, -way.split))
-    return next((w for w in ways if not is_injected(flow, total, w.shortcut, w.split)), None)
+    way = next((w for w in ways if not is_injected(flow, total, w.shortcut, w.split)), None)
+    return None if way is None or is_query(flow, total, way.split) else way
 
 
 def _direct(flow: DataFlow, shortcut: Term, branch: tuple[Term, ...]) -> Residual | None:
@@ -108,6 +109,17 @@ def _nested(flow: DataFlow, shortcut: Term, branch: tuple[Term, ...]) -> Residua
     return None if form == "gated" else Residual(shortcut, branch, split, form)
 
 
+def _carried_on(flow: DataFlow, shortcut: Term, branch: tuple[Term, ...]) -> Residual | None:
+    """Read a concatenation of x with what a block with a shortcut of its own made of it."""
+    way = _nested(flow, shortcut, branch)
+    kept = union(flow.kept[value] for term in branch for value in term.values)
+    if way is None or not kept >> way.split & 1:
+        return None
+    inside = flow.between(way.split, carry(flow, shortcut))
+    parts = any(flow.stems[node] in PARTITION for node, _ in inside)
+    return None if parts else way  # parts of one tensor, put together again
+
+
 def _projection(
     flow: DataFlow, total: Sum, shortcut: Term, branch: tuple[Term, ...]
 ) -> Residual | None:
@@ -116,9 +128,7 @@ def _projection(
     value, weights = shortcut.values[0], 0
     while not below >> flow.number[value] & 1:
         node = value[0]
-        stem = flow.stems[node]
-        linear = stem in LINEAR or (stem in PARTITION and stem != "Select")
-        if len(flow.data[node]) != 1 or not linear:
+        if len(flow.data[node]) != 1 or not _projects(flow, node):
             return None
         weights += flow.weighs[node]
         value = flow.data[node][0][1]
@@ -135,6 +145,15 @@ def _projection(
     if _is_gated_only(flow, way) or not flow.goes_on(total.node):
         return None  # it makes a gate, or what a gate lets in, as in a recurrent cell
     return way
+
+
+def _projects(flow: DataFlow, node: int) -> bool:
+    """Tell whether an operation on one value may be in a projection: it is linear, or pools."""
+    stem = flow.stems[node]
+    if stem in PARTITION:  # of the features that a weight made, not of a series
+        dims = len(flow.shape((node, 0)))
+        return stem != "Select" and flow.dimension(node) == (1 if dims > 3 else dims - 1)
+    return (stem in LINEAR or stem in RESIZING) and not flow.acts_in_place(node)
 
 
 def _form(flow: DataFlow, shortcut: Term, split: int) -> str:

@@ -183,3 +183,49 @@ def pooled_and_concatenated(m, x):
     for _ in range(3):
         xs.append(F.max_pool2d(xs[-1], 3, 1, 1))
     return m.c(torch.cat(xs, 1))
+
+
+@net(
+    "projection (root) stem (root) a.0",
+    "identity b (root) b b.body.0",
+    "concat (root) (root) (root) b.body.0",
+    stem=conv(),
+    pool=nn.MaxPool2d(2),
+    project=nn.Sequential(conv(4, 8, 1, 1), nn.BatchNorm2d(8)),
+    a=nn.Sequential(conv(4, 8, 2), nn.ReLU(), conv(8, 8)),
+    b=Residual(nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8)), nn.ReLU()),
+    root=conv(20, 8, 1, 1),
+    x=IMAGE,
+)
+def pooled_projection_and_bottom(m, x):
+    """As in DLA's own code: the pooled input is projected for the sum, and goes to the root."""
+    x = m.stem(x)
+    bottom = m.pool(x)
+    a = F.relu(m.project(bottom) + m.a(x))
+    return m.root(torch.cat([a, m.b(a), bottom], 1))
+
+
+@net(
+    "identity (root) (root) (root) place",
+    stem=lin(), place=nn.Conv1d(8, 8, 3, padding=1), head=lin(), x=TEXT,
+)  # fmt: skip
+def class_token_put_back(m, x):
+    """CoaT: positions by convolution, for all tokens but the first, which is put back in front."""
+    x = m.stem(x)
+    first, others = x[:, :1], x[:, 1:]
+    others = others + m.place(others.transpose(1, 2)).transpose(1, 2)
+    return m.head(torch.cat([first, others], 1))
+
+
+@net(
+    *["nested (root) (root) (root) q"] * 3,  # it attends to itself, too
+    token=nn.Parameter(torch.randn(1, 1, 8)),
+    stem=lin(), q=lin(), kv=lin(), x=TEXT,
+)  # fmt: skip
+def class_attention(m, x):
+    """CaiT: the class token attends to all; the patches are concatenated to it in every layer."""
+    x, cls = m.stem(x), m.token.expand(len(x), -1, -1)
+    for _ in range(3):
+        u = torch.cat([cls, x], 1)
+        cls = cls + (m.q(cls) @ m.kv(u).transpose(1, 2)).softmax(-1) @ u
+    return cls

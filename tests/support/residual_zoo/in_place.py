@@ -250,3 +250,13 @@ def linear_ways_scaled_in_place(m, x):
     y = m.a(x)
     y *= 0.5
     return m.s(x) + m.b(y)
+
+
+def unit(kernel):
+    return nn.Sequential(conv(4, 4, 1, kernel), nn.InstanceNorm2d(4), nn.ReLU(inplace=True))
+
+
+@net(stem=conv(), a=unit(1), b=nn.Sequential(unit(1), unit(3)), x=IMAGE)
+def two_activated_ways(m, x):
+    x = m.stem(x)
+    return m.a(x) + m.b(x)
