@@ -26,7 +26,7 @@ from gradscope.autograd.data_flow import (
     union,
 )
 from gradscope.autograd.graph import Edge, Value
-from gradscope.autograd.sums import Sum, Term
+from gradscope.autograd.sums import MERGED, Sum, Term
 
 AGAIN_AND_AGAIN = 3
 
@@ -46,64 +46,69 @@ def is_injected(flow: DataFlow, total: Sum, shortcut: Term, split: int) -> bool:
     met = [edge for edge in _met(flow, value) if flow.outputs[edge[0]] & below]
     if not met or any(flow.stems[node] not in ELEMENTWISE for node, _ in met):
         return False  # a layer of the branch takes it as it is
-    node, position = min(met, key=lambda edge: flow.number[edge[0], 0])
+    node, position = min(met, key=lambda edge: (flow.number[edge[0], 0], edge[1]))
+    multiplied = flow.stems[node] == "Mul" or (flow.stems[node] in FUSED and position > 0)
     others = [value for place, value in flow.data[node] if place != position]
     streams = [_root(flow, other) for other in others if not flow.reach[other] >> split & 1]
-    if (others and not streams) or any(_starts_anew(flow, stream) for stream in streams):
+    if others and not streams and not _shifts_a_constant(flow, node):
+        return False  # such as x plus its own mean
+    if any(_starts_anew(flow, stream) for stream in streams):
         return False
     kept = [flow.kept[v] for v in branch if (flow.reach[v] & ~flow.kept[v]) >> split & 1]
-    numbers = [flow.number[stream] for stream in streams]
-    if flow.stems[node] != "Mul" and any(union(kept) >> number & 1 for number in numbers):
+    if not multiplied and any(union(kept) >> flow.number[stream] & 1 for stream in streams):
         return True
     if any(_is_added_to(flow, stream, value, node) for stream in streams):
         return False
-    if _factors(flow, others) & _factors(flow, branch):
+    if not multiplied and _factors(flow, others) & _factors(flow, branch):
         return True
-    count = _merges(flow, value)
-    if count >= AGAIN_AND_AGAIN and any(_merges(flow, s) < count - 1 for s in streams):
+    fewest = min((_merges(flow, stream) for stream in streams), default=0)
+    if _merges(flow, value) >= max(AGAIN_AND_AGAIN, fewest + 2):
         return True
-    return position > 0 and shortcut is not total.terms[0]
+    return position > 0 and flow.stems[node] not in FUSED and shortcut is not total.terms[0]
 
 
-def is_query(flow: DataFlow, total: Sum, split: int) -> bool:
+def is_query(flow: DataFlow, total: Sum, stream: Sequence[Value]) -> bool:
     """Tell whether a sum only asks, as query or key of attention, and the stream goes on beside it.
 
-    So do positions that attention adds to queries and keys, and not to what it takes in.
+    So do positions that attention adds to queries and keys, and not to what it takes in: then both
+    are asked with, or `stream` has readers that the sum does not come to.
     """
-    reach = flow.reach[total.node, 0]
-    values = [flow.values[split], *(value for term in total.terms for value in term.values)]
-    beside = any(
-        not flow.outputs[node] & reach
-        for value in values
-        for node, _ in flow.consumers[value]
-        if node != total.node
-    )
-    return beside and _only_asks(flow, total.node)
+    asked = _asked(flow, total.node)
+    below = flow.reach[total.node, 0]
+    readers = {node for value in stream for node, _ in flow.consumers[value]} - {total.node}
+    beside = any(not flow.outputs[node] & below for node in readers)
+    return len(asked) > 1 or (bool(asked) and beside)
 
 
-def _only_asks(flow: DataFlow, node: int) -> bool:
-    """Tell whether what reads a node, behind one weight at most, are the scores of attention."""
+def _asked(flow: DataFlow, node: int) -> set[int]:
+    """Return as which operands of scores a value ends, behind one weight at most; else nothing."""
+    asked = set()
     stack = [(node, False)]
     seen = set(stack)
     while stack:
         node, projected = stack.pop()
-        edges = [
-            e for value in flow.members(flow.outputs[node]) for e in flow.consumers.get(value, [])
-        ]
+        outputs = flow.members(flow.outputs[node])
+        edges = [edge for output in outputs for edge in flow.consumers.get(output, [])]
         if not edges:
-            return False
+            return set()
         for reader, position in edges:
             stem = flow.stems[reader]
-            if stem in SOFTMAX or (stem in ATTENTION and position < 2):
-                continue
             scores = stem in PRODUCT and len(flow.data[reader]) > 1
-            if stem in ATTENTION or not stem or (projected and flow.weighs[reader]):
-                return False
+            if scores or (stem in ATTENTION and position < 2):
+                asked.add(position)
+            elif stem in ATTENTION or not stem:
+                return set()
+            elif (
+                flow.weighs[reader] if projected else stem in MERGED and len(flow.data[reader]) > 1
+            ):
+                return set()  # taken in by a layer, or carried on
+            if stem in SOFTMAX or stem in ATTENTION:
+                continue
             step = reader, projected or flow.weighs[reader] or scores
             if step not in seen:
                 seen.add(step)
                 stack.append(step)
-    return True
+    return asked
 
 
 def is_condition(flow: DataFlow, split: Value, below: int, inside: Iterable[int]) -> bool:
@@ -130,11 +135,13 @@ def is_condition(flow: DataFlow, split: Value, below: int, inside: Iterable[int]
 def _met(flow: DataFlow, value: Value) -> list[Edge]:
     """Return the edges by which a value meets weights, other data, or is added to constants."""
     met = []
-    stack = list(flow.consumers.get(value, []))
+    direct = flow.consumers.get(value, [])
+    stack = list(direct)
     while stack:
         node, position = stack.pop()
-        constant = position > 0 and flow.stems[node] in ("Add", "Sub", "Cat")
-        if constant or len(flow.data[node]) > 1 or flow.bears[node]:
+        first = position == 0 and ((node, 0) not in direct or flow.stems[node] == "Cat")
+        added = flow.stems[node] in ("Add", "Sub", "Cat") and not first
+        if (added and _has_constant(flow, node)) or len(flow.data[node]) > 1 or flow.bears[node]:
             met.append((node, position))
         else:
             for output in flow.members(flow.outputs[node]):
@@ -145,18 +152,33 @@ def _met(flow: DataFlow, value: Value) -> list[Edge]:
 def _root(flow: DataFlow, value: Value) -> Value:
     """Return the value that this one is of, up to operations that need nothing else."""
     node = value[0]
-    while len(flow.data[node]) == 1 and not flow.bears[node] and flow.stems[node] not in PARTITION:
+    while len(flow.data[node]) == 1 and not flow.weighs[node] and flow.stems[node] not in PARTITION:
         value = flow.data[node][0][1]
         node = value[0]
     return value
 
 
+def _has_constant(flow: DataFlow, node: int) -> bool:
+    return any(producer < 0 for producer, _ in flow.graph.edges[node])
+
+
+def _shifts_a_constant(flow: DataFlow, node: int) -> bool:
+    """Tell whether a sum shifts what has no gradient, scaled by another part of the condition."""
+    products = [producer for _, (producer, _) in flow.data[node] if flow.stems[producer] == "Mul"]
+    return any(_has_constant(flow, product) for product in (node, *products))
+
+
 def _factors(flow: DataFlow, values: Sequence[Value]) -> set[Value]:
-    """Return values and, of those that are products, what they are products of."""
-    products = [
-        node for node, _ in values if flow.stems[node] == "Mul" and len(flow.data[node]) > 1
-    ]
-    return {*values, *(value for node in products for _, value in flow.data[node])}
+    """Return what values, and products among them, are of; whole tensors for parts of one."""
+    found = set()
+    for value in values:
+        product = flow.stems[value[0]] == "Mul" and len(flow.data[value[0]]) > 1
+        for factor in [v for _, v in flow.data[value[0]]] if product else [value]:
+            root = _root(flow, factor)
+            while flow.stems[root[0]] in PARTITION:
+                root = _root(flow, flow.data[root[0]][0][1])
+            found.add(root)
+    return found
 
 
 def _merges(flow: DataFlow, value: Value) -> int:

@@ -14,6 +14,8 @@ embedding or in a loss, x reaches both terms without a weight. Two more readings
   an inner residual block;
 - *projection*: the shortcut has weights of its own, is linear, and the branch has more of them.
 
+What is injected into a stream, layer by layer, comes to both terms, too: see `injection`.
+
 Source: He et al. 2015 (identity, projection), Srivastava et al. 2015 (gated).
 """
 
@@ -79,7 +81,12 @@ def read(flow: DataFlow, total: Sum) -> Residual | None:
             ways.append(way)
     ways.sort(key=lambda way: (way.weights, -way.split))
     way = next((w for w in ways if not is_injected(flow, total, w.shortcut, w.split)), None)
-    return None if way is None or is_query(flow, total, way.split) else way
+    if way is None:
+        return None
+    stream = [value for term in way.branch for value in term.values]
+    if way.form == "projection":
+        stream.append(flow.values[way.split])
+    return None if is_query(flow, total, stream) else way
 
 
 def _direct(flow: DataFlow, shortcut: Term, branch: tuple[Term, ...]) -> Residual | None:

@@ -35,6 +35,22 @@ def condition_added_before_every_layer_to_the_bare_input(m, x, z):
     return x
 
 
+@net(cond=lin(), layers=layers(3), x=PAIR)
+def condition_written_before_the_bare_input(m, x, z):
+    c = m.cond(z)
+    for f in m.layers:
+        x = f(c + x)
+    return x
+
+
+@net(cond=lin(8, 16), layers=layers(3), x=PAIR)
+def scale_and_shift_of_the_bare_input(m, x, z):
+    c = m.cond(z)
+    for f in m.layers:
+        x = f(x * c[:, :8] + c[:, 8:])
+    return x
+
+
 @net(stem=lin(), cond=lin(), layers=layers(2), x=PAIR)
 def condition_added_twice(m, x, z):
     x, c = m.stem(x), m.cond(z)
@@ -84,6 +100,19 @@ def condition_scaled(m, x, z):
     x, c = m.stem(x), m.cond(z)
     for f in m.layers:
         x = f(x + 0.1 * c)
+    return x
+
+
+@net(
+    "identity (root) stem (root) layers.0.0",
+    "identity (root) (root) (root) layers.1.0",
+    stem=lin(), cond=lin(8, 16), layers=layers(2), x=PAIR,
+)  # fmt: skip
+def stream_with_scale_and_shift_in_every_branch(m, x, z):
+    x = m.stem(x)
+    scale, shift = m.cond(z).chunk(2, -1)
+    for f in m.layers:
+        x = f(torch.addcmul(shift, x, scale)) + x
     return x
 
 
@@ -386,6 +415,37 @@ def detection_transformer(m, x, sines):
     for layer in m.decoder:
         tgt = layer(tgt, memory, pos, query_pos)
     return tgt
+
+
+class ConditionalDecoderLayer(nn.Module):
+    """Meng et al. 2021: what is asked with is a projection of the stream plus one of positions."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("q", "k", "v", "o", "q_pos", "k_pos"):
+            setattr(self, name, lin())
+        self.norm1, self.norm2, self.ff = nn.LayerNorm(8), nn.LayerNorm(8), mlp()
+
+    def forward(self, x, pos):
+        q, k = self.q(x) + self.q_pos(pos), self.k(x) + self.k_pos(pos)
+        attn = (q @ k.transpose(1, 2)).softmax(-1)
+        x = self.norm1(x + self.o(attn @ self.v(x)))
+        return self.norm2(x + self.ff(x))
+
+
+@net(
+    "identity a (root) a a.q",
+    "identity a a.norm1 a a.ff.0",
+    "identity b a.norm2 b b.q",
+    "identity b b.norm1 b b.ff.0",
+    queries=nn.Embedding(3, 8),
+    a=ConditionalDecoderLayer(),
+    b=ConditionalDecoderLayer(),
+    x=(2, 8),
+)
+def queries_that_are_stream_and_position(m, x):
+    x = queries = m.queries.weight.unsqueeze(0).repeat(len(x), 1, 1)
+    return m.b(m.a(x, queries), queries)
 
 
 class UniversalLayer(nn.Module):
