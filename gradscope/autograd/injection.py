@@ -93,14 +93,12 @@ def _asked(flow: DataFlow, node: int) -> set[int]:
             return set()
         for reader, position in edges:
             stem = flow.stems[reader]
-            scores = stem in PRODUCT and len(flow.data[reader]) > 1
+            scores, added = (
+                stem in kinds and len(flow.data[reader]) > 1 for kinds in (PRODUCT, MERGED)
+            )
             if scores or (stem in ATTENTION and position < 2):
                 asked.add(position)
-            elif stem in ATTENTION or not stem:
-                return set()
-            elif (
-                flow.weighs[reader] if projected else stem in MERGED and len(flow.data[reader]) > 1
-            ):
+            elif stem in ATTENTION or not stem or (flow.weighs[reader] if projected else added):
                 return set()  # taken in by a layer, or carried on
             if stem in SOFTMAX or stem in ATTENTION:
                 continue
