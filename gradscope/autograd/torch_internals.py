@@ -79,6 +79,11 @@ INTERFACES = (
         "activations called as functions and the forward ratio of scaled branches are not read",
     ),
     Interface(
+        "torch._C._autograd._saved_tensors_hooks_disable",
+        "keeps a look at an operation from computing anew what checkpointing has dropped",
+        "additions in place, to a view, are not read as joins",
+    ),
+    Interface(
         "torch.autograd.function.BackwardCFunction",
         "tells custom Functions from torch's own operations",
         "shortcuts are not found",
@@ -202,6 +207,9 @@ def missing() -> list[str]:
         "Node._input_metadata": lambda: shape(root, 0),
         "Node._saved_*": lambda: saved(root, "other"),
         "Node._raw_saved_*": lambda: is_kept_elsewhere(root, "other"),
+        "torch._C._autograd._saved_tensors_hooks_disable": lambda: (
+            torch._C._autograd._saved_tensors_hooks_disable
+        ),
         "torch.autograd.function.BackwardCFunction": lambda: is_custom(root),
         "torch._C._functorch.peek_interpreter_stack": lambda: (
             torch._C._functorch.peek_interpreter_stack
@@ -373,10 +381,31 @@ def shape(node: Node, slot: int) -> tuple[int, ...]:
     return tuple(_metadata(node, slot).shape)
 
 
-def ones_like_output(node: Node, slot: int = 0) -> Tensor:
-    """Return ones as a gradient of that output could be."""
-    described = _metadata(node, slot)
-    return torch.ones(described.shape, dtype=described.dtype, device=described.device)
+def backward_of_ones(node: Node) -> tuple[Tensor | None, ...]:
+    """Return what `node` makes of a gradient of ones; nothing where that takes a computation anew.
+
+    Checkpointing would compute what it has dropped: it is not let do so.
+    """
+    described = _metadata(node, 0)
+    ones = torch.ones(described.shape, dtype=described.dtype, device=described.device)
+    function: Any = node
+    own = torch._C._autograd
+    try:
+        disable = own._saved_tensors_hooks_disable
+        said = own._saved_tensors_hooks_get_disabled_error_message()
+    except AttributeError:  # said by `missing`
+        return ()
+    disable("gradscope looks at an operation", False)
+    try:
+        with torch.no_grad():
+            return tuple(function(ones))
+    except RuntimeError:
+        return ()
+    finally:
+        if said is None:
+            own._saved_tensors_hooks_enable()
+        else:
+            disable(said, False)
 
 
 def _metadata(node: Node, slot: int) -> Any:
