@@ -309,6 +309,9 @@ def is_plain() -> bool:
         return False
 
 
+_WITHOUT_AUTOCAST: Any = getattr(torch._C, "_DisableAutocast", None)
+
+
 def apart_from_modes(function: Callable[..., Result], *args: Any) -> Result:
     """Call `function` so that no mode of the user sees, or changes, what it computes.
 
@@ -323,6 +326,9 @@ def apart_from_modes(function: Callable[..., Result], *args: Any) -> Result:
         return function(*args)
     if not (dispatch or function_modes or autocast):
         return function(*args)
+    if not (dispatch or function_modes) and (without := _WITHOUT_AUTOCAST) is not None:
+        with without():
+            return function(*args)
     with ExitStack() as aside:
         if dispatch:
             with suppress(AttributeError, ImportError):
@@ -520,12 +526,12 @@ def is_capturing() -> bool:
     return bool(started) and torch.cuda.is_current_stream_capturing()
 
 
-def raw_stream(index: int) -> int:
-    """Return the handle of the stream that is current on CUDA device `index`."""
-    try:
-        return torch._C._cuda_getCurrentRawStream(index)
-    except AttributeError:
-        return int(torch.cuda.current_stream(index).cuda_stream)
+def _raw_stream(index: int) -> int:
+    return int(torch.cuda.current_stream(index).cuda_stream)
+
+
+raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _raw_stream)
+"""Return the handle of the stream that is current on a CUDA device."""
 
 
 def default_store() -> Any:

@@ -21,7 +21,6 @@ from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
 from gradscope.capture.readings import Read, Readings
-from gradscope.measure import sums
 
 NodeSlot = tuple[Node, int]
 """Where the gradient of a tensor arrives."""
@@ -141,8 +140,9 @@ class Forward:
             factor = one if other is None else other
             if norm is None or factor is None or factor.numel() != 1:
                 return None
-            if isinstance(norm, sums.Row):
-                norm = norm.norm()
+            if isinstance(norm, tuple):
+                sheet, number = norm
+                norm = sheet.rows.norm(number)
             size = abs(factor.item()) if factor.is_cpu else measure.dense(factor).abs().view(())
             norm = norm / size if graph.names[node] == "DivBackward0" else norm * size
         return norm

@@ -133,14 +133,9 @@ class Gradients:
         for tap in taps:
             gradient = gradients[tap.slot]
             if gradient is not None:
-                self._read_value(tap, gradient)
-
-    def _read_value(self, tap: ValueTap, gradient: Tensor) -> None:
-        """Read the whole gradient of a value: a layer's output, a block's input."""
-        place = (tap.node, tap.slot) if tap.node in self._plan.values else None
-        self.readings.read_norm(gradient, tap.keys, place)
-        for join in tap.joins:
-            self._read_join(join, measure.dense(gradient))
+                self.readings.read_norm(gradient, tap.keys, tap.place)
+                for join in tap.joins:
+                    self._read_join(join, measure.dense(gradient))
 
     def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:

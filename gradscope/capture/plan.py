@@ -51,12 +51,12 @@ _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|S
 
 @dataclass
 class ValueTap:
-    """A value, `slot` of `node`, whose whole gradient is read: as `keys`, as total of `joins`."""
+    """A value, a slot of a node, whose whole gradient is read: as `keys`, as total of `joins`."""
 
     slot: int
     keys: Keys
     joins: list[int]
-    node: int = -1
+    place: tuple[int, int] | None = None
 
 
 @dataclass
@@ -204,7 +204,7 @@ def make_plan(
         _plan_forward(graph, calls, join, number, plan)
 
     for value, keys in sorted(whole.items()):
-        tap = ValueTap(value[1], tuple(keys), totals.get(value, []), value[0])
+        tap = ValueTap(value[1], tuple(keys), totals.get(value, []), value)
         plan.values.setdefault(value[0], []).append(tap)
     plan.edges = {
         node: [EdgeTap(position, sums) for position, sums in positions.items()]

@@ -7,9 +7,8 @@ to, at once or together with others, or a 0-d tensor where there is no kernel fo
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,12 +27,21 @@ from gradscope.measure.gpu_kernel import (
     PAIR,
     SQUARES,
     Kernel,
-    ToRead,
 )
-from gradscope.measure.sums import Derivation
+from gradscope.measure.sums import Rows
 
-Read = Reading | sums.Row
-"""What was read, or where it will be."""
+
+@dataclass(eq=False)
+class Sheet:
+    """Rows of sums, what they are of and what they try."""
+
+    rows: Rows
+    items: list[Item] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+
+
+Read = Reading | tuple[Sheet, int]
+"""What was read, or the number of the row where its sums will be."""
 
 
 @dataclass
@@ -42,7 +50,7 @@ class _Stream:
 
     kernel: Kernel
     waiting: Waiting
-    rows: sums.Rows
+    sheet: Sheet
 
 
 class Readings:
@@ -63,20 +71,20 @@ class Readings:
         self._tensors: list[Tensor] = []
         self._tensors_keys: list[Keys] = []
         self._streams: dict[tuple[int, int], _Stream] = {}
-        self._items: dict[sums.Rows, list[Item]] = defaultdict(list)
-        self._trials: dict[sums.Rows, list[Trial]] = defaultdict(list)
+        self._sheets: list[Sheet] = []
         self._samples = Samples(self._read_sample)
 
     def __len__(self) -> int:
-        return len(self._numbers) + len(self._tensors) + len(self._items)
+        return len(self._numbers) + len(self._tensors) + len(self._sheets)
 
     def add(self, value: Read, keys: Keys) -> None:
         """Take a reading; a tensor must not be changed any more."""
         if isinstance(value, float):
             self._numbers.append(value)
             self._numbers_keys.append(keys)
-        elif isinstance(value, sums.Row):
-            self._derive(value, sums.norm_of, 1, (keys,))
+        elif isinstance(value, tuple):
+            sheet, number = value
+            sheet.items.append((number, sums.norm_of, 1, (keys,)))
         else:
             self._tensors.append(value)
             self._tensors_keys.append(keys)
@@ -95,7 +103,7 @@ class Readings:
     def norm(self, x: Tensor, place: Place = None) -> Read:
         """Return the L2 norm of `x`, to be added once it is known what it is of."""
         if gpu_kernel.may_read(x):
-            x = measure.dense(x)
+            x = measure.in_memory(x)
             if (row := self._sum(SQUARES, x, x, 0.0, 0.0, place)) is not None:
                 return row
         return measure.norm(x)
@@ -123,8 +131,8 @@ class Readings:
 
         Returns
         -------
-        Reading or Row
-            Of the norm.
+        Read
+            The norm.
         """
         n = x.numel()
         rule = whole_rule(activation) if activation is not None else None
@@ -133,9 +141,10 @@ class Readings:
         norm: Read
         if gpu_kernel.may_read(x) and (row := self._sum(kind, x, x, center or 0.0, radius, place)):
             norm = row
-            self._derive(row, sums.moments_of, n, output_keys(layer, n))
+            sheet, number = row
+            sheet.items.append((number, sums.moments_of, n, output_keys(layer, n)))
             if rule is not None:
-                self._derive(row, rule.derive, n, activation_keys(layer, n))
+                sheet.items.append((number, rule.derive, n, activation_keys(layer, n)))
         else:
             census = measure.census(x, center, radius)
             norm = census.norm
@@ -167,7 +176,7 @@ class Readings:
             kind = _kind(rule.radius)
             row = self._sum(kind, output, output, rule.center, rule.radius, None)
             if row is not None:
-                self._derive(row, rule.derive, output.numel(), keys)
+                row[0].items.append((row[1], rule.derive, output.numel(), keys))
                 return
         self.add_all(activation_readings(activation, z, output), keys)
 
@@ -176,7 +185,7 @@ class Readings:
     ) -> None:
         """Read the norms of two tensors of one shape and the cosine between them."""
         if gpu_kernel.may_read(x) and (row := self._sum(PAIR, x, y, 0.0, 0.0, place)):
-            self._derive(row, sums.pair_of, 1, keys)
+            row[0].items.append((row[1], sums.pair_of, 1, keys))
         else:
             x_norm, y_norm = measure.norm(x), measure.norm(y)
             self.add_all((x_norm, y_norm, measure.cosine(x, y, x_norm, y_norm)), keys)
@@ -195,55 +204,59 @@ class Readings:
         n = output.numel()
         row = self._sum(NONZERO, output, output, 0.0, 0.0, OURS)
         if row is not None:
-            self._derive(row, sums.zero_fraction_of, n, (zero,))
+            row[0].items.append((row[1], sums.zero_fraction_of, n, (zero,)))
         else:
             self.add(1 - measure.census(output, 0.0).nonzero, zero)
         if slope is None:
             self.add_all((math.nan, math.nan), (steep, saturated))
         elif (row := self._sum(CENSUS, slope, slope, 0.0, far, OURS)) is not None:
-            self._derive(row, sums.slopes_of, n, (steep, saturated))
+            row[0].items.append((row[1], sums.slopes_of, n, (steep, saturated)))
         else:
             census = measure.census(slope, 0.0, far)
             self.add_all((census.mean, 1 - census.far), (steep, saturated))
 
     def _sum(
         self, kind: int, x: Tensor, y: Tensor, center: float, radius: float, place: Place
-    ) -> sums.Row | None:
-        """Return a row of sums over `x`, or None where there is no kernel for it."""
-        stream = self._streams.get(gpu_kernel.stream_of(x.device)) or self._begin(x.device)
+    ) -> tuple[Sheet, int] | None:
+        """Have sums over `x` put into a row, unless there is no kernel for it."""
+        stream = self._streams.get(gpu_kernel.stream_of(x)) or self._begin(x)
         if stream is None:
             return None
-        kernel, waiting, trust = stream.kernel, stream.waiting, self.trust
+        trust = self.trust
         proven = trust is not None and trust.proven.get(place) is x.dtype
+        kernel = stream.kernel
         if not proven and not (kernel.takes(x) and (y is x or kernel.takes(y))):
             return None
-        if stream.rows.is_full():
-            stream.rows = sums.Rows(x.device)
-        rows = stream.rows
-        row = rows.take()
+        sheet = stream.sheet
+        if sheet.rows.is_full():
+            sheet = stream.sheet = self._new_sheet(x.device)
+        rows = sheet.rows
+        number = rows.take()
         if proven or place is OURS:
-            waiting.add(kind, ToRead(x, y, center, radius, row.address), trust, place, row)
-            return row
-        if not kernel.read(kind, x, y, center, radius, row.address):
+            stream.waiting.add(kind, x, y, center, radius, rows, number, trust, place)
+            return sheet, number
+        if not kernel.read(kind, x, y, center, radius, rows.address(number)):
             return None
         if place is not None and trust is not None and x.numel() <= SMALL and not rows.is_full():
             late = rows.take()
-            waiting.add(kind, ToRead(x, y, center, radius, late.address), trust, place, late)
-            self._trials[rows].append(Trial(trust, place, x.dtype, row.number, late.number))
-        return row
+            stream.waiting.add(kind, x, y, center, radius, rows, late, trust, place)
+            sheet.trials.append(Trial(trust, place, x.dtype, number, late))
+        return sheet, number
 
-    def _begin(self, device: torch.device) -> _Stream | None:
-        """Make rows for the current stream of a device; None where it has no kernel."""
-        kernel = gpu_kernel.kernel(device)
+    def _begin(self, x: Tensor) -> _Stream | None:
+        """Make a sheet for the current stream of the device of `x`; None where it has no kernel."""
+        kernel = gpu_kernel.kernel(x.device)
         if kernel is None:
             return None
-        here = torch.cuda.current_stream(device) if device.type == "cuda" else None
-        stream = _Stream(kernel, Waiting(kernel, here), sums.Rows(device))
-        self._streams[gpu_kernel.stream_of(device)] = stream
+        here = torch.cuda.current_stream(x.device) if x.is_cuda else None
+        stream = _Stream(kernel, Waiting(kernel, here), self._new_sheet(x.device))
+        self._streams[gpu_kernel.stream_of(x)] = stream
         return stream
 
-    def _derive(self, row: sums.Row, derivation: Derivation, n: int, keys: Sequence[Keys]) -> None:
-        self._items[row.rows].append((row.number, derivation, n, tuple(keys)))
+    def _new_sheet(self, device: torch.device) -> Sheet:
+        sheet = Sheet(Rows(device))
+        self._sheets.append(sheet)
+        return sheet
 
     # --- what was read --------------------------------------------------------------------------
 
@@ -265,7 +278,11 @@ class Readings:
         self.read_waiting()
         for stream in self._streams.values():
             stream.waiting.join()
-        return [Sums(items, self._trials[rows], rows.used()) for rows, items in self._items.items()]
+        return [
+            Sums(sheet.items, sheet.trials, sheet.rows.values())
+            for sheet in self._sheets
+            if sheet.items
+        ]
 
 
 def _kind(radius: float) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ from torch import Tensor
 
 from gradscope.autograd.torch_internals import version
 from gradscope.measure.gpu_kernel import Kernel, ToRead
-from gradscope.measure.sums import Row
+from gradscope.measure.sums import Rows
 
 SMALL = 2**20
 """Elements of a tensor that may wait."""
 
-_BYTES = 2**25
+_ELEMENTS = 2**23  # that wait at most, and how many tensors
 _TENSORS = 512
 
 Place = Hashable
@@ -89,45 +89,51 @@ class Waiting:
     def __init__(self, kernel: Kernel, stream: torch.cuda.Stream | None) -> None:
         self._kernel = kernel
         self._stream = stream
-        self._readings: dict[tuple[int, torch.dtype, torch.dtype], list[ToRead]]
-        self._readings = defaultdict(list)
-        self._versions: list[tuple[Tensor, int, Trust | None, Place, Row]] = []
-        self._bytes = 0
+        self._tensors: list[_Waits] = []
+        self._elements = 0
 
-    def add(self, kind: int, reading: ToRead, trust: Trust | None, place: Place, row: Row) -> None:
-        """Let a reading be taken, as `Kernel.read` does, with others."""
-        x, y = reading.x, reading.y
-        self._readings[kind, x.dtype, y.dtype].append(reading)
-        self._versions.append((x, version(x), trust, place, row))
-        if y is not x:
-            self._versions.append((y, version(y), trust, place, row))
-        self._bytes += x.nbytes
-        if self._bytes > _BYTES or len(self._versions) >= _TENSORS:
+    def add(
+        self,
+        kind: int,
+        x: Tensor,
+        y: Tensor,
+        center: float,
+        radius: float,
+        rows: Rows,
+        number: int,
+        trust: Trust | None,
+        place: Place,
+    ) -> None:
+        """Let sums be read, as `Kernel.read` does, with others, to row `number` of `rows`."""
+        before = version(x) if y is x else (version(x), version(y))
+        self._tensors.append((kind, x, y, before, center, radius, rows, number, trust, place))
+        self._elements += x.numel()
+        if self._elements > _ELEMENTS or len(self._tensors) == _TENSORS:
             self.read()
 
     def read(self) -> None:
         """Read all that wait."""
-        if not self._readings:
+        if not self._tensors:
             return
         stream = self._stream
         if stream is not None and torch.cuda.current_stream(stream.device) != stream:
             with torch.cuda.stream(stream):
                 return self.read()
-        spoiled = set()
-        for x, before, trust, place, row in self._versions:
-            if version(x) != before or not x.data_ptr():
-                row.spoil()
-                spoiled.add(row.address)
-                if trust is not None:
-                    trust.lost |= place in trust.proven
-                    trust.refute(place)
-        for (kind, _, _), readings in self._readings.items():
-            right = [r for r in readings if r.row not in spoiled] if spoiled else readings
-            if right:
-                self._kernel.read_all(kind, right)
-        self._readings.clear()
-        self._versions.clear()
-        self._bytes = 0
+        alike: dict[tuple[int, torch.dtype, torch.dtype], list[ToRead]] = defaultdict(list)
+        for kind, x, y, before, center, radius, rows, number, trust, place in self._tensors:
+            now = version(x) if y is x else (version(x), version(y))
+            if now == before and x.data_ptr() and y.data_ptr():
+                entry = x, y, center, radius, rows.address(number)
+                alike[kind, x.dtype, y.dtype].append(entry)
+                continue
+            rows.spoil(number)
+            if trust is not None:
+                trust.lost |= place in trust.proven
+                trust.refute(place)
+        self._tensors.clear()
+        self._elements = 0
+        for (kind, _, _), readings in alike.items():
+            self._kernel.read_all(kind, readings)
 
     def join(self) -> None:
         """Make the current stream wait for all that was read on this one."""
@@ -135,3 +141,7 @@ class Waiting:
             current = torch.cuda.current_stream(self._stream.device)
             if current != self._stream:
                 current.wait_stream(self._stream)
+
+
+_Waits = tuple[int, Tensor, Tensor, Any, float, float, Rows, int, Trust | None, Place]
+"""Kind, x, y, their versions, center, radius, rows, number of one of these, trust, place."""

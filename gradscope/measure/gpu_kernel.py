@@ -45,14 +45,8 @@ Launch = Callable[[int, tuple[int, ...]], None]
 Integers = NDArray[np.int64]
 
 
-class ToRead(NamedTuple):
-    """A reading to be taken: sums over `x`, or `x` and `y`, go to the row at an address."""
-
-    x: Tensor
-    y: Tensor
-    center: float
-    radius: float
-    row: int
+ToRead = tuple[Tensor, Tensor, float, float, int]
+"""A reading to be taken: x, y, center, radius, and the address of a row that the sums go to."""
 
 
 class Span(NamedTuple):
@@ -115,7 +109,7 @@ class Kernel:
         self._source = source
         self._ready: dict[tuple[Any, ...], Launch] = {}
         self._asked: set[_Function] = set()
-        self._chunks: dict[tuple[int, int, bytes], Tensor] = {}
+        self._chunks: dict[tuple[int, bytes], Tensor] = {}
         properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         self._programs = _PROGRAMS * (properties.multi_processor_count if properties else 1)
         self._queue: SimpleQueue[_Function] = SimpleQueue()
@@ -180,19 +174,38 @@ class Kernel:
 
     def _each(self, kind: int, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor | None:
         """Read all pairs of tensors by one launch for each combination of dtypes."""
-        out = torch.zeros(len(xs), dtype=torch.float64, device=self._device)
-        row = out.data_ptr()
-        groups: dict[tuple[torch.dtype, torch.dtype], list[ToRead]] = defaultdict(list)
-        for x, y in zip(xs, ys, strict=True):
-            if x.numel():
-                if not self.takes(x) or (y is not x and x.stride() != y.stride()):
-                    return None
-                groups[x.dtype, y.dtype].append(ToRead(x, y, 0.0, 0.0, row))
-            row += 8
-        if any(self._function("many", kind, *group, _UNIT) is None for group in groups):
+        if not all([type(x) in _PLAIN and x.layout is torch.strided for x in xs]):
             return None
-        for readings in groups.values():
-            self.read_all(kind, readings)
+        groups: dict[tuple[torch.dtype, torch.dtype], list[int]] = defaultdict(list)
+        for i, x in enumerate(xs):
+            groups[x.dtype, ys[i].dtype].append(i)
+        if not all([x in DTYPES and y in DTYPES for x, y in groups]):
+            return None
+        launches = [self._function("many", kind, *group, _UNIT) for group in groups]
+        if not all(launches):
+            return None
+        addresses = np.array([x.data_ptr() for x in xs], np.int64)
+        others = addresses if ys is xs else np.array([y.data_ptr() for y in ys], np.int64)
+        table = np.empty((len(xs), 7), np.int64)
+        table[:, 0], table[:, 1], table[:, 4:6] = addresses, others, 0
+        if all([x.is_contiguous() for x in xs]) and (
+            ys is xs or all([y.is_contiguous() for y in ys])
+        ):
+            table[:, 2], table[:, 3] = [x.numel() for x in xs], 1
+        else:
+            spans = [where for x in xs if (where := span(x)) is not None]
+            alike = ys is xs or all([x.stride() == y.stride() for x, y in zip(xs, ys, strict=True)])
+            if len(spans) < len(xs) or not alike:
+                return None
+            table[:, 2:4] = spans
+        if ((addresses == 0) & (table[:, 2] > 0)).any() or ((addresses | others) % _UNIT).any():
+            return None  # a shard that was freed has elements and no memory
+        out = torch.zeros(len(xs), dtype=torch.float64, device=self._device)
+        table[:, 6] = out.data_ptr() + 8 * np.arange(len(xs))
+        for launch, numbers in zip(launches, groups.values(), strict=True):
+            assert launch is not None
+            whole = len(numbers) == len(xs)
+            self._launch_many(launch, table if whole else table[numbers], _UNIT)
         return out
 
     def _launch_many(self, launch: Launch, table: Integers, unit: int) -> None:
@@ -203,7 +216,10 @@ class Kernel:
 
     def _chunks_of(self, sizes: Integers) -> Tensor:
         """Return the number of an entry, and which chunk of it, for all chunks of entries."""
-        key = *stream_of(self._device), sizes.tobytes()
+        stream = (
+            torch_internals.raw_stream(self._device.index) if self._device.index is not None else 0
+        )
+        key = stream, sizes.tobytes()
         chunks = self._chunks.get(key)
         if chunks is None:
             if len(self._chunks) == _TABLES:
@@ -298,7 +314,7 @@ class Kernel:
             addresses = x.data_ptr() // unit, y.data_ptr() // unit
             launch(1, (*addresses, 3, 1, 0, 0, row.data_ptr()))
         else:
-            _, table = _table([ToRead(x, y, 0.0, 0.0, row.data_ptr())])
+            _, table = _table([(x, y, 0.0, 0.0, row.data_ptr())])
             self._launch_many(launch, table, made_for.unit)
         expected = 3.0 if made_for.kind == DIFFERENCE else 12.0
         if (found := _first(row)) != expected:
@@ -410,11 +426,10 @@ def kernel_of(x: Tensor) -> Kernel | None:
     return kernel(x.device) if may_read(x) else None
 
 
-def stream_of(device: torch.device) -> tuple[int, int]:
-    """Return what tells the current stream of a device from all others of this process."""
-    if device.type != "cuda":
-        return -1, 0
-    return device.index, torch_internals.raw_stream(device.index)
+def stream_of(x: Tensor) -> tuple[int, int]:
+    """Return what tells the current stream of the device of `x` from all others."""
+    index = x.get_device()
+    return (index, torch_internals.raw_stream(index)) if index >= 0 else (index, 0)
 
 
 def prepare(tensors: Iterable[Tensor]) -> None:

@@ -22,9 +22,9 @@ Derivation = Callable[[Numbers, Numbers], tuple[Numbers, ...]]
 """Called with numbers of elements, shape (k,), and rows, shape (..., k, 4), for each of which it
 returns as many readings as it has results, each of shape (..., k)."""
 
-FIELDS = 4
+_FIELDS = 4
 _ROWS = 256
-_ROW_BYTES = 8 * FIELDS
+_ROW_BYTES = 8 * _FIELDS
 
 
 class Rows:
@@ -34,39 +34,34 @@ class Rows:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._rows = torch.zeros(_ROWS, FIELDS, dtype=torch.float64, device=device)
+        self._rows = torch.zeros(_ROWS, _FIELDS, dtype=torch.float64, device=device)
         self._address = self._rows.data_ptr()
-        self._used = 0
+        self.taken = 0
 
     def is_full(self) -> bool:
         """Whether `take` has none left."""
-        return self._used == _ROWS
+        return self.taken == _ROWS
 
-    def take(self) -> Row:
-        """Return a row that nobody has written to."""
-        number = self._used
-        self._used += 1
-        return Row(self, number, self._address + _ROW_BYTES * number)
+    def take(self) -> int:
+        """Return the number of a row that nobody has written to."""
+        self.taken += 1
+        return self.taken - 1
 
-    def used(self) -> Tensor:
+    def address(self, number: int) -> int:
+        """Return where the first sum of a row is, or will be once the device has come to it."""
+        return self._address + _ROW_BYTES * number
+
+    def norm(self, number: int) -> Tensor:
+        """Return the root of the first sum, a 0-d tensor on the device."""
+        return self._rows[number, 0].sqrt()
+
+    def spoil(self, number: int) -> None:
+        """Make a row NaN."""
+        self._rows[number].fill_(math.nan)
+
+    def values(self) -> Tensor:
         """Return the rows that were taken, shape (k, 4)."""
-        return self._rows[: self._used]
-
-
-class Row(NamedTuple):
-    """Where four sums are, or will be once the device has come to them."""
-
-    rows: Rows
-    number: int
-    address: int
-
-    def norm(self) -> Tensor:
-        """Return the root of the first, a 0-d tensor on the device."""
-        return self.rows.used()[self.number, 0].sqrt()
-
-    def spoil(self) -> None:
-        """Make all of them NaN."""
-        self.rows.used()[self.number].fill_(math.nan)
+        return self._rows[: self.taken]
 
 
 # --- what sums mean ---------------------------------------------------------------------------
@@ -94,7 +89,7 @@ class Census(NamedTuple):
 
 def census_of(n: Numbers, rows: Numbers) -> Census:
     """Return all of a census; its shares are NaN where there is a NaN among the elements."""
-    square, total, nonzero, far = (rows[..., i] for i in range(FIELDS))
+    square, total, nonzero, far = (rows[..., i] for i in range(_FIELDS))
     with np.errstate(invalid="ignore"):
         mean = total / n
         deviation = np.sqrt(np.maximum(square / n - mean * mean, 0))

@@ -66,10 +66,10 @@ class Kernels(Way):
         rows = Rows(x.device)
         y = x if y is None else y
         row = rows.take()
-        if not self.kernel.read(kind, x, y, center, radius, row.address):  # not compiled yet
+        if not self.kernel.read(kind, x, y, center, radius, rows.address(row)):  # not compiled yet
             assert self.kernel.wait(60), self.kernel.problem
-            assert self.kernel.read(kind, x, y, center, radius, row.address)
-        return rows.used().cpu().numpy()
+            assert self.kernel.read(kind, x, y, center, radius, rows.address(row))
+        return rows.values().cpu().numpy()
 
     def _takes(self, x):
         return self.kernel.takes(x) and x.numel() > 0
