@@ -10,8 +10,10 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.optim.optimizer import Optimizer
 
+from gradscope import measure
 from gradscope.autograd.torch_internals import handed_by_scaler, scale_of
 from gradscope.capture.backward import Backwards
 from gradscope.capture.faults import Faults, guarded
@@ -49,14 +51,18 @@ class Updates:
         self._given = None if optimizers is None else weakref.WeakSet(optimizers)
         self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
         self._known = weakref.WeakKeyDictionary()
+        self._idle: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # whose step is none
         self._ended_before_step = 0
         self._hookless = False
 
     # --- optimizers -----------------------------------------------------------------------------
 
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Read what any optimizer in this process, if it is one of the model's, is about to use."""
         if not self._concern(optimizer):
+            return
+        if not has_closure and not self._is_due(optimizer) and _is_idle(optimizer):
+            self._idle.add(optimizer)
             return
         if self._steps.current.was_made_by(optimizer):
             self._steps.close()  # no forward was seen since it stepped last
@@ -75,6 +81,9 @@ class Updates:
     def after_step(self, optimizer: Optimizer) -> None:
         """Read what a step of an optimizer of the model has changed."""
         if not self._concern(optimizer):
+            return
+        if optimizer in self._idle:
+            self._idle.discard(optimizer)
             return
         self._steps.end(optimizer)
         if self._steps.current.recorded:
@@ -97,6 +106,15 @@ class Updates:
             updates = bool(self._parameters.of(optimizer))
             self._known[optimizer] = len(optimizer.param_groups), updates
         return updates
+
+    def _is_due(self, optimizer: Optimizer) -> bool:
+        """Whether something led to a step since `optimizer` made its last one, as far as is seen.
+
+        Between recorded steps forwards alone are.
+        """
+        step = self._steps.current
+        led = any(step.backwards.values()) if step.recorded else bool(step.forwarded)
+        return led and not step.was_made_by(optimizer)
 
     def _has_optimizer(self) -> bool:
         """Whether some torch.optim.Optimizer holds parameters of the model: looked for once.
@@ -153,3 +171,21 @@ class Updates:
             )
         readings.after_update()
         self._steps.end(None)
+
+
+def _is_idle(optimizer: Optimizer) -> bool:
+    """Whether a step of `optimizer`, to which no backward led, makes its state and nothing else.
+
+    As torch.distributed.checkpoint makes one, with gradients of 0 and a learning rate of 0, to
+    have the state of an optimizer that has none. On an accelerator the rate alone is looked at.
+    """
+    groups = optimizer.param_groups
+    gradients = [g for group in groups for p in group["params"] if (g := p.grad) is not None]
+    if not gradients:  # code of others may keep gradients elsewhere
+        return str(type(optimizer).step.__module__).startswith("torch.")
+    if optimizer.state:
+        return False
+    if all(g.is_cpu for g in gradients):
+        return not any(bool(measure.dense(g).any()) for g in gradients)
+    rates = [group.get("lr", 1) for group in groups]
+    return all(not isinstance(r, torch.Tensor) or r.is_cpu for r in rates) and not any(rates)
