@@ -21,6 +21,8 @@ from gradscope.capture.modules import Modules
 from gradscope.capture.parameters import Parameters
 from gradscope.capture.steps import Steps
 
+_REMEDY = "make it a subclass of torch.optim.Optimizer that holds the model's parameters"
+
 
 class Updates:
     """Reads what the model's optimizers get and do, and ends the steps that they make.
@@ -54,6 +56,7 @@ class Updates:
         self._idle: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # whose step is none
         self._ended_before_step = 0
         self._hookless = False
+        backwards.look_for_step = self.look_for_step
 
     # --- optimizers -----------------------------------------------------------------------------
 
@@ -146,20 +149,35 @@ class Updates:
     def look_for_step(self) -> None:
         """Find a step of an optimizer without hooks, if none with hooks was seen so far."""
         if not self._steps.told_by_hooks:
-            self._look_for_step()
+            self._look_for_step(False)
+
+    def look_for_last_step(self) -> None:
+        """Find it where nothing comes after it, and the device may be waited for."""
+        if not self._steps.told_by_hooks:
+            self._look_for_step(True)
 
     @guarded("steps of an optimizer without hooks")
-    def _look_for_step(self) -> None:
+    def _look_for_step(self, is_last: bool) -> None:
         """Tell a step by what it did to weights and gradients.
 
         A torch.optim.Optimizer reports by hooks; a class that merely looks like one does not.
         """
         step = self._steps.current
         readings = step.parameters
-        if readings is None or step.is_over or not readings.was_updated(self._hookless):
+        if readings is None or step.is_over:
+            return
+        if not readings.was_updated(self._hookless, may_wait=is_last):
             return
         if not self._hookless and self._has_optimizer():
             self._steps.told_by_hooks = True  # it has moved weights, and will tell of its step
+            return
+        backwards = sum(step.backwards.values())
+        if is_last and not self._hookless and backwards > 1 and not readings.compares_always:
+            self.faults.tell(
+                "weights have changed, and no optimizer has told of a step. On an accelerator one"
+                " that is no torch.optim.Optimizer and writes to p.data is seen only where it drops"
+                f" the gradients after its step (p.grad = None): do so, or {_REMEDY}"
+            )
             return
         if not self._hookless:
             self._hookless = True
@@ -167,7 +185,8 @@ class Updates:
             self.faults.tell(
                 "the optimizer is no torch.optim.Optimizer and reports no steps: they are told by"
                 " the change of the weights, and every step is recorded. What it made of the"
-                " gradients before it took them is not known: clipped_grad_norm is NaN"
+                " gradients before it took them is not known: clipped_grad_norm is NaN. To have"
+                f" it, {_REMEDY}"
             )
         readings.after_update()
         self._steps.end(None)
