@@ -52,6 +52,7 @@ class Gradients:
         self._arrives = arrives
         self._failed = failed
         self._sums: list[list[Tensor | None]] = [[] for _ in plan.sums]
+        self._alone: list[Tensor | None] = [None] * len(plan.alone)
         self._handles: list[RemovableHandle] = []
         self._cut = cut
         self._cut_graph: CutGraph | None = None
@@ -66,6 +67,8 @@ class Gradients:
                 self._handles.append(handle)
         for index, edges in plan.edges.items():
             nodes[index].register_hook(partial(self._guard, self._gather, edges))
+        for place, (index, position) in enumerate(plan.alone):
+            nodes[index].register_hook(partial(_keep, self._alone, place, position))
         for call, position, keys in plan.direct:
             node, slot = calls[call].outputs[position]
             taps = [ValueTap(slot, keys, [])]
@@ -88,6 +91,10 @@ class Gradients:
             if self._plan.sums[i].keys and self._sums[i]:
                 self._read_sum(i)
             self._sums[i].clear()
+        self._forget_edges()
+
+    def _forget_edges(self) -> None:
+        self._alone[:] = [None] * len(self._alone)
 
     def _guard(
         self,
@@ -101,6 +108,8 @@ class Gradients:
             if backward == self._backward or apart_from_modes(self._arrives, self):
                 self._backward = backward
                 apart_from_modes(read, taps, gradients)
+            else:
+                self._forget_edges()
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
             taps.clear()  # the plan's own: nothing is read here in later steps either
@@ -108,8 +117,12 @@ class Gradients:
             self._failed(keys, error)
 
     def _take_cut(self, roots: list[int], gradients: tuple[Tensor | None, ...]) -> None:
-        if self._cut_graph is not None and self._cut_graph.backward(roots[0], gradients):
+        if self._cut_graph is None:
+            return
+        kept = self._alone[:]  # which a backward within this one overwrites
+        if self._cut_graph.backward(roots[0], gradients):
             self._read_cut()
+        self._alone[:] = kept
 
     def _read_cut(self) -> None:
         """Read what would reach each layer if the cut were made, and let go of the graph."""
@@ -127,7 +140,15 @@ class Gradients:
 
     def _read_value(self, tap: ValueTap, gradient: Tensor) -> None:
         """Read the whole gradient of a value: a layer's output, a block's input."""
-        self.readings.add(measure.norm(gradient), tap.keys)
+        keys = tap.keys
+        if tap.alone is not None:
+            through, self._alone[tap.alone] = self._alone[tap.alone], None
+            if through is gradient:  # the engine hands on what has come alone as it is
+                keys = tap.all_keys
+            elif through is not None:
+                self.readings.add(measure.norm(through), tap.edge_keys)
+        if keys:
+            self.readings.add(measure.norm(gradient), keys)
         for join in tap.joins:
             self._read_join(self._plan.joins[join], measure.dense(gradient))
 
@@ -158,8 +179,9 @@ class Gradients:
 
     def _read_join(self, join: JoinTap, total: Tensor) -> None:
         gradients = {part: self._take_sum(i) for part, i in join.parts.items()}
-        if join.is_open:
-            rest = _rest(total, [g for g in gradients.values() if g is not None])
+        found = [g for g in gradients.values() if g is not None]
+        if not _add_up(total, found):  # gradient from outside of the graph, or rounding
+            rest = _rest(total, found)
             known = gradients["other"]
             gradients["other"] = rest if known is None else rest + known
         norms: dict[str, Reading] = {}
@@ -170,6 +192,29 @@ class Gradients:
         if shortcut is not None and branch is not None:
             cosine = measure.cosine(shortcut, branch, norms["shortcut"], norms["branch"])
             self.readings.add(cosine, join.keys["cosine"])
+
+
+def _keep(
+    kept: list[Tensor | None],
+    place: int,
+    position: int,
+    gradients: tuple[Tensor | None, ...],
+    *_: object,
+) -> None:
+    """Keep the gradient of an edge until that of its value comes; as short as can be."""
+    kept[place] = gradients[position]
+
+
+def _add_up(total: Tensor, parts: Sequence[Tensor]) -> bool:
+    """Whether one or two `parts` are all of `total`, where that can be told without waiting."""
+    if (
+        not total.is_cpu
+        or not parts
+        or len(parts) > 2
+        or any(p.dtype != total.dtype for p in parts)
+    ):
+        return False
+    return torch.equal(total, parts[0] if len(parts) == 1 else parts[0] + parts[1])
 
 
 def _rest(total: Tensor, parts: Sequence[Tensor]) -> Tensor:
