@@ -52,8 +52,8 @@ _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|S
 class ValueTap:
     """A value whose whole gradient is read: as `keys`, and as the total of `joins`.
 
-    `alone` is the place in `Plan.alone` of the one edge that reads the value in this graph, whose
-    gradient is read as `edge_keys`: where nothing outside reads the value, too, it is the whole one.
+    `alone` is the place in `Plan.alone` of the one edge that reads the value in this graph. Its
+    gradient, read as `edge_keys`, is the whole one unless something outside reads the value, too.
     """
 
     slot: int
