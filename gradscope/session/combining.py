@@ -31,6 +31,11 @@ _Values = dict[Key, list[float]]
 class Combiner:
     """Combines the rows of `size` processes.
 
+    Parameters
+    ----------
+    size : int
+    unfollowed : kinds of readings that cannot be put together: they are NaN
+
     Attributes
     ----------
     partial : list of int
@@ -41,11 +46,12 @@ class Combiner:
         Metric -> the owners of parameters, of which processes hold readings of their own.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, unfollowed: tuple[type[Key], ...]) -> None:
         self.partial: list[int] = []
         self.apart: list[int] = []
         self.unlike: dict[str, list[tuple[int, ...]]] = {}
         self._size = size
+        self._unfollowed = unfollowed
         self._ever = _NONE
         self._known: dict[
             tuple[bool, bool, Unlike, Layout], list[tuple[Layout, list[int], float]]
@@ -90,6 +96,8 @@ class Combiner:
     def _copies(self, row: HostRow) -> _Values:
         """Return the readings of what every process holds a copy of."""
         found: _Values = defaultdict(list)
+        if OfParameter in self._unfollowed:
+            return found
         for layout, values in row.segments:
             for keys, value in zip(layout, values.tolist(), strict=True):
                 for key in keys:
@@ -148,7 +156,11 @@ class Combiner:
         if isinstance(key, OfStep):
             return 1.0
         copies = key.copies if isinstance(key, OfParameter) else 1
-        if key in unlike or not (whole or copies == self._size):
+        if (
+            isinstance(key, self._unfollowed)
+            or key in unlike
+            or not (whole or copies == self._size)
+        ):
             return math.nan
         if not whole:
             return 1.0

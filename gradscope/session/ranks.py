@@ -22,6 +22,7 @@ from torch import nn
 from gradscope.autograd.torch_internals import default_store
 from gradscope.capture import layers
 from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.distributed import unfollowed
 from gradscope.session.combining import Combiner
 from gradscope.session.messages import Message
 from gradscope.session.tape import HostRow
@@ -59,6 +60,8 @@ class Ranks:
         Processes that did not come to the meeting: if there are any, this one goes on alone.
     gone : list of int
         Those that have fallen silent since they came.
+    problem : str
+        What is not known of how they share the model, "" if all is.
     combiner : Combiner
         Makes one row of the rows of all.
     """
@@ -68,7 +71,8 @@ class Ranks:
         self.size = dist.get_world_size()
         self.absent: list[int] = []
         self.gone: list[int] = []
-        self.combiner = Combiner(self.size)
+        kinds, self.problem = unfollowed(model) if isinstance(model, nn.Module) else ((), "")
+        self.combiner = Combiner(self.size, kinds)
         name = signature(model)
         _meetings[name] += 1
         self._store = dist.PrefixStore(  # type: ignore[attr-defined]
