@@ -15,7 +15,8 @@ from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.torch_internals import apart_from_modes, current_backward
 from gradscope.capture.cuts import CutGraph
 from gradscope.capture.plan import EdgeTap, JoinTap, Plan, ValueTap
-from gradscope.capture.rows import Key, OfLayer, Readings
+from gradscope.capture.rows import Key, Keys, OfLayer, Readings
+from gradscope.errors import GradscopeError
 from gradscope.measure import Reading
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -56,6 +57,8 @@ class Gradients:
         self._handles: list[RemovableHandle] = []
         self._cut = cut
         self._cut_graph: CutGraph | None = None
+        self._cut_norms: list[tuple[Reading, Keys]] = []
+        self._is_used_outside = False  # gradient has come that does not come from the outputs
 
     def tap(self, graph: Graph, calls: Sequence[Call]) -> None:
         """Put hooks on the nodes of `graph`."""
@@ -87,6 +90,7 @@ class Gradients:
     def end_of_backward(self) -> None:
         """Read what did not get complete: sums of which some edge got no gradient, cuts."""
         self._read_cut()
+        self._add_cut()
         for i in range(len(self._sums)):
             if self._plan.sums[i].keys and self._sums[i]:
                 self._read_sum(i)
@@ -128,9 +132,19 @@ class Gradients:
         """Read what would reach each layer if the cut were made, and let go of the graph."""
         if self._cut_graph is not None:
             for layer, gradient in self._cut_graph.read():
-                norm = measure.norm(gradient)
-                self.readings.add(norm, (OfLayer("cut_signal_norm", layer),))
+                key = OfLayer("cut_signal_norm", layer)
+                self._cut_norms.append((measure.norm(gradient), (key,)))
         self._cut_graph = None
+
+    def _add_cut(self) -> None:
+        """Keep what was read with the cut, if it is of all the gradient."""
+        if self._cut_norms and self._is_used_outside:
+            error = "losses take values from within the forward, whose gradient cannot be cut"
+            self._failed((), GradscopeError(error))
+        else:
+            for norm, keys in self._cut_norms:
+                self.readings.add(norm, keys)
+        self._cut_norms.clear()
 
     def _read_values(self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:
@@ -146,11 +160,13 @@ class Gradients:
             if through is gradient:  # the engine hands on what has come alone as it is
                 keys = tap.all_keys
             elif through is not None:
+                self._is_used_outside |= not tap.is_open
                 self.readings.add(measure.norm(through), tap.edge_keys)
         if keys:
             self.readings.add(measure.norm(gradient), keys)
         for join in tap.joins:
-            self._read_join(self._plan.joins[join], measure.dense(gradient))
+            rest = self._read_join(self._plan.joins[join], measure.dense(gradient))
+            self._is_used_outside |= not tap.is_open and rest > 0
 
     def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:
@@ -177,11 +193,14 @@ class Gradients:
         wide = [g.float() if g.dtype in _HALF else g for g in gradients]
         return torch.stack(wide).sum(0) if len(wide) > 2 else wide[0] + wide[1]
 
-    def _read_join(self, join: JoinTap, total: Tensor) -> None:
+    def _read_join(self, join: JoinTap, total: Tensor) -> float:
+        """Read the parts of `total`; return the norm of what is of no part, on the CPU."""
+        unknown = 0.0
         gradients = {part: self._take_sum(i) for part, i in join.parts.items()}
         found = [g for g in gradients.values() if g is not None]
         if not _add_up(total, found):  # gradient from outside of the graph, or rounding
             rest = _rest(total, found)
+            unknown = float(measure.norm(rest)) if total.is_cpu else 0.0
             known = gradients["other"]
             gradients["other"] = rest if known is None else rest + known
         norms: dict[str, Reading] = {}
@@ -192,6 +211,7 @@ class Gradients:
         if shortcut is not None and branch is not None:
             cosine = measure.cosine(shortcut, branch, norms["shortcut"], norms["branch"])
             self.readings.add(cosine, join.keys["cosine"])
+        return unknown
 
 
 def _keep(

@@ -54,11 +54,13 @@ class ValueTap:
 
     `alone` is the place in `Plan.alone` of the one edge that reads the value in this graph. Its
     gradient, read as `edge_keys`, is the whole one unless something outside reads the value, too.
+    `is_open`: the model was given the value or returns it, so that something outside may.
     """
 
     slot: int
     keys: Keys
     joins: list[int]
+    is_open: bool = False
     alone: int | None = None
     edge_keys: Keys = ()
     all_keys: Keys = ()
@@ -158,6 +160,7 @@ def make_plan(
         plan.sums.append(EdgeSum(len(value_edges), keys))
         return len(plan.sums) - 1
 
+    outputs = {locate(graph, edge) for edge in calls[0].outputs}
     for ordinal, (call, layer) in enumerate(zip(calls, layers, strict=True)):
         if layer is None:
             continue
@@ -197,7 +200,8 @@ def make_plan(
         _plan_forward(graph, calls, join, number, plan)
 
     for value in sorted(whole.keys() | alone.keys()):
-        tap = ValueTap(value[1], tuple(whole[value]), totals.get(value, []))
+        is_open = value in outputs or graph.nodes[value[0]] in graph.inputs
+        tap = ValueTap(value[1], tuple(whole[value]), totals.get(value, []), is_open)
         if value in alone:
             only, through = alone[value]
             tap.alone, tap.edge_keys = len(plan.alone), tuple(through)

@@ -208,3 +208,43 @@ def test_a_gradient_of_another_backward_is_not_taken_for_one_through_a_layer(tmp
     frame = scope.run.frame().set_index("name")
     assert frame.signal_norm["stem"] > 0
     assert frame.input_signal_norm[["blocks.0.0", "head"]].isna().all()
+
+
+def test_what_a_model_returns_is_cut_as_a_whole(tmp_path):
+    x = torch.randn(6, 5, dtype=torch.float64)
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Features()
+            self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh()).double()
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            found = self.inner(x)
+            features = found["features"] + self.block(found["features"])
+            return {"logits": found["logits"] + self.inner.head(features), "features": features}
+
+    around = Around()
+    optimizer = torch.optim.SGD(around.parameters(), lr=0.1)
+    with gradscope.watch(around, tmp_path / "run", cut="branches", cut_every=1) as scope:
+        loss_of_both(around, x).backward()
+        optimizer.step()
+    assert scope.run.notes == []
+    assert scope.run.frame().cut_signal_norm.notna().any()
+
+
+def test_a_cut_that_does_not_cut_all_gradient_is_not_read(tmp_path):
+    model = Stashing()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(gradscope.GradscopeWarning, match="take values from within the forward"),
+        gradscope.watch(model, tmp_path / "run", cut="shortcuts", cut_every=1) as scope,
+    ):
+        for _ in range(3):
+            loss_of_stashed(model, x).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    frame = scope.run.frame()
+    assert frame.cut_signal_norm.isna().all() and frame.signal_norm.notna().all()
+    assert len(scope.run.notes) == 1
