@@ -364,6 +364,7 @@ VERDICTS = (
     "disconnected",
     "collapsed",
     "saturated",
+    "scaled-clipping",
     "shattered",
     "shortcut-dominated",
     "reparameterised",

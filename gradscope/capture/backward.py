@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gradscope.autograd.torch_internals import (
     Unavailable,
     apart_from_modes,
@@ -24,6 +26,8 @@ class Backwards:
         How many have ended.
     is_open : bool
         False once nothing is recorded any more.
+    look_for_step : called before a backward begins
+        Its forward may have come before the gradients went that hint at a step.
     """
 
     def __init__(self, steps: Steps, faults: Faults) -> None:
@@ -31,6 +35,7 @@ class Backwards:
         self.ended = 0
         self.is_open = True
         self._steps = steps
+        self.look_for_step: Callable[[], None] = lambda: None
         self._unfinished: int | None = None  # the backward whose end is awaited
         self._ends_are_told = True
 
@@ -56,8 +61,8 @@ class Backwards:
 
     def _begin(self, backward: int, gradients: Gradients) -> bool:
         nested = self._unfinished is not None  # as reentrant checkpointing's backwards are
-        if self._steps.current.is_over and not nested:
-            self._steps.close()
+        if not nested:
+            self._close_if_over()
         step, leaves = self._steps.current, gradients.leaves
         counts = step.recorded and self.is_open and not is_capturing()
         # without leaves of the model in the graph there is nobody to ask: it counts
@@ -68,6 +73,17 @@ class Backwards:
             self._unfinished = backward
             self._await_end()
         return counts
+
+    def _close_if_over(self) -> None:
+        before = self._steps.current
+        if not before.is_over:
+            self.look_for_step()
+            forwarded = before.forwarded  # that of this backward was taken for one of them
+        else:
+            forwarded = set()
+        if before.is_over:
+            self._steps.close()
+            self._steps.current.forwarded |= forwarded
 
     def _drop_what_was_thrown_away(self) -> None:
         """Forget earlier backwards of the step whose gradients no optimizer will get."""

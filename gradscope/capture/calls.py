@@ -146,6 +146,7 @@ class Calls:
         elif not self._computes_anew(number):
             return None
         if not self._steps.current.recorded:
+            self._steps.current.forwarded.add(number)
             return None
         self._outermost.add(number)
         self._forward = Forward(self._expected.get(number))

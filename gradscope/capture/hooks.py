@@ -48,7 +48,7 @@ class OptimizerListener(Protocol):
 
     faults: Faults
 
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Take note that the step of an optimizer, any in this process, begins."""
 
     def after_step(self, optimizer: Optimizer) -> None:
@@ -151,10 +151,11 @@ def hook_optimizers(listener: OptimizerListener) -> list[RemovableHandle]:
     """Make every optimizer of this process report its steps, until the handles are removed."""
     reference = weakref.ref(listener)
 
-    def before(optimizer: Optimizer, args: object, kwargs: object) -> None:
+    def before(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling() and (found := reference()) is not None:
             try:
-                apart_from_modes(found.before_step, optimizer)
+                has_closure = any(map(callable, (*args[1:], *kwargs.values())))
+                apart_from_modes(found.before_step, optimizer, has_closure)
             except Exception as error:
                 found.faults.report("the beginning of steps", error)
 

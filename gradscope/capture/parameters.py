@@ -180,7 +180,7 @@ class ParameterReadings:
         }
         if not self._seen or not kept:
             return bool(self._seen)
-        if all(g.is_cpu for g in kept.values()):
+        if _on_host(kept.values()):
             smallest_first = sorted(kept.values(), key=Tensor.numel)
             return not any(bool(measure.dense(g).any()) for g in smallest_first)
         return None if all(version(g) != self._versions[i] for i, g in kept.items()) else False
@@ -237,7 +237,7 @@ class ParameterReadings:
         weights = self._copy_weights(tuple(found))
         self._suspected = weights, {i: _state(tensors[i], g) for i, g in found.items()}
 
-    def was_updated(self, trust_gradients: bool) -> bool:
+    def was_updated(self, trust_gradients: bool, may_wait: bool) -> bool:
         """Whether weights have changed since `before_update`.
 
         Parameters
@@ -245,6 +245,8 @@ class ParameterReadings:
         trust_gradients : bool
             Believe it when the gradients were consumed. Otherwise, where weights may have changed
             behind autograd's back (`p.data`), their values are compared: this waits for the device.
+        may_wait : bool
+            Compare on an accelerator even where nothing hints at a step.
         """
         tensors, (_, states) = self._parameters.tensors, self._suspected
         now = {i: _state(tensors[i], tensors[i].grad) for i in states}
@@ -253,12 +255,18 @@ class ParameterReadings:
         consumed = any(now[i].gradient != before.gradient for i, before in states.items())
         if consumed and trust_gradients:
             return True
-        if not consumed and not all(copy.is_cpu for copy in self._copies.values()):
-            return False  # an accelerator is not waited for where nothing hints at a step
+        replaced = any(now[i].memory != before.memory for i, before in states.items())
+        if not (consumed or replaced or may_wait or self.compares_always):
+            return False
         return any(
             not torch.equal(copy, measure.dense(tensors[i]).to(copy.dtype))
             for i, copy in self._copies.items()
         )
+
+    @property
+    def compares_always(self) -> bool:
+        """Whether weights are compared at every look, as no device has to be waited for."""
+        return _on_host(self._copies.values())
 
     def after_update(self) -> None:
         """Read how far the parameters have moved since `before_update`.
@@ -329,12 +337,18 @@ class _State(NamedTuple):
     """What changes when a weight or its gradient is overwritten, or replaced."""
 
     weight: int
+    memory: int
     gradient: tuple[int, int]
 
 
 def _state(weight: Tensor, gradient: Tensor | None) -> _State:
     of_gradient = (0, 0) if gradient is None else (id(gradient), version(gradient))
-    return _State(version(weight), of_gradient)
+    return _State(version(weight), measure.dense(weight).data_ptr(), of_gradient)
+
+
+def _on_host(tensors: Iterable[Tensor]) -> bool:
+    """Whether their values can be had without waiting for a device."""
+    return all(tensor.is_cpu for tensor in tensors)
 
 
 def _norms(tensors: dict[int, Tensor]) -> list[_Norms]:

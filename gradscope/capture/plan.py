@@ -51,12 +51,22 @@ _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|S
 
 @dataclass
 class ValueTap:
-    """A value, a slot of a node, whose whole gradient is read: as `keys`, as total of `joins`."""
+    """A value whose whole gradient is read: as `keys`, and as the total of `joins`.
+
+    `place` is that of the value, a node and its slot. `alone` is the place in `Plan.alone` of the
+    one edge that reads the value in this graph. Its gradient, read as `edge_keys`, is the whole one
+    unless something outside reads the value, too. `is_open`: the model was given the value or
+    returns it, so that something outside may.
+    """
 
     slot: int
     keys: Keys
     joins: list[int]
     place: tuple[int, int] | None = None
+    is_open: bool = False
+    alone: int | None = None
+    edge_keys: Keys = ()
+    all_keys: Keys = ()
 
 
 @dataclass
@@ -77,14 +87,9 @@ class EdgeSum:
 
 @dataclass
 class JoinTap:
-    """A join to split: for each part the sum of its edges (None: no edge), and the readings' keys.
-
-    `is_open`: its value is an output or an input of the model, so that gradient may come from
-    elsewhere, too.
-    """
+    """A join to split: each part's sum of edges (None: no edge), and the readings' keys."""
 
     parts: dict[Way, int | None]
-    is_open: bool
     keys: dict[str, Keys]
 
 
@@ -95,6 +100,7 @@ class Plan:
     Attributes
     ----------
     values, edges : by index of the node that gets the hook
+    alone : edges that are the only ones to read a value, which is read through layers
     direct : (call, output, keys)
         Outputs of layers that the model's outputs do not depend on, such as an auxiliary loss's.
     forward : operand -> keys
@@ -114,6 +120,7 @@ class Plan:
 
     values: dict[int, list[ValueTap]] = field(default_factory=dict)
     edges: dict[int, list[EdgeTap]] = field(default_factory=dict)
+    alone: list[Edge] = field(default_factory=list)
     sums: list[EdgeSum] = field(default_factory=list)
     joins: list[JoinTap] = field(default_factory=list)
     direct: list[tuple[int, int, Keys]] = field(default_factory=list)
@@ -151,6 +158,7 @@ def make_plan(
     consumers_of = graph.consumers()
     whole: dict[Value, list[Key]] = defaultdict(list)
     totals: dict[Value, list[int]] = defaultdict(list)
+    alone: dict[Value, tuple[Edge, list[Key]]] = {}
     edges: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
 
     def add_sum(value_edges: Sequence[Edge], keys: Keys = ()) -> int:
@@ -160,11 +168,6 @@ def make_plan(
         return len(plan.sums) - 1
 
     outputs = {locate(graph, edge) for edge in calls[0].outputs}
-
-    def is_open(value: Value) -> bool:
-        """Whether gradient may reach `value` from outside: it was given, or is returned."""
-        return value in outputs or graph.nodes[value[0]] in graph.inputs
-
     for ordinal, (call, layer) in enumerate(zip(calls, layers, strict=True)):
         if layer is None:
             continue
@@ -183,8 +186,8 @@ def make_plan(
             inside = _within(graph, call, consumers)
             if value is None or not inside:
                 continue
-            if len(inside) == len(consumers) and not is_open(value):
-                whole[value].append(key)  # no one else uses the value: its whole gradient it is
+            if len(inside) == len(consumers) == 1:
+                alone.setdefault(value, (inside[0], []))[1].append(key)
             else:
                 add_sum(inside, (key,))
     for join, number in zip(joins, numbers, strict=True):
@@ -200,11 +203,17 @@ def make_plan(
         sums = {part: add_sum(some) if some else None for part, some in parts.items()}
         named: dict[str, Keys] = {part: (OfShortcut(f"{part}_norm", number),) for part in parts}
         named["cosine"] = (OfShortcut("cosine", number),)
-        plan.joins.append(JoinTap(sums, is_open(join.value), named))
+        plan.joins.append(JoinTap(sums, named))
         _plan_forward(graph, calls, join, number, plan)
 
-    for value, keys in sorted(whole.items()):
-        tap = ValueTap(value[1], tuple(keys), totals.get(value, []), value)
+    for value in sorted(whole.keys() | alone.keys()):
+        is_open = value in outputs or graph.nodes[value[0]] in graph.inputs
+        tap = ValueTap(value[1], tuple(whole[value]), totals.get(value, []), value, is_open)
+        if value in alone:
+            only, through = alone[value]
+            tap.alone, tap.edge_keys = len(plan.alone), tuple(through)
+            tap.all_keys = tap.keys + tap.edge_keys
+            plan.alone.append(only)
         plan.values.setdefault(value[0], []).append(tap)
     plan.edges = {
         node: [EdgeTap(position, sums) for position, sums in positions.items()]

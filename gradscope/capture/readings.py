@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,11 +23,13 @@ from gradscope.measure import Reading, gpu_kernel, sums
 from gradscope.measure.activations import activation_readings, whole_rule
 from gradscope.measure.gpu_kernel import (
     CENSUS,
+    JOIN,
     MOMENTS,
     NONZERO,
     PAIR,
     SQUARES,
     Kernel,
+    Tensors,
 )
 from gradscope.measure.sums import Rows
 
@@ -104,7 +107,7 @@ class Readings:
         """Return the L2 norm of `x`, to be added once it is known what it is of."""
         if gpu_kernel.may_read(x):
             x = measure.in_memory(x)
-            if (row := self._sum(SQUARES, x, x, 0.0, 0.0, place)) is not None:
+            if (row := self._sum(SQUARES, (x, x, x), 0.0, 0.0, place)) is not None:
                 return row
         return measure.norm(x)
 
@@ -139,7 +142,9 @@ class Readings:
         center, radius = (rule.center, rule.radius) if rule is not None else (None, 0.0)
         kind = MOMENTS if center is None else _kind(radius)
         norm: Read
-        if gpu_kernel.may_read(x) and (row := self._sum(kind, x, x, center or 0.0, radius, place)):
+        if gpu_kernel.may_read(x) and (
+            row := self._sum(kind, (x, x, x), center or 0.0, radius, place)
+        ):
             norm = row
             sheet, number = row
             sheet.items.append((number, sums.moments_of, n, output_keys(layer, n)))
@@ -174,7 +179,7 @@ class Readings:
                 self._samples.add(activation, z, output, keys)
                 return
             kind = _kind(rule.radius)
-            row = self._sum(kind, output, output, rule.center, rule.radius, None)
+            row = self._sum(kind, (output,) * 3, rule.center, rule.radius, None)
             if row is not None:
                 row[0].items.append((row[1], rule.derive, output.numel(), keys))
                 return
@@ -184,11 +189,31 @@ class Readings:
         self, x: Tensor, y: Tensor, keys: tuple[Keys, Keys, Keys], place: Place = None
     ) -> None:
         """Read the norms of two tensors of one shape and the cosine between them."""
-        if gpu_kernel.may_read(x) and (row := self._sum(PAIR, x, y, 0.0, 0.0, place)):
+        if gpu_kernel.may_read(x) and (row := self._sum(PAIR, (x, y, y), 0.0, 0.0, place)):
             row[0].items.append((row[1], sums.pair_of, 1, keys))
         else:
             x_norm, y_norm = measure.norm(x), measure.norm(y)
             self.add_all((x_norm, y_norm, measure.cosine(x, y, x_norm, y_norm)), keys)
+
+    def read_join(
+        self,
+        total: Tensor,
+        shortcut: Tensor,
+        branch: Tensor,
+        keys: tuple[Keys, Keys, Keys, Keys, Keys],
+        place: Place,
+    ) -> bool:
+        """Read the norms of `total`, its two parts and the rest, and the parts' cosine, at once.
+
+        Returns False, having done nothing, where there is no kernel for them.
+        """
+        alike = shortcut.dtype is branch.dtype is total.dtype
+        if not alike or not gpu_kernel.may_read(total):
+            return False
+        row = self._sum(JOIN, (total, shortcut, branch), 0.0, 0.0, place)
+        if row is not None:
+            row[0].items.append((row[1], _JOINS[total.dtype], 1, keys))
+        return row is not None
 
     def read_waiting(self) -> None:
         """Read all that waits."""
@@ -202,30 +227,31 @@ class Readings:
         """Read |phi'| and the outputs of a sample; what is less steep than `far` is saturated."""
         steep, zero, saturated = keys
         n = output.numel()
-        row = self._sum(NONZERO, output, output, 0.0, 0.0, OURS)
+        row = self._sum(NONZERO, (output,) * 3, 0.0, 0.0, OURS)
         if row is not None:
             row[0].items.append((row[1], sums.zero_fraction_of, n, (zero,)))
         else:
             self.add(1 - measure.census(output, 0.0).nonzero, zero)
         if slope is None:
             self.add_all((math.nan, math.nan), (steep, saturated))
-        elif (row := self._sum(CENSUS, slope, slope, 0.0, far, OURS)) is not None:
+        elif (row := self._sum(CENSUS, (slope,) * 3, 0.0, far, OURS)) is not None:
             row[0].items.append((row[1], sums.slopes_of, n, (steep, saturated)))
         else:
             census = measure.census(slope, 0.0, far)
             self.add_all((census.mean, 1 - census.far), (steep, saturated))
 
     def _sum(
-        self, kind: int, x: Tensor, y: Tensor, center: float, radius: float, place: Place
+        self, kind: int, tensors: Tensors, center: float, radius: float, place: Place
     ) -> tuple[Sheet, int] | None:
-        """Have sums over `x` put into a row, unless there is no kernel for it."""
+        """Have sums over `tensors` put into a row, unless there is no kernel for it."""
+        x = tensors[0]
         stream = self._streams.get(gpu_kernel.stream_of(x)) or self._begin(x)
         if stream is None:
             return None
         trust = self.trust
         proven = trust is not None and trust.proven.get(place) is x.dtype
         kernel = stream.kernel
-        if not proven and not (kernel.takes(x) and (y is x or kernel.takes(y))):
+        if not proven and not all(map(kernel.takes, tensors if x is not tensors[2] else (x,))):
             return None
         sheet = stream.sheet
         if sheet.rows.is_full():
@@ -233,13 +259,13 @@ class Readings:
         rows = sheet.rows
         number = rows.take()
         if proven or place is OURS:
-            stream.waiting.add(kind, x, y, center, radius, rows, number, trust, place)
+            stream.waiting.add(kind, tensors, center, radius, rows, number, trust, place)
             return sheet, number
-        if not kernel.read(kind, x, y, center, radius, rows.address(number)):
+        if not kernel.read(kind, tensors, center, radius, rows.address(number)):
             return None
         if place is not None and trust is not None and x.numel() <= SMALL and not rows.is_full():
             late = rows.take()
-            stream.waiting.add(kind, x, y, center, radius, rows, late, trust, place)
+            stream.waiting.add(kind, tensors, center, radius, rows, late, trust, place)
             sheet.trials.append(Trial(trust, place, x.dtype, number, late))
         return sheet, number
 
@@ -283,6 +309,9 @@ class Readings:
             for sheet in self._sheets
             if sheet.items
         ]
+
+
+_JOINS = {dtype: partial(sums.join_of, torch.finfo(dtype).eps) for dtype in gpu_kernel.DTYPES}
 
 
 def _kind(radius: float) -> int:

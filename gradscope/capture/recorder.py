@@ -166,7 +166,7 @@ class Recorder:
         """Emit what is left and take out every hook."""
         if not self._handles:
             return
-        torch_internals.apart_from_modes(self._updates.look_for_step)
+        torch_internals.apart_from_modes(self._updates.look_for_last_step)
         torch_internals.apart_from_modes(self._steps.finish)
         self.detach()
 

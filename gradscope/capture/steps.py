@@ -37,7 +37,7 @@ class Step:
         self.gradients: dict[Gradients, None] = {}  # those that a backward has reached
         self.tapped: list[Gradients] = []  # those that hold on to their graph
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
-        self.forwarded: set[int] = set()  # modules whose calls were seen outside of backwards
+        self.forwarded: set[int] = set()  # modules seen called, outside of backwards
         self.parameters: ParameterReadings | None = None
         self.readings = Readings()
         self.scalars: dict[str, float] = {}

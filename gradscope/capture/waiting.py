@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gradscope.autograd.torch_internals import version
-from gradscope.measure.gpu_kernel import Kernel, ToRead
+from gradscope.measure.gpu_kernel import Kernel, Tensors, ToRead
 from gradscope.measure.sums import Rows
 
 SMALL = 2**20
@@ -95,8 +94,7 @@ class Waiting:
     def add(
         self,
         kind: int,
-        x: Tensor,
-        y: Tensor,
+        tensors: Tensors,
         center: float,
         radius: float,
         rows: Rows,
@@ -105,9 +103,9 @@ class Waiting:
         place: Place,
     ) -> None:
         """Let sums be read, as `Kernel.read` does, with others, to row `number` of `rows`."""
-        before = version(x) if y is x else (version(x), version(y))
-        self._tensors.append((kind, x, y, before, center, radius, rows, number, trust, place))
-        self._elements += x.numel()
+        before = _versions(tensors)
+        self._tensors.append((kind, tensors, before, center, radius, rows, number, trust, place))
+        self._elements += tensors[0].numel()
         if self._elements > _ELEMENTS or len(self._tensors) == _TENSORS:
             self.read()
 
@@ -120,10 +118,10 @@ class Waiting:
             with torch.cuda.stream(stream):
                 return self.read()
         alike: dict[tuple[int, torch.dtype, torch.dtype], list[ToRead]] = defaultdict(list)
-        for kind, x, y, before, center, radius, rows, number, trust, place in self._tensors:
-            now = version(x) if y is x else (version(x), version(y))
-            if now == before and x.data_ptr() and y.data_ptr():
-                entry = x, y, center, radius, rows.address(number)
+        for kind, tensors, before, center, radius, rows, number, trust, place in self._tensors:
+            x, y, z = tensors
+            if _versions(tensors) == before and x.data_ptr() and y.data_ptr() and z.data_ptr():
+                entry = tensors, center, radius, rows.address(number)
                 alike[kind, x.dtype, y.dtype].append(entry)
                 continue
             rows.spoil(number)
@@ -143,5 +141,10 @@ class Waiting:
                 current.wait_stream(self._stream)
 
 
-_Waits = tuple[int, Tensor, Tensor, Any, float, float, Rows, int, Trust | None, Place]
-"""Kind, x, y, their versions, center, radius, rows, number of one of these, trust, place."""
+_Waits = tuple[int, Tensors, Any, float, float, Rows, int, Trust | None, Place]
+"""Kind, tensors, their versions, center, radius, rows, number of one of these, trust, place."""
+
+
+def _versions(tensors: Tensors) -> object:
+    x, y, z = tensors
+    return version(x) if x is z else (version(x), version(y), version(z))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from gradscope.autograd import torch_internals
 
-SQUARES, MOMENTS, NONZERO, CENSUS, PAIR, COPY, DIFFERENCE = range(7)
+SQUARES, MOMENTS, NONZERO, CENSUS, PAIR, COPY, DIFFERENCE, JOIN = range(8)
 """Kinds of sums, as in triton_kernels.py."""
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -45,8 +45,11 @@ Launch = Callable[[int, tuple[int, ...]], None]
 Integers = NDArray[np.int64]
 
 
-ToRead = tuple[Tensor, Tensor, float, float, int]
-"""A reading to be taken: x, y, center, radius, and the address of a row that the sums go to."""
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""x, y and z of a kind; what it does not ask for is x once more."""
+
+ToRead = tuple[Tensors, float, float, int]
+"""A reading to be taken: of what, center, radius, and the address of a row that the sums go to."""
 
 
 class Span(NamedTuple):
@@ -73,15 +76,17 @@ def span(x: Tensor) -> Span | None:
     return Span(expected, factor)
 
 
-def _alike(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Span]:
-    """Return both as they lie in memory, element by element; copies where there are gaps."""
+def _alike(tensors: Tensors) -> tuple[Tensors, Span]:
+    """Return them as they lie in memory, element by element; copies where there are gaps."""
+    x, y, z = tensors
     where = span(x)
-    if y is x:
-        if where is None:
-            x = y = x.contiguous()
-    elif where is None or x.stride() != y.stride():
-        x, y, where = x.contiguous(), y.contiguous(), None
-    return x, y, where or Span(x.numel(), 1)
+    strides = x.stride()
+    if where is not None and (x is z or (y.stride() == strides and z.stride() == strides)):
+        return tensors, where
+    x = x.contiguous()
+    if tensors[2] is not tensors[0]:
+        return (x, y.contiguous(), z.contiguous()), Span(x.numel(), 1)
+    return (x, x, x), Span(x.numel(), 1)
 
 
 class _Function(NamedTuple):
@@ -126,37 +131,37 @@ class Kernel:
             and not x.is_neg()
         )
 
-    def read(self, kind: int, x: Tensor, y: Tensor, center: float, radius: float, row: int) -> bool:
-        """Add sums over `x` to the row at address `row`, as triton_kernels.py says of each kind.
+    def read(self, kind: int, tensors: Tensors, center: float, radius: float, row: int) -> bool:
+        """Add sums over `tensors` to the row at address `row`, as triton_kernels.py says of a kind.
 
-        Returns False, having done nothing, where it cannot be done yet. `y` is `x` for kinds of one
-        tensor, else of its shape.
+        Returns False, having done nothing, where it cannot be done yet. All are of one shape.
         """
-        x, y, where = _alike(x, y)
-        address, other = x.data_ptr(), y.data_ptr()
-        unit = _unit(x, address, y, other)
+        tensors, where = _alike(tensors)
+        x, y, _ = tensors
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        unit = _unit(x, y, addresses)
         launch = self._function("one", kind, x.dtype, y.dtype, unit)
         if launch is None:
             return False
         tiles = -(-where.elements // self._source.TILE)
         launch(
             min(tiles, self._programs),
-            (address // unit, other // unit, *where, _bits(center), _bits(radius), row),
+            (*[a // unit for a in addresses], *where, _bits(center), _bits(radius), row),
         )
         return True
 
     def read_all(self, kind: int, readings: Sequence[ToRead]) -> None:
         """Take many readings of tensors of one dtype, and another of all y, by one launch."""
-        x, y = readings[0][:2]
-        pairs, table = _table(readings)  # pairs: copies of what has gaps live until it is read
-        unit = min(x.element_size(), y.element_size()) if (table[:, :2] % _UNIT).any() else _UNIT
+        x, y, _ = readings[0][0]
+        held, table = _table(readings)  # held: copies of what has gaps live until they are read
+        unit = min(x.element_size(), y.element_size()) if (table[:, :3] % _UNIT).any() else _UNIT
         launch = self._function("many", kind, x.dtype, y.dtype, unit)
         if launch is not None:
             self._launch_many(launch, table, unit)
         else:
             for reading in readings:
                 self.read(kind, *reading)
-        del pairs
+        del held
 
     def square_sums(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """Return the sum of squares of each tensor, shape (n,), None where it cannot be done."""
@@ -186,22 +191,22 @@ class Kernel:
             return None
         addresses = np.array([x.data_ptr() for x in xs], np.int64)
         others = addresses if ys is xs else np.array([y.data_ptr() for y in ys], np.int64)
-        table = np.empty((len(xs), 7), np.int64)
-        table[:, 0], table[:, 1], table[:, 4:6] = addresses, others, 0
+        table = np.empty((len(xs), 8), np.int64)
+        table[:, 0], table[:, 1], table[:, 2], table[:, 5:7] = addresses, others, others, 0
         if all([x.is_contiguous() for x in xs]) and (
             ys is xs or all([y.is_contiguous() for y in ys])
         ):
-            table[:, 2], table[:, 3] = [x.numel() for x in xs], 1
+            table[:, 3], table[:, 4] = [x.numel() for x in xs], 1
         else:
             spans = [where for x in xs if (where := span(x)) is not None]
             alike = ys is xs or all([x.stride() == y.stride() for x, y in zip(xs, ys, strict=True)])
             if len(spans) < len(xs) or not alike:
                 return None
-            table[:, 2:4] = spans
-        if ((addresses == 0) & (table[:, 2] > 0)).any() or ((addresses | others) % _UNIT).any():
+            table[:, 3:5] = spans
+        if ((addresses == 0) & (table[:, 3] > 0)).any() or ((addresses | others) % _UNIT).any():
             return None  # a shard that was freed has elements and no memory
         out = torch.zeros(len(xs), dtype=torch.float64, device=self._device)
-        table[:, 6] = out.data_ptr() + 8 * np.arange(len(xs))
+        table[:, 7] = out.data_ptr() + 8 * np.arange(len(xs))
         for launch, numbers in zip(launches, groups.values(), strict=True):
             assert launch is not None
             whole = len(numbers) == len(xs)
@@ -210,8 +215,8 @@ class Kernel:
 
     def _launch_many(self, launch: Launch, table: Integers, unit: int) -> None:
         """Read a table of entries, by as many programs as they have chunks."""
-        chunks = self._chunks_of(table[:, 2])
-        table[:, :2] //= unit
+        chunks = self._chunks_of(table[:, 3])
+        table[:, :3] //= unit
         launch(len(chunks), (self._to_device(table).data_ptr(), chunks.data_ptr()))
 
     def _chunks_of(self, sizes: Integers) -> Tensor:
@@ -245,7 +250,7 @@ class Kernel:
         for dtype in dtypes:
             if dtype in DTYPES:
                 for name in ("one", "many"):
-                    for kind in (SQUARES, MOMENTS, NONZERO, PAIR):
+                    for kind in (SQUARES, MOMENTS, NONZERO, JOIN):
                         self._function(name, kind, dtype, dtype, _UNIT)
                 for kind in (COPY, DIFFERENCE):
                     self._function("many", kind, dtype, torch.float32, _UNIT)
@@ -308,37 +313,40 @@ class Kernel:
         """Read numbers that are known; on an accelerator this loads the function, too."""
         x = torch.full((3,), 2.0, dtype=made_for.x, device=self._device)
         y = torch.full((3,), 1.0, dtype=made_for.y, device=self._device)
-        row = torch.zeros(4, dtype=torch.float64, device=self._device)
+        row = torch.zeros(5, dtype=torch.float64, device=self._device)
         if made_for.name == "one":
-            unit = made_for.unit
-            addresses = x.data_ptr() // unit, y.data_ptr() // unit
+            addresses = [t.data_ptr() // made_for.unit for t in (x, y, y)]
             launch(1, (*addresses, 3, 1, 0, 0, row.data_ptr()))
         else:
-            _, table = _table([(x, y, 0.0, 0.0, row.data_ptr())])
+            _, table = _table([((x, y, y), 0.0, 0.0, row.data_ptr())])
             self._launch_many(launch, table, made_for.unit)
-        expected = 3.0 if made_for.kind == DIFFERENCE else 12.0
+        expected = 3.0 if made_for.kind in (DIFFERENCE, JOIN) else 12.0
         if (found := _first(row)) != expected:
             raise ArithmeticError(f"{made_for.name}: read {found} for {expected}")
 
 
-def _table(readings: Sequence[ToRead]) -> tuple[list[tuple[Tensor, Tensor]], Integers]:
-    """Return the entries of readings, addresses in bytes, and the tensors that these are of."""
-    pairs = [(x, y) for x, y, *_ in readings]
-    table = np.empty((len(readings), 7), np.int64)
-    if all([x.is_contiguous() and (x is y or y.is_contiguous()) for x, y in pairs]):
-        table[:, 2] = [x.numel() for x, _ in pairs]
-        table[:, 3] = 1
+def _table(readings: Sequence[ToRead]) -> tuple[list[Tensors], Integers]:
+    """Return the tensors of readings and their entries, addresses in bytes."""
+    held = [tensors for tensors, *_ in readings]
+    table = np.empty((len(readings), 8), np.int64)
+    if all([x.is_contiguous() for x, _, z in held]) and all(
+        [x is z or (y.is_contiguous() and z.is_contiguous()) for x, y, z in held]
+    ):
+        table[:, 3], table[:, 4] = [x.numel() for x, _, _ in held], 1
     else:
-        alike = [_alike(x, y) for x, y in pairs]
-        pairs = [(x, y) for x, y, _ in alike]
-        table[:, 2:4] = [where for _, _, where in alike]
-    table[:, 0] = [x.data_ptr() for x, _ in pairs]
-    table[:, 1] = [y.data_ptr() for _, y in pairs]
-    for column in (2, 3):  # center, radius
-        numbers = np.array([reading[column] for reading in readings], np.float32)
-        table[:, 2 + column] = numbers.view(np.int32)
-    table[:, 6] = [reading[4] for reading in readings]
-    return pairs, table
+        alike = [_alike(tensors) for tensors in held]
+        held = [tensors for tensors, _ in alike]
+        table[:, 3:5] = [where for _, where in alike]
+    for i in range(3):
+        table[:, i] = [tensors[i].data_ptr() for tensors in held]
+        if i == 0 and all([x is z for x, _, z in held]):
+            table[:, 1], table[:, 2] = table[:, 0], table[:, 0]
+            break
+    for i in (1, 2):  # center, radius
+        numbers = np.array([reading[i] for reading in readings], np.float32)
+        table[:, 4 + i] = numbers.view(np.int32)
+    table[:, 7] = [reading[3] for reading in readings]
+    return held, table
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
@@ -373,9 +381,11 @@ def _direct(compiled: Any, constants: tuple[Any, ...], device: torch.device) -> 
     return launch
 
 
-def _unit(x: Tensor, address: int, y: Tensor, other: int) -> int:
-    """Return the bytes that both addresses are multiples of, as far as that matters."""
-    return _UNIT if not (address | other) % _UNIT else min(x.element_size(), y.element_size())
+def _unit(x: Tensor, y: Tensor, addresses: Iterable[int]) -> int:
+    """Return the bytes that all addresses are multiples of, as far as that matters."""
+    if any(address % _UNIT for address in addresses):
+        return min(x.element_size(), y.element_size())
+    return _UNIT
 
 
 def _triton_dtype(dtype: torch.dtype) -> Any:

@@ -1,6 +1,6 @@
 """Sums on a device, numbers on the host: kernels add to rows, and what they mean is computed later.
 
-A row holds four float64. Which sums these are is known to whoever had them written, and so is the
+A row holds five float64. Which sums these are is known to whoever had them written, and so is the
 `Derivation` that makes readings of them once they are on the host: many rows at a time, off the
 training thread.
 """
@@ -19,10 +19,10 @@ from torch import Tensor
 Numbers = NDArray[np.float64]
 
 Derivation = Callable[[Numbers, Numbers], tuple[Numbers, ...]]
-"""Called with numbers of elements, shape (k,), and rows, shape (..., k, 4), for each of which it
+"""Called with numbers of elements, shape (k,), and rows, shape (..., k, 5), for each of which it
 returns as many readings as it has results, each of shape (..., k)."""
 
-_FIELDS = 4
+_FIELDS = 5
 _ROWS = 256
 _ROW_BYTES = 8 * _FIELDS
 
@@ -60,7 +60,7 @@ class Rows:
         self._rows[number].fill_(math.nan)
 
     def values(self) -> Tensor:
-        """Return the rows that were taken, shape (k, 4)."""
+        """Return the rows that were taken, shape (k, 5)."""
         return self._rows[: self.taken]
 
 
@@ -89,7 +89,7 @@ class Census(NamedTuple):
 
 def census_of(n: Numbers, rows: Numbers) -> Census:
     """Return all of a census; its shares are NaN where there is a NaN among the elements."""
-    square, total, nonzero, far = (rows[..., i] for i in range(_FIELDS))
+    square, total, nonzero, far = (rows[..., i] for i in range(4))
     with np.errstate(invalid="ignore"):
         mean = total / n
         deviation = np.sqrt(np.maximum(square / n - mean * mean, 0))
@@ -108,7 +108,28 @@ def slopes_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
     return census.mean, 1 - census.far
 
 
-def pair_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
+def join_of(
+    precision: float, n: Numbers, rows: Numbers
+) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
+    """Return of a sum and two terms the norms, of what it has beside them, and the terms' cosine.
+
+    In this order: sum, one, other, rest, cosine. The rest is 0 where it is no more than rounding.
+
+    Parameters
+    ----------
+    precision : float
+        Of the dtype that the sum was computed in.
+    n, rows
+        As for every `Derivation`.
+    """
+    one, other, cosine = pair_of(n, rows)
+    total, rest = np.sqrt(rows[..., 3]), np.sqrt(rows[..., 4])
+    with np.errstate(invalid="ignore"):
+        rest = np.where(rest <= 2 * precision * (one + other), 0.0, rest)
+    return total, one, other, rest, cosine
+
+
+def pair_of(n: Numbers, rows: Numbers) -> tuple[Numbers, Numbers, Numbers]:
     """Return the norms of both tensors and the cosine between them, NaN where one is zero."""
     one, other = np.sqrt(rows[..., 0]), np.sqrt(rows[..., 1])
     with np.errstate(invalid="ignore", divide="ignore"):

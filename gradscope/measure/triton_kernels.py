@@ -7,11 +7,11 @@ distances from their tile's mean are added up, or a deviation far below the mean
 
 A tensor is given as an entry of integers, so that one compiled function serves all of a dtype:
 
-    x, y      addresses in units of UNIT bytes, by which the compiler knows how wide it may load
+    x, y, z   addresses in units of UNIT bytes, by which the compiler knows how wide it may load
     n         elements that lie there, one behind the other
     factor    how often each of them stands for an element (of an expanded tensor)
     center, radius    of a census: bits of float32
-    row       address of four float64, to which the sums are added
+    row       address of five float64, to which the sums are added
 
 Which sums these are is said by the kind, as in gpu_kernel.py:
 
@@ -22,6 +22,7 @@ Which sums these are is said by the kind, as in gpu_kernel.py:
     4    sum x^2, sum y^2, sum x y
     5    sum x^2, while x is copied to y
     6    sum (x - y)^2
+    7    sum y^2, sum z^2, sum y z, sum x^2, sum (x - y - z)^2
 """
 
 # mypy: ignore-errors
@@ -31,7 +32,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-FIELDS = 7
+FIELDS = 8
 """Integers of an entry."""
 
 TILE = 4096
@@ -75,24 +76,47 @@ def _back(total, field, TIMES: tl.constexpr):
 
 
 @triton.jit
+def _squares(values):
+    """Return the sum of squares of a tile, float64."""
+    scaled, field = _scaled(values)
+    return _back(tl.sum(scaled * scaled, axis=0), field, 2)
+
+
+@triton.jit
+def _pair(values, others):
+    """Return the sums of squares of two tiles and that of their products, float64."""
+    one, one_field = _scaled(values)
+    other, other_field = _scaled(others)
+    product = _back(_back(tl.sum(one * other, axis=0), one_field, 1), other_field, 1)
+    return (
+        _back(tl.sum(one * one, axis=0), one_field, 2),
+        _back(tl.sum(other * other, axis=0), other_field, 2),
+        product,
+    )
+
+
+@triton.jit
 def _tile(
-    x, y, start, n, center, radius, KIND: tl.constexpr, MASKED: tl.constexpr, TILE: tl.constexpr
+    x, y, z, start, n, center, radius, KIND: tl.constexpr, MASKED: tl.constexpr, TILE: tl.constexpr
 ):
-    """Return four float64 sums over one tile."""
+    """Return five float64 sums over one tile."""
+    nothing = tl.full((), 0.0, tl.float64)
     values = _load(x, start, n, MASKED, TILE)
     if KIND == 5:
         _store(y, values, start, n, MASKED, TILE)
     if KIND == 6:
         values -= _load(y, start, n, MASKED, TILE)
-    scaled, field = _scaled(values)
-    nothing = tl.full((), 0.0, tl.float64)
-    if KIND == 0 or KIND > 4:
-        return _back(tl.sum(scaled * scaled, axis=0), field, 2), nothing, nothing, nothing
+    if KIND == 0 or KIND == 5 or KIND == 6:
+        return _squares(values), nothing, nothing, nothing, nothing
     if KIND == 4:
-        others, other_field = _scaled(_load(y, start, n, MASKED, TILE))
-        square = _back(tl.sum(scaled * scaled, axis=0), field, 2)
-        product = _back(_back(tl.sum(scaled * others, axis=0), field, 1), other_field, 1)
-        return square, _back(tl.sum(others * others, axis=0), other_field, 2), product, nothing
+        square, other, product = _pair(values, _load(y, start, n, MASKED, TILE))
+        return square, other, product, nothing, nothing
+    if KIND == 7:
+        one = _load(y, start, n, MASKED, TILE)
+        two = _load(z, start, n, MASKED, TILE)
+        square, other, product = _pair(one, two)
+        return square, other, product, _squares(values), _squares(values - one - two)
+    scaled, field = _scaled(values)
     count = tl.minimum(n - start, TILE)
     mean = tl.sum(scaled, axis=0) / count.to(tl.float32)
     mean = tl.where(tl.abs(mean) <= 4.0, mean, 0.0)  # not so among inf and NaN
@@ -106,20 +130,21 @@ def _tile(
     square = _back(spread + cross, field, 2)
     total = _back(base * weight + shift, field, 1)
     if KIND == 1:
-        return square, total, nothing, nothing
+        return square, total, nothing, nothing, nothing
     nonzero = tl.sum((values != 0).to(tl.int32), axis=0).to(tl.float64)
     if KIND == 2:
-        return square, total, nonzero, nothing
+        return square, total, nonzero, nothing, nothing
     far = tl.abs(values - center) > radius
     if MASKED:
         far = far & (start + tl.arange(0, TILE) < n)
-    return square, total, nonzero, tl.sum(far.to(tl.int32), axis=0).to(tl.float64)
+    return square, total, nonzero, tl.sum(far.to(tl.int32), axis=0).to(tl.float64), nothing
 
 
 @triton.jit
 def _read(
     x,
     y,
+    z,
     n,
     factor,
     center,
@@ -136,40 +161,47 @@ def _read(
     """Add the sums over tiles `first`, `first + step` ... of `n` elements to a row."""
     x = tl.multiple_of((x * UNIT).to(tl.pointer_type(X)), UNIT)
     y = tl.multiple_of((y * UNIT).to(tl.pointer_type(Y)), UNIT)
+    z = tl.multiple_of((z * UNIT).to(tl.pointer_type(Y)), UNIT)
     a = tl.full((), 0.0, tl.float64)
     b = tl.full((), 0.0, tl.float64)
     c = tl.full((), 0.0, tl.float64)
     d = tl.full((), 0.0, tl.float64)
+    e = tl.full((), 0.0, tl.float64)
     center = center.to(tl.int32).to(tl.float32, bitcast=True)
     radius = radius.to(tl.int32).to(tl.float32, bitcast=True)
     whole = n // TILE
     for i in range(first, whole, step):
-        e, f, g, h = _tile(x, y, i * TILE, n, center, radius, KIND, False, TILE)
-        a += e
-        b += f
-        c += g
-        d += h
+        f, g, h, k, m = _tile(x, y, z, i * TILE, n, center, radius, KIND, False, TILE)
+        a += f
+        b += g
+        c += h
+        d += k
+        e += m
     if whole * TILE < n and whole % step == first:
-        e, f, g, h = _tile(x, y, whole * TILE, n, center, radius, KIND, True, TILE)
-        a += e
-        b += f
-        c += g
-        d += h
+        f, g, h, k, m = _tile(x, y, z, whole * TILE, n, center, radius, KIND, True, TILE)
+        a += f
+        b += g
+        c += h
+        d += k
+        e += m
     row = row.to(tl.pointer_type(tl.float64))
     times = factor.to(tl.float64)
     tl.atomic_add(row, a * times, sem="relaxed")
-    if KIND >= 1 and KIND <= 4:
+    if (KIND >= 1 and KIND <= 4) or KIND == 7:
         tl.atomic_add(row + 1, b * times, sem="relaxed")
-    if KIND >= 2 and KIND <= 4:
+    if (KIND >= 2 and KIND <= 4) or KIND == 7:
         tl.atomic_add(row + 2, c * times, sem="relaxed")
-    if KIND == 3:
+    if KIND == 3 or KIND == 7:
         tl.atomic_add(row + 3, d * times, sem="relaxed")
+    if KIND == 7:
+        tl.atomic_add(row + 4, e * times, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["x", "y", "n", "factor", "center", "radius", "row"])
+@triton.jit(do_not_specialize=["x", "y", "z", "n", "factor", "center", "radius", "row"])
 def one(
     x,
     y,
+    z,
     n,
     factor,
     center,
@@ -183,7 +215,7 @@ def one(
 ):
     """Read one entry by as many programs as there are."""
     first, step = tl.program_id(0), tl.num_programs(0)
-    _read(x, y, n, factor, center, radius, row, first, step, KIND, X, Y, UNIT, TILE)
+    _read(x, y, z, n, factor, center, radius, row, first, step, KIND, X, Y, UNIT, TILE)
 
 
 @triton.jit(do_not_specialize=["entries", "chunks"])
@@ -208,9 +240,10 @@ def many(
     chunk = chunks.to(tl.pointer_type(tl.int64)) + 2 * tl.program_id(0)
     entry = entries.to(tl.pointer_type(tl.int64)) + FIELDS * tl.load(chunk)
     start = tl.load(chunk + 1) * CHUNK
-    n = tl.minimum(tl.load(entry + 2) - start, CHUNK)
     x = tl.load(entry) + start * X_BYTES // UNIT
     y = tl.load(entry + 1) + start * Y_BYTES // UNIT
-    factor, center, radius = tl.load(entry + 3), tl.load(entry + 4), tl.load(entry + 5)
-    row = tl.load(entry + 6)
-    _read(x, y, n, factor, center, radius, row, 0, 1, KIND, X, Y, UNIT, TILE)
+    z = tl.load(entry + 2) + start * Y_BYTES // UNIT
+    n = tl.minimum(tl.load(entry + 3) - start, CHUNK)
+    factor, center, radius = tl.load(entry + 4), tl.load(entry + 5), tl.load(entry + 6)
+    row = tl.load(entry + 7)
+    _read(x, y, z, n, factor, center, radius, row, 0, 1, KIND, X, Y, UNIT, TILE)

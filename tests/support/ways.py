@@ -66,9 +66,11 @@ class Kernels(Way):
         rows = Rows(x.device)
         y = x if y is None else y
         row = rows.take()
-        if not self.kernel.read(kind, x, y, center, radius, rows.address(row)):  # not compiled yet
+        if not self.kernel.read(
+            kind, (x, y, y), center, radius, rows.address(row)
+        ):  # not compiled yet
             assert self.kernel.wait(60), self.kernel.problem
-            assert self.kernel.read(kind, x, y, center, radius, rows.address(row))
+            assert self.kernel.read(kind, (x, y, y), center, radius, rows.address(row))
         return rows.values().cpu().numpy()
 
     def _takes(self, x):
