@@ -147,7 +147,7 @@ LAYER_METRICS: Table = (
         "float32",
         "loss/weight",
         "L2 norm of the gradient of the loss with respect to the layer's own parameters, as"
-        " accumulated: before clipping, unscaled",
+        " accumulated: before clipping, unscaled; NaN where their optimizer did not make the step",
         processes="copies",
         scale="loss_scale",
         label="weight gradient",
