@@ -305,7 +305,8 @@ SHORTCUT_METRICS: Table = (
         "",
         "forward ||F(x)|| / ||S(x)||, branch over shortcut; NaN where the sum itself scales a term"
         " (lerp, addcmul, alpha), no module takes or returns one, or checkpointing has dropped it,"
-        " and at the first recorded step of a branch that is itself a sum",
+        " at the first recorded step of a branch that is itself a sum, and where other modules were"
+        " called than at the last recorded step",
         combine="root mean square",
     ),
 )

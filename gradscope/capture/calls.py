@@ -37,7 +37,8 @@ _APART = (
 _UNREAD = (
     ": computed within a backward, whose gradients autograd.grad takes, as one's own checkpoint"
     " or an adjoint solver does: no signals or activations are read there, and their shortcuts are"
-    " not split. torch.utils.checkpoint.checkpoint(..., use_reentrant=False) has them all"
+    " not split. torch.utils.checkpoint.checkpoint(..., use_reentrant=False) has them all, and so"
+    " has a solver without adjoint"
 )
 
 _UNSEEN = (
