@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,19 @@ from gradscope.capture.rows import Key, OfLayer
 from gradscope.capture.steps import Step, Steps
 from gradscope.capture.structures import Structures
 from gradscope.capture.updates import Updates
+from gradscope.wording import layers_named
+
+_APART = (
+    "re-entrant checkpointing of a function that calls several modules: shortcuts between these are"
+    " not seen. Use checkpoint(..., use_reentrant=False) to have them"
+)
+
+_UNREAD = (
+    ": computed within a backward, whose gradients autograd.grad takes, as one's own checkpoint"
+    " or an adjoint solver does: no signals or activations are read there, and their shortcuts are"
+    " not split. torch.utils.checkpoint.checkpoint(..., use_reentrant=False) has them all, and so"
+    " has a solver without adjoint"
+)
 
 _UNSEEN = (
     "no forward of the model was seen in step {step}, though its parameters have gradients: it and"
@@ -95,6 +109,8 @@ class Calls:
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
         self._forward: Forward | None = None
         self._node: Node | None = None  # in whose backward a call was computed anew
+        self._is_apart = False  # that call, from others in the same
+        self._unread: set[int] = set()  # layers computed anew whose gradients did not count
 
     # --- what module hooks tell -------------------------------------------------------------------
 
@@ -161,14 +177,18 @@ class Calls:
         node = recomputing_node()
         if node is None or number in self._steps.current.forwarded:
             return False
-        if node is self._node and self._steps.current.recorded:
-            self.faults.tell(
-                "re-entrant checkpointing of a function that calls several modules: shortcuts"
-                " between these are not seen. Use checkpoint(..., use_reentrant=False) to have"
-                " them"
-            )
+        self._is_apart = node is self._node
         self._node = node
         return True
+
+    def _arrives_anew(self, is_apart: bool, layers: set[int], gradients: Gradients) -> bool:
+        """Say whether gradients count that reach what was computed within a backward."""
+        counts = self._backwards.arrives(gradients)
+        if not counts:
+            self._unread |= layers
+        elif is_apart:
+            self.faults.tell(_APART)
+        return counts
 
     def _tap(self, forward: Forward) -> None:
         """Tap the graph that the outermost call has left, if it has left one."""
@@ -191,9 +211,11 @@ class Calls:
         self._expected[forward.modules[0].number] = plan
         step = self._steps.current
         cut = self._cut if step.number % self._cut_every == 0 else None
-        gradients = Gradients(
-            plan, forward.readings, self._backwards.arrives, self._gradient_failed, cut
-        )
+        arrives = self._backwards.arrives
+        if not self._backwards.is_outside():
+            layers = {number for number in forward.layers if number is not None}
+            arrives = partial(self._arrives_anew, self._is_apart, layers)
+        gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut)
         gradients.tap(graph, calls)
         if cut:
             step.tapped.append(gradients)
@@ -237,6 +259,10 @@ class Calls:
             self._forward = None
         elif not self._gave_up:
             self._note_unseen(step)
+        if self._unread:
+            names = [self._modules.info(number).name or ROOT for number in sorted(self._unread)]
+            self.faults.tell(layers_named(names) + _UNREAD)
+            self._unread.clear()
         if self._steps.next_is_recorded:
             self.arm()
 

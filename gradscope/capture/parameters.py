@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from operator import is_
 from typing import NamedTuple
 
@@ -46,6 +46,7 @@ class Parameters:
         self.replicas: list[int] = []
         self.wide = False  # whether some are float64
         self.shared: set[int] = set()  # places that several optimizers update in one step
+        self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have made a step
         self.ends_are_told = True  # of backwards: what an optimizer shows first was not clipped
         self._found: list[Tensor | None] = []
         self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
@@ -156,6 +157,7 @@ class ParameterReadings:
         self._moved: set[int] = set()  # parameters whose update was read
         self._spoiled: set[int] = set()  # those whose reading another optimizer has made wrong
         self._suspected: tuple[list[_Norms], dict[int, _State]] = ([], {})
+        self._idle: set[int] = set()  # parameters whose optimizer did not make this step
 
     # --- the usual way: a backward ends, then optimizers tell before and after they step ------
 
@@ -216,6 +218,15 @@ class ParameterReadings:
         places = [i for i in self._places_of(optimizer) if i not in shared and i in self._copies]
         self._updates += self._read_updates(tuple(places))
         self._moved.update(places)
+
+    def leave_out(self, made_by: Callable[[Optimizer], bool]) -> None:
+        """Read no gradients of optimizers of which `made_by` says that they did not make the step.
+
+        They are left from the last step of theirs, or wait for the next.
+        """
+        known = {o: self._parameters.of(o) for o in self._parameters.optimizers}
+        taken = {i for o, places in known.items() if made_by(o) for i in places}
+        self._idle = {i for places in known.values() for i in places} - taken
 
     def finish(self) -> None:
         """Read how far parameters have moved that several optimizers update, now that all have."""
@@ -288,10 +299,13 @@ class ParameterReadings:
         """Return every reading, as (layout, values)."""
         layout = self._parameters.layout
         segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
-        for norms in self._updates:
-            right = _without(layout(norms.places, ("update_norm",)), norms.places, self._spoiled)
-            segments.append((right, norms.values))
-        segments += [(layout(n.places, ("grad_norm",)), n.values) for n in self._gradients]
+        for metric, read, wrong in (
+            ("update_norm", self._updates, self._spoiled),
+            ("grad_norm", self._gradients, self._idle),
+        ):
+            for norms in read:
+                right = _without(layout(norms.places, (metric,)), norms.places, wrong)
+                segments.append((right, norms.values))
         for norms in (norms for clipped in self._clipped.values() for norms in clipped):
             segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
             # gradients that no end of a backward has shown, as those of an optimizer that steps

@@ -32,6 +32,9 @@ Place = tuple[int, str, int]
 
 SignedPlaces = tuple[tuple[Place, int], ...]
 
+Sightings = dict[Value, list[tuple[Place, tuple[Node, int]]]]
+"""Where a value was seen, and the node and slot that the gradient of what was seen arrives at."""
+
 
 class Operand(NamedTuple):
     """How to get the norm of S(x) or F(x).
@@ -190,6 +193,7 @@ def make_plan(
                 alone.setdefault(value, (inside[0], []))[1].append(key)
             else:
                 add_sum(inside, (key,))
+    seen = _sightings(graph, calls) if joins else {}
     for join, number in zip(joins, numbers, strict=True):
         if join.form not in SPLIT_FORMS:
             continue
@@ -204,7 +208,7 @@ def make_plan(
         named: dict[str, Keys] = {part: (OfShortcut(f"{part}_norm", number),) for part in parts}
         named["cosine"] = (OfShortcut("cosine", number),)
         plan.joins.append(JoinTap(sums, named))
-        _plan_forward(graph, calls, join, number, plan)
+        _plan_forward(graph, seen, join, number, plan)
 
     for value in sorted(whole.keys() | alone.keys()):
         is_open = value in outputs or graph.nodes[value[0]] in graph.inputs
@@ -264,12 +268,12 @@ def position(
     return sum(stop <= when for stop in stops) / max(len(stops), 1)
 
 
-def _plan_forward(graph: Graph, calls: Sequence[Call], join: Join, number: int, plan: Plan) -> None:
+def _plan_forward(graph: Graph, seen: Sightings, join: Join, number: int, plan: Plan) -> None:
     """Plan to read ||S(x)|| and ||F(x)|| where both can be had."""
     if join.shortcut_operand is None:
         return
-    shortcut = _operand(graph, calls, join.shortcut_operand)
-    branch = [(_operand(graph, calls, value), sign) for value, sign in join.branch_operands]
+    shortcut = _operand(graph, seen, join.shortcut_operand)
+    branch = [(_operand(graph, seen, value), sign) for value, sign in join.branch_operands]
     places = tuple((term.place, sign) for term, sign in branch if term and term.place)
     keys: dict[str, Key] = {
         way: OfShortcut(f"{way}_forward_norm", number) for way in ("shortcut", "branch")
@@ -290,11 +294,11 @@ def _plan_forward(graph: Graph, calls: Sequence[Call], join: Join, number: int, 
             plan.places.add(operand.place)
 
 
-def _operand(graph: Graph, calls: Sequence[Call], value: Value) -> Operand | None:
+def _operand(graph: Graph, seen: Sightings, value: Value) -> Operand | None:
     """Return how to get the norm of `value`, None if there is no cheap way."""
     times: list[int] = []
     while True:
-        place = _seen_at(graph, calls, value)
+        place = _seen_at(graph, seen, value)
         if place is not None:
             return Operand(place, None, tuple(times))
         node = value[0]
@@ -308,14 +312,25 @@ def _operand(graph: Graph, calls: Sequence[Call], value: Value) -> Operand | Non
         value = one if one[0] >= 0 else other
 
 
-def _seen_at(graph: Graph, calls: Sequence[Call], value: Value) -> Place | None:
-    """Return a module call that returned or received `value`: there its norm can be taken."""
-    size = prod(graph.shape(value))
+def _sightings(graph: Graph, calls: Sequence[Call]) -> Sightings:
+    """Return where modules returned or received each value, what they returned first.
+
+    Looked up once: in a loop over time steps there are as many values to ask for as calls.
+    """
+    found: Sightings = defaultdict(list)
     for side in ("out", "in"):
         for ordinal, call in enumerate(calls):
-            edges = call.outputs if side == "out" else call.inputs
-            for position, edge in enumerate(edges):
-                node, slot = edge
-                if locate(graph, edge) == value and prod(shape(node, slot)) == size:
-                    return ordinal, side, position
+            for position, edge in enumerate(call.outputs if side == "out" else call.inputs):
+                value = locate(graph, edge)
+                if value is not None:
+                    found[value].append(((ordinal, side, position), edge))
+    return found
+
+
+def _seen_at(graph: Graph, seen: Sightings, value: Value) -> Place | None:
+    """Return a module call that returned or received `value` whole: there its norm can be taken."""
+    size = prod(graph.shape(value))
+    for place, (node, slot) in seen.get(value, ()):
+        if prod(shape(node, slot)) == size:
+            return place
     return None

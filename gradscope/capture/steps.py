@@ -145,6 +145,9 @@ class Steps:
         self.is_being_made = False
         if optimizer is not None:
             step.stepped_by.append(weakref.ref(optimizer))
+            self._parameters.optimizers.add(optimizer)
+            if step.parameters is not None and len(self._parameters.optimizers) > 1:
+                step.parameters.leave_out(step.was_made_by)
         step.ended = time.monotonic() - self.start
         step.is_over = True
         self._trainer = threading.get_ident()

@@ -187,6 +187,9 @@ def _summary(evidence: Evidence, verdict: str, decades: float, found: Sequence[F
         return f"{verdict[0].upper()}{verdict[1:]}."
     assert evidence.path is not None
     early, late = evidence.path.early_name, evidence.path.late_name
+    if early == late:
+        which = "only hidden layer" if len(evidence.path.layers) > 1 else "only layer"
+        return f"Gradient flow healthy: {early} is the {which}, there is no depth to lose it in."
     return f"Gradient flow healthy: {early} gets {compared(decades)} {late}."
 
 

@@ -148,6 +148,28 @@ def test_the_update_is_that_of_the_whole_step(loop, every, tmp_path):
     np.testing.assert_allclose(read, updates[::every], rtol=1e-9)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradients_that_wait_for_another_optimizer_are_of_no_step(every, tmp_path):
+    """As of actor and critic: each is zeroed before its own backward, and kept over the other's."""
+    model = net()
+    critic, actor = SGD(model[2].parameters(), lr=0.05), SGD(model[0].parameters(), lr=0.05)
+    expected = []  # norm that each of the two layers gave to its optimizer
+    with gradscope.watch(model, tmp_path / "run", every=every) as scope:
+        for step, x in enumerate(batches(6)):
+            optimizer, layer = ((critic, 2), (actor, 0))[step % 2]
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            norm = sum(p.grad.square().sum().item() for p in model[layer].parameters()) ** 0.5
+            expected.append([norm if i == layer else np.nan for i in (0, 2)])
+            optimizer.step()
+    run, expected = scope.run, np.array(expected)[::every]
+    expected[0, 0] = run.matrix("grad_norm")[1][0, 0]  # an optimizer for it was not known yet
+    np.testing.assert_allclose(run.matrix("grad_norm")[1][:, [0, 2]], expected)
+    later = run.steps[1:]
+    np.testing.assert_allclose(later.grad_norm, later.clipped_grad_norm)
+    np.testing.assert_allclose(later.grad_norm, np.nansum(expected[1:], axis=1))
+
+
 @pytest.mark.parametrize(
     "zero",
     [

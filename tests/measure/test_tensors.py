@@ -67,6 +67,18 @@ def test_a_census_is_that_of_float64_however_the_tensor_lies_in_memory(name, way
     assert way.norm(x) == pytest.approx(exact_norm(x), rel=1e-6)
 
 
+@pytest.mark.parametrize("half", ["first channels", "every other column", "expanded"])
+def test_what_lies_apart_in_memory_is_read_as_exactly_as_what_lies_together(half, way):
+    x = torch.rand(8, 32, 32, 32, generator=torch.Generator().manual_seed(0)) ** 8
+    views = {
+        "first channels": x[:, :16],
+        "every other column": x[..., ::2],
+        "expanded": x[:, :1].expand(-1, 16, -1, -1),
+    }
+    assert measure.norm(views[half]) == pytest.approx(exact_norm(views[half]), rel=5e-6)
+    assert measure.norms([views[half]]).item() == pytest.approx(exact_norm(views[half]), rel=5e-6)
+
+
 SIZES = (1e-45, 1e-30, 1e-20, 1e-7, 1.0, 1e4, 1e20, 1e30, 1e38, 1e-300, 1e300)
 
 
