@@ -157,15 +157,20 @@ class Forward:
     ) -> None:
         activation = module if info.is_activation else None
         for position, tensor in enumerate(tensors):
-            x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
-            if x.numel() == 0 or not x.is_floating_point():
-                continue
-            z = args[0] if args and isinstance(args[0], Tensor) else None
-            if z is tensor:  # in place: z is lost
-                z = None
             place = ordinal, "out", position
-            self._norms[place] = self.readings.read_output(x, info.number, activation, z, place)
-            self._hold(place, x)
+            z = args[0] if activation is not None and args else None
+            if z is tensor or not isinstance(z, Tensor):  # in place: z is lost
+                z = None
+            norm: Read | None = self.readings.again(place, info, tensor)
+            if norm is not None:
+                self.readings.read_slopes(activation, z, tensor, info.number)
+            else:
+                x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
+                if x.numel() == 0 or not x.is_floating_point():
+                    continue
+                norm = self.readings.read_output(x, info, activation, z, place)
+            self._norms[place] = norm
+            self._hold(place, tensor)
 
     def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
         """Take the norms that a join will ask for, as far as the previous forward tells."""

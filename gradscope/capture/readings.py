@@ -16,9 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import measure
+from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.rows import Item, Keys, Segment, Sums, activation_keys, output_keys
 from gradscope.capture.samples import Samples
-from gradscope.capture.waiting import OURS, SMALL, Place, Trial, Trust, Waiting
+from gradscope.capture.waiting import (
+    OURS,
+    SMALL,
+    Known,
+    Meaning,
+    Place,
+    Trial,
+    Trust,
+    Waiting,
+)
 from gradscope.measure import Reading, gpu_kernel, sums
 from gradscope.measure.activations import activation_readings, whole_rule
 from gradscope.measure.gpu_kernel import (
@@ -101,20 +111,41 @@ class Readings:
 
     def read_norm(self, x: Tensor, keys: Keys, place: Place = None) -> None:
         """Read the L2 norm of `x`, which stands at `place` of its structure."""
-        self.add(self.norm(x, place), keys)
+        if self.again(place, keys, x) is not None:
+            return
+        meaning = sums.norm_of, 1, (keys,)
+        if not gpu_kernel.may_read(x) or not self._sum(
+            SQUARES, (measure.in_memory(x),) * 3, 0.0, 0.0, (meaning,), place, keys
+        ):
+            self.add(measure.norm(x), keys)
 
     def norm(self, x: Tensor, place: Place = None) -> Read:
         """Return the L2 norm of `x`, to be added once it is known what it is of."""
+        if (row := self.again(place, None, x)) is not None:
+            return row
         if gpu_kernel.may_read(x):
-            x = measure.in_memory(x)
-            if (row := self._sum(SQUARES, (x, x, x), 0.0, 0.0, place)) is not None:
-                return row
-        return measure.norm(x)
+            row = self._sum(SQUARES, (measure.in_memory(x),) * 3, 0.0, 0.0, (), place, None)
+        return measure.norm(x) if row is None else row
+
+    def again(self, place: Place, tag: object, x: Tensor) -> tuple[Sheet, int] | None:
+        """Read `x` as in earlier steps, with others, if it is proven that it may wait."""
+        trust = self.trust
+        known = None if trust is None else trust.proven.get(place)
+        if (
+            known is None
+            or known.tag is not tag
+            or known.dtype is not x.dtype
+            or known.elements != x.numel()
+            or type(x) is not Tensor
+        ):
+            return None
+        stream = self._streams.get(gpu_kernel.stream_of(x)) or self._begin(x)
+        return None if stream is None else self._wait(stream, known, (x, x, x), place)
 
     def read_output(
         self,
         x: Tensor,
-        layer: int,
+        module: ModuleInfo,
         activation: nn.Module | None,
         z: Tensor | None,
         place: Place = None,
@@ -124,10 +155,10 @@ class Readings:
         Parameters
         ----------
         x : Tensor, not empty, dense
-        layer : int
-            Number of its module.
+        module : ModuleInfo
+            Whose output it is.
         activation : nn.Module or None
-            The module, if it is an activation.
+            The module itself, if it is an activation.
         z : Tensor or None
             Its input, where that is not lost.
         place : Place, optional
@@ -137,19 +168,19 @@ class Readings:
         Read
             The norm.
         """
-        n = x.numel()
+        n, layer = x.numel(), module.number
         rule = whole_rule(activation) if activation is not None else None
         center, radius = (rule.center, rule.radius) if rule is not None else (None, 0.0)
         kind = MOMENTS if center is None else _kind(radius)
         norm: Read
-        if gpu_kernel.may_read(x) and (
-            row := self._sum(kind, (x, x, x), center or 0.0, radius, place)
-        ):
-            norm = row
-            sheet, number = row
-            sheet.items.append((number, sums.moments_of, n, output_keys(layer, n)))
+        row = None
+        if gpu_kernel.may_read(x):
+            meanings: list[Meaning] = [(sums.moments_of, n, output_keys(layer, n))]
             if rule is not None:
-                sheet.items.append((number, rule.derive, n, activation_keys(layer, n)))
+                meanings.append((rule.derive, n, activation_keys(layer, n)))
+            row = self._sum(kind, (x, x, x), center or 0.0, radius, tuple(meanings), place, module)
+        if row is not None:
+            norm = row
         else:
             census = measure.census(x, center, radius)
             norm = census.norm
@@ -157,9 +188,16 @@ class Readings:
             self.add_all(values, output_keys(layer, n)[: len(values)])  # type: ignore[arg-type]
             if rule is not None:
                 self.add_all(rule.readings(n, census), activation_keys(layer, n))
-        if activation is not None and rule is None:
-            self.read_activation(activation, z, x, layer, n)
+        self.read_slopes(activation, z, x, layer)
         return norm
+
+    def read_slopes(
+        self, activation: nn.Module | None, z: Tensor | None, output: Tensor, layer: int
+    ) -> None:
+        """Read how steep an activation was, where sums over its output do not tell."""
+        if activation is not None and whole_rule(activation) is None:
+            output = measure.in_memory(output)
+            self.read_activation(activation, z, output, layer, output.numel())
 
     def read_activation(
         self, activation: nn.Module, z: Tensor | None, output: Tensor, layer: int, n: int
@@ -179,9 +217,8 @@ class Readings:
                 self._samples.add(activation, z, output, keys)
                 return
             kind = _kind(rule.radius)
-            row = self._sum(kind, (output,) * 3, rule.center, rule.radius, None)
-            if row is not None:
-                row[0].items.append((row[1], rule.derive, output.numel(), keys))
+            meaning = rule.derive, output.numel(), keys
+            if self._sum(kind, (output,) * 3, rule.center, rule.radius, (meaning,)):
                 return
         self.add_all(activation_readings(activation, z, output), keys)
 
@@ -189,11 +226,11 @@ class Readings:
         self, x: Tensor, y: Tensor, keys: tuple[Keys, Keys, Keys], place: Place = None
     ) -> None:
         """Read the norms of two tensors of one shape and the cosine between them."""
-        if gpu_kernel.may_read(x) and (row := self._sum(PAIR, (x, y, y), 0.0, 0.0, place)):
-            row[0].items.append((row[1], sums.pair_of, 1, keys))
-        else:
-            x_norm, y_norm = measure.norm(x), measure.norm(y)
-            self.add_all((x_norm, y_norm, measure.cosine(x, y, x_norm, y_norm)), keys)
+        meaning = sums.pair_of, 1, keys
+        if gpu_kernel.may_read(x) and self._sum(PAIR, (x, y, y), 0.0, 0.0, (meaning,), place):
+            return
+        x_norm, y_norm = measure.norm(x), measure.norm(y)
+        self.add_all((x_norm, y_norm, measure.cosine(x, y, x_norm, y_norm)), keys)
 
     def read_join(
         self,
@@ -210,10 +247,11 @@ class Readings:
         alike = shortcut.dtype is branch.dtype is total.dtype
         if not alike or not gpu_kernel.may_read(total):
             return False
-        row = self._sum(JOIN, (total, shortcut, branch), 0.0, 0.0, place)
-        if row is not None:
-            row[0].items.append((row[1], _JOINS[total.dtype], 1, keys))
-        return row is not None
+        derive = _JOINS.get(total.dtype)
+        if derive is None:
+            return False
+        tensors, meaning = (total, shortcut, branch), (derive, 1, keys)
+        return self._sum(JOIN, tensors, 0.0, 0.0, (meaning,), place, keys[0]) is not None
 
     def read_waiting(self) -> None:
         """Read all that waits."""
@@ -227,46 +265,65 @@ class Readings:
         """Read |phi'| and the outputs of a sample; what is less steep than `far` is saturated."""
         steep, zero, saturated = keys
         n = output.numel()
-        row = self._sum(NONZERO, (output,) * 3, 0.0, 0.0, OURS)
-        if row is not None:
-            row[0].items.append((row[1], sums.zero_fraction_of, n, (zero,)))
-        else:
+        zeros, slopes = (
+            (sums.zero_fraction_of, n, (zero,)),
+            (sums.slopes_of, n, (steep, saturated)),
+        )
+        if not self._sum(NONZERO, (output,) * 3, 0.0, 0.0, (zeros,), OURS):
             self.add(1 - measure.census(output, 0.0).nonzero, zero)
         if slope is None:
             self.add_all((math.nan, math.nan), (steep, saturated))
-        elif (row := self._sum(CENSUS, (slope,) * 3, 0.0, far, OURS)) is not None:
-            row[0].items.append((row[1], sums.slopes_of, n, (steep, saturated)))
-        else:
+        elif not self._sum(CENSUS, (slope,) * 3, 0.0, far, (slopes,), OURS):
             census = measure.census(slope, 0.0, far)
             self.add_all((census.mean, 1 - census.far), (steep, saturated))
 
     def _sum(
-        self, kind: int, tensors: Tensors, center: float, radius: float, place: Place
+        self,
+        kind: int,
+        tensors: Tensors,
+        center: float,
+        radius: float,
+        meanings: tuple[Meaning, ...],
+        place: Place = None,
+        tag: object = None,
     ) -> tuple[Sheet, int] | None:
         """Have sums over `tensors` put into a row, unless there is no kernel for it."""
         x = tensors[0]
         stream = self._streams.get(gpu_kernel.stream_of(x)) or self._begin(x)
         if stream is None:
             return None
-        trust = self.trust
-        proven = trust is not None and trust.proven.get(place) is x.dtype
-        kernel = stream.kernel
-        if not proven and not all(map(kernel.takes, tensors if x is not tensors[2] else (x,))):
+        kernel, trust = stream.kernel, self.trust
+        if not all(map(kernel.takes, tensors if x is not tensors[2] else (x,))):
             return None
+        known = Known(tag, kind, x.dtype, x.numel(), center, radius, meanings)
+        proven = None if trust is None else trust.proven.get(place)
+        if place is OURS or (proven is not None and proven[:6] == known[:6]):
+            return self._wait(stream, known, tensors, place)
+        if stream.sheet.rows.is_full():
+            stream.sheet = self._new_sheet(x.device)
         sheet = stream.sheet
-        if sheet.rows.is_full():
-            sheet = stream.sheet = self._new_sheet(x.device)
-        rows = sheet.rows
-        number = rows.take()
-        if proven or place is OURS:
-            stream.waiting.add(kind, tensors, center, radius, rows, number, trust, place)
-            return sheet, number
-        if not kernel.read(kind, tensors, center, radius, rows.address(number)):
+        number = sheet.rows.take()
+        if not kernel.read(kind, tensors, center, radius, sheet.rows.address(number)):
             return None
-        if place is not None and trust is not None and x.numel() <= SMALL and not rows.is_full():
-            late = rows.take()
-            stream.waiting.add(kind, tensors, center, radius, rows, late, trust, place)
-            sheet.trials.append(Trial(trust, place, x.dtype, number, late))
+        sheet.items += [(number, *meaning) for meaning in meanings]
+        may_try = place is not None and known.elements <= SMALL and not sheet.rows.is_full()
+        if may_try and trust is not None:
+            late = sheet.rows.take()
+            stream.waiting.add(known, tensors, sheet.rows, late, trust, place)
+            sheet.trials.append(Trial(trust, place, known, number, late))
+        return sheet, number
+
+    def _wait(
+        self, stream: _Stream, known: Known, tensors: Tensors, place: Place
+    ) -> tuple[Sheet, int]:
+        """Have `tensors` read with others."""
+        if stream.sheet.rows.is_full():
+            stream.sheet = self._new_sheet(tensors[0].device)
+        sheet = stream.sheet
+        number = sheet.rows.take()
+        for derivation, n, keys in known.meanings:
+            sheet.items.append((number, derivation, n, keys))
+        stream.waiting.add(known, tensors, sheet.rows, number, self.trust, place)
         return sheet, number
 
     def _begin(self, x: Tensor) -> _Stream | None:

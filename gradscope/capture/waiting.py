@@ -17,14 +17,17 @@ import torch
 from numpy.typing import NDArray
 
 from gradscope.autograd.torch_internals import version
-from gradscope.measure.gpu_kernel import Kernel, Tensors, ToRead
-from gradscope.measure.sums import Rows
+from gradscope.measure.gpu_kernel import Kernel, Tensors
+from gradscope.measure.sums import Derivation, Rows
 
 SMALL = 2**20
 """Elements of a tensor that may wait."""
 
 _ELEMENTS = 2**23  # that wait at most, and how many tensors
 _TENSORS = 512
+
+Meaning = tuple[Derivation, int, tuple[Any, ...]]
+"""What makes readings of a row, of how many elements, and the keys (rows.py) of these."""
 
 Place = Hashable
 """What tells a tensor of a structure from all others; None for one that must not wait."""
@@ -33,18 +36,33 @@ OURS = "ours"
 """The place of tensors that nobody but gradscope knows."""
 
 
+class Known(NamedTuple):
+    """How a tensor is read that may wait, and what its row is of.
+
+    `tag` tells whether it is still the same that is to be read at its place.
+    """
+
+    tag: object
+    kind: int
+    dtype: torch.dtype
+    elements: int
+    center: float
+    radius: float
+    meanings: tuple[Meaning, ...]
+
+
 class Trust:
     """Which tensors of one structure may wait: those that are proven to read the same late.
 
     Attributes
     ----------
-    proven : dict of place to dtype
+    proven : dict of place to Known
     lost : bool
         Whether one that was proven has been overwritten since; its reading is NaN.
     """
 
     def __init__(self) -> None:
-        self.proven: dict[Place, torch.dtype] = {}
+        self.proven: dict[Place, Known] = {}
         self.lost = False
         self._refuted: set[Place] = set()
 
@@ -57,7 +75,7 @@ class Trust:
         if not (same | (np.isnan(at_once) & np.isnan(late))).all():
             self.refute(trial.place)
         elif trial.place not in self._refuted:
-            self.proven[trial.place] = trial.dtype
+            self.proven[trial.place] = trial.known
 
     def refute(self, place: Place) -> None:
         """Let no tensor at `place` wait any more."""
@@ -70,7 +88,7 @@ class Trial(NamedTuple):
 
     trust: Trust
     place: Place
-    dtype: torch.dtype
+    known: Known
     at_once: int
     late: int
 
@@ -93,19 +111,18 @@ class Waiting:
 
     def add(
         self,
-        kind: int,
+        known: Known,
         tensors: Tensors,
-        center: float,
-        radius: float,
         rows: Rows,
         number: int,
         trust: Trust | None,
         place: Place,
     ) -> None:
         """Let sums be read, as `Kernel.read` does, with others, to row `number` of `rows`."""
-        before = _versions(tensors)
-        self._tensors.append((kind, tensors, before, center, radius, rows, number, trust, place))
-        self._elements += tensors[0].numel()
+        x, y, z = tensors
+        versions = version(x) if x is z else (version(x), version(y), version(z))
+        self._tensors.append((known, tensors, versions, rows, number, trust, place))
+        self._elements += known.elements
         if self._elements > _ELEMENTS or len(self._tensors) == _TENSORS:
             self.read()
 
@@ -117,21 +134,21 @@ class Waiting:
         if stream is not None and torch.cuda.current_stream(stream.device) != stream:
             with torch.cuda.stream(stream):
                 return self.read()
-        alike: dict[tuple[int, torch.dtype, torch.dtype], list[ToRead]] = defaultdict(list)
-        for kind, tensors, before, center, radius, rows, number, trust, place in self._tensors:
-            x, y, z = tensors
-            if _versions(tensors) == before and x.data_ptr() and y.data_ptr() and z.data_ptr():
-                entry = tensors, center, radius, rows.address(number)
-                alike[kind, x.dtype, y.dtype].append(entry)
-                continue
-            rows.spoil(number)
-            if trust is not None:
-                trust.lost |= place in trust.proven
-                trust.refute(place)
-        self._tensors.clear()
-        self._elements = 0
-        for (kind, _, _), readings in alike.items():
-            self._kernel.read_all(kind, readings)
+        waiting, self._tensors, self._elements = self._tensors, [], 0
+        alike: dict[tuple[int, torch.dtype, torch.dtype], list[_Waits]] = defaultdict(list)
+        for one in waiting:
+            known, (x, y, z), before, *_ = one
+            if before == (version(x) if x is z else (version(x), version(y), version(z))):
+                alike[known.kind, x.dtype, y.dtype].append(one)
+            else:
+                _spoil(one)
+        for (kind, _, _), some in alike.items():
+            readings = [
+                (tensors, known.center, known.radius, rows.address(number))
+                for known, tensors, _, rows, number, _, _ in some
+            ]
+            for i in self._kernel.read_all(kind, readings):
+                _spoil(some[i])
 
     def join(self) -> None:
         """Make the current stream wait for all that was read on this one."""
@@ -141,10 +158,14 @@ class Waiting:
                 current.wait_stream(self._stream)
 
 
-_Waits = tuple[int, Tensors, Any, float, float, Rows, int, Trust | None, Place]
-"""Kind, tensors, their versions, center, radius, rows, number of one of these, trust, place."""
+_Waits = tuple[Known, Tensors, Any, Rows, int, Trust | None, Place]
+"""How it is read, tensors, their versions, rows, number of one of these, trust, place."""
 
 
-def _versions(tensors: Tensors) -> object:
-    x, y, z = tensors
-    return version(x) if x is z else (version(x), version(y), version(z))
+def _spoil(one: _Waits) -> None:
+    """Make NaN the row of what was overwritten."""
+    _, _, _, rows, number, trust, place = one
+    rows.spoil(number)
+    if trust is not None:
+        trust.lost |= place in trust.proven
+        trust.refute(place)

@@ -150,18 +150,25 @@ class Kernel:
         )
         return True
 
-    def read_all(self, kind: int, readings: Sequence[ToRead]) -> None:
-        """Take many readings of tensors of one dtype, and another of all y, by one launch."""
+    def read_all(self, kind: int, readings: Sequence[ToRead]) -> list[int]:
+        """Take readings of tensors of one dtype, and another of all y, by one launch.
+
+        Returns the numbers of those that could not be taken: their memory is gone.
+        """
         x, y, _ = readings[0][0]
         held, table = _table(readings)  # held: copies of what has gaps live until they are read
+        gone: list[int] = np.flatnonzero((table[:, :3] == 0).any(axis=1)).tolist()
+        if gone:
+            table = np.delete(table, gone, axis=0)
         unit = min(x.element_size(), y.element_size()) if (table[:, :3] % _UNIT).any() else _UNIT
         launch = self._function("many", kind, x.dtype, y.dtype, unit)
         if launch is not None:
             self._launch_many(launch, table, unit)
         else:
-            for reading in readings:
-                self.read(kind, *reading)
+            for i in set(range(len(readings))).difference(gone):
+                self.read(kind, *readings[i])
         del held
+        return gone
 
     def square_sums(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """Return the sum of squares of each tensor, shape (n,), None where it cannot be done."""
