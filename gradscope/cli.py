@@ -145,7 +145,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="NET",
         nargs="+",
         default=[],
-        help="deep, resnet, gpt, wide (default: all)",
+        help="default: deep, resnet, gpt, wide; on cuda gpt2, resnet50, deep, wide",
+    )
+    bench.add_argument(
+        "--every",
+        metavar="N",
+        type=int,
+        nargs="+",
+        default=[1, 10],
+        help="record every Nth step (default: 1 10)",
     )
     bench.add_argument(
         "--threads", metavar="N", type=int, nargs="+", default=[1, 2], help="default: 1 2"
@@ -154,6 +162,13 @@ def parser() -> argparse.ArgumentParser:
         "--rounds", metavar="N", type=int, default=7, help="more resolve more (default: 7)"
     )
     bench.add_argument("--alone", action="store_true", help="measure none of the alternatives")
+    bench.add_argument(
+        "--against",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="naive, wandb, tensorboard, lightning (default: what is installed)",
+    )
     bench.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     dashboard = _command(
@@ -309,6 +324,8 @@ def _bench(options: argparse.Namespace) -> None:
         options.threads,
         options.rounds,
         options.alone,
+        options.every,
+        options.against,
         track=lambda costs, total: tracked(costs, "measuring", total),
     )
     print(json.dumps(_finite(asdict(result)), indent=1) if options.json else result)

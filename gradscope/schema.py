@@ -147,7 +147,7 @@ LAYER_METRICS: Table = (
         "float32",
         "loss/weight",
         "L2 norm of the gradient of the loss with respect to the layer's own parameters, as"
-        " accumulated: before clipping, unscaled",
+        " accumulated: before clipping, unscaled; NaN where their optimizer did not make the step",
         processes="copies",
         scale="loss_scale",
         label="weight gradient",
@@ -305,7 +305,8 @@ SHORTCUT_METRICS: Table = (
         "",
         "forward ||F(x)|| / ||S(x)||, branch over shortcut; NaN where the sum itself scales a term"
         " (lerp, addcmul, alpha), no module takes or returns one, or checkpointing has dropped it,"
-        " and at the first recorded step of a branch that is itself a sum",
+        " at the first recorded step of a branch that is itself a sum, and where other modules were"
+        " called than at the last recorded step",
         combine="root mean square",
     ),
 )
@@ -364,6 +365,7 @@ VERDICTS = (
     "disconnected",
     "collapsed",
     "saturated",
+    "scaled-clipping",
     "shattered",
     "shortcut-dominated",
     "reparameterised",

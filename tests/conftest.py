@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import synthetic
 import trainings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker for each core: one thread is enough
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 
 CHROMIUM_FLAGS = [
     "--headless",

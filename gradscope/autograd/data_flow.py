@@ -84,9 +84,10 @@ class DataFlow:
         Nodes that make a gate, such as a sigmoid whose output other data is multiplied with.
     sources : int
         Set of the values that come from no other data, such as the first layer's output.
-    reach, plain, carry : dict of Value to int
-        Set of values that a value comes from: by any way; without an operation that bears
-        parameters; by a way that a shortcut could take, not through weights, sums or mixing.
+    reach, kept, plain, carry : dict of Value to int
+        Set of values that a value comes from: by any way; through sums and norms, not through
+        weights or mixing; without an operation that bears parameters; by a way that a shortcut
+        could take, not through weights, sums or mixing.
     """
 
     def __init__(self, graph: Graph, origins: Origins) -> None:
@@ -174,18 +175,6 @@ class DataFlow:
             for node, _ in self.consumers.get(value, [])
         )
 
-    def meets(self, value: Value, stop: frozenset[str] = frozenset()) -> list[int]:
-        """Return the operations, weights or kinds to `stop` at, where a value meets other data."""
-        met = []
-        stack = [node for node, _ in self.consumers.get(value, [])]
-        while stack:
-            node = stack.pop()
-            if len(self.data[node]) > 1 or self.bears[node] or self.stems[node] in stop:
-                met.append(node)
-            else:
-                stack += self.readers[node]
-        return met
-
     def goes_on(self, node: int) -> bool:
         """Tell whether the output of `node` leaves the cell: not only as a gate, or through one."""
         start = 1 << self.number[node, 0]
@@ -217,12 +206,20 @@ class DataFlow:
         """Tell whether an operation is linear in its data."""
         if self.stems[node] in ("Mul", "Div") or self.stems[node] in PRODUCT:
             return len(self.data[node]) == 1
-        return self.stems[node] in LINEAR
+        return self.stems[node] in LINEAR and not self.acts_in_place(node)
+
+    def acts_in_place(self, node: int) -> bool:
+        """Tell whether `node` is an operation in place, on a view, that takes nothing else.
+
+        Such is an activation; additions, products and copies have a second operand.
+        """
+        return self.stems[node] == "CopySlices" and len(self.graph.edges[node]) == 1
 
     def _find_reach(self) -> None:
         self.values: list[Value] = []
         self.number: dict[Value, int] = {}
         self.reach: dict[Value, int] = {}
+        self.kept: dict[Value, int] = {}
         self.plain: dict[Value, int] = {}
         self.carry: dict[Value, int] = {}
         self.outputs: list[int] = [0] * len(self.graph.nodes)
@@ -235,6 +232,8 @@ class DataFlow:
                 continue
             inputs = [value for _, value in self.data[node]]
             reach = union(self.reach[value] for value in inputs)
+            mixes = self.weighs[node] or self.stems[node] in MIXING
+            kept = 0 if mixes else union(self.kept[value] for value in inputs)
             plain = 0 if self.bears[node] else union(self.plain[value] for value in inputs)
             carries = self._carries(node)
             carry = union(self.carry[value] for value in inputs) if carries else 0
@@ -243,6 +242,7 @@ class DataFlow:
                 self.number[node, slot] = len(self.values)
                 self.values.append((node, slot))
                 self.reach[node, slot] = reach | bit
+                self.kept[node, slot] = kept | bit
                 self.plain[node, slot] = plain | bit
                 self.carry[node, slot] = carry | bit
                 self.outputs[node] |= bit

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
@@ -45,14 +46,33 @@ class Call(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Structure:
+    """What the graphs of some steps have in common: kind, its name and the inputs of each node.
+
+    The first `roots` of the nodes made outputs of the model.
+    """
+
+    kinds: list[type[Node]]
+    names: list[str]
+    edges: list[tuple[Value, ...]]
+    roots: int
+    digest: int
+
+
+@dataclass(frozen=True)
 class Graph:
     """Nodes in breadth-first order from the outputs, with the kind and the inputs of each."""
 
     nodes: list[Node]
     names: list[str]
     edges: list[tuple[Value, ...]]
-    index: dict[Node | None, int]
     inputs: frozenset[Node]
+    structure: Structure
+
+    @cached_property
+    def index(self) -> dict[Node | None, int]:
+        """The place of each node."""
+        return {None: -1, **dict(zip(self.nodes, range(len(self.nodes)), strict=True))}
 
     def consumers(self) -> dict[Value, list[Edge]]:
         """Return for each value the edges that read it."""
@@ -87,7 +107,11 @@ class Graph:
         return torch_internals.shape(self.nodes[node], slot)
 
 
-def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Graph:
+def walk(
+    roots: Iterable[tuple[Node, int]],
+    inputs: Collection[Node] = (),
+    expected: Structure | None = None,
+) -> Graph:
     """Read the graph below `roots` once, stopping at the model's own `inputs`.
 
     Parameters
@@ -96,6 +120,8 @@ def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Gr
         `(grad_fn, output_nr)` of each output of the model.
     inputs : collection of Node
         Nodes of the tensors the model was called with; nothing below them is read.
+    expected : Structure, optional
+        One that the graph may well have: to find that it has takes less time and memory.
 
     Returns
     -------
@@ -104,12 +130,13 @@ def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Gr
     """
     given = frozenset(inputs)
     nodes = list(dict.fromkeys(node for node, _ in roots))
+    if expected is not None and (graph := _follow(expected, nodes.copy(), given)) is not None:
+        return graph
+    starts = len(nodes)
     index: dict[Node | None, int] = {node: place for place, node in enumerate(nodes)}
     index[None] = -1
-    names = []
     edges = []
     for node in nodes:  # the list grows while it is read
-        names.append(type(node).__name__)
         values = []
         for producer, slot in () if node in given else node.next_functions:
             place = index.setdefault(producer, len(nodes))
@@ -117,7 +144,33 @@ def walk(roots: Iterable[tuple[Node, int]], inputs: Collection[Node] = ()) -> Gr
                 nodes.append(producer)
             values.append((place, slot))
         edges.append(tuple(values))
-    return Graph(nodes, names, edges, index, given)
+    kinds = [type(node) for node in nodes]
+    names = [kind.__name__ for kind in kinds]
+    structure = Structure(kinds, names, edges, starts, hash((tuple(names), tuple(edges))))
+    return Graph(nodes, names, edges, given, structure)
+
+
+def _follow(structure: Structure, nodes: list[Node], given: frozenset[Node]) -> Graph | None:
+    """Return the graph below the roots `nodes` if it is of `structure`, else None."""
+    count = len(nodes)
+    if count != structure.roots:
+        return None
+    for node, kind, edges in zip(nodes, structure.kinds, structure.edges):  # noqa: B905 - it grows
+        found = () if node in given else node.next_functions
+        if type(node) is not kind or len(found) != len(edges):
+            return None
+        for (producer, slot), (place, expected) in zip(found, edges):  # noqa: B905 - saves time
+            if slot != expected:
+                return None
+            if place == count and producer is not None:
+                nodes.append(producer)
+                count += 1
+            elif place == count or producer is not (nodes[place] if place >= 0 else None):
+                return None
+    # a node that was met before where the structure has a new one stands there twice
+    if len(set(nodes)) < count:
+        return None
+    return Graph(nodes, structure.names, structure.edges, given, structure)
 
 
 def fingerprint(graph: Graph, calls: Sequence[Call] = ()) -> int:
@@ -133,7 +186,7 @@ def fingerprint(graph: Graph, calls: Sequence[Call] = ()) -> int:
         made = tuple((c.name, *[places.get(node) for node, _ in c.outputs]) for c in calls)
     else:
         made = tuple([(call.name, call.start - base, call.stop - base) for call in calls])
-    return hash((tuple(graph.names), tuple(graph.edges), made))
+    return hash((graph.structure.digest, made))
 
 
 def contains(outer: Call, inner: Call) -> bool:
@@ -142,14 +195,12 @@ def contains(outer: Call, inner: Call) -> bool:
 
 
 def saved_factors(node: Node) -> tuple[Tensor | None, Tensor | None]:
-    """Return the two factors of a product (or quotient), detached, as far as its node keeps them.
+    """Return the two factors of a product (or quotient), as far as its node keeps them.
 
     None stands for one that backward does not need, that was changed in place since, or that hooks
     keep elsewhere: checkpointing would compute it anew.
     """
-    found = [torch_internals.saved_tensor(node, name) for name in ("self", "other")]
-    one, other = (None if tensor is None else tensor.detach() for tensor in found)
-    return one, other
+    return torch_internals.saved_tensor(node, "self"), torch_internals.saved_tensor(node, "other")
 
 
 class Origins:

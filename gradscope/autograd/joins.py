@@ -152,13 +152,15 @@ def _names(flow: DataFlow, total: Sum, way: Residual, edges: Sequence[Edge]) -> 
     inside = {node for node, _ in flow.between(way.split, reach(flow, way.branch))}
     inside |= {node for node, _ in edges}
     through = {node for node, _ in course(flow, way)} & inside
-    home = origins.maker(total.node)
+    home, before = origins.maker(total.node), origins.maker(flow.values[way.split][0])
     block = origins.holder([total.node, *(through or inside)])
     in_order = sorted(through, key=origins.time) + sorted(inside - through, key=origins.time)
     for node in in_order:  # a gate is not what the branch is called after
         call = origins.hidden(node) if not flow.stems[node] else None
         call = call or origins.maker(node)
-        if call is not None and (home is None or not contains(call, home)):
+        if call is None or (call is before and call.owns_parameters):
+            continue  # a view that a layer makes of its own output
+        if home is None or not contains(call, home):
             return _name(block), call.name
     return _name(block), _name(home)
 

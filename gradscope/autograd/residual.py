@@ -14,6 +14,8 @@ embedding or in a loss, x reaches both terms without a weight. Two more readings
   an inner residual block;
 - *projection*: the shortcut has weights of its own, is linear, and the branch has more of them.
 
+What is injected into a stream, layer by layer, comes to both terms, too: see `injection`.
+
 Source: He et al. 2015 (identity, projection), Srivastava et al. 2015 (gated).
 """
 
@@ -25,7 +27,6 @@ from math import prod
 
 from gradscope.autograd.data_flow import (
     LINEAR,
-    LOOKUP,
     NORM,
     PARTITION,
     DataFlow,
@@ -34,6 +35,7 @@ from gradscope.autograd.data_flow import (
     union,
 )
 from gradscope.autograd.graph import Edge, Value
+from gradscope.autograd.injection import is_condition, is_injected, is_query
 from gradscope.autograd.sums import Sum, Term
 
 RESIZING = node_kinds(
@@ -42,8 +44,6 @@ RESIZING = node_kinds(
     " UpsampleNearest2D UpsampleNearest3D UpsampleLinear1D UpsampleBilinear2D"
 )
 """On a shortcut these make a projection without weights: He's option A, pooling, upsampling."""
-
-SOFTMAX = node_kinds("Softmax SafeSoftmax")
 
 SQUARES = node_kinds("Pow Abs Norm LinalgVectorNorm")
 
@@ -71,13 +71,22 @@ def read(flow: DataFlow, total: Sum) -> Residual | None:
             continue
         branch = tuple(term for term in total.terms if term is not shortcut)
         way = _direct(flow, shortcut, branch)
-        if way is not None and (concat or way.form == "gated") and _is_gated_only(flow, way):
+        if way is None and concat:
+            way = _carried_on(flow, shortcut, branch)
+        elif way is not None and (concat or way.form == "gated") and _is_gated_only(flow, way):
             way = None  # a selection: different data, weighed by gates that all of them make
         if way is None and not concat:
             way = _nested(flow, shortcut, branch) or _projection(flow, total, shortcut, branch)
-        if way is not None and not _is_injected(flow, way):
+        if way is not None:
             ways.append(way)
-    return min(ways, key=lambda way: (way.weights, -way.split), default=None)
+    ways.sort(key=lambda way: (way.weights, -way.split))
+    way = next((w for w in ways if not is_injected(flow, total, w.shortcut, w.split)), None)
+    if way is None:
+        return None
+    stream = [value for term in way.branch for value in term.values]
+    if way.form == "projection":
+        stream.append(flow.values[way.split])
+    return None if is_query(flow, total, stream) else way
 
 
 def _direct(flow: DataFlow, shortcut: Term, branch: tuple[Term, ...]) -> Residual | None:
@@ -107,6 +116,17 @@ def _nested(flow: DataFlow, shortcut: Term, branch: tuple[Term, ...]) -> Residua
     return None if form == "gated" else Residual(shortcut, branch, split, form)
 
 
+def _carried_on(flow: DataFlow, shortcut: Term, branch: tuple[Term, ...]) -> Residual | None:
+    """Read a concatenation of x with what a block with a shortcut of its own made of it."""
+    way = _nested(flow, shortcut, branch)
+    kept = union(flow.kept[value] for term in branch for value in term.values)
+    if way is None or not kept >> way.split & 1:
+        return None
+    inside = flow.between(way.split, carry(flow, shortcut))
+    parts = any(flow.stems[node] in PARTITION for node, _ in inside)
+    return None if parts else way  # parts of one tensor, put together again
+
+
 def _projection(
     flow: DataFlow, total: Sum, shortcut: Term, branch: tuple[Term, ...]
 ) -> Residual | None:
@@ -115,22 +135,32 @@ def _projection(
     value, weights = shortcut.values[0], 0
     while not below >> flow.number[value] & 1:
         node = value[0]
-        stem = flow.stems[node]
-        if len(flow.data[node]) != 1 or stem not in LINEAR or stem in PARTITION:
+        if len(flow.data[node]) != 1 or not _projects(flow, node):
             return None
         weights += flow.weighs[node]
         value = flow.data[node][0][1]
+    if not weights:
+        return None  # both ways begin with a part of one tensor
     way = Residual(shortcut, branch, flow.number[value], "projection", weights)
     inside = {node for node, _ in flow.between(way.split, below)}
     deeper = sum(flow.weighs[node] for node in inside) > weights
     bent = any(not flow.is_linear(node) for node in inside)
     shape = flow.shape((total.node, 0))
     equal = any(flow.shape(value) == shape for term in branch for value in term.values)
-    if not (deeper and bent and equal) or _is_condition(flow, value, below, inside):
+    if not (deeper and bent and equal) or is_condition(flow, value, below, inside):
         return None
     if _is_gated_only(flow, way) or not flow.goes_on(total.node):
         return None  # it makes a gate, or what a gate lets in, as in a recurrent cell
     return way
+
+
+def _projects(flow: DataFlow, node: int) -> bool:
+    """Tell whether an operation on one value may be in a projection: it is linear, or pools."""
+    stem = flow.stems[node]
+    if stem in PARTITION:  # of the features that a weight made, not of a series
+        dims = len(flow.shape((node, 0)))
+        return stem != "Select" and flow.dimension(node) == (1 if dims > 3 else dims - 1)
+    return (stem in LINEAR or stem in RESIZING) and not flow.acts_in_place(node)
 
 
 def _form(flow: DataFlow, shortcut: Term, split: int) -> str:
@@ -138,7 +168,7 @@ def _form(flow: DataFlow, shortcut: Term, split: int) -> str:
     inside = {
         node for value in shortcut.values for node, _ in flow.between(split, flow.carry[value])
     }
-    stems = {flow.stems[node] for node in inside}
+    stems = {flow.stems[node] for node in inside if not flow.acts_in_place(node)}
     factors = [len(flow.data[node]) for node in inside if flow.stems[node] in ("Mul", "Div")]
     if shortcut.gated or any(number > 1 for number in factors):
         return "gated"
@@ -231,40 +261,3 @@ def _is_series(flow: DataFlow, total: Sum) -> bool:
 def _is_gated_only(flow: DataFlow, way: Residual) -> bool:
     """Tell whether x comes to the branch only as a gate upon other data."""
     return flow.values[way.split] not in course(flow, way)
-
-
-def _is_condition(flow: DataFlow, split: Value, below: int, inside: set[int]) -> bool:
-    """Tell a condition that each layer projects, such as a time embedding, from a block's input.
-
-    Of a block's input it is true that the branch has nothing from elsewhere, or that the block is
-    a module that was called on it.
-    """
-    if not below & flow.sources & ~flow.reach[split]:
-        return False
-    block = flow.origins.holder(inside)
-    given = block.inputs if block is not None else ()
-    return not any((flow.graph.index.get(node), slot) == split for node, slot in given)
-
-
-def _is_injected(flow: DataFlow, way: Residual) -> bool:
-    """Tell whether the split is a looked-up embedding that every layer adds to its own data.
-
-    Such is a position embedding that is added to the stream again, or a relative position bias
-    of attention: it skips every layer in between, and is no input of any.
-    """
-    value = flow.values[way.split]
-    looked_up = any(flow.stems[node] in LOOKUP for node, _ in flow.members(flow.carry[value]))
-    met = flow.meets(value) if looked_up else []
-    if not met or any(flow.stems[node] not in ("Add", "Sub") for node in met):
-        return False
-    weighed = [other for node in met for other in flow.meets((node, 0), SOFTMAX)]
-    to_attention = bool(weighed) and all(flow.stems[node] in SOFTMAX for node in weighed)
-    return to_attention or any(_is_stream(flow, v) for term in way.branch for v in term.values)
-
-
-def _is_stream(flow: DataFlow, value: Value) -> bool:
-    """Tell whether a value is a sum, or a normalised one."""
-    node = value[0]
-    while len(flow.data[node]) == 1 and not flow.weighs[node]:
-        node = flow.data[node][0][1][0]
-    return len(flow.data[node]) > 1 and flow.stems[node] in ("Add", "Sub")

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-import torch
 
 from gradscope.autograd import torch_internals
 from gradscope.autograd.data_flow import DataFlow, signed
@@ -159,15 +156,12 @@ def _adds_in_place(flow: DataFlow, node: int) -> float:
     gradient on to its first input as it is, and to the second one up to a factor; a product would
     scale by the data, and a copy drop the first part. Once per structure, without side effects.
     """
-    copy: Any = flow.graph.nodes[node]
-    with torch.no_grad():
-        ones = torch_internals.ones_like_output(copy)
-        first, *others = copy(ones)
-        if ones.is_meta or len(others) != 1 or first is None or others[0] is None:
-            return 0.0
-        factor = others[0].flatten()[0]
-        added = (first == 1).all() and (others[0] == factor).all()
-        return float(factor) if added else 0.0
+    first, *others = torch_internals.backward_of_ones(flow.graph.nodes[node]) or (None,)
+    if first is None or first.is_meta or len(others) != 1 or others[0] is None:
+        return 0.0
+    factor = others[0].flatten()[0]
+    added = (first == 1).all() and (others[0] == factor).all()
+    return float(factor) if added else 0.0
 
 
 def _only_adds(flow: DataFlow, node: int) -> bool:

@@ -79,6 +79,11 @@ INTERFACES = (
         "activations called as functions and the forward ratio of scaled branches are not read",
     ),
     Interface(
+        "torch._C._autograd._saved_tensors_hooks_disable",
+        "keeps a look at an operation from computing anew what checkpointing has dropped",
+        "additions in place, to a view, are not read as joins",
+    ),
+    Interface(
         "torch.autograd.function.BackwardCFunction",
         "tells custom Functions from torch's own operations",
         "shortcuts are not found",
@@ -112,6 +117,11 @@ INTERFACES = (
         "torch._C._is_any_autocast_enabled",
         "with those before, tells whether the user has a mode on",
         "modes of the user, as of selective checkpointing, see what gradscope computes",
+    ),
+    Interface(
+        "torch._C._get_tracing_state",
+        "tells in less time than torch.jit.is_tracing that no trace is taken",
+        "",
     ),
     Interface(
         "torch._C._get_dispatch_mode",
@@ -173,6 +183,11 @@ INTERFACES = (
         "lets our hooks have numbers of ours, to which compiled code is bound",
         "",  # without, recorded steps run without torch.compile
     ),
+    Interface(
+        "torch._C._cuda_getCurrentRawStream",
+        "is the stream that our kernels are launched on",
+        "",  # there is a slower way
+    ),
     Interface("GradScaler._scale", "is the factor of the loss scaler, on its device", ""),
     Interface(
         "Optimizer.grad_scale",
@@ -212,11 +227,14 @@ def missing() -> list[str]:
         "torch.autograd.Variable._execution_engine.queue_callback": lambda: (
             _engine().queue_callback
         ),
-        "torch._C._autograd._get_sequence_nr": next_sequence_number,
+        "torch._C._autograd._get_sequence_nr": lambda: torch._C._autograd._get_sequence_nr,
         "Node._sequence_nr": lambda: sequence_number(root),
         "Node._input_metadata": lambda: shape(root, 0),
         "Node._saved_*": lambda: saved(root, "other"),
         "Node._raw_saved_*": lambda: is_kept_elsewhere(root, "other"),
+        "torch._C._autograd._saved_tensors_hooks_disable": lambda: (
+            torch._C._autograd._saved_tensors_hooks_disable
+        ),
         "torch.autograd.function.BackwardCFunction": lambda: is_custom(root),
         "torch._C._functorch.peek_interpreter_stack": lambda: (
             torch._C._functorch.peek_interpreter_stack
@@ -298,6 +316,27 @@ def in_transform() -> bool:
 Result = TypeVar("Result")
 
 
+def is_plain() -> bool:
+    """Whether nothing sees or changes what is computed: no mode, trace or transform is on.
+
+    So it is nearly always, and this is told in less time than which of them is on. False where
+    this torch cannot tell.
+    """
+    try:
+        return not (
+            torch._C._len_torch_dispatch_stack()
+            or torch._C._len_torch_function_stack()
+            or torch._C._is_any_autocast_enabled()
+            or torch._C._get_tracing_state()
+            or torch._C._functorch.peek_interpreter_stack()
+        )
+    except AttributeError:  # said by `missing`
+        return False
+
+
+_WITHOUT_AUTOCAST: Any = getattr(torch._C, "_DisableAutocast", None)
+
+
 def apart_from_modes(function: Callable[..., Result], *args: Any) -> Result:
     """Call `function` so that no mode of the user sees, or changes, what it computes.
 
@@ -312,6 +351,9 @@ def apart_from_modes(function: Callable[..., Result], *args: Any) -> Result:
         return function(*args)
     if not (dispatch or function_modes or autocast):
         return function(*args)
+    if not (dispatch or function_modes) and (without := _WITHOUT_AUTOCAST) is not None:
+        with without():
+            return function(*args)
     with ExitStack() as aside:
         if dispatch:
             with suppress(AttributeError, ImportError):
@@ -352,11 +394,11 @@ def is_tracing() -> bool:
 
 
 def next_sequence_number() -> int:
-    """Return the number that autograd will give to the next node of this thread."""
+    """Return the number that autograd will give to the next node of this thread, -1 if unknown."""
     try:
         return torch._C._autograd._get_sequence_nr()
-    except AttributeError:
-        raise Unavailable("torch._C._autograd._get_sequence_nr") from None
+    except AttributeError:  # said by `missing`
+        return -1
 
 
 def sequence_number(node: Node) -> int:
@@ -370,10 +412,31 @@ def shape(node: Node, slot: int) -> tuple[int, ...]:
     return tuple(_metadata(node, slot).shape)
 
 
-def ones_like_output(node: Node, slot: int = 0) -> Tensor:
-    """Return ones as a gradient of that output could be."""
-    described = _metadata(node, slot)
-    return torch.ones(described.shape, dtype=described.dtype, device=described.device)
+def backward_of_ones(node: Node) -> tuple[Tensor | None, ...]:
+    """Return what `node` makes of a gradient of ones; nothing where that takes a computation anew.
+
+    Checkpointing would compute what it has dropped: it is not let do so.
+    """
+    described = _metadata(node, 0)
+    ones = torch.ones(described.shape, dtype=described.dtype, device=described.device)
+    function: Any = node
+    own = torch._C._autograd
+    try:
+        disable = own._saved_tensors_hooks_disable
+        said = own._saved_tensors_hooks_get_disabled_error_message()
+    except AttributeError:  # said by `missing`
+        return ()
+    disable("gradscope looks at an operation", False)
+    try:
+        with torch.no_grad():
+            return tuple(function(ones))
+    except RuntimeError:
+        return ()
+    finally:
+        if said is None:
+            own._saved_tensors_hooks_enable()
+        else:
+            disable(said, False)
 
 
 def _metadata(node: Node, slot: int) -> Any:
@@ -480,6 +543,20 @@ def subtract_all(targets: Sequence[Tensor], others: Sequence[Tensor]) -> None:
     except AttributeError:
         for target, other in zip(targets, others, strict=True):
             target.sub_(other)
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured: what is launched now runs later, and often."""
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return bool(started) and torch.cuda.is_current_stream_capturing()
+
+
+def _raw_stream(index: int) -> int:
+    return int(torch.cuda.current_stream(index).cuda_stream)
+
+
+raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _raw_stream)
+"""Return the handle of the stream that is current on a CUDA device."""
 
 
 def default_store() -> Any:

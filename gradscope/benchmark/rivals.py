@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradscope.errors import GradscopeError
 from gradscope.session.watch import watch
 
 
@@ -174,18 +175,32 @@ class LightningGradNorm(Bare):
 
 Watcher = Callable[[nn.Module, Path], Bare]
 
-GRADSCOPE: dict[str, Watcher] = {
-    "gradscope, every step": Gradscope,
-    "gradscope, every 10th step": partial(Gradscope, every=10),
+_ALTERNATIVES: dict[str, tuple[str, str, Watcher]] = {
+    "naive": ("naive `.item()` loop, five norms", "torch", Naive),
+    "wandb": ("wandb.watch(log='all')", "wandb", WandbWatch),
+    "tensorboard": ("TensorBoard histograms", "tensorboard", TensorBoardHistograms),
+    "lightning": ("Lightning grad_norm, gradients alone", "lightning", LightningGradNorm),
 }
 
 
-def alternatives() -> dict[str, Watcher]:
-    """Return what one would use instead, as far as it is installed."""
-    found: dict[str, tuple[str, Watcher]] = {
-        "naive `.item()` loop, five norms": ("torch", Naive),
-        "wandb.watch(log='all')": ("wandb", WandbWatch),
-        "TensorBoard histograms": ("tensorboard", TensorBoardHistograms),
-        "Lightning grad_norm, gradients alone": ("lightning", LightningGradNorm),
-    }
-    return {name: watcher for name, (package, watcher) in found.items() if find_spec(package)}
+def gradscopes(every: Sequence[int]) -> dict[str, Watcher]:
+    """Return gradscope, recording every so many steps."""
+    return {f"gradscope, every={count}": partial(Gradscope, every=count) for count in every}
+
+
+def alternatives(names: Sequence[str] = ()) -> dict[str, Watcher]:
+    """Return what one would use instead: what was named, by default all that is installed.
+
+    Raises
+    ------
+    GradscopeError
+        If one that was named is not known or not installed.
+    """
+    found = {name: find_spec(package) for name, (_, package, _) in _ALTERNATIVES.items()}
+    for name in names:
+        if name not in found:
+            raise GradscopeError(f"there is no {name!r} to compare with: {', '.join(found)}")
+        if found[name] is None:
+            raise GradscopeError(f"to compare with {name}, install it")
+    chosen = names or [name for name, spec in found.items() if spec is not None]
+    return {label: watcher for label, _, watcher in (_ALTERNATIVES[name] for name in chosen)}

@@ -1,19 +1,21 @@
-"""Four nets that cost in different ways, in plain torch: what `gradscope bench` trains.
+"""What `gradscope bench` trains: four nets for the CPU and four for a GPU.
 
-`deep` spends its time in Python, `resnet` in convolutions, `gpt` in matrix products, `wide` in the
-memory traffic of its optimizer.
+`deep` spends its time in Python, `resnet` and `resnet50` in convolutions, `gpt` and `gpt2` in
+matrix products, `wide` in the memory traffic of its optimizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from gradscope.benchmark.nets import Gpt, gpt2, mlp, resnet18, resnet50
+
+FLOAT32, TF32, BFLOAT16 = "float32", "TF32", "bfloat16 autocast"
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Workload:
     batch : makes inputs and targets
     steps : int
         Of a block that is timed.
+    precision : FLOAT32, TF32 or BFLOAT16
+        As the net is trained where the device has it.
     """
 
     name: str
@@ -36,124 +40,113 @@ class Workload:
     optimizer: Callable[[nn.Module], Optimizer]
     batch: Callable[[], tuple[Tensor, Tensor]]
     steps: int
+    precision: str = FLOAT32
+
+    def precision_on(self, device: torch.device) -> str:
+        """Return the precision in which it is trained there: float32 where its own is missing."""
+        return self.precision if _has(device, self.precision) else FLOAT32
+
+    def said_of(self, device: torch.device) -> str:
+        """Return a line on what is trained there."""
+        own, here = self.precision, self.precision_on(device)
+        why = "" if own == here else f", as there is no {own} here"
+        return f"{self.name}: {self.about}, {here}{why}"
 
 
-class _Basic(nn.Module):
-    """He's basic block: two convolutions, and a projection where the shape changes."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after)
-        self.relu = nn.ReLU()
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after)
-        self.shortcut: nn.Module = nn.Identity()
-        if before != after:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(branch + self.shortcut(x))
+def _has(device: torch.device, precision: str) -> bool:
+    if precision == TF32:
+        return device.type == "cuda" and bool(torch.cuda.is_tf32_supported())
+    if precision == BFLOAT16 and device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return precision == FLOAT32 or bool(torch.amp.is_autocast_available(device.type))
 
 
-def _resnet() -> nn.Module:
-    """Return the ResNet-18 for CIFAR's 32 x 32 images."""
-    widths = [64, 64, 64, 128, 128, 256, 256, 512, 512]
-    blocks = [
-        _Basic(before, after, 1 if before == after else 2) for before, after in pairwise(widths)
-    ]
-    stem = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)]
-    return nn.Sequential(*stem, *blocks, *head)
+def classes(*shape: int, of: int) -> tuple[Tensor, Tensor]:
+    """Return random inputs and classes."""
+    return torch.randn(*shape), torch.randint(of, shape[:1])
 
 
-class _TransformerBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.gelu, self.down = (
-            nn.Linear(width, 4 * width),
-            nn.GELU(),
-            nn.Linear(4 * width, width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.out(self._attend(self.qkv(self.norm1(x))))
-        y: Tensor = x + self.down(self.gelu(self.up(self.norm2(x))))
-        return y
-
-    def _attend(self, qkv: Tensor) -> Tensor:
-        n, length, width = qkv.shape
-        q, k, v = qkv.view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return mixed.transpose(1, 2).reshape(n, length, width // 3)
+def images(n: int, size: int, of: int) -> tuple[Tensor, Tensor]:
+    """Return random images, channels last, and classes."""
+    inputs, targets = classes(n, 3, size, size, of=of)
+    return inputs.contiguous(memory_format=torch.channels_last), targets
 
 
-class _Gpt(nn.Module):
-    def __init__(self, layers: int = 6, width: int = 256, words: int = 1024) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(words, width)
-        self.place = nn.Embedding(128, width)
-        self.blocks = nn.Sequential(*(_TransformerBlock(width, 8) for _ in range(layers)))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, words, bias=False)
-
-    def forward(self, words: Tensor) -> Tensor:
-        places = torch.arange(words.shape[1], device=words.device)
-        x = self.blocks(self.embedding(words) + self.place(places))
-        scores: Tensor = self.head(self.norm(x)).flatten(0, 1)
-        return scores
+def text(n: int, length: int, words: int) -> tuple[Tensor, Tensor]:
+    """Return random words and the words that follow them."""
+    drawn = torch.randint(words, (n, length + 1))
+    return drawn[:, :-1], drawn[:, 1:].flatten()
 
 
-def _mlp(layers: int, width: int) -> nn.Module:
-    hidden = [m for _ in range(layers - 1) for m in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(width, width))
-
-
-def _classes(*shape: int, classes: int) -> tuple[Tensor, Tensor]:
-    return torch.randn(*shape), torch.randint(classes, shape[:1])
-
-
-def _text() -> tuple[Tensor, Tensor]:
-    words = torch.randint(1024, (8, 129))
-    return words[:, :-1], words[:, 1:].flatten()
-
-
-WORKLOADS = (
+ON_THE_CPU = (
     Workload(
         "deep",
         "MLP, 50 layers of 256, batch 128, Adam",
-        lambda: _mlp(50, 256),
+        lambda: mlp(50, 256, 256, 256, nn.ReLU),
         lambda model: Adam(model.parameters(), lr=1e-4),
-        lambda: _classes(128, 256, classes=256),
+        lambda: classes(128, 256, of=256),
         steps=30,
     ),
     Workload(
         "resnet",
         "ResNet-18 for CIFAR, batch 32, SGD with momentum",
-        _resnet,
+        resnet18,
         lambda model: SGD(model.parameters(), lr=1e-3, momentum=0.9),
-        lambda: _classes(32, 3, 32, 32, classes=10),
+        lambda: classes(32, 3, 32, 32, of=10),
         steps=2,
     ),
     Workload(
         "gpt",
         "GPT, 6 layers of 256, 128 tokens, batch 8, AdamW",
-        _Gpt,
+        lambda: Gpt(layers=6, width=256, heads=8, words=1024, places=128),
         lambda model: AdamW(model.parameters(), lr=1e-4),
-        _text,
+        lambda: text(8, 128, 1024),
         steps=2,
     ),
     Workload(
         "wide",
         "MLP, 4 layers of 4096, batch 32, Adam",
-        lambda: _mlp(4, 4096),
+        lambda: mlp(4, 4096, 4096, 4096, nn.ReLU),
         lambda model: Adam(model.parameters(), lr=1e-5),
-        lambda: _classes(32, 4096, classes=4096),
+        lambda: classes(32, 4096, of=4096),
         steps=2,
+    ),
+)
+
+ON_A_GPU = (
+    Workload(
+        "gpt2",
+        "GPT-2 small, 124 M parameters, 1024 tokens, batch 8, fused AdamW",
+        gpt2,
+        lambda model: AdamW(model.parameters(), lr=1e-4, fused=True),
+        lambda: text(8, 1024, 50304),
+        steps=20,
+        precision=BFLOAT16,
+    ),
+    Workload(
+        "resnet50",
+        "ResNet-50 for ImageNet, 224 x 224, channels last, batch 128, SGD with momentum",
+        resnet50,
+        lambda model: SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4),
+        lambda: images(128, 224, 1000),
+        steps=20,
+        precision=BFLOAT16,
+    ),
+    Workload(
+        "deep",
+        "MLP, 50 layers of 256, batch 128, fused AdamW",
+        lambda: mlp(50, 256, 64, 10, nn.Tanh),
+        lambda model: AdamW(model.parameters(), lr=1e-4, fused=True),
+        lambda: classes(128, 64, of=10),
+        steps=60,
+    ),
+    Workload(
+        "wide",
+        "MLP, 6 layers of 4096, batch 512, fused AdamW",
+        lambda: mlp(6, 4096, 4096, 10, nn.Tanh),
+        lambda model: AdamW(model.parameters(), lr=1e-4, fused=True),
+        lambda: classes(512, 4096, of=10),
+        steps=60,
+        precision=TF32,
     ),
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gradscope.autograd.torch_internals import (
     Unavailable,
     apart_from_modes,
     at_end_of_backward,
     current_backward,
+    is_capturing,
     will_accumulate,
 )
 from gradscope.capture.faults import Faults, guarded
@@ -22,6 +25,8 @@ class Backwards:
         How many have ended.
     is_open : bool
         False once nothing is recorded any more.
+    look_for_step : called before a backward begins
+        Its forward may have come before the gradients went that hint at a step.
     """
 
     def __init__(self, steps: Steps, faults: Faults) -> None:
@@ -29,6 +34,7 @@ class Backwards:
         self.ended = 0
         self.is_open = True
         self._steps = steps
+        self.look_for_step: Callable[[], None] = lambda: None
         self._unfinished: int | None = None  # the backward whose end is awaited
         self._ends_are_told = True
 
@@ -54,10 +60,10 @@ class Backwards:
 
     def _begin(self, backward: int, gradients: BackwardReadings) -> bool:
         nested = self._unfinished is not None  # as reentrant checkpointing's backwards are
-        if self._steps.current.is_over and not nested:
-            self._steps.close()
+        if not nested:
+            self._close_if_over()
         step, leaves = self._steps.current, gradients.leaves
-        counts = step.recorded and self.is_open
+        counts = step.recorded and self.is_open and not is_capturing()
         # without leaves of the model in the graph there is nobody to ask: it counts
         counts = counts and (not leaves or will_accumulate(leaves))
         step.backwards[backward] = counts
@@ -66,6 +72,17 @@ class Backwards:
             self._unfinished = backward
             self._await_end()
         return counts
+
+    def _close_if_over(self) -> None:
+        before = self._steps.current
+        if not before.is_over:
+            self.look_for_step()
+            forwarded = before.forwarded  # that of this backward was taken for one of them
+        else:
+            forwarded = set()
+        if before.is_over:
+            self._steps.close()
+            self._steps.current.forwarded |= forwarded
 
     def _drop_what_was_thrown_away(self) -> None:
         """Forget earlier backwards of the step whose gradients no optimizer will get."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,12 @@ from torch import nn
 from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Graph
-from gradscope.autograd.torch_internals import Unavailable, in_transform, recomputing_node
+from gradscope.autograd.torch_internals import (
+    Unavailable,
+    in_transform,
+    is_capturing,
+    recomputing_node,
+)
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.compiled import Eager, compiled_frames, has_compiled
@@ -28,11 +34,34 @@ from gradscope.capture.steps import Step, Steps
 from gradscope.capture.structures import Structures
 from gradscope.capture.tapped import Taps
 from gradscope.capture.updates import Updates
+from gradscope.wording import layers_named
+
+_APART = (
+    "re-entrant checkpointing of a function that calls several modules: shortcuts between these are"
+    " not seen. Use checkpoint(..., use_reentrant=False) to have them"
+)
+
+_UNREAD = (
+    ": computed within a backward, whose gradients autograd.grad takes, as one's own checkpoint"
+    " or an adjoint solver does: no signals or activations are read there, and their shortcuts are"
+    " not split. torch.utils.checkpoint.checkpoint(..., use_reentrant=False) has them all, and so"
+    " has a solver without adjoint"
+)
 
 _UNSEEN = (
     "no forward of the model was seen in step {step}, though its parameters have gradients: it and"
     " others like it have readings of parameters only. Call model(x), not model.forward(x), to have"
     " them all; gradients that are set by hand have no signals"
+)
+
+_CAPTURED = (
+    "a CUDA graph is being captured: what runs in it is not read, nor are its replays, of which"
+    " nothing tells. Train without CUDA graphs for a while to have them read"
+)
+
+_LOST = (
+    "an activation or a gradient was overwritten before it was read, before step {step}, which none"
+    " was at its place in the steps before: it is NaN there, and read at once from now on"
 )
 
 
@@ -97,28 +126,34 @@ class Calls:
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
         self._forward: Forward | None = None
         self._node: Node | None = None  # in whose backward a call was computed anew
+        self._is_apart = False  # that call, from others in the same
+        self._unread: set[int] = set()  # layers computed anew whose gradients did not count
 
     # --- what module hooks tell -------------------------------------------------------------------
+
+    def note_call(self, number: int) -> None:
+        """Note that module `number` is called, and no more."""
+        self._modules.note_call(number)
 
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note that module `number` is called."""
         self._modules.note_call(number)
-        if in_transform():
-            return
         forward = self._forward or self._begin(number)
-        if self._taps.is_on:
-            self._taps.passes(number, 1)
         if forward is not None:
-            self._taps.enter(number, args, kwargs)
+            if self._compiled:
+                self._taps.enter(number, args, kwargs)
             forward.enter(self._modules.info(number), args, kwargs)
+        elif self._compiled and self._taps.is_on:
+            self._taps.passes(number, 1)
 
     def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Note that module `number` returned."""
-        if self._taps.is_on:
-            self._taps.passes(number, -1)
-        if self._forward is None or in_transform():
+        if self._forward is None:
+            if self._compiled and self._taps.is_on:
+                self._taps.passes(number, -1)
             return
-        self._taps.leave(number, module, output)
+        if self._compiled:
+            self._taps.leave(number, module, output)
         if self._forward.leave(number, module, args, output):
             forward, self._forward = self._forward, None
             self._tap(forward)
@@ -140,6 +175,9 @@ class Calls:
 
     def _compiled_call_begins(self) -> None:
         """Note that a compiled module is called: if it is a forward, the step before is over."""
+        if is_capturing():
+            self.faults.tell(_CAPTURED)
+            return
         if self._backwards.is_outside() and not in_transform():
             self._updates.look_for_step()
             if self._steps.current.is_over:
@@ -150,6 +188,9 @@ class Calls:
         """Begin an outermost call; None where nothing is recorded of it, or taps do."""
         if not torch.is_grad_enabled():
             return None
+        if is_capturing():
+            self.faults.tell(_CAPTURED)
+            return None
         if self._backwards.is_outside():
             self._updates.look_for_step()
             if self._steps.current.is_over:
@@ -157,10 +198,12 @@ class Calls:
         elif not self._computes_anew(number):
             return None
         if not self._steps.current.recorded or self._taps.is_on:
+            self._steps.current.forwarded.add(number)
             return None
         self._outermost.add(number)
         self._forward = Forward(self._expected.get(number))
-        self._taps.forward_begins()
+        if self._compiled:
+            self._taps.forward_begins()
         return self._forward
 
     def _computes_anew(self, number: int) -> bool:
@@ -172,14 +215,18 @@ class Calls:
         node = recomputing_node()
         if node is None or number in self._steps.current.forwarded:
             return False
-        if node is self._node and self._steps.current.recorded:
-            self.faults.tell(
-                "re-entrant checkpointing of a function that calls several modules: shortcuts"
-                " between these are not seen. Use checkpoint(..., use_reentrant=False) to have"
-                " them"
-            )
+        self._is_apart = node is self._node
         self._node = node
         return True
+
+    def _arrives_anew(self, is_apart: bool, layers: set[int], gradients: Gradients) -> bool:
+        """Say whether gradients count that reach what was computed within a backward."""
+        counts = self._backwards.arrives(gradients)
+        if not counts:
+            self._unread |= layers
+        elif is_apart:
+            self.faults.tell(_APART)
+        return counts
 
     def _tap(self, forward: Forward) -> None:
         """Tap the graph that the outermost call has left, if it has left one."""
@@ -191,16 +238,23 @@ class Calls:
             return
         calls = forward.calls
         plan = self._structures.plan(graph, forward, calls)
-        self._supply(plan, graph, forward)
+        if plan.forward or plan.forward_sums:
+            self._supply(plan, graph, forward)
         if plan.functions:
             self._read_functions(plan, graph, forward)
+        forward.readings.read_waiting()
+        if plan.trust.lost:
+            plan.trust.lost = False
+            self.faults.tell(_LOST.format(step=self._steps.current.number))
         self._expected[forward.modules[0].number] = plan
         step = self._steps.current
         cut = self._cut if step.number % self._cut_every == 0 else None
-        gradients = Gradients(
-            plan, forward.readings, self._backwards.arrives, self._gradient_failed, cut
-        )
-        if self._taps.looks:
+        arrives = self._backwards.arrives
+        if not self._backwards.is_outside():
+            layers = {number for number in forward.layers if number is not None}
+            arrives = partial(self._arrives_anew, self._is_apart, layers)
+        gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut)
+        if self._compiled and self._taps.looks:
             self._taps.learn(plan, graph, forward)
         gradients.tap(graph, calls)
         if cut:
@@ -247,6 +301,10 @@ class Calls:
             self._taps.step_ended(step)
         elif not self._gave_up:
             self._note_unseen(step)
+        if self._unread:
+            names = [self._modules.info(number).name or ROOT for number in sorted(self._unread)]
+            self.faults.tell(layers_named(names) + _UNREAD)
+            self._unread.clear()
         if self._steps.next_is_recorded:
             self.arm()
         elif self._compiled:
@@ -288,9 +346,11 @@ class Calls:
     def arm(self) -> None:
         """Make the modules report their calls."""
         self._hooks.put_in(self._modules)
+        if not self._compiled:
+            return
         if self._taps.switch(self._is_readable_by_taps()):
             self._eager.switch_off()
-        elif self._compiled:
+        else:
             self._eager.switch_on()
 
     def _is_readable_by_taps(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,9 +53,10 @@ class Catalogue:
         self.changes = 0  # of what run.json lists
         self.layer_of: dict[int, int] = {}
         self.function_of: dict[int, str] = {}  # module -> activation called on its output
+        self._adding = threading.Lock()  # shortcuts: those of other processes come on the drain
         self._resumed = {row["name"]: row["layer"] for row in layers}
         names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in shortcuts]
-        self._shortcut_of = {
+        self._shortcut_of: dict[tuple[Any, ...], int] = {
             (*name, occurrence): row["shortcut"]
             for name, occurrence, row in zip(names, occurrences(names), shortcuts, strict=True)
         }
@@ -158,6 +160,24 @@ class Catalogue:
 
     def add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
         """Return the number of each shortcut, given now where it is met for the first time."""
+        with self._adding:
+            return self._add_shortcuts(shortcuts)
+
+    def shortcut_infos(self, first: int = 0) -> list[ShortcutInfo]:
+        """Return the shortcuts numbered `first` and above, in order."""
+        with self._adding:
+            found = list(self._shortcut_of.items())[first:]
+        names = _SHORTCUT_NAMES
+        return [
+            ShortcutInfo(
+                occurrence=key[-1],
+                position=self.shortcuts[number]["position"],
+                **dict(zip(names, key, strict=False)),
+            )
+            for key, number in found
+        ]
+
+    def _add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
         numbers = []
         for info in shortcuts:
             names = tuple(getattr(info, key) for key in _SHORTCUT_NAMES)

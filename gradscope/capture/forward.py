@@ -6,7 +6,7 @@ its graph is tapped (gradients.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -16,12 +16,11 @@ from torch.autograd.graph import Node, get_gradient_edge
 from gradscope import measure
 from gradscope.autograd import torch_internals
 from gradscope.autograd.graph import Call, Graph, saved_factors, walk
+from gradscope.autograd.torch_internals import next_sequence_number
 from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
-from gradscope.capture.rows import Readings, activation_keys, output_keys
-from gradscope.measure import Reading
-from gradscope.measure.activations import activation_readings, whole_rule
+from gradscope.capture.readings import Read, Readings
 
 NodeSlot = tuple[Node, int]
 """Where the gradient of a tensor arrives."""
@@ -43,13 +42,13 @@ class Forward:
 
     def __init__(self, expected: Plan | None) -> None:
         self.modules: list[ModuleInfo] = []
-        self.readings = Readings()
+        self.readings = Readings(None if expected is None else expected.trust)
         self._calls: list[Call | None] = []
         self._expected = expected
         self._open: list[OpenCall] = []
-        self._norms: dict[Place, Reading] = {}
+        self._norms: dict[Place, Read] = {}
         self._terms: dict[Place, tuple[Tensor, int]] = {}
-        self._sum_norms: dict[SignedPlaces, Reading] = {}
+        self._sum_norms: dict[SignedPlaces, Read] = {}
 
     @property
     def calls(self) -> list[Call]:
@@ -69,8 +68,8 @@ class Forward:
         ordinal = len(self.modules)
         self.modules.append(module)
         self._calls.append(None)
-        inputs = tuple([gradient_edge(tensor) for tensor in tensors])
-        self._open.append((module, ordinal, _now(), inputs))
+        inputs = tuple(map(gradient_edge, tensors))
+        self._open.append((module, ordinal, next_sequence_number(), inputs))
         if tensors:
             self._measure_for_joins(ordinal, "in", tensors)
 
@@ -87,16 +86,16 @@ class Forward:
             info.kind,
             info.owns_parameters,
             start,
-            _now(),
+            next_sequence_number(),
             inputs,
-            tuple([gradient_edge(tensor) for tensor in tensors]),
-            info.owns_parameters and _owns_frozen(module),
+            tuple(map(gradient_edge, tensors)),
+            info.owns_parameters and layers.owns_frozen(module),
         )
         if not info.is_layer:
             if tensors:
                 self._measure_for_joins(ordinal, "out", tensors)
         elif torch.is_grad_enabled():  # else it will be computed again, or is not trained
-            self._measure_output(info, ordinal, module, args, tensors or list(tensors_in(output)))
+            self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
         return not self._open
 
     def returned(self) -> Iterator[tuple[ModuleInfo, Call]]:
@@ -114,8 +113,10 @@ class Forward:
         call = self._calls[0]
         if call is None or not call.outputs:
             return None
-        return walk(call.outputs, {node for node, _ in call.inputs})
+        expected = None if self._expected is None else self._expected.structure
+        return walk(call.outputs, {node for node, _ in call.inputs}, expected)
 
+    @torch.no_grad()
     def supply(self, plan: Plan, graph: Graph) -> None:
         """Give the joins in `plan` the norms of what they add up, where these can be had."""
         for operand, keys in plan.forward.items():
@@ -125,20 +126,23 @@ class Forward:
             if (norm := self._sum_norms.get(places)) is not None:
                 self.readings.add(norm, keys)
 
-    def _norm(self, operand: Operand, graph: Graph) -> Reading | None:
+    def _norm(self, operand: Operand, graph: Graph) -> Read | None:
         """Return the norm of `operand`; None where it was not seen, or a factor is gone."""
-        norm: Reading | None = None
+        norm: Read | None = None
         if operand.place is not None:
             norm = self._norms.get(operand.place)
         elif operand.product is not None:
             one, other = saved_factors(graph.nodes[operand.product])
             if one is not None and other is not None:
-                norm = measure.norm(one * other)
+                norm = self.readings.norm(one * other)
         for node in operand.times:
             one, other = saved_factors(graph.nodes[node])
             factor = one if other is None else other
             if norm is None or factor is None or factor.numel() != 1:
                 return None
+            if isinstance(norm, tuple):
+                sheet, number = norm
+                norm = sheet.rows.norm(number)
             size = abs(factor.item()) if factor.is_cpu else measure.dense(factor).abs().view(())
             norm = norm / size if graph.names[node] == "DivBackward0" else norm * size
         return norm
@@ -151,32 +155,22 @@ class Forward:
         args: tuple[object, ...],
         tensors: Sequence[Tensor],
     ) -> None:
-        rule = whole_rule(module) if info.is_activation else None
+        activation = module if info.is_activation else None
         for position, tensor in enumerate(tensors):
-            x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
-            n = x.numel()
-            if n == 0 or not x.is_floating_point():
-                continue
-            if rule is None:
-                census = measure.census(x)
-            else:
-                census = measure.census(x, rule.center, rule.radius)
             place = ordinal, "out", position
-            self._norms[place] = census.norm
-            self._hold(place, x)
-            values = census[:2] if census.deviation is None else census[:3]
-            keys = output_keys(info.number, n)[: len(values)]
-            self.readings.add_all(values, keys)  # type: ignore[arg-type]
-            if rule is not None:
-                read = rule.readings(n, census)
-            elif info.is_activation:
-                z = args[0] if args and isinstance(args[0], Tensor) else None
-                if z is tensor:  # in place: z is lost
-                    z = None
-                read = activation_readings(module, z, measure.dense(x))
+            z = args[0] if activation is not None and args else None
+            if z is tensor or not isinstance(z, Tensor):  # in place: z is lost
+                z = None
+            norm: Read | None = self.readings.again(place, info, tensor)
+            if norm is not None:
+                self.readings.read_slopes(activation, z, tensor, info.number)
             else:
-                continue
-            self.readings.add_all(read, activation_keys(info.number, n))
+                x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
+                if x.numel() == 0 or not x.is_floating_point():
+                    continue
+                norm = self.readings.read_output(x, info, activation, z, place)
+            self._norms[place] = norm
+            self._hold(place, tensor)
 
     def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
         """Take the norms that a join will ask for, as far as the previous forward tells."""
@@ -185,7 +179,7 @@ class Forward:
         for position, tensor in enumerate(tensors):
             place = (ordinal, side, position)
             if self._expected is None or place in self._expected.places:
-                self._norms[place] = measure.norm(tensor)
+                self._norms[place] = self.readings.norm(tensor, place)
             self._hold(place, tensor)
 
     def _hold(self, place: Place, x: Tensor) -> None:
@@ -199,47 +193,37 @@ class Forward:
                 torch_internals.version(x) == before for x, before, _ in terms
             ):  # else F(x) is lost
                 total = sum(sign * measure.dense(x) for x, _, sign in terms)
-                self._sum_norms[places] = measure.norm(torch.as_tensor(total))
-
-
-def _now() -> int:
-    """Return the sequence number of the next node, -1 where this torch tells none."""
-    try:
-        return torch_internals.next_sequence_number()
-    except torch_internals.Unavailable:
-        return -1
-
-
-def _owns_frozen(module: nn.Module) -> bool:
-    """Whether some of the module's own parameters get no gradient, as of now."""
-    return any(not p.requires_grad for _, p in layers.own_parameters(module))
+                self._sum_norms[places] = self.readings.norm(torch.as_tensor(total))
 
 
 def with_gradient(value: object) -> list[Tensor]:
     """Return the tensors in `value` that require grad; none while gradients are off."""
     if not torch.is_grad_enabled():
         return []
-    if isinstance(value, Tensor):
-        return [value] if value.requires_grad else []
     return [tensor for tensor in tensors_in(value) if tensor.requires_grad]
 
 
-def tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            if isinstance(item, Tensor):
-                yield item
-            else:
-                yield from tensors_in(item)
+def tensors_in(value: object) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
+    if type(value) is Tensor:  # as it is nearly always; what follows takes longer
+        return [value]
+    if isinstance(value, (tuple, list)):
+        items: Iterable[object] = value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
+        items = value.values()
+    elif isinstance(value, Tensor):
+        return [value]
     elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from tensors_in(getattr(value, field.name))
+        items = [getattr(value, field.name) for field in fields(value)]
+    else:
+        return []
+    found = []
+    for item in items:
+        if type(item) is Tensor:
+            found.append(item)
+        else:
+            found += tensors_in(item)
+    return found
 
 
 def gradient_edge(tensor: Tensor) -> NodeSlot:

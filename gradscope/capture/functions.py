@@ -18,9 +18,9 @@ from gradscope import measure
 from gradscope.autograd import torch_internals
 from gradscope.autograd.graph import Call, Edge, Graph, Origins, Value
 from gradscope.autograd.torch_internals import saved
-from gradscope.capture.rows import Readings, activation_keys
+from gradscope.capture.readings import Readings
 from gradscope.kinds import group
-from gradscope.measure.activations import activation_readings, sample
+from gradscope.measure.activations import sample
 
 _SAME_ELEMENTS = re.compile(
     r"(Alias|Clone|Permute|ReshapeAlias|Squeeze|T|ToCopy|Transpose|UnsafeView|Unsqueeze|View)Backward"
@@ -138,9 +138,7 @@ def read_functions(functions: Sequence[Function], graph: Graph, readings: Readin
         if read is None:
             continue
         module, z, output, count = read
-        keys = activation_keys(function.layer, count)
-        for key, reading in zip(keys, activation_readings(module, z, output), strict=True):
-            readings.add(reading, key)
+        readings.read_activation(module, z, output, function.layer, count)
 
 
 def _kind(name: str) -> str:

@@ -12,13 +12,18 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope import measure
 from gradscope.autograd.graph import Call, Graph
-from gradscope.autograd.torch_internals import apart_from_modes, current_backward
+from gradscope.autograd.torch_internals import apart_from_modes, current_backward, is_plain
 from gradscope.capture.cuts import CutGraph
-from gradscope.capture.plan import EdgeTap, JoinTap, Plan, ValueTap
-from gradscope.capture.rows import Key, OfLayer, Readings
+from gradscope.capture.plan import EdgeTap, JoinTap, Plan, ValueTap, Way
+from gradscope.capture.readings import Read, Readings
+from gradscope.capture.rows import Key, Keys, OfLayer
+from gradscope.errors import GradscopeError
 from gradscope.measure import Reading
 
 _HALF = (torch.float16, torch.bfloat16)
+
+Parts = dict[Way, Tensor | None]
+"""The gradient that a join's parts let through."""
 
 
 class Gradients:
@@ -46,34 +51,42 @@ class Gradients:
         cut: str | None = None,
     ) -> None:
         self.readings = readings
+        readings.trust = plan.trust
         self._backward = -1  # the last one that was said to count
+        self._is_plain = False  # whether no mode of the user is on in it
         self.leaves: list[Node] = []
         self._plan = plan
         self._arrives = arrives
         self._failed = failed
         self._sums: list[list[Tensor | None]] = [[] for _ in plan.sums]
+        self._alone: list[Tensor | None] = [None] * len(plan.alone)
         self._handles: list[RemovableHandle] = []
         self._cut = cut
         self._cut_graph: CutGraph | None = None
+        self._cut_norms: list[tuple[Read, Keys]] = []
+        self._is_used_outside = False  # gradient has come that does not come from the outputs
 
     def tap(self, graph: Graph, calls: Sequence[Call]) -> None:
         """Put hooks on the nodes of `graph`."""
         plan, nodes = self._plan, graph.nodes
+        guard, read_values, gather = self._guard, self._read_values, self._gather
         self.leaves = [nodes[i] for i in plan.leaves]
         for index, values in plan.values.items():
-            handle = nodes[index].register_prehook(partial(self._guard, self._read_values, values))
+            handle = nodes[index].register_prehook(partial(guard, read_values, values))
             if graph.names[index].endswith("AccumulateGrad"):  # outlives the graph
                 self._handles.append(handle)
         for index, edges in plan.edges.items():
-            nodes[index].register_hook(partial(self._guard, self._gather, edges))
+            nodes[index].register_hook(partial(guard, gather, edges))
+        for place, (index, position) in enumerate(plan.alone):
+            nodes[index].register_hook(partial(_keep, self._alone, place, position))
         for call, position, keys in plan.direct:
             node, slot = calls[call].outputs[position]
             taps = [ValueTap(slot, keys, [])]
-            node.register_prehook(partial(self._guard, self._read_values, taps))
+            node.register_prehook(partial(guard, read_values, taps))
         if self._cut is not None and plan.cuts[self._cut]:
             self._cut_graph = CutGraph(graph, calls[0].outputs, plan, self._cut)
             for i, (node, _) in enumerate(calls[0].outputs):
-                node.register_prehook(partial(self._guard, self._take_cut, [i]))
+                node.register_prehook(partial(guard, self._take_cut, [i]))
 
     def release(self) -> None:
         """Take out the hooks that would outlive the graph, and let go of the graph."""
@@ -84,10 +97,16 @@ class Gradients:
     def end_of_backward(self) -> None:
         """Read what did not get complete: sums of which some edge got no gradient, cuts."""
         self._read_cut()
+        self._add_cut()
         for i in range(len(self._sums)):
             if self._plan.sums[i].keys and self._sums[i]:
                 self._read_sum(i)
             self._sums[i].clear()
+        self.readings.read_waiting()
+        self._forget_edges()
+
+    def _forget_edges(self) -> None:
+        self._alone[:] = [None] * len(self._alone)
 
     def _guard(
         self,
@@ -98,8 +117,15 @@ class Gradients:
     ) -> None:
         try:
             backward = current_backward()
-            if backward == self._backward or apart_from_modes(self._arrives, self):
+            if backward != self._backward:
+                if not apart_from_modes(self._arrives, self):
+                    self._forget_edges()
+                    return
                 self._backward = backward
+                self._is_plain = is_plain()  # a backward goes on with the modes that it began with
+            if self._is_plain:
+                read(taps, gradients)
+            else:
                 apart_from_modes(read, taps, gradients)
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
@@ -108,16 +134,30 @@ class Gradients:
             self._failed(keys, error)
 
     def _take_cut(self, roots: list[int], gradients: tuple[Tensor | None, ...]) -> None:
-        if self._cut_graph is not None and self._cut_graph.backward(roots[0], gradients):
+        if self._cut_graph is None:
+            return
+        kept = self._alone[:]  # which a backward within this one overwrites
+        if self._cut_graph.backward(roots[0], gradients):
             self._read_cut()
+        self._alone[:] = kept
 
     def _read_cut(self) -> None:
         """Read what would reach each layer if the cut were made, and let go of the graph."""
         if self._cut_graph is not None:
             for layer, gradient in self._cut_graph.read():
-                norm = measure.norm(gradient)
-                self.readings.add(norm, (OfLayer("cut_signal_norm", layer),))
+                key = OfLayer("cut_signal_norm", layer)
+                self._cut_norms.append((self.readings.norm(gradient), (key,)))
         self._cut_graph = None
+
+    def _add_cut(self) -> None:
+        """Keep what was read with the cut, if it is of all the gradient."""
+        if self._cut_norms and self._is_used_outside:
+            error = "losses take values from within the forward, whose gradient cannot be cut"
+            self._failed((), GradscopeError(error))
+        else:
+            for norm, keys in self._cut_norms:
+                self.readings.add(norm, keys)
+        self._cut_norms.clear()
 
     def _read_values(self, taps: list[ValueTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:
@@ -127,9 +167,35 @@ class Gradients:
 
     def _read_value(self, tap: ValueTap, gradient: Tensor) -> None:
         """Read the whole gradient of a value: a layer's output, a block's input."""
-        self.readings.add(measure.norm(gradient), tap.keys)
-        for join in tap.joins:
-            self._read_join(self._plan.joins[join], measure.dense(gradient))
+        keys = tap.keys
+        if tap.alone is not None:
+            through, self._alone[tap.alone] = self._alone[tap.alone], None
+            if through is gradient:  # the engine hands on what has come alone as it is
+                keys = tap.all_keys
+            elif through is not None:
+                self._is_used_outside |= not tap.is_open
+                self.readings.read_norm(through, tap.edge_keys)
+        parts = [self._take_parts(self._plan.joins[join]) for join in tap.joins]
+        if len(parts) == 1 and keys and self._read_whole(tap.joins[0], gradient, parts[0], keys):
+            return
+        if keys:
+            self.readings.read_norm(gradient, keys, tap.place)
+        for join, gradients in zip(tap.joins, parts, strict=True):
+            rest = self._read_join(join, measure.dense(gradient), gradients)
+            self._is_used_outside |= not tap.is_open and rest > 0
+
+    def _take_parts(self, join: JoinTap) -> Parts:
+        return {part: self._take_sum(i) for part, i in join.parts.items()}
+
+    def _read_whole(self, number: int, total: Tensor, parts: Parts, keys: Keys) -> bool:
+        """Read a join and its total at once, where the device can and there are two parts."""
+        shortcut, branch = parts["shortcut"], parts["branch"]
+        if shortcut is None or branch is None or parts["other"] is not None:
+            return False
+        of = self._plan.joins[number].keys
+        named = keys, of["shortcut"], of["branch"], of["other"], of["cosine"]
+        total = measure.in_memory(total)
+        return self.readings.read_join(total, shortcut, branch, named, ("join", number))
 
     def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:
@@ -143,7 +209,7 @@ class Gradients:
     def _read_sum(self, i: int) -> None:
         total = self._take_sum(i)
         if total is not None:
-            self.readings.add(measure.norm(total), self._plan.sums[i].keys)
+            self.readings.read_norm(total, self._plan.sums[i].keys, ("sum", i))
 
     def _take_sum(self, i: int | None) -> Tensor | None:
         """Return the sum of the gradients gathered for sum `i`, and begin it anew."""
@@ -156,20 +222,50 @@ class Gradients:
         wide = [g.float() if g.dtype in _HALF else g for g in gradients]
         return torch.stack(wide).sum(0) if len(wide) > 2 else wide[0] + wide[1]
 
-    def _read_join(self, join: JoinTap, total: Tensor) -> None:
-        gradients = {part: self._take_sum(i) for part, i in join.parts.items()}
-        if join.is_open:
-            rest = _rest(total, [g for g in gradients.values() if g is not None])
+    def _read_join(self, number: int, total: Tensor, gradients: Parts) -> float:
+        """Read the parts of `total`; return the norm of what is of no part, on the CPU."""
+        join = self._plan.joins[number]
+        unknown = 0.0
+        found = [g for g in gradients.values() if g is not None]
+        if not _add_up(total, found):  # gradient from outside of the graph, or rounding
+            rest = _rest(total, found)
+            unknown = float(measure.norm(rest)) if total.is_cpu else 0.0
             known = gradients["other"]
             gradients["other"] = rest if known is None else rest + known
-        norms: dict[str, Reading] = {}
-        for part, gradient in gradients.items():
-            norms[part] = 0.0 if gradient is None else measure.norm(gradient)
-            self.readings.add(norms[part], join.keys[part])
         shortcut, branch = gradients["shortcut"], gradients["branch"]
         if shortcut is not None and branch is not None:
-            cosine = measure.cosine(shortcut, branch, norms["shortcut"], norms["branch"])
-            self.readings.add(cosine, join.keys["cosine"])
+            del gradients["shortcut"], gradients["branch"]
+            keys = join.keys["shortcut"], join.keys["branch"], join.keys["cosine"]
+            self.readings.read_pair(shortcut, branch, keys, ("join", number))
+        for part, gradient in gradients.items():
+            if gradient is None:
+                self.readings.add(0.0, join.keys[part])
+            else:
+                self.readings.read_norm(gradient, join.keys[part], (part, number))
+        return unknown
+
+
+def _keep(
+    kept: list[Tensor | None],
+    place: int,
+    position: int,
+    gradients: tuple[Tensor | None, ...],
+    *_: object,
+) -> None:
+    """Keep the gradient of an edge until that of its value comes; as short as can be."""
+    kept[place] = gradients[position]
+
+
+def _add_up(total: Tensor, parts: Sequence[Tensor]) -> bool:
+    """Whether one or two `parts` are all of `total`, where that can be told without waiting."""
+    if (
+        not total.is_cpu
+        or not parts
+        or len(parts) > 2
+        or any(p.dtype != total.dtype for p in parts)
+    ):
+        return False
+    return torch.equal(total, parts[0] if len(parts) == 1 else parts[0] + parts[1])
 
 
 def _rest(total: Tensor, parts: Sequence[Tensor]) -> Tensor:

@@ -48,7 +48,7 @@ def is_parametrized(module: nn.Module) -> bool:
 def held_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
     """Return the parameters that `module` owns, by name, also those its weights are computed of."""
     own = parameters_of(module)
-    if not is_parametrized(module):
+    if not has_child(module, PARAMETRIZATIONS):
         return own
     computed = module.get_submodule(PARAMETRIZATIONS).named_parameters(PARAMETRIZATIONS)
     return {**own, **dict(computed)}
@@ -57,6 +57,14 @@ def held_parameters(module: nn.Module) -> dict[str, nn.Parameter | None]:
 def own_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters that `module` owns itself, as (name, parameter)."""
     return [(name, p) for name, p in held_parameters(module).items() if p is not None]
+
+
+def owns_frozen(module: nn.Module) -> bool:
+    """Whether some of the parameters that `module` owns itself get no gradient, as of now."""
+    for parameter in held_parameters(module).values():
+        if parameter is not None and not parameter.requires_grad:
+            return True
+    return False
 
 
 def is_activation(module: nn.Module) -> bool:

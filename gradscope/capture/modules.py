@@ -38,7 +38,7 @@ class Modules:
         self._parents: list[int | None] = []
         self._looks = 0
         self._present: list[int] = []  # those that were part of the model at the last look
-        self._children: dict[int, tuple[int, ...]] = {}  # of each, as identities
+        self._families: list[tuple[weakref.ref[nn.Module], tuple[int, ...]]] = []
         self._number: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
         self.look_for_new()
 
@@ -70,6 +70,7 @@ class Modules:
         by_name: dict[str, int] = {}
         computing: tuple[str, ...] = ()  # prefixes of what computes weights: no layers, no calls
         self._present = []
+        self._families = []  # each with the identities of its children
         self._looks += 1
         for name, module in model.named_modules():
             if name.startswith(computing) and computing:
@@ -87,11 +88,16 @@ class Modules:
                 self._infos[number] = self._infos[number]._replace(name=called)
             by_name[name] = number
             self._present.append(number)
-            self._children[number] = tuple(map(id, children_of(module)))
+            children = tuple(map(id, children_of(module)))
+            self._families.append((self._references[number], children))
 
     def have_changed(self) -> bool:
         """Whether a module was added, removed or replaced since the last look."""
-        return any(tuple(map(id, children_of(m))) != self._children[n] for n, m in self)
+        for reference, children in self._families:
+            module = reference()
+            if module is not None and tuple(map(id, children_of(module))) != children:
+                return True
+        return False
 
     def scripted(self) -> list[str]:
         """Return the names of the outermost modules that torch.jit has compiled."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from operator import is_
 from typing import NamedTuple
 
@@ -46,11 +46,13 @@ class Parameters:
         self.replicas: list[int] = []
         self.wide = False  # whether some are float64
         self.shared: set[int] = set()  # places that several optimizers update in one step
+        self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have made a step
         self.ends_are_told = True  # of backwards: what an optimizer shows first was not clipped
         self._found: list[Tensor | None] = []
         self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
         self._place: dict[int, int] = {}
         self._layouts: dict[tuple[Places, tuple[str, ...]], Layout] = {}
+        self._places: dict[tuple[int, ...], Places] = {}  # of optimizers, by identities of theirs
 
     def look_up(self, modules: Iterable[tuple[int, nn.Module]]) -> None:
         """Take the parameters as they are now."""
@@ -82,6 +84,7 @@ class Parameters:
             else:
                 owners[known] += (number,)
         self._layouts.clear()
+        self._places.clear()
         self.shared.clear()
         self.replicas = [replicas(tensor) for tensor in tensors]
         self.wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
@@ -89,13 +92,13 @@ class Parameters:
 
     def of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` updates."""
-        place = self._place
-        return tuple(
-            place[id(p)]
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if id(p) in place
-        )
+        held = tuple([id(p) for group in optimizer.param_groups for p in group["params"]])
+        places = self._places.get(held)
+        if places is None:
+            if len(self._places) >= _LAYOUTS:
+                self._places.clear()
+            places = self._places[held] = tuple(self._place[p] for p in held if p in self._place)
+        return places
 
     def copy_of(self, weight: Tensor, place: int) -> Tensor:
         """Return memory for a copy of `weight`, in a dtype in which differences do not round."""
@@ -154,6 +157,7 @@ class ParameterReadings:
         self._moved: set[int] = set()  # parameters whose update was read
         self._spoiled: set[int] = set()  # those whose reading another optimizer has made wrong
         self._suspected: tuple[list[_Norms], dict[int, _State]] = ([], {})
+        self._idle: set[int] = set()  # parameters whose optimizer did not make this step
 
     # --- the usual way: a backward ends, then optimizers tell before and after they step ------
 
@@ -178,7 +182,7 @@ class ParameterReadings:
         }
         if not self._seen or not kept:
             return bool(self._seen)
-        if all(g.is_cpu for g in kept.values()):
+        if _on_host(kept.values()):
             smallest_first = sorted(kept.values(), key=Tensor.numel)
             return not any(bool(measure.dense(g).any()) for g in smallest_first)
         return None if all(version(g) != self._versions[i] for i, g in kept.items()) else False
@@ -215,6 +219,15 @@ class ParameterReadings:
         self._updates += self._read_updates(tuple(places))
         self._moved.update(places)
 
+    def leave_out(self, made_by: Callable[[Optimizer], bool]) -> None:
+        """Read no gradients of optimizers of which `made_by` says that they did not make the step.
+
+        They are left from the last step of theirs, or wait for the next.
+        """
+        known = {o: self._parameters.of(o) for o in self._parameters.optimizers}
+        taken = {i for o, places in known.items() if made_by(o) for i in places}
+        self._idle = {i for places in known.values() for i in places} - taken
+
     def finish(self) -> None:
         """Read how far parameters have moved that several optimizers update, now that all have."""
         if not self._suspected[1]:
@@ -223,9 +236,8 @@ class ParameterReadings:
     def _places_of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` is the first to update."""
         places = self._parameters.of(optimizer)
-        for i in places:
-            self._holder.setdefault(i, optimizer)
-        return tuple(i for i in places if self._holder[i] is optimizer)
+        self._holder = dict.fromkeys(places, optimizer) | self._holder
+        return tuple([i for i in places if self._holder[i] is optimizer])
 
     # --- an optimizer that tells nothing: its step is found by what it did --------------------
 
@@ -236,7 +248,7 @@ class ParameterReadings:
         weights = self._copy_weights(tuple(found))
         self._suspected = weights, {i: _state(tensors[i], g) for i, g in found.items()}
 
-    def was_updated(self, trust_gradients: bool) -> bool:
+    def was_updated(self, trust_gradients: bool, may_wait: bool) -> bool:
         """Whether weights have changed since `before_update`.
 
         Parameters
@@ -244,6 +256,8 @@ class ParameterReadings:
         trust_gradients : bool
             Believe it when the gradients were consumed. Otherwise, where weights may have changed
             behind autograd's back (`p.data`), their values are compared: this waits for the device.
+        may_wait : bool
+            Compare on an accelerator even where nothing hints at a step.
         """
         tensors, (_, states) = self._parameters.tensors, self._suspected
         now = {i: _state(tensors[i], tensors[i].grad) for i in states}
@@ -252,12 +266,18 @@ class ParameterReadings:
         consumed = any(now[i].gradient != before.gradient for i, before in states.items())
         if consumed and trust_gradients:
             return True
-        if not consumed and not all(copy.is_cpu for copy in self._copies.values()):
-            return False  # an accelerator is not waited for where nothing hints at a step
+        replaced = any(now[i].memory != before.memory for i, before in states.items())
+        if not (consumed or replaced or may_wait or self.compares_always):
+            return False
         return any(
             not torch.equal(copy, measure.dense(tensors[i]).to(copy.dtype))
             for i, copy in self._copies.items()
         )
+
+    @property
+    def compares_always(self) -> bool:
+        """Whether weights are compared at every look, as no device has to be waited for."""
+        return _on_host(self._copies.values())
 
     def after_update(self) -> None:
         """Read how far the parameters have moved since `before_update`.
@@ -279,20 +299,20 @@ class ParameterReadings:
         """Return every reading, as (layout, values)."""
         layout = self._parameters.layout
         segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
-        for norms in self._updates:
-            right = [j for j, i in enumerate(norms.places) if i not in self._spoiled]
-            places = tuple(norms.places[j] for j in right)
-            values = norms.values if len(right) == len(norms.places) else norms.values[right]
-            segments.append((layout(places, ("update_norm",)), values))
-        segments += [(layout(n.places, ("grad_norm",)), n.values) for n in self._gradients]
+        for metric, read, wrong in (
+            ("update_norm", self._updates, self._spoiled),
+            ("grad_norm", self._gradients, self._idle),
+        ):
+            for norms in read:
+                right = _without(layout(norms.places, (metric,)), norms.places, wrong)
+                segments.append((right, norms.values))
         for norms in (norms for clipped in self._clipped.values() for norms in clipped):
             segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
             # gradients that no end of a backward has shown, as those of an optimizer that steps
             # within it, are read only now
-            late = [j for j, i in enumerate(norms.places) if i not in self._seen]
-            if late and self._parameters.ends_are_told:
-                places = tuple(norms.places[j] for j in late)
-                segments.append((layout(places, ("grad_norm",)), norms.values[late]))
+            if self._parameters.ends_are_told and not self._seen.keys() >= set(norms.places):
+                late = _without(layout(norms.places, ("grad_norm",)), norms.places, self._seen)
+                segments.append((late, norms.values))
         return [(keys, values) for keys, values in segments if keys]
 
     def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
@@ -316,20 +336,33 @@ class ParameterReadings:
 
     def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:
         """Return the weights at `places`, in groups of one device."""
-        weights = {i: measure.dense(self._parameters.tensors[i]) for i in places}
+        weights = {i: measure.in_memory(self._parameters.tensors[i]) for i in places}
         return [(group, [weights[i] for i in group]) for group in _by_device(weights)]
+
+
+def _without(layout: Layout, places: Places, left_out: Container[int]) -> Layout:
+    """Return `layout`, in which values of the places `left_out` stand for nothing."""
+    if not any(i in left_out for i in places):
+        return layout
+    return tuple(() if i in left_out else keys for i, keys in zip(places, layout, strict=True))
 
 
 class _State(NamedTuple):
     """What changes when a weight or its gradient is overwritten, or replaced."""
 
     weight: int
+    memory: int
     gradient: tuple[int, int]
 
 
 def _state(weight: Tensor, gradient: Tensor | None) -> _State:
     of_gradient = (0, 0) if gradient is None else (id(gradient), version(gradient))
-    return _State(version(weight), of_gradient)
+    return _State(version(weight), measure.dense(weight).data_ptr(), of_gradient)
+
+
+def _on_host(tensors: Iterable[Tensor]) -> bool:
+    """Whether their values can be had without waiting for a device."""
+    return all(tensor.is_cpu for tensor in tensors)
 
 
 def _norms(tensors: dict[int, Tensor]) -> list[_Norms]:

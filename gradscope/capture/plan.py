@@ -16,11 +16,12 @@ from typing import Literal, NamedTuple
 
 from torch.autograd.graph import Node
 
-from gradscope.autograd.graph import Call, Edge, Graph, Value
+from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value
 from gradscope.autograd.joins import Join
 from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
 from gradscope.capture.functions import Function
 from gradscope.capture.rows import Key, Keys, OfLayer, OfShortcut
+from gradscope.capture.waiting import Trust
 from gradscope.schema import SPLIT_FORMS
 
 CUTS = ("shortcuts", "branches")
@@ -30,6 +31,9 @@ Place = tuple[int, str, int]
 """Where a tensor was seen: call, "in" or "out", position among the tensors with a gradient."""
 
 SignedPlaces = tuple[tuple[Place, int], ...]
+
+Sightings = dict[Value, list[tuple[Place, tuple[Node, int]]]]
+"""Where a value was seen, and the node and slot that the gradient of what was seen arrives at."""
 
 
 class Operand(NamedTuple):
@@ -50,11 +54,22 @@ _VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|S
 
 @dataclass
 class ValueTap:
-    """A value whose whole gradient is read: as `keys`, and as the total of `joins`."""
+    """A value whose whole gradient is read: as `keys`, and as the total of `joins`.
+
+    `place` is that of the value, a node and its slot. `alone` is the place in `Plan.alone` of the
+    one edge that reads the value in this graph. Its gradient, read as `edge_keys`, is the whole one
+    unless something outside reads the value, too. `is_open`: the model was given the value or
+    returns it, so that something outside may.
+    """
 
     slot: int
     keys: Keys
     joins: list[int]
+    place: tuple[int, int] | None = None
+    is_open: bool = False
+    alone: int | None = None
+    edge_keys: Keys = ()
+    all_keys: Keys = ()
 
 
 @dataclass
@@ -75,14 +90,9 @@ class EdgeSum:
 
 @dataclass
 class JoinTap:
-    """A join to split: for each part the sum of its edges (None: no edge), and the readings' keys.
-
-    `is_open`: its value is an output or an input of the model, so that gradient may come from
-    elsewhere, too.
-    """
+    """A join to split: each part's sum of edges (None: no edge), and the readings' keys."""
 
     parts: dict[Way, int | None]
-    is_open: bool
     keys: dict[str, Keys]
 
 
@@ -93,6 +103,7 @@ class Plan:
     Attributes
     ----------
     values, edges : by index of the node that gets the hook
+    alone : edges that are the only ones to read a value, which is read through layers
     direct : (call, output, keys)
         Outputs of layers that the model's outputs do not depend on, such as an auxiliary loss's.
     forward : operand -> keys
@@ -106,10 +117,13 @@ class Plan:
     cuts : way -> edges that a cut of this way lets no gradient pass
     outputs : (value, number) of each output of a layer
     functions : activations that were called on the output of a layer without a module
+    trust : which tensors may wait to be read together
+    structure : that of the graphs
     """
 
     values: dict[int, list[ValueTap]] = field(default_factory=dict)
     edges: dict[int, list[EdgeTap]] = field(default_factory=dict)
+    alone: list[Edge] = field(default_factory=list)
     sums: list[EdgeSum] = field(default_factory=list)
     joins: list[JoinTap] = field(default_factory=list)
     direct: list[tuple[int, int, Keys]] = field(default_factory=list)
@@ -122,6 +136,8 @@ class Plan:
     outputs: list[tuple[Value, int]] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
     calls: set[int] = field(default_factory=set)
+    trust: Trust = field(default_factory=Trust)
+    structure: Structure | None = None
 
 
 def make_plan(
@@ -141,10 +157,11 @@ def make_plan(
     joins, numbers
         The graph's residual joins and their numbers in the catalogue.
     """
-    plan = Plan()
+    plan = Plan(structure=graph.structure)
     consumers_of = graph.consumers()
     whole: dict[Value, list[Key]] = defaultdict(list)
     totals: dict[Value, list[int]] = defaultdict(list)
+    alone: dict[Value, tuple[Edge, list[Key]]] = {}
     edges: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
 
     def add_sum(value_edges: Sequence[Edge], keys: Keys = ()) -> int:
@@ -154,11 +171,6 @@ def make_plan(
         return len(plan.sums) - 1
 
     outputs = {locate(graph, edge) for edge in calls[0].outputs}
-
-    def is_open(value: Value) -> bool:
-        """Whether gradient may reach `value` from outside: it was given, or is returned."""
-        return value in outputs or graph.nodes[value[0]] in graph.inputs
-
     for ordinal, (call, layer) in enumerate(zip(calls, layers, strict=True)):
         if layer is None:
             continue
@@ -177,10 +189,11 @@ def make_plan(
             inside = within(graph, call, consumers)
             if value is None or not inside:
                 continue
-            if len(inside) == len(consumers) and not is_open(value):
-                whole[value].append(key)  # no one else uses the value: its whole gradient it is
+            if len(inside) == len(consumers) == 1:
+                alone.setdefault(value, (inside[0], []))[1].append(key)
             else:
                 add_sum(inside, (key,))
+    seen = _sightings(graph, calls) if joins else {}
     for join, number in zip(joins, numbers, strict=True):
         if join.form not in SPLIT_FORMS:
             continue
@@ -194,11 +207,17 @@ def make_plan(
         sums = {part: add_sum(some) if some else None for part, some in parts.items()}
         named: dict[str, Keys] = {part: (OfShortcut(f"{part}_norm", number),) for part in parts}
         named["cosine"] = (OfShortcut("cosine", number),)
-        plan.joins.append(JoinTap(sums, is_open(join.value), named))
-        _plan_forward(graph, calls, join, number, plan)
+        plan.joins.append(JoinTap(sums, named))
+        _plan_forward(graph, seen, join, number, plan)
 
-    for value, keys in sorted(whole.items()):
-        tap = ValueTap(value[1], tuple(keys), totals.get(value, []))
+    for value in sorted(whole.keys() | alone.keys()):
+        is_open = value in outputs or graph.nodes[value[0]] in graph.inputs
+        tap = ValueTap(value[1], tuple(whole[value]), totals.get(value, []), value, is_open)
+        if value in alone:
+            only, through = alone[value]
+            tap.alone, tap.edge_keys = len(plan.alone), tuple(through)
+            tap.all_keys = tap.keys + tap.edge_keys
+            plan.alone.append(only)
         plan.values.setdefault(value[0], []).append(tap)
     plan.edges = {
         node: [EdgeTap(position, sums) for position, sums in positions.items()]
@@ -249,12 +268,12 @@ def position(
     return sum(stop <= when for stop in stops) / max(len(stops), 1)
 
 
-def _plan_forward(graph: Graph, calls: Sequence[Call], join: Join, number: int, plan: Plan) -> None:
+def _plan_forward(graph: Graph, seen: Sightings, join: Join, number: int, plan: Plan) -> None:
     """Plan to read ||S(x)|| and ||F(x)|| where both can be had."""
     if join.shortcut_operand is None:
         return
-    shortcut = _operand(graph, calls, join.shortcut_operand)
-    branch = [(_operand(graph, calls, value), sign) for value, sign in join.branch_operands]
+    shortcut = _operand(graph, seen, join.shortcut_operand)
+    branch = [(_operand(graph, seen, value), sign) for value, sign in join.branch_operands]
     places = tuple((term.place, sign) for term, sign in branch if term and term.place)
     keys: dict[str, Key] = {
         way: OfShortcut(f"{way}_forward_norm", number) for way in ("shortcut", "branch")
@@ -275,11 +294,11 @@ def _plan_forward(graph: Graph, calls: Sequence[Call], join: Join, number: int, 
             plan.places.add(operand.place)
 
 
-def _operand(graph: Graph, calls: Sequence[Call], value: Value) -> Operand | None:
+def _operand(graph: Graph, seen: Sightings, value: Value) -> Operand | None:
     """Return how to get the norm of `value`, None if there is no cheap way."""
     times: list[int] = []
     while True:
-        place = _seen_at(graph, calls, value)
+        place = _seen_at(graph, seen, value)
         if place is not None:
             return Operand(place, None, tuple(times))
         node = value[0]
@@ -293,14 +312,25 @@ def _operand(graph: Graph, calls: Sequence[Call], value: Value) -> Operand | Non
         value = one if one[0] >= 0 else other
 
 
-def _seen_at(graph: Graph, calls: Sequence[Call], value: Value) -> Place | None:
-    """Return a module call that returned or received `value`: there its norm can be taken."""
-    size = prod(graph.shape(value))
+def _sightings(graph: Graph, calls: Sequence[Call]) -> Sightings:
+    """Return where modules returned or received each value, what they returned first.
+
+    Looked up once: in a loop over time steps there are as many values to ask for as calls.
+    """
+    found: Sightings = defaultdict(list)
     for side in ("out", "in"):
         for ordinal, call in enumerate(calls):
-            edges = call.outputs if side == "out" else call.inputs
-            for position, edge in enumerate(edges):
-                node, slot = edge
-                if locate(graph, edge) == value and prod(shape(node, slot)) == size:
-                    return ordinal, side, position
+            for position, edge in enumerate(call.outputs if side == "out" else call.inputs):
+                value = locate(graph, edge)
+                if value is not None:
+                    found[value].append(((ordinal, side, position), edge))
+    return found
+
+
+def _seen_at(graph: Graph, seen: Sightings, value: Value) -> Place | None:
+    """Return a module call that returned or received `value` whole: there its norm can be taken."""
+    size = prod(graph.shape(value))
+    for place, (node, slot) in seen.get(value, ()):
+        if prod(shape(node, slot)) == size:
+            return place
     return None

@@ -36,6 +36,7 @@ from gradscope.capture.rows import Row
 from gradscope.capture.scaler import ScalerHook
 from gradscope.capture.steps import Steps
 from gradscope.capture.updates import Updates
+from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 
 
@@ -106,6 +107,7 @@ class Recorder:
                 " of these there are readings of parameters only. Script the model after it was"
                 " trained to have them all"
             )
+        gpu_kernel.prepare(model.parameters())
         parameters = Parameters(settings.keep_snapshot)
         self._steps = Steps(
             modules, parameters, catalogue, settings.every, first, elapsed, emit, faults
@@ -165,7 +167,7 @@ class Recorder:
         """Emit what is left and take out every hook."""
         if not self._handles:
             return
-        torch_internals.apart_from_modes(self._updates.look_for_step)
+        torch_internals.apart_from_modes(self._updates.look_for_last_step)
         torch_internals.apart_from_modes(self._steps.finish)
         self.detach()
 

@@ -1,22 +1,20 @@
 """One row: the readings of one recorded step, each value on its device, beside what it is of.
 
-A row is collected as `Readings` while the step runs, becomes a `Row` when the step closes, and
-leaves this package as that.
+A row is collected as `Readings` (readings.py) while the step runs, becomes a `Row` when the step
+closes, and leaves this package as that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from gradscope.measure import Reading
+from gradscope.capture.waiting import Trial
+from gradscope.measure.sums import Derivation
 
 
 class OfLayer(NamedTuple):
@@ -73,51 +71,16 @@ def activation_keys(module: int, n: int) -> tuple[Keys, ...]:
     return tuple((OfLayer(name, module, n),) for name in names)
 
 
-class Readings:
-    """Readings as they are taken, each with the keys of all that it stands for.
-
-    Keys are best the same objects at every step: then the layouts of two steps compare in no time.
-    """
-
-    def __init__(self) -> None:
-        self._numbers: list[float] = []
-        self._numbers_keys: list[Keys] = []
-        self._tensors: list[Tensor] = []
-        self._tensors_keys: list[Keys] = []
-
-    def add(self, value: Reading, keys: Keys) -> None:
-        """Take a reading; a tensor must not be changed any more."""
-        if isinstance(value, float):
-            self._numbers.append(value)
-            self._numbers_keys.append(keys)
-        else:
-            self._tensors.append(value)
-            self._tensors_keys.append(keys)
-
-    def add_all(self, values: Sequence[Reading], keys: Sequence[Keys]) -> None:
-        """Take several readings, each with the keys in its place."""
-        for value, key in zip(values, keys, strict=True):
-            self.add(value, key)
-
-    def __len__(self) -> int:
-        return len(self._numbers) + len(self._tensors)
-
-    def segments(self) -> list[Segment]:
-        """Return everything, put together to one tensor a device."""
-        result: list[Segment] = []
-        if self._numbers:
-            together = torch.from_numpy(np.array(self._numbers))
-            result.append((tuple(self._numbers_keys), together))
-        devices = [value.device for value in self._tensors]
-        for device in dict.fromkeys(devices):
-            mine = [i for i, other in enumerate(devices) if other == device]
-            together = torch.stack([self._tensors[i].to(_dtype(device)) for i in mine])
-            result.append((tuple(self._tensors_keys[i] for i in mine), together))
-        return result
+Item = tuple[int, Derivation, int, tuple[Keys, ...]]
+"""A row of sums (measure.sums), what makes readings of it, of how many elements, and their keys."""
 
 
-def _dtype(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+class Sums(NamedTuple):
+    """Rows of sums, shape (k, 4), still on their device, what they are of and what they try."""
+
+    items: list[Item]
+    trials: list[Trial]
+    values: Tensor
 
 
 @dataclass
@@ -134,6 +97,8 @@ class Row:
     wide : bool
         Keep it in float64, in which the model computes.
     segments : list of (Layout, Tensor)
+    sums : list of Sums
+        What is not a reading yet.
     scalars : dict of str to float
         What was logged as a number.
     """
@@ -143,4 +108,5 @@ class Row:
     skipped: bool = False
     wide: bool = False
     segments: list[Segment] = field(default_factory=list)
+    sums: list[Sums] = field(default_factory=list)
     scalars: dict[str, float] = field(default_factory=dict)

@@ -17,15 +17,20 @@ from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.modules import Modules
 from gradscope.capture.parameters import ParameterReadings, Parameters
-from gradscope.capture.rows import OfStep, Readings, Row, Segment
+from gradscope.capture.readings import Readings
+from gradscope.capture.rows import OfStep, Row, Segment, Sums
+from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 
 
-class HasSegments(Protocol):
-    """Readings, put together."""
+class HasReadings(Protocol):
+    """Readings, or what they follow from, put together."""
 
     def segments(self) -> list[Segment]:
-        """Return everything, put together to one tensor a device."""
+        """Return numbers and tensors, put together to one tensor a device."""
+
+    def sums(self) -> list[Sums]:
+        """Return all rows of sums."""
 
 
 class BackwardReadings(Protocol):
@@ -34,7 +39,7 @@ class BackwardReadings(Protocol):
     leaves: list[Node]
 
     @property
-    def readings(self) -> HasSegments:
+    def readings(self) -> HasReadings:
         """What was read."""
 
     def release(self) -> None:
@@ -58,7 +63,7 @@ class Step:
         self.gradients: dict[BackwardReadings, None] = {}  # those that a backward has reached
         self.tapped: list[BackwardReadings] = []  # those that hold on to their graph
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
-        self.forwarded: set[int] = set()  # modules whose calls were seen outside of backwards
+        self.forwarded: set[int] = set()  # modules seen called, outside of backwards
         self.parameters: ParameterReadings | None = None
         self.readings = Readings()
         self.scalars: dict[str, float] = {}
@@ -72,6 +77,7 @@ class Step:
         row = Row(self.number, self.ended, self.skipped, wide, scalars=self.scalars)
         for gradients in self.gradients if not self.is_doubtful else ():
             row.segments += gradients.readings.segments()
+            row.sums += gradients.readings.sums()
         if self.parameters is not None:
             row.segments += self.parameters.segments()
         row.segments += self.readings.segments()
@@ -165,6 +171,9 @@ class Steps:
         self.is_being_made = False
         if optimizer is not None:
             step.stepped_by.append(weakref.ref(optimizer))
+            self._parameters.optimizers.add(optimizer)
+            if step.parameters is not None and len(self._parameters.optimizers) > 1:
+                step.parameters.leave_out(step.was_made_by)
         step.ended = time.monotonic() - self.start
         step.is_over = True
         self._trainer = threading.get_ident()
@@ -214,6 +223,8 @@ class Steps:
         if step.parameters is not None:
             step.parameters.finish()
         self._number_layers()
+        for sentence in gpu_kernel.problems():
+            self.faults.tell(sentence)
         self._emit(step.row(self._parameters.wide))
         self.rows += 1
 

@@ -130,7 +130,7 @@ class _Finder:
         if (place := self._shown.get(value)) is not None:
             return place
         readers = self._consumers.get(value, [])
-        if self._is_open(value):
+        if self.is_open(value):
             return None
         if (place := self._taken.get((value, frozenset(readers)))) is not None:
             return place
@@ -139,7 +139,7 @@ class _Finder:
         if place is None and self._graph.names[value[0]] == "AddBackward0":
             for position, term in enumerate(self._graph.edges[value[0]]):
                 alone = self._consumers.get(term, []) == [(value[0], position)]
-                if alone and not self._is_open(term) and self._hands_on((value[0], position)):
+                if alone and not self.is_open(term) and self._hands_on((value[0], position)):
                     place = place or self.of_value(term, (*seen, value))
         return place
 
@@ -167,7 +167,8 @@ class _Finder:
         place = self.place(ordinal, side, position)
         return place if place is not None and place.module in self._once else None
 
-    def _is_open(self, value: Value) -> bool:
+    def is_open(self, value: Value) -> bool:
+        """Whether the model was given `value` or returns it: gradient may come from outside."""
         return value in self._open or self._graph.nodes[value[0]] in self._graph.inputs
 
     def _hands_on(self, edge: Edge) -> bool:
@@ -186,7 +187,6 @@ def plan_taps(
     graph: Graph,
     calls: Sequence[Call],
     modules: Sequence[ModuleInfo],
-    elements: Mapping[int, Sequence[int]],
     live: Mapping[int, nn.Module],
     unsafe: Collection[Place],
 ) -> TapPlan:
@@ -196,13 +196,12 @@ def plan_taps(
     ----------
     plan, graph, calls
         Of one forward, that ran eagerly; `modules` are those that were called.
-    elements : number of a layer -> elements of each of its outputs in that forward, in order
     live : number -> module
     unsafe : places that must not be tapped
     """
     finder = _Finder(plan, graph, calls, modules, unsafe)
     taps = TapPlan()
-    _plan_outputs(taps, finder, calls, modules, elements)
+    _plan_outputs(taps, finder, calls, modules)
     _plan_inputs(taps, finder, graph, calls, modules)
     _plan_slopes(taps, plan, graph, modules, live)
     _plan_joins(taps, finder, plan)
@@ -214,23 +213,22 @@ def _plan_outputs(
     finder: _Finder,
     calls: Sequence[Call],
     modules: Sequence[ModuleInfo],
-    elements: Mapping[int, Sequence[int]],
 ) -> None:
     for ordinal, (call, module) in enumerate(zip(calls, modules, strict=True)):
         if not module.is_layer:
             continue
         number = module.number
-        sizes = elements.get(number, ())
         if not call.outputs:
             taps.unread["outputs of layers that no gradient reaches"].append(module.name)
-        for position in range(len(call.outputs)):
+        for position, edge in enumerate(call.outputs):
             place = finder.place(ordinal, "out", position)
             if place is None:
                 taps.unread["outputs that are kept, watched or changed elsewhere"].append(
                     module.name
                 )
                 continue
-            taps.outputs[place] = max(sum(sizes[position :: len(call.outputs)]), 1)
+            if elements := math.prod(torch_internals.shape(*edge)):
+                taps.outputs[place] = taps.outputs.get(place, 0) + elements
             _add(taps.gradients, place, OfLayer("signal_norm", number))
 
 
@@ -241,28 +239,27 @@ def _plan_inputs(
     calls: Sequence[Call],
     modules: Sequence[ModuleInfo],
 ) -> None:
-    """Plan to read gradients at inputs: where others show them, else by taps of their own."""
+    """Plan to read gradients at inputs: what others show, by taps of their own, or else in whole.
+
+    The whole gradient of a value is what comes through the layer that alone reads it, unless a loss
+    uses the value, too. None can where the layer works in place, so that there is no other way.
+    """
     consumers = graph.consumers()
-    of_layer: dict[ModuleInfo, list[tuple[TapPlace | None, TapPlace | None]]] = defaultdict(list)
+    of_layer: dict[ModuleInfo, list[tuple[TapPlace | None, ...]]] = defaultdict(list)
     for ordinal, (call, module) in enumerate(zip(calls, modules, strict=True)):
         for edge in dict.fromkeys(call.inputs if module.is_layer else ()):
             value = locate(graph, edge)
             inside = within(graph, call, consumers.get(value, [])) if value is not None else []
             if value is None or not inside:
                 continue
-            shown = finder.of_edges(value, inside)
-            if len(inside) == len(consumers[value]):
-                shown = finder.of_value(value) or shown
+            through = all_of_it = finder.of_edges(value, inside)
+            if through is None and inside == consumers[value] and not finder.is_open(value):
+                all_of_it = finder.of_value(value)
             own = finder.place(ordinal, "in", call.inputs.index(edge))
-            of_layer[module].append((shown, own))
+            of_layer[module].append((through, own, all_of_it))
     for module, found in of_layer.items():
-        elsewhere = {shown for shown, _ in found if shown is not None}
-        mine = {own for _, own in found if own is not None}
-        if len(elsewhere) == len(found):
-            chosen = elsewhere
-        elif all(own is not None for _, own in found):
-            chosen = mine
-        else:
+        chosen = next((set(places) for places in zip(*found, strict=True) if all(places)), None)
+        if chosen is None:
             taps.unread["input_signal_norm"].append(module.name)
             continue
         for place in sorted(chosen):
@@ -299,7 +296,7 @@ def _slope(activation: nn.Module, function: nn.Module | None) -> Slope:
 def _plan_joins(taps: TapPlan, finder: _Finder, plan: Plan) -> None:
     """Plan to read the parts of joins, and the norms that their sums add up."""
     values = {
-        join: (node, tap.slot)
+        join: ((node, tap.slot), tap.is_open)
         for node, some in plan.values.items()
         for tap in some
         for join in tap.joins
@@ -310,7 +307,7 @@ def _plan_joins(taps: TapPlan, finder: _Finder, plan: Plan) -> None:
             for i in tap.sums:
                 edges[i].append((node, tap.position))
     for i, join in enumerate(plan.joins):
-        value, number = values[i], _number(join.keys["cosine"])
+        (value, is_open), number = values[i], _number(join.keys["cosine"])
         places: dict[str, TapPlace | None] = {
             part: None if some is None else finder.of_edges(value, edges[some])
             for part, some in join.parts.items()
@@ -322,7 +319,7 @@ def _plan_joins(taps: TapPlan, finder: _Finder, plan: Plan) -> None:
                 _add(taps.gradients, place, keys[part][0])
             else:
                 taps.unread[f"{part}_norm of shortcuts"].append(str(number))
-        if join.parts["other"] is not None or join.is_open:
+        if join.parts["other"] is not None or is_open:
             taps.unread["other_norm and cosine of shortcuts"].append(str(number))
             continue
         taps.zeros.extend(join.keys["other"])

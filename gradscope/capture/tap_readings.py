@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from gradscope.capture.rows import Keys, Layout, Segment, activation_keys, output_keys
+from gradscope.capture.rows import Keys, Layout, Segment, Sums, activation_keys, output_keys
 from gradscope.capture.tap_plan import TapPlace, TapPlan
 from gradscope.capture.taps import COLUMNS, Spot, Spots, norms, rows
 
@@ -162,6 +162,10 @@ class TappedReadings:
             parts.append(_cosines(total, shortcut, branch))
             keys += cosines
         return [(tuple(keys), torch.cat(parts))]
+
+    def sums(self) -> list[Sums]:
+        """Return nothing: what taps send is summed up already."""
+        return []
 
     def release(self) -> None:
         """Nothing is held that would outlive the step."""

@@ -9,7 +9,6 @@ structure, and is looked at eagerly once more.
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.autograd.graph import Graph
-from gradscope.autograd.torch_internals import Unavailable, apart_from_modes, will_accumulate
+from gradscope.autograd.torch_internals import (
+    Unavailable,
+    apart_from_modes,
+    is_capturing,
+    will_accumulate,
+)
 from gradscope.capture.aliases import Aliases
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
@@ -27,9 +31,6 @@ from gradscope.capture.forward import Forward, with_gradient
 from gradscope.capture.hooks import ModuleHooks
 from gradscope.capture.modules import Modules
 from gradscope.capture.plan import Plan
-from gradscope.capture.rows import (
-    OfLayer,
-)
 from gradscope.capture.steps import Step, Steps
 from gradscope.capture.tap_plan import TapPlan, plan_taps
 from gradscope.capture.tap_readings import TappedReadings, TapRows
@@ -51,7 +52,6 @@ class Taps:
     ----------
     sites : modules that were handed to torch.compile, weakly
     begin : called when a compiled module is called, gradients on
-        Returns whether that is within a recorded step.
     modules, catalogue, steps, backwards, hooks, faults
         Of the model.
 
@@ -92,7 +92,7 @@ class Taps:
         try:
             device = self._one_device() if sites else None
             if device is not None and device.type not in EAGER_DEVICES:
-                hooks.hide_from_compiler()
+                hooks.may_tap()
                 self._sites = Sites(sites, self)
                 self._sites.put_in()
         except Unavailable as error:
@@ -163,7 +163,7 @@ class Taps:
             return False
         self._reached = True
         self._note_call()
-        return self.is_on
+        return self.is_on and not is_capturing()
 
     @guarded("calls of compiled modules")
     def _note_call(self) -> None:
@@ -255,17 +255,11 @@ class Taps:
             return
         if known is not None and known[0] is plan:
             return
-        elements: dict[int, list[int]] = defaultdict(list)
-        for layout, _ in forward.readings.segments():
-            for key in (key for keys in layout for key in keys):
-                if isinstance(key, OfLayer) and key.metric == "activation_norm":
-                    elements[key.module].append(key.elements)
         taps = plan_taps(
             plan,
             graph,
             forward.calls,
             [module for module, _ in forward.returned()],
-            elements,
             dict(self._modules),
             aliases.unsafe(),
         )

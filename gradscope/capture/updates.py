@@ -10,14 +10,18 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch.optim.optimizer import Optimizer
 
-from gradscope.autograd.torch_internals import handed_by_scaler, scale_of
+from gradscope import measure
+from gradscope.autograd.torch_internals import handed_by_scaler, is_capturing, scale_of
 from gradscope.capture.backward import Backwards
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.modules import Modules
 from gradscope.capture.parameters import Parameters
 from gradscope.capture.steps import Steps
+
+_REMEDY = "make it a subclass of torch.optim.Optimizer that holds the model's parameters"
 
 
 class Updates:
@@ -49,14 +53,19 @@ class Updates:
         self._given = None if optimizers is None else weakref.WeakSet(optimizers)
         self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
         self._known = weakref.WeakKeyDictionary()
+        self._idle: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # whose step is none
         self._ended_before_step = 0
         self._hookless = False
+        backwards.look_for_step = self.look_for_step
 
     # --- optimizers -----------------------------------------------------------------------------
 
-    def before_step(self, optimizer: Optimizer) -> None:
+    def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Read what any optimizer in this process, if it is one of the model's, is about to use."""
-        if not self._concern(optimizer):
+        if is_capturing() or not self._concern(optimizer):
+            return
+        if not has_closure and not self._is_due(optimizer) and _is_idle(optimizer):
+            self._idle.add(optimizer)
             return
         if self._steps.current.was_made_by(optimizer):
             self._steps.close()  # no forward was seen since it stepped last
@@ -74,7 +83,10 @@ class Updates:
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read what a step of an optimizer of the model has changed."""
-        if not self._concern(optimizer):
+        if is_capturing() or not self._concern(optimizer):
+            return
+        if optimizer in self._idle:
+            self._idle.discard(optimizer)
             return
         self._steps.end(optimizer)
         if self._steps.current.recorded:
@@ -97,6 +109,15 @@ class Updates:
             updates = bool(self._parameters.of(optimizer))
             self._known[optimizer] = len(optimizer.param_groups), updates
         return updates
+
+    def _is_due(self, optimizer: Optimizer) -> bool:
+        """Whether something led to a step since `optimizer` made its last one, as far as is seen.
+
+        Between recorded steps forwards alone are.
+        """
+        step = self._steps.current
+        led = any(step.backwards.values()) if step.recorded else bool(step.forwarded)
+        return led and not step.was_made_by(optimizer)
 
     def _has_optimizer(self) -> bool:
         """Whether some torch.optim.Optimizer holds parameters of the model: looked for once.
@@ -128,20 +149,35 @@ class Updates:
     def look_for_step(self) -> None:
         """Find a step of an optimizer without hooks, if none with hooks was seen so far."""
         if not self._steps.told_by_hooks:
-            self._look_for_step()
+            self._look_for_step(False)
+
+    def look_for_last_step(self) -> None:
+        """Find it where nothing comes after it, and the device may be waited for."""
+        if not self._steps.told_by_hooks:
+            self._look_for_step(True)
 
     @guarded("steps of an optimizer without hooks")
-    def _look_for_step(self) -> None:
+    def _look_for_step(self, is_last: bool) -> None:
         """Tell a step by what it did to weights and gradients.
 
         A torch.optim.Optimizer reports by hooks; a class that merely looks like one does not.
         """
         step = self._steps.current
         readings = step.parameters
-        if readings is None or step.is_over or not readings.was_updated(self._hookless):
+        if readings is None or step.is_over:
+            return
+        if not readings.was_updated(self._hookless, may_wait=is_last):
             return
         if not self._hookless and self._has_optimizer():
             self._steps.told_by_hooks = True  # it has moved weights, and will tell of its step
+            return
+        backwards = sum(step.backwards.values())
+        if is_last and not self._hookless and backwards > 1 and not readings.compares_always:
+            self.faults.tell(
+                "weights have changed, and no optimizer has told of a step. On an accelerator one"
+                " that is no torch.optim.Optimizer and writes to p.data is seen only where it drops"
+                f" the gradients after its step (p.grad = None): do so, or {_REMEDY}"
+            )
             return
         if not self._hookless:
             self._hookless = True
@@ -149,7 +185,26 @@ class Updates:
             self.faults.tell(
                 "the optimizer is no torch.optim.Optimizer and reports no steps: they are told by"
                 " the change of the weights, and every step is recorded. What it made of the"
-                " gradients before it took them is not known: clipped_grad_norm is NaN"
+                " gradients before it took them is not known: clipped_grad_norm is NaN. To have"
+                f" it, {_REMEDY}"
             )
         readings.after_update()
         self._steps.end(None)
+
+
+def _is_idle(optimizer: Optimizer) -> bool:
+    """Whether a step of `optimizer`, to which no backward led, makes its state and nothing else.
+
+    As torch.distributed.checkpoint makes one, with gradients of 0 and a learning rate of 0, to
+    have the state of an optimizer that has none. On an accelerator the rate alone is looked at.
+    """
+    groups = optimizer.param_groups
+    gradients = [g for group in groups for p in group["params"] if (g := p.grad) is not None]
+    if not gradients:  # code of others may keep gradients elsewhere
+        return str(type(optimizer).step.__module__).startswith("torch.")
+    if optimizer.state:
+        return False
+    if all(g.is_cpu for g in gradients):
+        return not any(bool(measure.dense(g).any()) for g in gradients)
+    rates = [group.get("lr", 1) for group in groups]
+    return all(not isinstance(r, torch.Tensor) or r.is_cpu for r in rates) and not any(rates)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis, Finding
-from gradscope.diagnosis.rules import blocks, layers, vanishing
+from gradscope.diagnosis.rules import blocks, clipping, layers, vanishing
 from gradscope.diagnosis.signal_path import SignalPath, composites, is_weight_layer
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
@@ -23,12 +23,21 @@ RULES = (
     layers.disconnected,
     layers.collapsed,
     layers.saturated,
+    clipping.scaled_clipping,
     blocks.shortcut_dominated,
     blocks.reparameterised,
     layers.update_speed,
 )
 
-GRAVEST_FIRST = ("exploding", "dead", "disconnected", "vanishing", "collapsed", "saturated")
+GRAVEST_FIRST = (
+    "exploding",
+    "dead",
+    "disconnected",
+    "vanishing",
+    "collapsed",
+    "saturated",
+    "scaled-clipping",
+)
 """Verdicts that a run can have as a whole, beside `healthy`."""
 
 _SEVERITIES = ("critical", "warning", "information")
@@ -56,14 +65,15 @@ def diagnose(run: Run) -> Diagnosis:
 
     Notes
     -----
-    ============== ======================================================================
-    vanishing      early gradient <= 1/100 of the late one, by the running median
-    exploding      early gradient >= 100 times the late one, or values that are not finite
-    dead           an activation's outputs are 0 for 99 % or more of units and samples
-    disconnected   a gradient of exactly 0 that is no underflow
-    collapsed      a hidden layer's outputs are all nearly the same number
-    saturated      over half of an activation's units with |phi'| < 0.1 of its maximum
-    ============== ======================================================================
+    =============== =====================================================================
+    vanishing       early gradient <= 1/100 of the late one, by the running median
+    exploding       early gradient >= 100 times the late one, or values that are not finite
+    dead            an activation's outputs are 0 for 99 % or more of units and samples
+    disconnected    a gradient of exactly 0 that is no underflow
+    collapsed       a hidden layer's outputs are all nearly the same number
+    saturated       over half of an activation's units with |phi'| < 0.1 of its maximum
+    scaled-clipping gradients clipped before `unscale_`: the optimizer gets threshold / scale
+    =============== =====================================================================
 
     These decide the verdict, in the order of their gravity. For information only:
     shortcut-dominated and reparameterised blocks, update speeds out of the usual band, and what
@@ -177,6 +187,9 @@ def _summary(evidence: Evidence, verdict: str, decades: float, found: Sequence[F
         return f"{verdict[0].upper()}{verdict[1:]}."
     assert evidence.path is not None
     early, late = evidence.path.early_name, evidence.path.late_name
+    if early == late:
+        which = "only hidden layer" if len(evidence.path.layers) > 1 else "only layer"
+        return f"Gradient flow healthy: {early} is the {which}, there is no depth to lose it in."
     return f"Gradient flow healthy: {early} gets {compared(decades)} {late}."
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gradscope import measure
 from gradscope.kinds import BOUNDS, canonical
 from gradscope.measure import Reading
+from gradscope.measure.sums import Numbers, census_of
 
 SAMPLE = 2**14
 """Elements that the readings of a function without a short cut are taken from, at most."""
@@ -44,7 +45,12 @@ class WholeRule(NamedTuple):
 
     center: float
     radius: float
-    readings: Callable[[int, Any], ActivationReadings]
+    readings: Callable[[Any, Any], ActivationReadings]
+
+    def derive(self, n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
+        """Return them from rows of sums, as a `Derivation` does."""
+        readings: tuple[Any, ...] = self.readings(n, census_of(n, rows))
+        return readings
 
 
 class _Rule(NamedTuple):
@@ -104,17 +110,17 @@ def whole_rule(activation: nn.Module | str) -> WholeRule | None:
     return _WHOLE.get(_kind(activation))
 
 
-def _relu_readings(n: int, census: Any) -> ActivationReadings:
+def _relu_readings(n: Any, census: Any) -> ActivationReadings:
     off = 1 - census.nonzero
     return ActivationReadings(census.nonzero, off, off)
 
 
-def _tanh_readings(n: int, census: Any) -> ActivationReadings:
+def _tanh_readings(n: Any, census: Any) -> ActivationReadings:
     slope = 1 - census.norm * census.norm / n
     return ActivationReadings(slope, 1 - census.nonzero, census.far)  # 1 - a^2 < 0.1
 
 
-def _sigmoid_readings(n: int, census: Any) -> ActivationReadings:
+def _sigmoid_readings(n: Any, census: Any) -> ActivationReadings:
     slope = census.mean - census.norm * census.norm / n
     return ActivationReadings(slope, 1 - census.nonzero, census.far)  # a (1 - a) < 0.1 / 4
 

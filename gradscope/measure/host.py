@@ -182,7 +182,9 @@ def _norm_of_pieces(x: Tensor, factor: float = 1.0) -> float:
 
 
 def _is_piece(x: Tensor) -> bool:
-    return x.numel() <= PIECE and x.dtype not in HALF
+    """Whether one reduction over `x` is exact: torch adds up what lies apart one by one."""
+    lies_together = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x.numel() <= PIECE and x.dtype not in HALF and lies_together
 
 
 def _pieces(x: Tensor) -> Iterator[Tensor]:

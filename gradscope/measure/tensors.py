@@ -1,8 +1,9 @@
 """Tensors in, norms out: pure functions that never wait for an accelerator.
 
 On an accelerator a reading is a 0-d or 1-D tensor there, and norms accumulate in float64, so that
-no square of a float32 leaves the range. On the CPU a reading is a float, read by a compiled kernel
-(cpu_kernel.py) or by torch (host.py).
+no square of a float32 leaves the range; where many tensors are read it has a kernel of its own
+(gpu_kernel.py). On the CPU a reading is a float, read by a compiled kernel (cpu_kernel.py) or by
+torch (host.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradscope.autograd import torch_internals
-from gradscope.measure import host
+from gradscope.measure import gpu_kernel, host
 from gradscope.measure.cpu_kernel import Kernel, SquareSums, kernel
 
 Reading = float | Tensor
@@ -46,6 +47,12 @@ class Census(NamedTuple):
 def is_dense(x: Tensor) -> bool:
     """Whether `x` is an ordinary tensor of real numbers, which `dense` would at most detach."""
     return type(x) is Tensor and x.layout is torch.strided and not x.is_complex()
+
+
+def in_memory(x: Tensor) -> Tensor:
+    """Return what of `x` lies here as a strided tensor: itself, as a rule, else `dense(x)`."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided
+    return x if plain and not x.is_complex() else dense(x)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -81,8 +88,7 @@ def norm(x: Tensor) -> Reading:
     x = dense(x)
     if x.is_cpu:
         return host.norm(x)
-    result: Tensor = torch.linalg.vector_norm(x, dtype=_wide(x))
-    return result
+    return torch_internals.norms([x], _wide(x))[0]  # one pass: vector_norm would copy to float64
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -98,6 +104,9 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     if (fast := _kernel_for(tensors)) is not None:
         return _roots(fast.square_sums(tensors))
+    gpu = gpu_kernel.kernel_of(tensors[0])
+    if gpu is not None and (squares := gpu.square_sums(tensors)) is not None:
+        return squares.sqrt_()
     tensors = [dense(x) for x in tensors]
     if tensors[0].is_cpu:
         return torch.tensor(host.norms(tensors), dtype=torch.float64)
@@ -114,6 +123,9 @@ def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tens
     """
     if (fast := _kernel_for(tensors)) is not None:
         return _roots(fast.copies(tensors, copies))
+    gpu = gpu_kernel.kernel_of(copies[0])
+    if gpu is not None and (squares := gpu.copies(tensors, copies)) is not None:
+        return squares.sqrt_()
     tensors = [dense(x) for x in tensors]
     if copies[0].is_cpu:
         return torch.tensor(host.copy_with_norms(tensors, copies), dtype=torch.float64)
@@ -133,6 +145,9 @@ def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Ten
         x.stride() == y.stride() for x, y in zip(tensors, copies, strict=True)
     ):
         return _roots(fast.differences(tensors, copies))
+    gpu = gpu_kernel.kernel_of(copies[0])
+    if gpu is not None and (squares := gpu.differences(tensors, copies)) is not None:
+        return squares.sqrt_()
     tensors = [dense(x) for x in tensors]
     if copies[0].is_cpu:
         return torch.tensor(host.difference_norms(tensors, copies), dtype=torch.float64)

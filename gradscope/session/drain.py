@@ -23,6 +23,7 @@ from gradscope.session.ranks import SILENCE_SECONDS, Ranks
 from gradscope.session.sinks import Subscription
 from gradscope.session.tape import HostRow, Tape
 from gradscope.storage.writer import RunWriter
+from gradscope.wording import layers_named
 
 if TYPE_CHECKING:
     from gradscope.diagnosis.findings import Diagnosis
@@ -198,7 +199,8 @@ class Drain:
     def _exchange(self, rows: list[HostRow], closing: bool) -> list[HostRow]:
         assert self._ranks is not None
         try:
-            merged = self._ranks.exchange(rows, closing, max(self._patience(), 0.1))
+            patience = max(self._patience(), 0.1)
+            merged = self._ranks.exchange(rows, closing, patience, self._catalogue)
         except Exception as error:
             self._ranks = None
             self._tell(
@@ -230,12 +232,36 @@ class Drain:
             self._tell(
                 f"process {rank} has sent no readings for some seconds: it is not waited for"
             )
-        if self._ranks.partial:
+        combiner = self._ranks.combiner
+        if combiner.apart:
             self._tell(
-                f"from step {self._ranks.partial[0]} on not every process has sent its readings of"
+                f"from step {combiner.apart[0]} on processes make steps of their own under one"
+                " number, after uneven inputs maybe, or train weights of their own: what they"
+                ' read then cannot be put together and is NaN. watch(ranks="all") has the'
+                " readings of each"
+            )
+        for metric, owners in combiner.unlike.items():
+            self._tell_unlike(metric, owners)
+        if combiner.partial:
+            self._tell(
+                f"from step {combiner.partial[0]} on not every process has sent its readings of"
                 " each step: of these steps there are only those of parameters that all processes"
                 " hold alike"
             )
+
+    def _tell_unlike(self, metric: str, owners: Iterable[tuple[int, ...]]) -> None:
+        """Say that processes hold something of their own, which is taken for copies."""
+        number, rows = self._catalogue.layer_of, self._catalogue.layers
+        found = {number[m]: None for some in owners for m in some if m in number}
+        remedy = (
+            "gradients that the program itself reduces after the backward are clipped_grad_norm"
+            if metric == "grad_norm"
+            else 'watch(ranks="all") has the readings of each'
+        )
+        self._tell(
+            f"{metric} of {layers_named([rows[i]['name'] for i in found])} differs between"
+            f" processes that should hold it alike, and is NaN where it does: {remedy}"
+        )
 
     def _decode(self, rows: list[HostRow]) -> list[dict[str, Columns]]:
         """Hand the rows to the writer, and return what it got."""

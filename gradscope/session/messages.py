@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from gradscope.capture.catalogue import ShortcutInfo
 from gradscope.capture.rows import Key, Layout, OfLayer, OfParameter, OfShortcut, OfStep
-from gradscope.session.tape import HostRow, HostSegment
+from gradscope.session.derived import HostSegment
+from gradscope.session.tape import HostRow
 
 
 class Message(NamedTuple):
-    """Rows of one process, and whether it has no more."""
+    """Rows of one process, whether it has no more, and shortcuts that it has met since the last."""
 
     rows: list[HostRow]
     closing: bool
+    shortcuts: list[ShortcutInfo]
 
     def packed(self) -> bytes:
         """Return the message as bytes."""
@@ -36,7 +40,13 @@ class Message(NamedTuple):
             for row in self.rows
         ]
         written = [[[[_KINDS.index(type(k)), *k] for k in keys] for keys in x] for x in layouts]
-        head = {"closing": self.closing, "rows": rows, "layouts": written}
+        shortcuts = [astuple(info) for info in self.shortcuts]
+        head = {
+            "closing": self.closing,
+            "shortcuts": shortcuts,
+            "rows": rows,
+            "layouts": written,
+        }
         numbers = np.concatenate([np.empty(0), *values]).astype(np.float64)
         return json.dumps(head).encode() + b"\n" + numbers.tobytes()
 
@@ -54,7 +64,29 @@ class Message(NamedTuple):
                 segments.append((layout, values[: len(layout)]))
                 values = values[len(layout) :]
             rows.append(HostRow(**row, segments=segments))
-        return cls(rows, head["closing"])
+        return cls(rows, head["closing"], [ShortcutInfo(*info) for info in head["shortcuts"]])
+
+    def renumbered(self, numbers: Sequence[int]) -> list[HostRow]:
+        """Return the rows with the number of each shortcut taken from `numbers`."""
+        if list(numbers) == list(range(len(numbers))):
+            return self.rows
+        known: dict[int, Layout] = {}  # layouts repeat, as one object
+
+        def renumber(layout: Layout) -> Layout:
+            if id(layout) not in known:
+                known[id(layout)] = tuple(
+                    tuple(
+                        k._replace(shortcut=numbers[k.shortcut]) if isinstance(k, OfShortcut) else k
+                        for k in keys
+                    )
+                    for keys in layout
+                )
+            return known[id(layout)]
+
+        return [
+            row._replace(segments=[(renumber(x), values) for x, values in row.segments])
+            for row in self.rows
+        ]
 
 
 _KINDS: list[type[Key]] = [OfLayer, OfParameter, OfShortcut, OfStep]

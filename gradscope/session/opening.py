@@ -117,7 +117,8 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
     held = {} if writer is None else _opened(writer, None)._asdict()
     told = {key: held.get(key) for key in ("next_step", "elapsed", "layers", "shortcuts", "notes")}
     is_new = writer is not None and writer.is_new
-    return Opened(path, writer, ranks, is_new, **json.loads(ranks.broadcast(json.dumps(told))))
+    told = json.loads(ranks.broadcast(json.dumps(told)))
+    return Opened(path, writer, ranks, is_new, **told, problem=ranks.problem)
 
 
 def _placed(model: nn.Module, meta: Meta, place: Meta, every_rank: bool) -> Meta:
@@ -142,9 +143,10 @@ def _alone(ranks: Ranks, path: Path, writer: RunWriter | None) -> Opened:
     """Open what this process writes without the others: rank 0's own readings."""
     absent = ", ".join(map(str, ranks.absent))
     note = (
-        f"process {absent} of {ranks.size} did not call watch() within {MEETING_SECONDS} s:"
-        " this run holds the readings of process 0 alone, of its share of the batch. Call watch()"
-        " on every process to have those of all"
+        f"process {absent} of {ranks.size} did not call watch() within {MEETING_SECONDS} s, or"
+        " with another model, as a stage of a pipeline is: this run holds the readings of process"
+        " 0 alone, of its share of the batch or its stage. Call watch() on every process with the"
+        " same model to have those of all"
     )
     if writer is None:
         return Opened(path, None, None, False, 0, 0.0, [], [], [], note)

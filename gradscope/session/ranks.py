@@ -12,23 +12,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import nn
 
-from gradscope import schema
-from gradscope.arithmetic import share_of_process
 from gradscope.autograd.torch_internals import default_store
 from gradscope.capture import layers
-from gradscope.capture.rows import Key, Keys, Layout, OfParameter, OfStep
+from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.distributed import unfollowed
+from gradscope.session.combining import Combiner
 from gradscope.session.messages import Message
-from gradscope.session.tape import HostRow, HostSegment
+from gradscope.session.tape import HostRow
 
 MEETING_SECONDS = 15
 """For which `watch()` waits for the other processes to call it, too."""
@@ -63,8 +60,10 @@ class Ranks:
         Processes that did not come to the meeting: if there are any, this one goes on alone.
     gone : list of int
         Those that have fallen silent since they came.
-    partial : list of int
-        Steps that not every process has sent.
+    problem : str
+        What is not known of how they share the model, "" if all is.
+    combiner : Combiner
+        Makes one row of the rows of all.
     """
 
     def __init__(self, model: object) -> None:
@@ -72,7 +71,8 @@ class Ranks:
         self.size = dist.get_world_size()
         self.absent: list[int] = []
         self.gone: list[int] = []
-        self.partial: list[int] = []
+        kinds, self.problem = unfollowed(model) if isinstance(model, nn.Module) else ((), "")
+        self.combiner = Combiner(self.size, kinds)
         name = signature(model)
         _meetings[name] += 1
         self._store = dist.PrefixStore(  # type: ignore[attr-defined]
@@ -81,7 +81,9 @@ class Ranks:
         self._group: Any = None
         self._open = set(range(self.size))
         self._waiting: dict[int, dict[int, HostRow]] = defaultdict(dict)
-        self._shares: dict[tuple[bool, bool, Layout], list[tuple[Layout, list[int], float]]] = {}
+        self._latest = dict.fromkeys(range(self.size), -1)  # step that each has sent
+        self._told = 0  # shortcuts that rank 0 was told of
+        self._numbers: dict[int, list[int]] = defaultdict(list)  # of others' shortcuts, here
 
     # --- before a run is begun ------------------------------------------------------------------
 
@@ -138,8 +140,13 @@ class Ranks:
         """Whether nothing more is awaited from any process."""
         return not self._open
 
-    def exchange(self, rows: list[HostRow], closing: bool, seconds: float) -> list[HostRow]:
+    def exchange(
+        self, rows: list[HostRow], closing: bool, seconds: float, catalogue: Catalogue
+    ) -> list[HostRow]:
         """Send `rows` to rank 0; there, return the rows that all processes have sent by now.
+
+        Shortcuts are numbered by each process as it meets them, in its `catalogue`: those of others
+        get rank 0's numbers, by their names.
 
         Waits for the next message of every process, `seconds` at most for each, so it must not run
         on the training thread.
@@ -150,11 +157,13 @@ class Ranks:
             If rank 0 does not take them.
         """
         if self.rank != 0:
-            self._send(Message(rows, closing), seconds)
+            shortcuts = catalogue.shortcut_infos(self._told)
+            self._send(Message(rows, closing, shortcuts), seconds)
+            self._told += len(shortcuts)
             if closing:
                 self._open.clear()
             return []
-        messages = {0: Message(rows, closing)}
+        messages = {0: Message(rows, closing, [])}
         for rank in sorted(self._open - {0}):
             try:
                 messages[rank] = self._receive(rank, seconds)
@@ -162,8 +171,10 @@ class Ranks:
                 self._open.discard(rank)
                 self.gone.append(rank)
         for rank, message in messages.items():
-            for row in message.rows:
+            self._numbers[rank] += catalogue.add_shortcuts(message.shortcuts)
+            for row in message.renumbered(self._numbers[rank]) if rank else message.rows:
                 self._waiting[row.step][rank] = row
+                self._latest[rank] = row.step
             if message.closing:
                 self._open.discard(rank)
         return self._take_ready()
@@ -176,12 +187,13 @@ class Ranks:
 
     def _take_ready(self) -> list[HostRow]:
         """Take out the steps of which nothing is awaited any more, each as one row."""
-        return [self._merge(step) for step in sorted(self._waiting) if self._is_ready(step)]
+        ready = [step for step in sorted(self._waiting) if self._is_ready(step)]
+        return [self.combiner.combined(self._waiting.pop(step)) for step in ready]
 
     def _is_ready(self, step: int) -> bool:
         """Whether no process that is still there has its part of `step` left to send."""
-        found = self._waiting[step]
-        return 0 in found and not self._open - found.keys()
+        left = {rank for rank in self._open if self._latest[rank] < step}
+        return 0 in self._waiting[step] and not left
 
     def _send(self, message: Message, seconds: float) -> None:
         data = torch.frombuffer(bytearray(message.packed()), dtype=torch.uint8)
@@ -196,64 +208,3 @@ class Ranks:
         data = torch.empty(int(size.item()), dtype=torch.uint8)
         self._group.recv([data], rank, 1).wait(patience)
         return Message.unpacked(data.numpy().tobytes())
-
-    # --- several processes' readings as one -------------------------------------------------------
-
-    def _merge(self, step: int) -> HostRow:
-        """Put the readings of one step together; what belongs to the step itself is rank 0's."""
-        rows = self._waiting.pop(step)
-        whole = len(rows) == self.size
-        if not whole:
-            self.partial.append(step)
-            rows = {0: rows[0]}
-        segments = [
-            segment
-            for rank, row in sorted(rows.items())
-            for layout, values in row.segments
-            for segment in self._shared(layout, values, rank == 0, whole)
-        ]
-        return rows[0]._replace(segments=segments)
-
-    def _shared(
-        self, layout: Layout, values: NDArray[np.floating], own: bool, whole: bool
-    ) -> Iterator[HostSegment]:
-        """Yield what one process's values add to those of all, keys of one share at a time."""
-        known = own, whole, layout
-        if known not in self._shares:
-            if len(self._shares) > 64:  # layouts repeat, but for a model that changes all the time
-                self._shares.clear()
-            self._shares[known] = list(self._by_share(layout, own, whole))
-        for keys, places, share in self._shares[known]:
-            yield keys, values[places] * share
-
-    def _by_share(
-        self, layout: Layout, own: bool, whole: bool
-    ) -> Iterator[tuple[Layout, list[int], float]]:
-        """Yield the keys of each share, with their places in `layout` and the share."""
-        shares: dict[float, list[tuple[int, Keys]]] = defaultdict(list)
-        for place, keys in enumerate(layout):
-            by_share: dict[float, list[Key]] = defaultdict(list)
-            for key in keys:
-                if own or not isinstance(key, OfStep):
-                    share = self._share(key, whole)
-                    if share is not None:
-                        by_share[share].append(key)
-            for share, some in by_share.items():
-                shares[share].append((place, tuple(some)))
-        for share, entries in shares.items():
-            yield tuple(keys for _, keys in entries), [place for place, _ in entries], share
-
-    def _share(self, key: Key, whole: bool) -> float | None:
-        """Return what a process's reading is multiplied by before it is combined with others'.
-
-        None where it says nothing without the others'; what all of them hold alike does.
-        """
-        if isinstance(key, OfStep):
-            return 1.0
-        copies = key.copies if isinstance(key, OfParameter) else 1
-        if whole:
-            return float(share_of_process(_COLUMNS[key.metric], self.size, copies))
-        return 1.0 if copies == self.size else None
-
-
-_COLUMNS = schema.by_name(schema.LAYER_METRICS, schema.SHORTCUT_METRICS, schema.FORWARD_NORMS)

@@ -164,8 +164,8 @@ class Scope:
         ----------
         verdict : str
             A verdict of `gradscope.diagnose`: `vanishing`, `exploding`, `dead`, `disconnected`,
-            `collapsed`, `saturated`, `shortcut-dominated`, `reparameterised`, `update-speed` or
-            `healthy`.
+            `collapsed`, `saturated`, `scaled-clipping`, `shortcut-dominated`, `reparameterised`,
+            `update-speed` or `healthy`.
         callback : function of a Diagnosis
             Called on gradscope's own thread, so an exception in it stops no training: it is told
             of, once.

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscope.capture.rows import Layout, Row
-
-HostSegment = tuple[Layout, NDArray[np.floating]]
+from gradscope.capture.rows import Row
+from gradscope.session.derived import Deriver, HostSegment, HostSums
 
 
 class HostRow(NamedTuple):
@@ -55,6 +54,7 @@ class Tape:
         self._changed = threading.Condition()
         self._closed = False
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._deriver = Deriver()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -63,14 +63,14 @@ class Tape:
         """Take a closed row; called by the training thread."""
         written = {
             device: torch.cuda.current_stream(device).record_event()
-            for device in {values.device for _, values in row.segments}
+            for device in {values.device for values in _values(row)}
             if device.type == "cuda"
         }
         with self._changed:
             while self._values > self._limit and not self._closed:
                 self._changed.wait()
             self._waiting.append(_Waiting(row, written))
-            self._values += sum(values.numel() for _, values in row.segments)
+            self._values += sum(values.numel() for values in _values(row))
 
     def close(self) -> None:
         """Make no `put` wait any more: nobody will fetch regularly from now on."""
@@ -88,23 +88,24 @@ class Tape:
             self._changed.notify_all()
         by_device: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
         for row, _ in waiting:
-            for _, values in row.segments:
+            for values in _values(row):
                 by_device[values.device, values.dtype].append(values)
         arrays = {}
         for (device, _), tensors in by_device.items():
             events = [written[device] for _, written in waiting if device in written]
             arrays[device, tensors[0].dtype] = iter(self._to_host(device, tensors, events))
-        return [
-            HostRow(
-                row.step,
-                row.time,
-                row.skipped,
-                row.wide,
-                [(layout, next(arrays[v.device, v.dtype])) for layout, v in row.segments],
-                row.scalars,
-            )
-            for row, _ in waiting
-        ]
+        rows, derived = [], []
+        for row, _ in waiting:
+            segments = [(layout, next(arrays[v.device, v.dtype])) for layout, v in row.segments]
+            sums = [
+                HostSums(items, trials, next(arrays[v.device, v.dtype]).reshape(v.shape))
+                for items, trials, v in row.sums
+            ]
+            derived.append(sums)
+            rows.append(HostRow(row.step, row.time, row.skipped, row.wide, segments, row.scalars))
+        for host_row, segments in zip(rows, self._deriver.derive(derived), strict=True):
+            host_row.segments.extend(segments)
+        return rows
 
     def _to_host(
         self, device: torch.device, tensors: list[Tensor], events: list[torch.cuda.Event]
@@ -112,16 +113,16 @@ class Tape:
         if device.type == "meta":
             return [np.full(t.numel(), math.nan) for t in tensors]
         if device.type == "cpu":
-            return [t.numpy() for t in tensors]
+            return [t.reshape(-1).numpy() for t in tensors]
         if device.type != "cuda":
-            host = torch.cat(tensors).cpu()
+            host = torch.cat([t.reshape(-1) for t in tensors]).cpu()
         else:
             if device not in self._streams:
                 self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             stream = self._streams[device]
             with torch.cuda.stream(stream):
                 stream.wait_event(events[-1])
-                flat = torch.cat(tensors)
+                flat = torch.cat([t.reshape(-1) for t in tensors])
                 host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
                 host.copy_(flat, non_blocking=True)
                 arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -129,3 +130,8 @@ class Tape:
             arrived.synchronize()
         lengths = np.cumsum([t.numel() for t in tensors])[:-1]
         return np.split(host.numpy(), lengths)
+
+
+def _values(row: Row) -> list[Tensor]:
+    """Return all that is still on a device."""
+    return [*(values for _, values in row.segments), *(values for *_, values in row.sums)]

@@ -67,6 +67,27 @@ def test_constants_are_edges_to_no_node() -> None:
     assert graph.edges[0][1][0] == -1
 
 
+def test_walk_that_expects_a_structure_reads_the_same_as_one_that_expects_none() -> None:
+    x, y = torch.randn(2, 4, requires_grad=True), torch.randn(2, 4, requires_grad=True)
+    a, b = x.tanh(), x.sigmoid()
+    small = [a * a, a * b, b * a, x.tanh() * x.tanh(), x.tanh() * 2, 2 * x.tanh(), x.tanh().tanh()]
+    small += [a * x, a + a, torch.stack([a, b]), torch.stack([a, b, a]), a * y, 2 * a.chunk(2)[0]]
+    small += [2 * a.chunk(2)[1], x.tanh().detach() * x, torch.stack([x, y]).unbind()[1]]
+    roots = [[(tensor.grad_fn, tensor.output_nr)] for tensor in small]
+    roots += [[*roots[0], *roots[1]], [*roots[1], *roots[0]], [*roots[0], *roots[0]]]
+    for case in ZOO:
+        model, inputs = prepare(case)
+        roots += [list(record(model, *inputs).calls[0].outputs) for _ in range(2)]
+    graphs = [walk(some) for some in roots]
+    for i, (some, plain) in enumerate(zip(roots, graphs, strict=True)):
+        for other in (*graphs[: len(small) + 3], *graphs[max(i - 3, 0) : i + 3]):
+            found = walk(some, (), other.structure)
+            assert found.nodes == plain.nodes and found.index == plain.index
+            assert (found.names, found.edges) == (plain.names, plain.edges)
+            same = (other.names, other.edges) == (plain.names, plain.edges)
+            assert (found.structure is other.structure) == same
+
+
 def test_order_puts_producers_before_consumers() -> None:
     for case in ZOO:
         model, inputs = prepare(case)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gradscope.autograd.graph import Edge, fingerprint, walk
 from gradscope.autograd.joins import find_joins
@@ -269,6 +270,26 @@ def test_joins_on_the_meta_device_are_found_without_reading_values() -> None:
     model, inputs = prepare(case)
     recording = record(model.to("meta"), *[x.to("meta") for x in inputs])
     assert recording.lines == case.joins
+
+
+def test_finding_joins_computes_nothing_anew_that_checkpointing_dropped() -> None:
+    def body(m: Any, x: Tensor) -> Tensor:
+        y = m.norm(m.f(x).flatten(0, 1)).view_as(x)
+        y *= torch.sigmoid(m.g(x))
+        y += x
+        return y.tanh_()
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return checkpoint(body, m, x, use_reentrant=False)
+
+    model = Net(forward, stem=lin(), f=lin(), g=lin(), norm=nn.BatchNorm1d(8))
+    x = torch.randn(2, 5, 8)
+    recording = record(model, x)
+    seen = int(model.norm.num_batches_tracked)
+    assert recording.lines == ["identity (root) stem (root) f"]
+    assert model.norm.num_batches_tracked == seen
+    loss_of(recording.output).backward()
 
 
 def test_gate_in_front_of_the_shortcut_is_the_other_part() -> None:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.optim import SGD, AdamW, Optimizer
 
 import gradscope
+from reference import root_sum_square
 
 
 def net() -> nn.Sequential:
@@ -146,6 +148,28 @@ def test_the_update_is_that_of_the_whole_step(loop, every, tmp_path):
     np.testing.assert_allclose(read, updates[::every], rtol=1e-9)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_gradients_that_wait_for_another_optimizer_are_of_no_step(every, tmp_path):
+    """As of actor and critic: each is zeroed before its own backward, and kept over the other's."""
+    model = net()
+    critic, actor = SGD(model[2].parameters(), lr=0.05), SGD(model[0].parameters(), lr=0.05)
+    expected = []  # norm that each of the two layers gave to its optimizer
+    with gradscope.watch(model, tmp_path / "run", every=every) as scope:
+        for step, x in enumerate(batches(6)):
+            optimizer, layer = ((critic, 2), (actor, 0))[step % 2]
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            norm = sum(p.grad.square().sum().item() for p in model[layer].parameters()) ** 0.5
+            expected.append([norm if i == layer else np.nan for i in (0, 2)])
+            optimizer.step()
+    run, expected = scope.run, np.array(expected)[::every]
+    expected[0, 0] = run.matrix("grad_norm")[1][0, 0]  # an optimizer for it was not known yet
+    np.testing.assert_allclose(run.matrix("grad_norm")[1][:, [0, 2]], expected)
+    later = run.steps[1:]
+    np.testing.assert_allclose(later.grad_norm, later.clipped_grad_norm)
+    np.testing.assert_allclose(later.grad_norm, np.nansum(expected[1:], axis=1))
+
+
 @pytest.mark.parametrize(
     "zero",
     [
@@ -194,3 +218,88 @@ def test_accumulated_micro_batches_all_count(tmp_path):
             optimizer.step()
             optimizer.zero_grad()
     np.testing.assert_allclose(scope.run.matrix("signal_norm")[1][:, 2], expected)
+
+
+def torch_s_own(model, optimizer):
+    get_state_dict(model, optimizer)
+
+
+def by_hand(model, optimizer):
+    if not optimizer.state:
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def without_gradients(model, optimizer):
+    optimizer.step()
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("make", [SGD, AdamW])
+@pytest.mark.parametrize("save", [torch_s_own, by_hand, without_gradients])
+def test_a_step_that_only_makes_the_optimizer_s_state_is_none(save, make, every, tmp_path):
+    """`get_state_dict` of torch.distributed.checkpoint makes one, and with plain SGD each time."""
+
+    model = net()
+    optimizer = make(model.parameters(), lr=0.05)
+    expected = []
+    with gradscope.watch(model, tmp_path / "run", every=every) as scope:
+        for x in batches(5):
+            save(model, optimizer)
+            loss_of(model, x).backward()
+            before = [p.detach().clone() for p in model.parameters()]
+            gradient = root_sum_square(p.grad for p in model.parameters())
+            optimizer.step()
+            moved = [p.detach() - q for p, q in zip(model.parameters(), before, strict=True)]
+            expected.append((gradient, root_sum_square(before), root_sum_square(moved[:2])))
+            optimizer.zero_grad()
+    run = scope.run
+    assert run.notes == []
+    assert run.steps.step.tolist() == list(range(0, 5, every))
+    gradients, weights, updates = np.transpose(expected[::every])
+    np.testing.assert_allclose(run.steps.grad_norm, gradients, rtol=1e-12)
+    read = np.linalg.norm(run.matrix("weight_norm")[1][:, [0, 2]], axis=1)
+    np.testing.assert_allclose(read, weights, rtol=1e-12)
+    np.testing.assert_allclose(run.matrix("update_norm")[1][:, 0], updates, rtol=1e-9)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("make", [SGD, AdamW])
+def test_a_step_on_gradients_of_zero_that_a_backward_gave_is_one(make, every, tmp_path):
+    model = net()
+    optimizer = make(model.parameters(), lr=0.0)
+    with gradscope.watch(model, tmp_path / "run", every=every) as scope:
+        for x in batches(5):
+            (0 * loss_of(model, x)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert scope.run.steps.step.tolist() == list(range(0, 5, every))
+    assert (scope.run.steps.grad_norm == 0).all()
+
+
+def test_a_step_on_gradients_set_by_hand_is_one(tmp_path):
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(gradscope.GradscopeWarning, match="no forward"),
+        gradscope.watch(model, tmp_path / "run") as scope,
+    ):
+        for _ in range(3):
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+    assert scope.run.steps.step.tolist() == [0, 1, 2]
+
+
+def test_the_first_step_of_a_closure_is_one(tmp_path):
+    model = net()
+    optimizer = AdamW(model.parameters(), lr=0.05)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x in batches(3):
+            optimizer.step(lambda x=x: loss_of(model, x).backward())
+    assert scope.run.steps.step.tolist() == [0, 1, 2]
+    assert scope.run.frame().update_norm.iloc[0] > 0

@@ -14,6 +14,23 @@ import gradscope
 from gradscope import schema
 
 
+class Own(torch.autograd.Function):
+    """Computes again within its backward, and takes the gradients by autograd.grad."""
+
+    @staticmethod
+    def forward(ctx, body, x, *parameters):
+        ctx.body, ctx.x, ctx.parameters = body, x, parameters
+        with torch.no_grad():
+            return body(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x = ctx.x.detach().requires_grad_()
+        with torch.enable_grad():
+            output = ctx.body(x)
+        return None, *torch.autograd.grad(output, (x, *ctx.parameters), gradient)
+
+
 class Block(nn.Module):
     """A pre-norm block that may compute its body again, or its two halves, or all of itself."""
 
@@ -33,6 +50,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.way == "method":
             return x + again(self.body, x)
+        if self.way == "own":
+            return x + Own.apply(self.body, x, *self.parameters())
         if self.way == "functions":
             h = again(lambda v: self.up(self.norm(v)), x)
             return x + again(lambda v: self.down(self.act(v)), h)
@@ -122,6 +141,25 @@ def test_re_entrant_checkpointing_of_a_function_is_read_and_what_it_hides_is_tol
         np.testing.assert_allclose(
             run.frame()[column], whole.frame()[column], rtol=1e-9, err_msg=column
         )
+
+
+def test_what_is_computed_within_a_backward_of_ones_own_is_nan_and_told_by_name(tmp_path):
+    whole = record("plain", tmp_path / "plain").frame()
+    with pytest.warns(gradscope.GradscopeWarning, match="within a backward"):
+        run = record("own", tmp_path / "run")
+    read = run.frame()
+    assert len(run.notes) == 1
+    assert "'blocks.0.norm', 'blocks.0.up' ... 'blocks.3.act', 'blocks.3.down' (16" in run.notes[0]
+    whole = whole.set_index(["step", "name"]).loc[read.set_index(["step", "name"]).index]
+    for column in ("grad_norm", "clipped_grad_norm", "weight_norm", "update_norm"):
+        np.testing.assert_allclose(read[column], whole[column], rtol=1e-9, err_msg=column)
+    inside = read.name.str.startswith("blocks")
+    for column in ("signal_norm", "input_signal_norm", "activation_norm"):
+        np.testing.assert_allclose(read[column][~inside], whole[column][~inside.to_numpy()])
+        assert read[column][inside].isna().all()
+    # blocks themselves are outside
+    assert run.shortcuts.form.tolist() == ["identity"] * 4
+    assert (run.shortcut_readings.branch_norm > 0).all()
 
 
 def test_tiny_llama_with_gradient_checkpointing_is_read_as_without(tmp_path):

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from gradscope import autograd
+from gradscope.capture import plan
 from residual_zoo import ZOO, Case, prepare
 from residual_zoo.harness import tensors
 
@@ -631,3 +632,27 @@ def test_shortcuts_of_a_recorded_run_are_those_of_the_zoo(case: Case, tmp_path) 
     rows = scope.run.shortcuts[["form", "name", "split", "join", "branch"]]
     assert [" ".join(row) for row in rows.itertuples(index=False)] == case.joins
     assert scope.run.notes == []
+
+
+class Cells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.LSTMCell(3, 4), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [(x.new_zeros(2, 4), x.new_zeros(2, 4))]
+        for at in x:
+            states.append(self.cell(at, states[-1]))
+        return torch.stack([self.head(h) for h, _ in states])
+
+
+def test_what_is_looked_up_grows_with_the_calls_and_not_with_their_square(tmp_path, monkeypatch):
+    lookups, locate = [], plan.locate
+    monkeypatch.setattr(plan, "locate", lambda *args: lookups.append(1) or locate(*args))
+    counts = []
+    for steps in (8, 16):
+        lookups.clear()
+        run = record(Cells(), torch.randn(steps, 2, 3), tmp_path / str(steps))
+        assert run.shortcuts.form.tolist() == ["gated"] * (steps - 1)
+        counts.append(len(lookups))
+    assert counts[1] < 2.5 * counts[0]

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from reference import Reference
+from ways import interpreted  # noqa: F401
 
 OUTPUTS = ("activation_norm", "activation_mean", "activation_std")
 
@@ -594,3 +595,85 @@ def test_compiled_code_that_no_tap_is_in_is_told_and_then_put_aside(tmp_path):
     unseen = scope.run.frame().query("step == 2")
     assert unseen.signal_norm.isna().all() and unseen.update_norm.notna().any()
     assert_read(scope.run, 3, last, data[3:4])
+
+
+class TwoOutputs(nn.Module):
+    """A layer that returns tensors of two sizes, between two others."""
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = nn.Parameter(torch.randn(8, 9)), nn.Parameter(torch.ones(8, 2))
+
+        def forward(self, x):
+            return x @ self.one, x @ self.other + 3
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.two, self.head = nn.Linear(5, 8), self.Layer(), nn.Linear(9, 2)
+
+    def forward(self, x):
+        one, other = self.two(torch.tanh(self.stem(x)))
+        return self.head(one) + other
+
+
+def assert_outputs_weigh_by_their_elements(path):
+    model, data = TwoOutputs(), batches(3)
+    run, copies = recorded(model, torch.compile(model, backend="aot_eager"), data, path)
+    frame = run.frame().set_index(["step", "name"])
+    assert run.notes == []
+    for number in range(3):
+        net = copies[number]
+        outputs = net.two(torch.tanh(net.stem(data[number][0])))
+        mean = torch.cat([x.flatten() for x in outputs]).mean().item()
+        assert frame.activation_mean[number, "two"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_outputs_of_a_layer_weigh_by_their_elements(tmp_path):
+    assert_outputs_weigh_by_their_elements(tmp_path / "run")
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_structure_is_learnt_where_the_first_step_is_read_as_on_a_gpu(tmp_path):
+    assert_outputs_weigh_by_their_elements(tmp_path / "outputs")
+    model, data = Net(), batches(6)
+    call = torch.compile(model, backend="aot_eager")
+    run, copies = recorded(model, call, data, tmp_path / "run", micro=2)
+    for number in range(3):
+        assert_read(run, number, copies[number], data[2 * number : 2 * number + 2])
+
+
+class Returning(Net):
+    def forward(self, x):
+        hidden = self.into(torch.tanh(self.stem(x)))
+        return self.head(self.relu(hidden)), hidden
+
+
+class Keeping(Net):
+    def forward(self, x):
+        self.hidden = self.into(torch.tanh(self.stem(x)))
+        return self.head(self.relu(self.hidden)), None
+
+
+@pytest.mark.parametrize("kind", [Returning, Keeping])
+def test_what_a_loss_uses_too_is_read_through_the_layer_alone(kind, tmp_path):
+    model = kind(blocks=0)
+    call = torch.compile(model, backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(call, tmp_path / "run") as scope:
+        for x, y in batches(3):
+            weights = copy.deepcopy(model.state_dict())
+            optimizer.zero_grad()
+            logits, hidden = call(x)
+            hidden = model.hidden if hidden is None else hidden
+            (F.cross_entropy(logits, y) + hidden.square().sum()).backward()
+            optimizer.step()
+    before = Net(blocks=0)
+    before.load_state_dict(weights)
+    hidden = before.into(torch.tanh(before.stem(x))).detach().requires_grad_()
+    (alone,) = torch.autograd.grad(F.cross_entropy(before.head(before.relu(hidden)), y), hidden)
+    frame = scope.run.frame().set_index(["step", "name"])
+    assert frame.input_signal_norm[2, "relu"] == pytest.approx(alone.norm().item(), rel=1e-5)
+    signal = (alone + 2 * hidden).norm().item()
+    assert frame.signal_norm[2, "into"] == pytest.approx(signal, rel=1e-5)

@@ -128,6 +128,19 @@ def test_the_ledger_of_a_sigmoid_net_adds_up_and_names_sigmoids_and_weights(tmp_
     assert any("Sigmoid" in remedy for f in diagnosis.findings for remedy in f.remedies)
 
 
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ([nn.Linear(32, 10)], "layer '0' is the only layer"),
+        ([nn.Linear(32, 9), nn.Tanh(), nn.Linear(9, 10)], "layer '0' is the only hidden layer"),
+    ],
+    ids=["one layer", "two layers"],
+)
+def test_a_layer_is_not_compared_with_itself(layers, expected, tmp_path: Path) -> None:
+    run = train(tmp_path / "run", nn.Sequential(*layers))
+    assert expected in gradscope.diagnose(run).summary
+
+
 def test_units_pushed_below_zero_are_dead(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -11,8 +11,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 
 import gradscope
+from ranks_training import STEPS, Dropping, batch_of, net
 
 SCRIPT = Path(__file__).parents[1] / "support" / "ranks_training.py"
 
@@ -96,3 +99,73 @@ def test_steps_that_not_all_have_sent_have_no_number_of_all(tmp_path):
     owners = partial[partial.parameters > 0]
     assert np.isfinite(owners.weight_norm).all()  # both hold the same weights
     assert any("from step 5 on not every process" in note for note in run.notes)
+
+
+def trained(kind: str, path: Path) -> gradscope.Run:
+    ended = run_two(kind, path)
+    assert [code for code, *_ in ended] == [0, 0], ended
+    return load(path)
+
+
+def test_steps_of_one_number_that_are_not_the_same_are_not_put_together(tmp_path):
+    """Uneven inputs: after an epoch one process has made a step less than the other."""
+    run = trained("uneven", tmp_path / "run")
+    read = run.frame()[run.frame().parameters > 0].groupby("step")
+    columns = ["grad_norm", "clipped_grad_norm", "update_norm", "signal_norm"]
+    known = read[columns].agg(lambda values: values.notna().all())
+    assert known.loc[:1].all().all() and not known.loc[2:].any().any()
+    assert np.isnan(run.steps.grad_norm[2:]).all()
+    apart, *_ = run.notes
+    assert "from step 2 on" in apart and 'ranks="all"' in apart
+
+
+def test_a_step_that_one_process_does_not_record_is_not_that_of_all(tmp_path):
+    run = trained("every", tmp_path / "run")
+    assert run.steps.step.tolist() == list(range(STEPS))
+    signal = run.matrix("signal_norm")[1]
+    assert np.isfinite(signal[::2]).all() and np.isnan(signal[1::2]).all()
+    (note,) = run.notes
+    assert "from step 1 on not every process" in note
+
+
+def test_gradients_that_are_reduced_after_the_backward_are_not_put_together_before(tmp_path):
+    run = trained("reduced by hand", tmp_path / "run")
+    model = net()
+    expected = []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generators = [torch.Generator().manual_seed(rank) for rank in range(2)]
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        for generator in generators:
+            (model(torch.randn(4, 5, generator=generator)).square().sum() / 2).backward()
+        expected.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        optimizer.step()
+    np.testing.assert_allclose(run.steps.clipped_grad_norm, expected, rtol=1e-5)
+    assert np.isnan(run.steps.grad_norm).all() and np.isnan(run.frame().grad_norm).all()
+    (note,) = run.notes
+    assert note.startswith("grad_norm of layers '0', '2' differs between processes")
+
+
+def test_layers_that_each_process_leaves_out_for_itself_are_read_by_their_names(tmp_path):
+    run = trained("layers left out", tmp_path / "run")
+    assert run.notes == []
+    model = Dropping()
+    read = run.shortcut_readings.merge(run.shortcuts, on="shortcut").dropna(subset="total_norm")
+    for step in range(STEPS):
+        expected = {}
+        for x, without in (batch_of(rank, step) for rank in range(2)):
+            values = model.values(x, without)
+            gradients = torch.autograd.grad(values[-1].square().sum() / 2, values)
+            used = [i for i in range(3) if i != without]
+            for i, total, shortcut in zip(used, gradients[:-1], gradients[1:], strict=True):
+                parts = total, shortcut, total - shortcut
+                split = "stem" if i == used[0] else "(root)"
+                known = expected.setdefault((split, f"blocks.{i}.0"), np.zeros(3))
+                known += [part.square().sum().item() for part in parts]
+        found = {
+            (row.split, row.branch): [row.total_norm, row.shortcut_norm, row.branch_norm]
+            for row in read[read.step == step].itertuples()
+        }
+        assert len(found) == len(expected)
+        for (split, branch), squares in expected.items():
+            assert found[split, branch] == pytest.approx(np.sqrt(squares).tolist(), rel=1e-9)

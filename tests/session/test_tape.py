@@ -7,7 +7,8 @@ import threading
 import numpy as np
 import torch
 
-from gradscope.capture.rows import OfLayer, Readings, Row
+from gradscope.capture.readings import Readings
+from gradscope.capture.rows import OfLayer, Row
 from gradscope.session.tape import Tape
 
 

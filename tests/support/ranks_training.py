@@ -9,7 +9,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.algorithms import Join
 
 import gradscope
 
@@ -21,13 +22,57 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))
 
 
-def train(model: nn.Module, steps: int = STEPS) -> None:
+def train(model: nn.Module, steps: int = STEPS, reduce: bool = False) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.manual_seed(int(os.environ["RANK"]))
     for _ in range(steps):
         optimizer.zero_grad()
         model(torch.randn(4, 5)).square().sum().backward()
+        if reduce:
+            for p in model.parameters():
+                dist.all_reduce(p.grad)
+                p.grad /= 2
         optimizer.step()
+
+
+class Dropping(nn.Module):
+    """Residual blocks, of which each call leaves out one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)) for _ in range(3)
+        )
+        self.stem = nn.Linear(5, 5)
+        self.double()
+
+    def forward(self, x: Tensor, without: int) -> Tensor:
+        return self.values(x, without)[-1]
+
+    def values(self, x: Tensor, without: int) -> list[Tensor]:
+        """Return the stream: what goes into each block that is not left out, and the end."""
+        values = [self.stem(x)]
+        for i, block in enumerate(self.blocks):
+            if i != without:
+                values.append(values[-1] + block(values[-1]))
+        return values
+
+
+def batch_of(rank: int, step: int) -> tuple[Tensor, int]:
+    """Return what a process trains on in a step, and the block that it leaves out."""
+    generator = torch.Generator().manual_seed(10 * step + rank)
+    return torch.randn(4, 5, generator=generator, dtype=torch.float64), (rank + step) % 3
+
+
+def train_dropping(path: str, rank: int) -> None:
+    model = nn.parallel.DistributedDataParallel(Dropping(), find_unused_parameters=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, path):
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            model(*batch_of(rank, step)).square().sum().backward()
+            optimizer.step()
 
 
 def main(kind: str, path: str) -> None:
@@ -57,6 +102,19 @@ def main(kind: str, path: str) -> None:
             gradscope.watch(model, path, every=0 if rank == 1 else 1)
         except gradscope.GradscopeError as error:
             print(rank, error)
+    elif kind == "uneven":
+        with gradscope.watch(model, path):
+            for _ in range(2):
+                with Join([model]):
+                    train(model, 3 if rank == 0 else 2)
+    elif kind == "every":
+        with gradscope.watch(model, path, every=rank + 1):
+            train(model)
+    elif kind == "reduced by hand":
+        with gradscope.watch(inner, path):
+            train(inner, reduce=True)
+    elif kind == "layers left out":
+        train_dropping(path, rank)
     elif kind == "fewer steps":
         with gradscope.watch(model, path):
             train(model)

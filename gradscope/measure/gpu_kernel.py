@@ -1,0 +1,469 @@
+"""The Triton kernels behind tensors on a GPU: one pass over each, nothing waits, nothing is kept.
+
+They are compiled in the background, each for a device and a dtype when that is first seen, and
+tried on numbers that are known before they are trusted. Until then, and where there is no Triton,
+or no compiler for it, or GRADSCOPE_KERNEL=0 asks for it, everything is read by torch (tensors.py).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
+from queue import Empty, SimpleQueue
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from gradscope.autograd import torch_internals
+
+SQUARES, MOMENTS, NONZERO, CENSUS, PAIR, COPY, DIFFERENCE, JOIN = range(8)
+"""Kinds of sums, as in triton_kernels.py."""
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+"""What is read, as Triton calls it."""
+
+_PLAIN = (Tensor, nn.Parameter)
+_UNIT = 16  # bytes: the widest load
+_WARPS = 4
+_PROGRAMS = 8  # a multiprocessor, at most
+_LONG = 2**40  # sure to be taken for an integer of 64 bits
+_PATIENCE = 10  # seconds without anything to compile, after which the thread ends
+_TABLES = 64  # that are remembered
+
+Launch = Callable[[int, tuple[int, ...]], None]
+"""Called with a number of programs and the arguments that the function was not compiled for."""
+
+Integers = NDArray[np.int64]
+
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""x, y and z of a kind; what it does not ask for is x once more."""
+
+ToRead = tuple[Tensors, float, float, int]
+"""A reading to be taken: of what, center, radius, and the address of a row that the sums go to."""
+
+
+class Span(NamedTuple):
+    """Elements that lie one behind the other, each standing for `factor` elements of a tensor."""
+
+    elements: int
+    factor: int
+
+
+def span(x: Tensor) -> Span | None:
+    """Return how the elements of `x` lie in memory, None if there are gaps, or some overlap."""
+    if x.is_contiguous():
+        return Span(x.numel(), 1)
+    factor, expected = 1, 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride == 0:
+            factor *= size
+        elif stride == expected:
+            expected *= size
+        else:
+            return None
+    return Span(expected, factor)
+
+
+def _alike(tensors: Tensors) -> tuple[Tensors, Span]:
+    """Return them as they lie in memory, element by element; copies where there are gaps."""
+    x, y, z = tensors
+    where = span(x)
+    strides = x.stride()
+    if where is not None and (x is z or (y.stride() == strides and z.stride() == strides)):
+        return tensors, where
+    x = x.contiguous()
+    if tensors[2] is not tensors[0]:
+        return (x, y.contiguous(), z.contiguous()), Span(x.numel(), 1)
+    return (x, x, x), Span(x.numel(), 1)
+
+
+class _Function(NamedTuple):
+    """What a compiled function is made for."""
+
+    name: str  # "one" or "many"
+    kind: int
+    x: torch.dtype
+    y: torch.dtype
+    unit: int
+
+
+class Kernel:
+    """The compiled functions of one device. What is not compiled yet is being compiled.
+
+    Attributes
+    ----------
+    problem : str or None
+        Why there are none.
+    """
+
+    def __init__(self, device: torch.device, source: ModuleType) -> None:
+        self.problem: str | None = None
+        self._device = device
+        self._source = source
+        self._ready: dict[tuple[Any, ...], Launch] = {}
+        self._asked: set[_Function] = set()
+        self._chunks: dict[tuple[int, bytes], Tensor] = {}
+        properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+        self._programs = _PROGRAMS * (properties.multi_processor_count if properties else 1)
+        self._queue: SimpleQueue[_Function] = SimpleQueue()
+        self._worker: threading.Thread | None = None
+
+    @staticmethod
+    def takes(x: Tensor) -> bool:
+        """Whether `x` is a plain tensor, with memory, of a dtype that is read in float32."""
+        return (
+            x.dtype in DTYPES
+            and type(x) in _PLAIN
+            and x.layout is torch.strided
+            and x.data_ptr() != 0  # a shard that was freed has elements and no memory
+            and not x.is_neg()
+        )
+
+    def read(self, kind: int, tensors: Tensors, center: float, radius: float, row: int) -> bool:
+        """Add sums over `tensors` to the row at address `row`, as triton_kernels.py says of a kind.
+
+        Returns False, having done nothing, where it cannot be done yet. All are of one shape.
+        """
+        tensors, where = _alike(tensors)
+        x, y, _ = tensors
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        unit = _unit(x, y, addresses)
+        launch = self._function("one", kind, x.dtype, y.dtype, unit)
+        if launch is None:
+            return False
+        tiles = -(-where.elements // self._source.TILE)
+        launch(
+            min(tiles, self._programs),
+            (*[a // unit for a in addresses], *where, _bits(center), _bits(radius), row),
+        )
+        return True
+
+    def read_all(self, kind: int, readings: Sequence[ToRead]) -> list[int]:
+        """Take readings of tensors of one dtype, and another of all y, by one launch.
+
+        Returns the numbers of those that could not be taken: their memory is gone.
+        """
+        x, y, _ = readings[0][0]
+        held, table = _table(readings)  # held: copies of what has gaps live until they are read
+        gone: list[int] = np.flatnonzero((table[:, :3] == 0).any(axis=1)).tolist()
+        if gone:
+            table = np.delete(table, gone, axis=0)
+        unit = min(x.element_size(), y.element_size()) if (table[:, :3] % _UNIT).any() else _UNIT
+        launch = self._function("many", kind, x.dtype, y.dtype, unit)
+        if launch is not None:
+            self._launch_many(launch, table, unit)
+        else:
+            for i in set(range(len(readings))).difference(gone):
+                self.read(kind, *readings[i])
+        del held
+        return gone
+
+    def square_sums(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Return the sum of squares of each tensor, shape (n,), None where it cannot be done."""
+        return self._each(SQUARES, tensors, tensors)
+
+    def copies(self, tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor | None:
+        """Copy `tensors` to `copies`, which lie alike; return the sum of squares of each."""
+        return self._each(COPY, tensors, copies)
+
+    def differences(self, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor | None:
+        """Return the sum of squares of each difference; `others` lie as `tensors` do."""
+        return self._each(DIFFERENCE, tensors, others)
+
+    # --- launching ----------------------------------------------------------------------------
+
+    def _each(self, kind: int, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor | None:
+        """Read all pairs of tensors by one launch for each combination of dtypes."""
+        if not all([type(x) in _PLAIN and x.layout is torch.strided for x in xs]):
+            return None
+        groups: dict[tuple[torch.dtype, torch.dtype], list[int]] = defaultdict(list)
+        for i, x in enumerate(xs):
+            groups[x.dtype, ys[i].dtype].append(i)
+        if not all([x in DTYPES and y in DTYPES for x, y in groups]):
+            return None
+        launches = [self._function("many", kind, *group, _UNIT) for group in groups]
+        if not all(launches):
+            return None
+        addresses = np.array([x.data_ptr() for x in xs], np.int64)
+        others = addresses if ys is xs else np.array([y.data_ptr() for y in ys], np.int64)
+        table = np.empty((len(xs), 8), np.int64)
+        table[:, 0], table[:, 1], table[:, 2], table[:, 5:7] = addresses, others, others, 0
+        if all([x.is_contiguous() for x in xs]) and (
+            ys is xs or all([y.is_contiguous() for y in ys])
+        ):
+            table[:, 3], table[:, 4] = [x.numel() for x in xs], 1
+        else:
+            spans = [where for x in xs if (where := span(x)) is not None]
+            alike = ys is xs or all([x.stride() == y.stride() for x, y in zip(xs, ys, strict=True)])
+            if len(spans) < len(xs) or not alike:
+                return None
+            table[:, 3:5] = spans
+        if ((addresses == 0) & (table[:, 3] > 0)).any() or ((addresses | others) % _UNIT).any():
+            return None  # a shard that was freed has elements and no memory
+        out = torch.zeros(len(xs), dtype=torch.float64, device=self._device)
+        table[:, 7] = out.data_ptr() + 8 * np.arange(len(xs))
+        for launch, numbers in zip(launches, groups.values(), strict=True):
+            assert launch is not None
+            whole = len(numbers) == len(xs)
+            self._launch_many(launch, table if whole else table[numbers], _UNIT)
+        return out
+
+    def _launch_many(self, launch: Launch, table: Integers, unit: int) -> None:
+        """Read a table of entries, by as many programs as they have chunks."""
+        chunks = self._chunks_of(table[:, 3])
+        table[:, :3] //= unit
+        launch(len(chunks), (self._to_device(table).data_ptr(), chunks.data_ptr()))
+
+    def _chunks_of(self, sizes: Integers) -> Tensor:
+        """Return the number of an entry, and which chunk of it, for all chunks of entries."""
+        stream = (
+            torch_internals.raw_stream(self._device.index) if self._device.index is not None else 0
+        )
+        key = stream, sizes.tobytes()
+        chunks = self._chunks.get(key)
+        if chunks is None:
+            if len(self._chunks) == _TABLES:
+                self._chunks.clear()
+            counts = -(-sizes // self._source.CHUNK)
+            first = np.repeat(np.cumsum(counts) - counts, counts)
+            numbers = np.repeat(np.arange(len(sizes)), counts)
+            both = np.stack([numbers, np.arange(len(numbers)) - first], axis=1)
+            chunks = self._chunks[key] = self._to_device(both)
+        return chunks
+
+    def _to_device(self, numbers: Integers) -> Tensor:
+        if self._device.type == "cpu":
+            return torch.from_numpy(numbers)
+        pinned = torch.empty(numbers.shape, dtype=torch.int64, pin_memory=True)
+        pinned.numpy()[...] = numbers
+        return pinned.to(self._device, non_blocking=True)
+
+    # --- compiling ----------------------------------------------------------------------------
+
+    def prepare(self, dtypes: Iterable[torch.dtype]) -> None:
+        """Compile in the background what tensors of these dtypes will ask for."""
+        for dtype in dtypes:
+            if dtype in DTYPES:
+                for name in ("one", "many"):
+                    for kind in (SQUARES, MOMENTS, NONZERO, JOIN):
+                        self._function(name, kind, dtype, dtype, _UNIT)
+                for kind in (COPY, DIFFERENCE):
+                    self._function("many", kind, dtype, torch.float32, _UNIT)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until all that was asked for is compiled; return whether it is. Not for training."""
+        deadline = time.monotonic() + seconds
+        while self._asked - self._ready.keys() and self.problem is None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.005)
+        return self.problem is None
+
+    def _function(self, *made_for: Any) -> Launch | None:
+        found = self._ready.get(made_for)
+        if found is None and self.problem is None and made_for not in self._asked:
+            function = _Function(*made_for)
+            self._asked.add(function)
+            self._queue.put(function)
+            if self._worker is None or not self._worker.is_alive():
+                self._worker = threading.Thread(
+                    target=self._compile_all, name="gradscope-compile", daemon=True
+                )
+                self._worker.start()
+        return found
+
+    def _compile_all(self) -> None:
+        """Compile what is asked for; on a thread of its own."""
+        while True:
+            try:
+                function = self._queue.get(timeout=_PATIENCE)
+            except Empty:
+                return
+            try:
+                launch = self._compile(function)
+            except Exception as error:  # whatever compiler, driver or cache folder come up with
+                reason = (str(error).strip() or "no reason given").splitlines()[0]
+                self.problem = f"{type(error).__name__}: {reason}"
+                self._ready.clear()
+                return
+            self._ready[function] = launch
+
+    def _compile(self, made_for: _Function) -> Launch:
+        source, function = self._source, getattr(self._source, made_for.name)
+        x, y = (_triton_dtype(dtype) for dtype in (made_for.x, made_for.y))
+        constants: tuple[Any, ...] = (made_for.kind, x, y, made_for.unit, source.TILE)
+        count = source.FIELDS
+        if made_for.name == "many":
+            count = 2
+            constants += (source.CHUNK, source.FIELDS, made_for.x.itemsize, made_for.y.itemsize)
+        if self._device.type == "cpu":  # Triton's interpreter
+            return lambda programs, arguments: function[(programs,)](*arguments, *constants)
+        with torch.cuda.device(self._device), torch.cuda.stream(_stream(self._device)):
+            compiled = function.warmup(*[_LONG] * count, *constants, grid=(1,), num_warps=_WARPS)
+            launch = _direct(compiled, constants, self._device)
+            self._try(made_for, launch)
+        return launch
+
+    def _try(self, made_for: _Function, launch: Launch) -> None:
+        """Read numbers that are known; on an accelerator this loads the function, too."""
+        x = torch.full((3,), 2.0, dtype=made_for.x, device=self._device)
+        y = torch.full((3,), 1.0, dtype=made_for.y, device=self._device)
+        row = torch.zeros(5, dtype=torch.float64, device=self._device)
+        if made_for.name == "one":
+            addresses = [t.data_ptr() // made_for.unit for t in (x, y, y)]
+            launch(1, (*addresses, 3, 1, 0, 0, row.data_ptr()))
+        else:
+            _, table = _table([((x, y, y), 0.0, 0.0, row.data_ptr())])
+            self._launch_many(launch, table, made_for.unit)
+        expected = 3.0 if made_for.kind in (DIFFERENCE, JOIN) else 12.0
+        if (found := _first(row)) != expected:
+            raise ArithmeticError(f"{made_for.name}: read {found} for {expected}")
+
+
+def _table(readings: Sequence[ToRead]) -> tuple[list[Tensors], Integers]:
+    """Return the tensors of readings and their entries, addresses in bytes."""
+    held = [tensors for tensors, *_ in readings]
+    table = np.empty((len(readings), 8), np.int64)
+    if all([x.is_contiguous() for x, _, z in held]) and all(
+        [x is z or (y.is_contiguous() and z.is_contiguous()) for x, y, z in held]
+    ):
+        table[:, 3], table[:, 4] = [x.numel() for x, _, _ in held], 1
+    else:
+        alike = [_alike(tensors) for tensors in held]
+        held = [tensors for tensors, _ in alike]
+        table[:, 3:5] = [where for _, where in alike]
+    for i in range(3):
+        table[:, i] = [tensors[i].data_ptr() for tensors in held]
+        if i == 0 and all([x is z for x, _, z in held]):
+            table[:, 1], table[:, 2] = table[:, 0], table[:, 0]
+            break
+    for i in (1, 2):  # center, radius
+        numbers = np.array([reading[i] for reading in readings], np.float32)
+        table[:, 4 + i] = numbers.view(np.int32)
+    table[:, 7] = [reading[3] for reading in readings]
+    return held, table
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _first(row: Tensor) -> float:
+    """Return the first number of `row`, by no call that a user may have forbidden."""
+    host = torch.empty(row.shape, dtype=row.dtype, pin_memory=True)
+    host.copy_(row, non_blocking=True)
+    arrived = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    arrived.record()
+    arrived.synchronize()
+    return float(host[0])
+
+
+def _direct(compiled: Any, constants: tuple[Any, ...], device: torch.device) -> Launch:
+    """Return what launches a compiled function, without Triton's look at every argument.
+
+    Nine microseconds instead of twenty.
+    """
+    run, handle, packed = compiled.run, compiled.function, compiled.packed_metadata
+    index = device.index
+
+    def launch(programs: int, arguments: tuple[int, ...]) -> None:
+        if torch.cuda.current_device() != index:
+            with torch.cuda.device(index):
+                return launch(programs, arguments)
+        stream = torch_internals.raw_stream(index)
+        run(programs, 1, 1, stream, handle, packed, None, None, None, *arguments, *constants)
+
+    return launch
+
+
+def _unit(x: Tensor, y: Tensor, addresses: Iterable[int]) -> int:
+    """Return the bytes that all addresses are multiples of, as far as that matters."""
+    if any(address % _UNIT for address in addresses):
+        return min(x.element_size(), y.element_size())
+    return _UNIT
+
+
+def _triton_dtype(dtype: torch.dtype) -> Any:
+    from triton import language
+
+    return getattr(language, DTYPES[dtype])
+
+
+@lru_cache(256)
+def _bits(value: float) -> int:
+    bits: int = struct.unpack("i", struct.pack("f", value))[0]
+    return bits
+
+
+# --- which kernel -------------------------------------------------------------------------------
+
+by_interpreter = False
+"""Whether tensors on the CPU are read by Triton's interpreter, for which TRITON_INTERPRET=1 must be
+set before Triton is imported: this is for tests."""
+
+_made: dict[torch.device, Kernel] = {}
+_missing: dict[torch.device, str] = {}
+
+
+@cache
+def kernel(device: torch.device) -> Kernel | None:
+    """Return the kernel of a device, None where it is not wanted or there is no Triton for it."""
+    if os.environ.get("GRADSCOPE_KERNEL") == "0":
+        return None
+    if device.type != "cuda" and not (device.type == "cpu" and by_interpreter):
+        return None
+    try:
+        from gradscope.measure import triton_kernels
+    except ImportError as error:
+        _missing[device] = str(error)
+        return None
+    _made[device] = Kernel(device, triton_kernels)
+    return _made[device]
+
+
+def may_read(x: Tensor) -> bool:
+    """Whether `x` is on a device that could have a kernel."""
+    return x.is_cuda or by_interpreter
+
+
+def kernel_of(x: Tensor) -> Kernel | None:
+    """Return the kernel of the device of `x`, None for a tensor on the CPU."""
+    return kernel(x.device) if may_read(x) else None
+
+
+def stream_of(x: Tensor) -> tuple[int, int]:
+    """Return what tells the current stream of the device of `x` from all others."""
+    index = x.get_device()
+    return (index, torch_internals.raw_stream(index)) if index >= 0 else (index, 0)
+
+
+def prepare(tensors: Iterable[Tensor]) -> None:
+    """Compile in the background what the devices and dtypes of `tensors` will ask for."""
+    found: dict[Kernel, set[torch.dtype]] = defaultdict(set)
+    for x in tensors:
+        if (fast := kernel_of(x)) is not None:
+            found[fast].add(x.dtype)
+    for fast, dtypes in found.items():
+        fast.prepare(sorted(dtypes, key=str))
+
+
+def problems() -> list[str]:
+    """Return a sentence for each device that has no kernel though it could have one."""
+    found = _missing | {d: k.problem for d, k in list(_made.items()) if k.problem is not None}
+    return [
+        f"tensors on {device} are read by torch, which costs more time, since Triton cannot be"
+        f" used: {reason}"
+        for device, reason in found.items()
+    ]

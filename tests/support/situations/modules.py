@@ -1,0 +1,72 @@
+"""Models whose forward does more than to call one layer after the other."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim import SGD
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+from loops import batches, loss_of, net
+
+
+def checkpointed():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    yield model
+    for x, y in batches(3):
+        hidden = checkpoint_sequential(model[:4], 2, x, use_reentrant=False)
+        out = checkpoint(model[4], hidden, use_reentrant=False)
+        nn.functional.cross_entropy(out, y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def features_kept_by_a_hook():
+    model = net()
+    found: list[torch.Tensor] = []
+    model[1].register_forward_hook(lambda module, args, out: found.append(out))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    yield model
+    for batch in batches(3):
+        found.clear()
+        (loss_of(model, batch) + 3 * sum(f.square().mean() for f in found)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell, self.head = nn.Linear(10, 5), nn.Linear(5, 2)
+        self.double()
+
+    def forward(self, x):
+        state = torch.zeros_like(x)
+        for _ in range(4):
+            state = torch.tanh(self.cell(torch.cat([x, state], 1)))
+        return self.head(state)
+
+
+def one_layer_many_times():
+    model = Recurrent()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    yield model
+    for batch in batches(3):
+        loss_of(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def evaluated_in_between():
+    model = net()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    yield model
+    for batch in batches(3):
+        loss_of(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            loss_of(model.eval(), batch)
+        model.train()
