@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradscope
+from gradscope.measure import gpu_kernel
 from reference import Reference
 
 pytestmark = [
@@ -81,6 +82,121 @@ def test_readings_equal_plain_autograd_on_the_device(tmp_path):
         assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-5)
         if reference.gradient(name):
             assert read.grad_norm[name] == pytest.approx(reference.gradient(name), rel=1e-5)
+
+
+class Convolutions(nn.Module):
+    """Residual, normalised, its activations in place: most outputs are overwritten at once."""
+
+    def __init__(self, width=64):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(self.block(width) for _ in range(3))
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(width, 4)
+
+    @staticmethod
+    def block(width):
+        convolution = lambda: nn.Conv2d(width, width, 3, padding=1, bias=False)  # noqa: E731
+        return nn.Sequential(
+            convolution(),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            convolution(),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = self.relu(x + block(x))
+        return self.head(x.mean((2, 3)))
+
+
+def images(n):
+    torch.manual_seed(1)
+    x = [torch.randn(16, 3, 24, 24).to(memory_format=torch.channels_last) for _ in range(n)]
+    return [(b.cuda(), torch.randint(0, 4, (16,)).cuda()) for b in x]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_read_what_plain_autograd_has_at_once_and_together(dtype, tmp_path):
+    torch.manual_seed(0)
+    model = Convolutions().cuda().to(memory_format=torch.channels_last)
+    data = images(6)
+    seen: dict[str, list[float]] = {}
+    for name, layer in model.named_modules():
+        if name and not list(layer.children()):
+            keep = seen.setdefault(name, [])
+            layer.register_forward_hook(
+                lambda _, __, out, keep=keep: keep.append(out.double().norm().item())
+            )
+
+    def step(x, y):
+        with torch.autocast("cuda", dtype, enabled=dtype is not torch.float32):
+            return F.cross_entropy(model(x), y)
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for i, (x, y) in enumerate(data):
+            optimizer.zero_grad()
+            junk = [torch.randn(2**18, device="cuda") for _ in range(8)]
+            loss = step(x, y)
+            del junk
+            loss.backward()
+            grads = [float(p.grad.double().norm()) for p in model.head.parameters()]
+            optimizer.step()
+            if i == 2:  # by now the kernels are there, and what may wait is known
+                kernel = gpu_kernel.kernel(x.device)
+                assert kernel.wait(60), kernel.problem
+            scope.flush()
+    run = scope.run
+    assert run.notes == []
+    read = run.frame().pivot(index="step", columns="name", values="activation_norm")
+    for name, norms in seen.items():
+        calls = len(norms) // len(data)
+        expected = np.sqrt(np.square(np.reshape(norms, (len(data), calls))).sum(1))
+        np.testing.assert_allclose(read[name], expected, rtol=1e-5, err_msg=name)
+    last = run.frame().query("step == 5").set_index("name")
+    assert last.grad_norm["head"] == pytest.approx(np.hypot(*grads), rel=1e-5)
+    assert len(run.shortcuts) == 3
+    split = run.shortcut_readings.query("step == 5")
+    energy = split.shortcut_norm**2 + split.branch_norm**2
+    both = energy + 2 * split.cosine * split.shortcut_norm * split.branch_norm
+    tolerance = 1e-4 if dtype is torch.float32 else 2e-2  # the sum is rounded as the net's tensors
+    np.testing.assert_allclose(np.sqrt(both), split.total_norm, rtol=tolerance)
+    assert (split.other_norm == 0).all()
+
+
+def test_a_captured_training_goes_on_as_without_us_and_is_told_of(tmp_path):
+    def captured(watched):
+        model, (x, y) = net(), batches(1)[0]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scope = gradscope.watch(model, tmp_path / "run") if watched else None
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                optimizer.zero_grad(set_to_none=True)
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        torch.cuda.current_stream().wait_stream(side)
+        if scope is not None:  # a compiler at work on another thread would spoil the capture
+            assert gpu_kernel.kernel(x.device).wait(60)
+        graph = torch.cuda.CUDAGraph()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+        for _ in range(5):
+            graph.replay()
+        if scope is not None:
+            scope.close()
+            assert scope.run.steps.step.tolist() == [0, 1, 2]
+            assert any("CUDA graph" in str(note) for note in scope.run.notes)
+        return [p.detach().clone() for p in model.parameters()]
+
+    for bare, watched in zip(captured(False), captured(True), strict=True):
+        assert torch.equal(bare, watched)
 
 
 def test_weights_are_the_same_to_the_bit(tmp_path):

@@ -17,7 +17,10 @@ import pytest
 import torch
 
 import gradscope
+import situations
+import truth
 from gradscope.session import sinks
+from situations import accumulation
 
 ROOT = Path(__file__).parents[1]
 RECIPE = r"```python\n(# (\S+\.py).*?)```"
@@ -39,7 +42,7 @@ def module_of(file: str, patch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_recipe_is_shorter_than_30_lines():
-    assert len(recipes()) == 5
+    assert len(recipes()) == 6
     assert [file for file, block in recipes().items() if block.count("\n") >= 30] == []
 
 
@@ -205,3 +208,18 @@ def test_the_recipe_for_an_integration_gets_readings(monkeypatch, tmp_path):
         model(torch.ones(3, 2)).sum().backward()
         torch.optim.SGD(model.parameters(), lr=0.1).step()
     assert experiment.got[0]["grad_norm/(root)"] == pytest.approx(27**0.5)
+
+
+# --- a situation, which joins those that are there ------------------------------------------------
+
+
+def test_the_situation_of_the_recipe_joins_the_others_as_it_stands(monkeypatch, tmp_path):
+    file = "tests/support/situations/accumulation.py"
+    before = situations.found()
+    with monkeypatch.context() as patch:
+        patch.setattr(accumulation, "first_batch_twice", None, raising=False)
+        exec(compile(recipes()[file], file, "exec"), vars(accumulation))
+        found = situations.found()
+    (name,) = found.keys() - before.keys()
+    assert name == "accumulation.first_batch_twice"
+    truth.hold(found[name], tmp_path / "run")

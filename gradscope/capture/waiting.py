@@ -20,10 +20,10 @@ from gradscope.autograd.torch_internals import version
 from gradscope.measure.gpu_kernel import Kernel, Tensors
 from gradscope.measure.sums import Derivation, Rows
 
-SMALL = 2**20
+SMALL = 2**23
 """Elements of a tensor that may wait."""
 
-_ELEMENTS = 2**23  # that wait at most, and how many tensors
+_ELEMENTS = 2**25  # that wait at most, and how many tensors
 _TENSORS = 512
 
 Meaning = tuple[Derivation, int, tuple[Any, ...]]

@@ -46,13 +46,14 @@ class Census(NamedTuple):
 
 def is_dense(x: Tensor) -> bool:
     """Whether `x` is an ordinary tensor of real numbers, which `dense` would at most detach."""
-    return type(x) is Tensor and x.layout is torch.strided and not x.is_complex()
+    plain = type(x) is Tensor and x.layout is torch.strided and not x.is_complex()
+    return plain and x.element_size() > 1
 
 
 def in_memory(x: Tensor) -> Tensor:
     """Return what of `x` lies here as a strided tensor: itself, as a rule, else `dense(x)`."""
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided
-    return x if plain and not x.is_complex() else dense(x)
+    return x if plain and not x.is_complex() and x.element_size() > 1 else dense(x)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -60,6 +61,7 @@ def dense(x: Tensor) -> Tensor:
 
     A complex tensor becomes its real and imaginary parts, a sparse one its coalesced values, a
     distributed one its local shard: each has the same L2 norm, the last up to its other shards.
+    One of 8-bit floating point, with which nothing can be computed, becomes one of 32 bits.
     """
     if x.requires_grad:
         x = x.detach()
@@ -72,7 +74,7 @@ def dense(x: Tensor) -> Tensor:
         x = x.coalesce().values() if x.layout is torch.sparse_coo else x.values()
     if x.is_complex():
         x = torch.view_as_real(x.resolve_conj())
-    return x
+    return x.float() if x.element_size() == 1 else x
 
 
 def norm(x: Tensor) -> Reading:
@@ -88,6 +90,11 @@ def norm(x: Tensor) -> Reading:
     x = dense(x)
     if x.is_cpu:
         return host.norm(x)
+    if x.dtype is torch.float64:  # squares may leave the range
+        peak = torch.linalg.vector_norm(x, math.inf)
+        peak = torch.where((peak > 0) & peak.isfinite(), peak, 1.0)
+        scaled: Tensor = torch.linalg.vector_norm(x / peak) * peak
+        return scaled
     return torch_internals.norms([x], _wide(x))[0]  # one pass: vector_norm would copy to float64
 
 
@@ -110,6 +117,8 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     tensors = [dense(x) for x in tensors]
     if tensors[0].is_cpu:
         return torch.tensor(host.norms(tensors), dtype=torch.float64)
+    if any(x.dtype is torch.float64 for x in tensors):
+        return torch.stack([torch.as_tensor(norm(x)) for x in tensors])
     return torch.stack(torch_internals.norms(tensors, _wide(tensors[0])))
 
 

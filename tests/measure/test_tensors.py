@@ -12,7 +12,6 @@ from torch import Tensor
 
 import ways
 from gradscope import measure
-from gradscope.measure import gpu_kernel
 
 
 @pytest.fixture(
@@ -25,7 +24,7 @@ from gradscope.measure import gpu_kernel
 def way(request, monkeypatch) -> Iterator[ways.Way]:
     """Each way of reading that this machine has."""
     yield ways.way_named(request.param, monkeypatch)
-    gpu_kernel.kernel.cache_clear()
+    ways.forget()
 
 
 def exact(x: Tensor) -> np.ndarray:
@@ -163,3 +162,22 @@ def test_a_cosine_neither_overflows_nor_underflows(way):
         cosine = way.cosine(x, y)
         assert cosine == pytest.approx(expected, rel=1e-4)
     assert math.isnan(way.cosine(a, torch.zeros(5000)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_tensors_of_8_bits_are_read_as_what_they_stand_for(dtype, way):
+    x = torch.randn(500).to(dtype)
+    assert way.norm(x) == pytest.approx(exact_norm(x), rel=1e-6)
+    assert way.census(x, 0.0).mean == pytest.approx(float(exact(x).mean()), rel=1e-5)
+
+
+def test_overlapping_and_shifted_tensors_are_read_element_by_element(way):
+    base = torch.randn(1000)
+    for x in (
+        base.unfold(0, 20, 3),
+        base[1:],
+        base[3:].bfloat16()[1:],
+        base.as_strided((30, 7, 5), (2, 1, 9)),
+        torch.empty(0, 4),
+    ):
+        assert way.norm(x) == pytest.approx(exact_norm(x), rel=1e-6)

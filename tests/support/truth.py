@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import (
@@ -12,7 +16,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+import gradscope
 from reference import root_sum_square
+from situations import Situation
 
 Row = dict[str, dict[str, float]]  # metric -> layer -> number
 
@@ -112,3 +118,32 @@ class Truth:
         for kept in (self._signals, self._accumulated, self._clipped, self._before, self._after):
             kept.clear()
         self._stepped.clear()
+
+
+def hold(situation: Situation, folder: Path, every: int = 1) -> None:
+    """Train watched and with `Truth`, and hold all readings of the one against the other."""
+    plain, truth = _trained(situation, Truth)
+    model, scope = _trained(situation, lambda model: gradscope.watch(model, folder, every=every))
+    for p, q in zip(plain.parameters(), model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    run = scope.run
+    assert run.notes == []
+    rows = dict(list(enumerate(truth.rows))[::every])
+    assert run.steps.step.tolist() == list(rows)
+    frame = run.frame().set_index(["step", "name"])
+    for step, row in rows.items():
+        read = frame.loc[step]
+        for metric, expected in row.items():
+            found = read[metric].dropna().to_dict()
+            expected = {name: value for name, value in expected.items() if name in read.index}
+            assert found == pytest.approx(expected, rel=1e-9), (step, metric)
+
+
+def _trained(situation: Situation, watch: Callable[[nn.Module], Any]) -> tuple[nn.Module, Any]:
+    """Train with what `watch` makes of the model around it; return both."""
+    training = situation()
+    model = next(training)
+    with watch(model) as watching:
+        for _ in training:
+            pass
+    return model, watching

@@ -15,6 +15,9 @@ from gradscope.measure.cpu_kernel import kernel as cpu_kernel
 from gradscope.measure.gpu_kernel import CENSUS, PAIR, SQUARES, Kernel
 from gradscope.measure.sums import Rows
 
+forget = gpu_kernel.kernel.cache_clear
+"""Have the kernels of devices looked for anew."""
+
 NAMES = ("C", "torch", "Triton", "torch on a GPU", "Triton on a GPU")
 
 
@@ -128,11 +131,11 @@ def interpret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensors, "kernel", lambda: None)
     monkeypatch.setattr(gpu_kernel, "by_interpreter", True)
     monkeypatch.setattr(gpu_kernel, "_made", {})
-    gpu_kernel.kernel.cache_clear()
+    forget()
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
     interpret(monkeypatch)
     yield
-    gpu_kernel.kernel.cache_clear()
+    forget()
