@@ -31,6 +31,7 @@ from gradscope.capture.waiting import (
 )
 from gradscope.measure import Reading, gpu_kernel, sums
 from gradscope.measure.activations import activation_readings, whole_rule
+from gradscope.measure.gpu_compiler import DTYPES
 from gradscope.measure.gpu_kernel import (
     CENSUS,
     JOIN,
@@ -368,7 +369,7 @@ class Readings:
         ]
 
 
-_JOINS = {dtype: partial(sums.join_of, torch.finfo(dtype).eps) for dtype in gpu_kernel.DTYPES}
+_JOINS = {dtype: partial(sums.join_of, torch.finfo(dtype).eps) for dtype in DTYPES}
 
 
 def _kind(radius: float) -> int:

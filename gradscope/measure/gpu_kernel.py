@@ -1,22 +1,18 @@
 """The Triton kernels behind tensors on a GPU: one pass over each, nothing waits, nothing is kept.
 
-They are compiled in the background, each for a device and a dtype when that is first seen, and
-tried on numbers that are known before they are trusted. Until then, and where there is no Triton,
-or no compiler for it, or GRADSCOPE_KERNEL=0 asks for it, everything is read by torch (tensors.py).
+Until they are compiled (gpu_compiler.py), and where there is no Triton, or no compiler for it, or
+GRADSCOPE_KERNEL=0 asks for it, everything is read by torch (tensors.py).
 """
 
 from __future__ import annotations
 
 import os
 import struct
-import threading
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
-from queue import Empty, SimpleQueue
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,23 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradscope.autograd import torch_internals
+from gradscope.measure.gpu_compiler import DTYPES, Compiler, Function, Launch
 
 SQUARES, MOMENTS, NONZERO, CENSUS, PAIR, COPY, DIFFERENCE, JOIN = range(8)
 """Kinds of sums, as in triton_kernels.py."""
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-"""What is read, as Triton calls it."""
-
 _PLAIN = (Tensor, nn.Parameter)
 _UNIT = 16  # bytes: the widest load
-_WARPS = 4
 _PROGRAMS = 8  # a multiprocessor, at most
-_LONG = 2**40  # sure to be taken for an integer of 64 bits
-_PATIENCE = 10  # seconds without anything to compile, after which the thread ends
 _TABLES = 64  # that are remembered
-
-Launch = Callable[[int, tuple[int, ...]], None]
-"""Called with a number of programs and the arguments that the function was not compiled for."""
 
 Integers = NDArray[np.int64]
 
@@ -89,36 +77,16 @@ def _alike(tensors: Tensors) -> tuple[Tensors, Span]:
     return (x, x, x), Span(x.numel(), 1)
 
 
-class _Function(NamedTuple):
-    """What a compiled function is made for."""
-
-    name: str  # "one" or "many"
-    kind: int
-    x: torch.dtype
-    y: torch.dtype
-    unit: int
-
-
 class Kernel:
-    """The compiled functions of one device. What is not compiled yet is being compiled.
-
-    Attributes
-    ----------
-    problem : str or None
-        Why there are none.
-    """
+    """Reads tensors of one device by compiled functions. What is not compiled yet is compiled."""
 
     def __init__(self, device: torch.device, source: ModuleType) -> None:
-        self.problem: str | None = None
         self._device = device
         self._source = source
-        self._ready: dict[tuple[Any, ...], Launch] = {}
-        self._asked: set[_Function] = set()
+        self._compiler = Compiler(device, source, self._try)
         self._chunks: dict[tuple[int, bytes], Tensor] = {}
         properties = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         self._programs = _PROGRAMS * (properties.multi_processor_count if properties else 1)
-        self._queue: SimpleQueue[_Function] = SimpleQueue()
-        self._worker: threading.Thread | None = None
 
     @staticmethod
     def takes(x: Tensor) -> bool:
@@ -140,7 +108,7 @@ class Kernel:
         x, y, _ = tensors
         addresses = [tensor.data_ptr() for tensor in tensors]
         unit = _unit(x, y, addresses)
-        launch = self._function("one", kind, x.dtype, y.dtype, unit)
+        launch = self._compiler.get("one", kind, x.dtype, y.dtype, unit)
         if launch is None:
             return False
         tiles = -(-where.elements // self._source.TILE)
@@ -161,7 +129,7 @@ class Kernel:
         if gone:
             table = np.delete(table, gone, axis=0)
         unit = min(x.element_size(), y.element_size()) if (table[:, :3] % _UNIT).any() else _UNIT
-        launch = self._function("many", kind, x.dtype, y.dtype, unit)
+        launch = self._compiler.get("many", kind, x.dtype, y.dtype, unit)
         if launch is not None:
             self._launch_many(launch, table, unit)
         else:
@@ -193,7 +161,7 @@ class Kernel:
             groups[x.dtype, ys[i].dtype].append(i)
         if not all([x in DTYPES and y in DTYPES for x, y in groups]):
             return None
-        launches = [self._function("many", kind, *group, _UNIT) for group in groups]
+        launches = [self._compiler.get("many", kind, *group, _UNIT) for group in groups]
         if not all(launches):
             return None
         addresses = np.array([x.data_ptr() for x in xs], np.int64)
@@ -250,7 +218,12 @@ class Kernel:
         pinned.numpy()[...] = numbers
         return pinned.to(self._device, non_blocking=True)
 
-    # --- compiling ----------------------------------------------------------------------------
+    # --- compiled functions ---------------------------------------------------------------------
+
+    @property
+    def problem(self) -> str | None:
+        """Why there are none, if they cannot be had."""
+        return self._compiler.problem
 
     def prepare(self, dtypes: Iterable[torch.dtype]) -> None:
         """Compile in the background what tensors of these dtypes will ask for."""
@@ -258,65 +231,15 @@ class Kernel:
             if dtype in DTYPES:
                 for name in ("one", "many"):
                     for kind in (SQUARES, MOMENTS, NONZERO, JOIN):
-                        self._function(name, kind, dtype, dtype, _UNIT)
+                        self._compiler.get(name, kind, dtype, dtype, _UNIT)
                 for kind in (COPY, DIFFERENCE):
-                    self._function("many", kind, dtype, torch.float32, _UNIT)
+                    self._compiler.get("many", kind, dtype, torch.float32, _UNIT)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all that was asked for is compiled; return whether it is. Not for training."""
-        deadline = time.monotonic() + seconds
-        while self._asked - self._ready.keys() and self.problem is None:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.005)
-        return self.problem is None
+        """Wait until all is compiled that was asked for; return whether it is. Not for training."""
+        return self._compiler.wait(seconds)
 
-    def _function(self, *made_for: Any) -> Launch | None:
-        found = self._ready.get(made_for)
-        if found is None and self.problem is None and made_for not in self._asked:
-            function = _Function(*made_for)
-            self._asked.add(function)
-            self._queue.put(function)
-            if self._worker is None or not self._worker.is_alive():
-                self._worker = threading.Thread(
-                    target=self._compile_all, name="gradscope-compile", daemon=True
-                )
-                self._worker.start()
-        return found
-
-    def _compile_all(self) -> None:
-        """Compile what is asked for; on a thread of its own."""
-        while True:
-            try:
-                function = self._queue.get(timeout=_PATIENCE)
-            except Empty:
-                return
-            try:
-                launch = self._compile(function)
-            except Exception as error:  # whatever compiler, driver or cache folder come up with
-                reason = (str(error).strip() or "no reason given").splitlines()[0]
-                self.problem = f"{type(error).__name__}: {reason}"
-                self._ready.clear()
-                return
-            self._ready[function] = launch
-
-    def _compile(self, made_for: _Function) -> Launch:
-        source, function = self._source, getattr(self._source, made_for.name)
-        x, y = (_triton_dtype(dtype) for dtype in (made_for.x, made_for.y))
-        constants: tuple[Any, ...] = (made_for.kind, x, y, made_for.unit, source.TILE)
-        count = source.FIELDS
-        if made_for.name == "many":
-            count = 2
-            constants += (source.CHUNK, source.FIELDS, made_for.x.itemsize, made_for.y.itemsize)
-        if self._device.type == "cpu":  # Triton's interpreter
-            return lambda programs, arguments: function[(programs,)](*arguments, *constants)
-        with torch.cuda.device(self._device), torch.cuda.stream(_stream(self._device)):
-            compiled = function.warmup(*[_LONG] * count, *constants, grid=(1,), num_warps=_WARPS)
-            launch = _direct(compiled, constants, self._device)
-            self._try(made_for, launch)
-        return launch
-
-    def _try(self, made_for: _Function, launch: Launch) -> None:
+    def _try(self, made_for: Function, launch: Launch) -> None:
         """Read numbers that are known; on an accelerator this loads the function, too."""
         x = torch.full((3,), 2.0, dtype=made_for.x, device=self._device)
         y = torch.full((3,), 1.0, dtype=made_for.y, device=self._device)
@@ -356,10 +279,6 @@ def _table(readings: Sequence[ToRead]) -> tuple[list[Tensors], Integers]:
     return held, table
 
 
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
 def _first(row: Tensor) -> float:
     """Return the first number of `row`, by no call that a user may have forbidden."""
     host = torch.empty(row.shape, dtype=row.dtype, pin_memory=True)
@@ -370,35 +289,11 @@ def _first(row: Tensor) -> float:
     return float(host[0])
 
 
-def _direct(compiled: Any, constants: tuple[Any, ...], device: torch.device) -> Launch:
-    """Return what launches a compiled function, without Triton's look at every argument.
-
-    Nine microseconds instead of twenty.
-    """
-    run, handle, packed = compiled.run, compiled.function, compiled.packed_metadata
-    index = device.index
-
-    def launch(programs: int, arguments: tuple[int, ...]) -> None:
-        if torch.cuda.current_device() != index:
-            with torch.cuda.device(index):
-                return launch(programs, arguments)
-        stream = torch_internals.raw_stream(index)
-        run(programs, 1, 1, stream, handle, packed, None, None, None, *arguments, *constants)
-
-    return launch
-
-
 def _unit(x: Tensor, y: Tensor, addresses: Iterable[int]) -> int:
     """Return the bytes that all addresses are multiples of, as far as that matters."""
     if any(address % _UNIT for address in addresses):
         return min(x.element_size(), y.element_size())
     return _UNIT
-
-
-def _triton_dtype(dtype: torch.dtype) -> Any:
-    from triton import language
-
-    return getattr(language, DTYPES[dtype])
 
 
 @lru_cache(256)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import gradscope
 from gradscope.capture import calls, updates
-from gradscope.measure import gpu_kernel
+from gradscope.measure import gpu_compiler, gpu_kernel
 from reference import Reference
 from ways import interpreted  # noqa: F401
 
@@ -76,13 +76,13 @@ def prepared():
 def launches(kernel):
     """Count what is launched from now on, by the name of the function."""
     counts = {"one": 0, "many": 0}
-    for made_for, launch in list(kernel._ready.items()):
+    for made_for, launch in list(kernel._compiler._ready.items()):
 
         def counted(programs, arguments, launch=launch, name=made_for[0]):
             counts[name] += 1
             launch(programs, arguments)
 
-        kernel._ready[made_for] = counted
+        kernel._compiler._ready[made_for] = counted
     return counts
 
 
@@ -209,7 +209,7 @@ def test_without_a_working_compiler_torch_reads_and_one_note_says_why(tmp_path, 
     def broken(self, made_for):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(gpu_kernel.Kernel, "_compile", broken)
+    monkeypatch.setattr(gpu_compiler.Compiler, "_compile", broken)
     model = net()
     with gradscope.watch(model, tmp_path / "run") as scope:
         gpu_kernel.kernel(torch.device("cpu")).wait(60)
