@@ -50,7 +50,7 @@ class Compiler:
     Attributes
     ----------
     problem : str or None
-        Why nothing is compiled any more.
+        What could not be compiled, as bfloat16 for a card without it, and why.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class Compiler:
         self._try_out = try_out
         self._ready: dict[Function, Launch] = {}
         self._asked: set[Function] = set()
+        self._failed: set[Function] = set()
         self._queue: list[Function] = []
         self._lock = threading.Lock()
         self._is_working = False
@@ -72,7 +73,7 @@ class Compiler:
     def get(self, *made_for: Any) -> Launch | None:
         """Return what launches a `Function`; None if it has yet to be compiled, or cannot be."""
         found: Launch | None = self._ready.get(made_for)  # type: ignore[call-overload]
-        if found is None and self.problem is None and made_for not in self._asked:
+        if found is None and made_for not in self._asked:
             function = Function(*made_for)
             with self._lock:
                 self._asked.add(function)
@@ -86,11 +87,11 @@ class Compiler:
     def wait(self, seconds: float) -> bool:
         """Wait until all is compiled that was asked for; return whether it is. Not for training."""
         deadline = time.monotonic() + seconds
-        while self._asked - self._ready.keys() and self.problem is None:
+        while self._asked - self._failed - self._ready.keys():
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.005)
-        return self.problem is None
+        return not self._failed
 
     def _compile_all(self) -> None:
         """Compile what is asked for; on a thread of its own."""
@@ -103,10 +104,10 @@ class Compiler:
             try:
                 self._ready[function] = self._compile(function)
             except Exception as error:  # whatever compiler, driver or cache folder come up with
+                self._failed.add(function)
                 reason = (str(error).strip() or "no reason given").splitlines()[0]
-                self.problem = f"{type(error).__name__}: {reason}"
-                self._ready.clear()
-                return
+                dtype = DTYPES[function.x]
+                self.problem = f"{reason} ({type(error).__name__}, for tensors of {dtype})"
 
     def _compile(self, made_for: Function) -> Launch:
         source, function = self._source, getattr(self._source, made_for.name)

@@ -358,7 +358,7 @@ def problems() -> list[str]:
     """Return a sentence for each device that has no kernel though it could have one."""
     found = _missing | {d: k.problem for d, k in list(_made.items()) if k.problem is not None}
     return [
-        f"tensors on {device} are read by torch, which costs more time, since Triton cannot be"
+        f"tensors on {device} are read by torch, which costs more time, where Triton cannot be"
         f" used: {reason}"
         for device, reason in found.items()
     ]

@@ -216,7 +216,27 @@ def test_without_a_working_compiler_torch_reads_and_one_note_says_why(tmp_path, 
         train(model, 2)
     assert scope.run.frame()[["signal_norm", "activation_norm"]].notna().all(axis=None)
     (note,) = scope.run.notes
-    assert "no space left on device" in str(note) and "read by torch" in str(note)
+    assert "no space left on device" in str(note)
+    assert "read by torch" in str(note)
+
+
+def test_one_dtype_that_cannot_be_compiled_leaves_the_others_to_their_kernels(monkeypatch):
+    compiled = gpu_compiler.Compiler._compile
+
+    def without_halves(self, made_for):
+        if made_for.x is torch.bfloat16:
+            raise RuntimeError("bf16 is not supported on this card")
+        return compiled(self, made_for)
+
+    monkeypatch.setattr(gpu_compiler.Compiler, "_compile", without_halves)
+    kernel = gpu_kernel.kernel(torch.device("cpu"))
+    kernel.prepare([torch.float32, torch.bfloat16])
+    assert not kernel.wait(60)
+    x = torch.randn(7)
+    assert kernel.square_sums([x]).item() == pytest.approx(float(x.double().square().sum()))
+    assert kernel.square_sums([x.bfloat16()]) is None
+    (sentence,) = gpu_kernel.problems()
+    assert "bf16 is not supported" in sentence and "bfloat16" in sentence
 
 
 def test_without_triton_torch_reads_and_one_note_says_so(tmp_path, monkeypatch):
