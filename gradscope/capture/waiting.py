@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from gradscope.autograd.torch_internals import version
-from gradscope.measure.gpu_kernel import Kernel, Tensors
+from gradscope.measure.gpu_kernel import Kernel, Tensors, by_torch
 from gradscope.measure.sums import Derivation, Rows
 
 SMALL = 2**23
@@ -119,9 +119,7 @@ class Waiting:
         place: Place,
     ) -> None:
         """Let sums be read, as `Kernel.read` does, with others, to row `number` of `rows`."""
-        x, y, z = tensors
-        versions = version(x) if x is z else (version(x), version(y), version(z))
-        self._tensors.append((known, tensors, versions, rows, number, trust, place))
+        self._tensors.append((known, tensors, _versions(tensors), rows, number, trust, place))
         self._elements += known.elements
         if self._elements > _ELEMENTS or len(self._tensors) == _TENSORS:
             self.read()
@@ -137,9 +135,9 @@ class Waiting:
         waiting, self._tensors, self._elements = self._tensors, [], 0
         alike: dict[tuple[int, torch.dtype, torch.dtype], list[_Waits]] = defaultdict(list)
         for one in waiting:
-            known, (x, y, z), before, *_ = one
-            if before == (version(x) if x is z else (version(x), version(y), version(z))):
-                alike[known.kind, x.dtype, y.dtype].append(one)
+            known, tensors, before, *_ = one
+            if _versions(tensors) == before:
+                alike[known.kind, tensors[0].dtype, tensors[1].dtype].append(one)
             else:
                 _spoil(one)
         for (kind, _, _), some in alike.items():
@@ -148,7 +146,12 @@ class Waiting:
                 for known, tensors, _, rows, number, _, _ in some
             ]
             for i in self._kernel.read_all(kind, readings):
-                _spoil(some[i])
+                known, tensors, _, rows, number, _, _ = some[i]
+                if all(tensor.data_ptr() for tensor in tensors):
+                    found = by_torch(kind, tensors, known.center, known.radius)
+                    rows.put(number, found)
+                else:
+                    _spoil(some[i])
 
     def join(self) -> None:
         """Make the current stream wait for all that was read on this one."""
@@ -160,6 +163,11 @@ class Waiting:
 
 _Waits = tuple[Known, Tensors, Any, Rows, int, Trust | None, Place]
 """How it is read, tensors, their versions, rows, number of one of these, trust, place."""
+
+
+def _versions(tensors: Tensors) -> object:
+    x, y, z = tensors
+    return version(x) if x is z else (version(x), version(y), version(z))
 
 
 def _spoil(one: _Waits) -> None:

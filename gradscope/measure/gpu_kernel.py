@@ -121,22 +121,23 @@ class Kernel:
     def read_all(self, kind: int, readings: Sequence[ToRead]) -> list[int]:
         """Take readings of tensors of one dtype, and another of all y, by one launch.
 
-        Returns the numbers of those that could not be taken: their memory is gone.
+        Returns the numbers of those that were not taken: their memory is gone, or nothing that
+        could take them is compiled yet.
         """
         x, y, _ = readings[0][0]
         held, table = _table(readings)  # held: copies of what has gaps live until they are read
-        gone: list[int] = np.flatnonzero((table[:, :3] == 0).any(axis=1)).tolist()
-        if gone:
-            table = np.delete(table, gone, axis=0)
+        left: list[int] = np.flatnonzero((table[:, :3] == 0).any(axis=1)).tolist()
+        if left:
+            table = np.delete(table, left, axis=0)
         unit = min(x.element_size(), y.element_size()) if (table[:, :3] % _UNIT).any() else _UNIT
         launch = self._compiler.get("many", kind, x.dtype, y.dtype, unit)
         if launch is not None:
             self._launch_many(launch, table, unit)
         else:
-            for i in set(range(len(readings))).difference(gone):
-                self.read(kind, *readings[i])
+            there = set(range(len(readings))).difference(left)
+            left += [i for i in there if not self.read(kind, *readings[i])]
         del held
-        return gone
+        return left
 
     def square_sums(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """Return the sum of squares of each tensor, shape (n,), None where it cannot be done."""
@@ -253,6 +254,19 @@ class Kernel:
         expected = 3.0 if made_for.kind in (DIFFERENCE, JOIN) else 12.0
         if (found := _first(row)) != expected:
             raise ArithmeticError(f"{made_for.name}: read {found} for {expected}")
+
+
+def by_torch(kind: int, tensors: Tensors, center: float, radius: float) -> Tensor:
+    """Return the sums that `Kernel.read` adds to a row, shape (5,), where it cannot yet."""
+    x, y, z = (tensor.detach().double() for tensor in tensors)
+    if kind == JOIN:
+        found = [y * y, z * z, y * z, x * x, (x - y - z).square()]
+    elif kind == PAIR:
+        found = [x * x, y * y, x * y]
+    else:
+        found = [x * x, x, x != 0, (x - center).abs() > radius]
+    sums = torch.stack([values.sum(dtype=torch.float64) for values in found])
+    return torch.nn.functional.pad(sums, (0, 5 - len(found)))
 
 
 def _table(readings: Sequence[ToRead]) -> tuple[list[Tensors], Integers]:

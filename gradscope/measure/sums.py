@@ -55,6 +55,10 @@ class Rows:
         """Return the root of the first sum, a 0-d tensor on the device."""
         return self._rows[number, 0].sqrt()
 
+    def put(self, number: int, values: Tensor) -> None:
+        """Have a row hold `values`, shape (5,)."""
+        self._rows[number].copy_(values)
+
     def spoil(self, number: int) -> None:
         """Make a row NaN."""
         self._rows[number].fill_(math.nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -237,6 +238,35 @@ def test_one_dtype_that_cannot_be_compiled_leaves_the_others_to_their_kernels(mo
     assert kernel.square_sums([x.bfloat16()]) is None
     (sentence,) = gpu_kernel.problems()
     assert "bf16 is not supported" in sentence and "bfloat16" in sentence
+
+
+def test_what_is_read_before_its_kernel_is_compiled_is_right(tmp_path, monkeypatch):
+    """Samples of activations, which wait from the first step on, and tensors at odd addresses."""
+    may_compile = threading.Event()
+    compiled = gpu_compiler.Compiler._compile
+
+    def late(self, made_for):
+        assert may_compile.wait(60)
+        return compiled(self, made_for)
+
+    runs = []
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu_compiler.Compiler, "_compile", late)
+        try:
+            model = net()
+            with gradscope.watch(model, tmp_path / "late") as scope:
+                train(model, 2, scope=scope)
+            runs.append(scope.run.frame())
+        finally:
+            may_compile.set()
+    monkeypatch.setattr(gpu_kernel, "by_interpreter", False)
+    model = net()
+    with gradscope.watch(model, tmp_path / "torch") as scope:
+        train(model, 2)
+    runs.append(scope.run.frame())
+    read, expected = runs
+    for column in ("derivative_mean", "zero_fraction", "saturated_fraction", "activation_norm"):
+        np.testing.assert_allclose(read[column], expected[column], rtol=1e-5, err_msg=column)
 
 
 def test_without_triton_torch_reads_and_one_note_says_so(tmp_path, monkeypatch):
