@@ -8,7 +8,7 @@ because node objects live for one step only; two steps of one structure number t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -173,20 +173,23 @@ def _follow(structure: Structure, nodes: list[Node], given: frozenset[Node]) -> 
     return Graph(nodes, structure.names, structure.edges, given, structure)
 
 
-def fingerprint(graph: Graph, calls: Sequence[Call] = ()) -> int:
+Made = tuple[Hashable, int, int, Sequence[tuple[Node, int]]]
+"""What tells which part of a graph a call made: its module, `start`, `stop` and `outputs`."""
+
+
+def fingerprint(graph: Graph, made: Sequence[Made] = ()) -> int:
     """Return a number that is equal for two steps of the same structure, within one process.
 
     It covers the kinds of the nodes, their edges, and which module made which part of the graph,
     so that skipping block 3 differs from skipping its twin, block 5. Sizes do not enter.
     """
-    base = calls[0].start if calls else 0
-    made: tuple[object, ...]
-    if calls and calls[0].stop < 0:  # no sequence numbers: told by where outputs are in the graph
-        places = graph.index
-        made = tuple((c.name, *[places.get(node) for node, _ in c.outputs]) for c in calls)
-    else:
-        made = tuple([(call.name, call.start - base, call.stop - base) for call in calls])
-    return hash((graph.structure.digest, made))
+    base = made[0][1] if made else 0
+    parts: list[tuple[Hashable, ...]]
+    if base >= 0:
+        parts = [(module, start - base, stop - base) for module, start, stop, _ in made]
+    else:  # no sequence numbers: told by where outputs are in the graph
+        parts = [(m, *[graph.index.get(node) for node, _ in outputs]) for m, _, _, outputs in made]
+    return hash((graph.structure.digest, tuple(parts)))
 
 
 def contains(outer: Call, inner: Call) -> bool:

@@ -137,12 +137,14 @@ class Calls:
 
     def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note that module `number` is called."""
-        self._modules.note_call(number)
+        modules = self._modules
+        if number not in modules.executed:
+            modules.note_call(number)
         forward = self._forward or self._begin(number)
         if forward is not None:
             if self._compiled:
                 self._taps.enter(number, args, kwargs)
-            forward.enter(self._modules.info(number), args, kwargs)
+            forward.enter(modules.infos[number], args, kwargs)
         elif self._compiled and self._taps.is_on:
             self._taps.passes(number, 1)
 
@@ -236,12 +238,11 @@ class Calls:
         graph = forward.graph()
         if graph is None:
             return
-        calls = forward.calls
-        plan = self._structures.plan(graph, forward, calls)
-        if plan.forward or plan.forward_sums:
-            self._supply(plan, graph, forward)
+        plan = self._structures.plan(graph, forward)
         if plan.functions:
             self._read_functions(plan, graph, forward)
+        if plan.forward or plan.forward_sums:
+            self._supply(plan, graph, forward)
         forward.readings.read_waiting()
         if plan.trust.lost:
             plan.trust.lost = False
@@ -256,7 +257,7 @@ class Calls:
         gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut)
         if self._compiled and self._taps.looks:
             self._taps.learn(plan, graph, forward)
-        gradients.tap(graph, calls)
+        gradients.tap(graph, forward.calls if plan.direct or cut else ())
         if cut:
             step.tapped.append(gradients)
 

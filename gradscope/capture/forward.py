@@ -6,8 +6,9 @@ its graph is tapped (gradients.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from gradscope import measure
 from gradscope.autograd import torch_internals
-from gradscope.autograd.graph import Call, Graph, saved_factors, walk
+from gradscope.autograd.graph import Call, Graph, fingerprint, saved_factors, walk
 from gradscope.autograd.torch_internals import next_sequence_number
 from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
@@ -26,8 +27,13 @@ NodeSlot = tuple[Node, int]
 """Where the gradient of a tensor arrives."""
 
 
-OpenCall = tuple[ModuleInfo, int, int, tuple[NodeSlot, ...]]
+Slots = tuple[NodeSlot, ...]
+
+OpenCall = tuple[ModuleInfo, int, int, Slots]
 """A call that has not returned yet: its module, its number, when it began, its inputs."""
+
+_Record = tuple[int, int, Slots, Slots, nn.Module]
+"""Of one that has: when it began and ended, its inputs and outputs, the module itself."""
 
 
 class Forward:
@@ -43,17 +49,29 @@ class Forward:
     def __init__(self, expected: Plan | None) -> None:
         self.modules: list[ModuleInfo] = []
         self.readings = Readings(None if expected is None else expected.trust)
-        self._calls: list[Call | None] = []
+        self._records: list[_Record | None] = []
         self._expected = expected
         self._open: list[OpenCall] = []
         self._norms: dict[Place, Read] = {}
         self._terms: dict[Place, tuple[Tensor, int]] = {}
         self._sum_norms: dict[SignedPlaces, Read] = {}
 
-    @property
+    @cached_property
     def calls(self) -> list[Call]:
-        """The calls that returned, in the order in which they began."""
-        return [call for _, call in self.returned()]
+        """The calls that returned, in the order in which they began; asked for when all have."""
+        return [
+            Call(
+                info.name,
+                info.kind,
+                info.owns_parameters,
+                start,
+                stop,
+                inputs,
+                outputs,
+                info.owns_parameters and layers.owns_frozen(module),
+            )
+            for info, (start, stop, inputs, outputs, module) in self.returned()
+        ]
 
     @property
     def layers(self) -> list[int | None]:
@@ -64,13 +82,15 @@ class Forward:
         self, module: ModuleInfo, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
         """Note that `module` is called; without gradients, as checkpointing does, only that."""
-        tensors = with_gradient((args, kwargs) if kwargs else args)
         ordinal = len(self.modules)
         self.modules.append(module)
-        self._calls.append(None)
-        inputs = tuple(map(gradient_edge, tensors))
+        self._records.append(None)
+        if len(args) == 1 and not kwargs:
+            tensors, inputs = _slots(args[0])
+        else:
+            tensors, inputs = _slots((args, kwargs) if kwargs else args)
         self._open.append((module, ordinal, next_sequence_number(), inputs))
-        if tensors:
+        if tensors and (self._expected is None or ordinal in self._expected.calls):
             self._measure_for_joins(ordinal, "in", tensors)
 
     def leave(
@@ -80,41 +100,43 @@ class Forward:
         info, ordinal, start, inputs = self._open.pop()
         while info.number != number:  # a call within it never returned
             info, ordinal, start, inputs = self._open.pop()
-        tensors = with_gradient(output)
-        self._calls[ordinal] = Call(
-            info.name,
-            info.kind,
-            info.owns_parameters,
-            start,
-            next_sequence_number(),
-            inputs,
-            tuple(map(gradient_edge, tensors)),
-            info.owns_parameters and layers.owns_frozen(module),
-        )
-        if not info.is_layer:
-            if tensors:
-                self._measure_for_joins(ordinal, "out", tensors)
-        elif torch.is_grad_enabled():  # else it will be computed again, or is not trained
-            self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
+        tensors, outputs = _slots(output)
+        self._records[ordinal] = start, next_sequence_number(), inputs, outputs, module
+        if info.is_layer:
+            if torch.is_grad_enabled():  # else it will be computed again, or is not trained
+                self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
+        elif tensors and (self._expected is None or ordinal in self._expected.calls):
+            self._measure_for_joins(ordinal, "out", tensors)
         return not self._open
 
-    def returned(self) -> Iterator[tuple[ModuleInfo, Call]]:
-        """Yield the modules whose calls returned, with these, in the order in which they began."""
-        for module, call in zip(self.modules, self._calls, strict=True):
-            if call is not None:
-                yield module, call
+    def returned(self) -> list[tuple[ModuleInfo, _Record]]:
+        """Return the modules whose calls returned, with these, in the order in which they began."""
+        both = zip(self.modules, self._records, strict=True)
+        return [(module, record) for module, record in both if record is not None]
 
     def read_modules(self) -> set[int]:
         """Return the numbers of the modules whose calls had a graph."""
-        return {module.number for module, call in self.returned() if call.outputs}
+        return {module.number for module, (_, _, _, outputs, _) in self.returned() if outputs}
+
+    def fingerprint(self, graph: Graph) -> int:
+        """Return what is equal for two steps of the same structure.
+
+        Modules are told by their numbers: one that took another's place has its name.
+        """
+        made = [
+            (module.number, start, stop, outputs)
+            for module, (start, stop, _, outputs, _) in self.returned()
+        ]
+        return fingerprint(graph, made)
 
     def graph(self) -> Graph | None:
         """Walk the graph that the outermost call has left; None if it has left none."""
-        call = self._calls[0]
-        if call is None or not call.outputs:
+        call = self._records[0]
+        if call is None:
             return None
+        _, _, inputs, outputs, _ = call
         expected = None if self._expected is None else self._expected.structure
-        return walk(call.outputs, {node for node, _ in call.inputs}, expected)
+        return walk(outputs, {node for node, _ in inputs}, expected) if outputs else None
 
     @torch.no_grad()
     def supply(self, plan: Plan, graph: Graph) -> None:
@@ -134,7 +156,8 @@ class Forward:
         elif operand.product is not None:
             one, other = saved_factors(graph.nodes[operand.product])
             if one is not None and other is not None:
-                norm = self.readings.norm(one * other)
+                place = "product", operand.product
+                norm = self.readings.norm_of_ours(one * other, place)
         for node in operand.times:
             one, other = saved_factors(graph.nodes[node])
             factor = one if other is None else other
@@ -142,6 +165,9 @@ class Forward:
                 return None
             if isinstance(norm, tuple):
                 sheet, number = norm
+                if sheet.rows is None:
+                    self.readings.read_waiting()
+                assert sheet.rows is not None
                 norm = sheet.rows.norm(number)
             size = abs(factor.item()) if factor.is_cpu else measure.dense(factor).abs().view(())
             norm = norm / size if graph.names[node] == "DivBackward0" else norm * size
@@ -156,26 +182,27 @@ class Forward:
         tensors: Sequence[Tensor],
     ) -> None:
         activation = module if info.is_activation else None
+        terms = None if self._expected is None else self._expected.terms
         for position, tensor in enumerate(tensors):
             place = ordinal, "out", position
-            z = args[0] if activation is not None and args else None
-            if z is tensor or not isinstance(z, Tensor):  # in place: z is lost
-                z = None
             norm: Read | None = self.readings.again(place, info, tensor)
-            if norm is not None:
-                self.readings.read_slopes(activation, z, tensor, info.number)
-            else:
-                x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
-                if x.numel() == 0 or not x.is_floating_point():
-                    continue
-                norm = self.readings.read_output(x, info, activation, z, place)
+            if activation is not None or norm is None:
+                z = args[0] if activation is not None and args else None
+                if z is tensor or not isinstance(z, Tensor):  # in place: z is lost
+                    z = None
+                if norm is not None:
+                    self.readings.read_slopes(activation, z, tensor, info.number)
+                else:
+                    x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
+                    if x.numel() == 0 or not x.is_floating_point():
+                        continue
+                    norm = self.readings.read_output(x, info, activation, z, place)
             self._norms[place] = norm
-            self._hold(place, tensor)
+            if terms is not None and place in terms:
+                self._hold(place, tensor)
 
     def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
         """Take the norms that a join will ask for, as far as the previous forward tells."""
-        if self._expected is not None and ordinal not in self._expected.calls:
-            return
         for position, tensor in enumerate(tensors):
             place = (ordinal, side, position)
             if self._expected is None or place in self._expected.places:
@@ -196,11 +223,22 @@ class Forward:
                 self._sum_norms[places] = self.readings.norm(torch.as_tensor(total))
 
 
-def with_gradient(value: object) -> list[Tensor]:
-    """Return the tensors in `value` that require grad; none while gradients are off."""
+def _slots(value: object) -> tuple[Sequence[Tensor], Slots]:
+    """Return the tensors in `value` that require grad, and where the gradient of each arrives.
+
+    None while gradients are off.
+    """
     if not torch.is_grad_enabled():
-        return []
-    return [tensor for tensor in tensors_in(value) if tensor.requires_grad]
+        return (), ()
+    if type(value) is Tensor and (node := value.grad_fn) is not None:  # as it is nearly always
+        return (value,), ((node, value.output_nr),)
+    tensors = [tensor for tensor in tensors_in(value) if tensor.requires_grad]
+    return tensors, tuple(map(gradient_edge, tensors))
+
+
+def with_gradient(value: object) -> Sequence[Tensor]:
+    """Return the tensors in `value` that require grad; none while gradients are off."""
+    return _slots(value)[0]
 
 
 def tensors_in(value: object) -> list[Tensor]:

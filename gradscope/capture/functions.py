@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,32 +28,40 @@ _SAME_ELEMENTS = re.compile(
 )
 """Nodes that hand on all elements of what they are given, and no others."""
 
+
+@lru_cache(256)
+def _of(kind: Callable[..., nn.Module], *settings: Any) -> nn.Module:
+    return kind(*settings)
+
+
 # Names and attributes of nodes come from torch's derivatives.yaml. The in-place forms, often
 # ...Backward1, keep the result instead of the input.
 _MODULES: dict[str, Callable[[Any], nn.Module]] = {
-    "Celu": lambda node: nn.CELU(saved(node, "alpha")),
-    "Elu": lambda node: nn.ELU(saved(node, "alpha")) if saved(node, "scale") == 1 else nn.SELU(),
-    "Gelu": lambda node: nn.GELU(saved(node, "approximate")),
-    "Hardshrink": lambda node: nn.Hardshrink(saved(node, "lambd")),
-    "Hardsigmoid": lambda _: nn.Hardsigmoid(),
-    "Hardswish": lambda _: nn.Hardswish(),
+    "Celu": lambda node: _of(nn.CELU, saved(node, "alpha")),
+    "Elu": lambda node: (
+        _of(nn.ELU, saved(node, "alpha")) if saved(node, "scale") == 1 else _of(nn.SELU)
+    ),
+    "Gelu": lambda node: _of(nn.GELU, saved(node, "approximate")),
+    "Hardshrink": lambda node: _of(nn.Hardshrink, saved(node, "lambd")),
+    "Hardsigmoid": lambda _: _of(nn.Hardsigmoid),
+    "Hardswish": lambda _: _of(nn.Hardswish),
     "Hardtanh": lambda node: _hardtanh(saved(node, "min_val"), saved(node, "max_val")),
-    "LeakyRelu": lambda node: nn.LeakyReLU(saved(node, "negative_slope")),
-    "LogSigmoid": lambda _: nn.LogSigmoid(),
-    "Mish": lambda _: nn.Mish(),
-    "Relu": lambda _: nn.ReLU(),
-    "Sigmoid": lambda _: nn.Sigmoid(),
-    "Silu": lambda _: nn.SiLU(),
-    "Softsign": lambda _: nn.Softsign(),  # there is no such node: it is a division
-    "Softplus": lambda node: nn.Softplus(saved(node, "beta"), saved(node, "threshold")),
-    "Softshrink": lambda node: nn.Softshrink(saved(node, "lambd")),
-    "Tanh": lambda _: nn.Tanh(),
+    "LeakyRelu": lambda node: _of(nn.LeakyReLU, saved(node, "negative_slope")),
+    "LogSigmoid": lambda _: _of(nn.LogSigmoid),
+    "Mish": lambda _: _of(nn.Mish),
+    "Relu": lambda _: _of(nn.ReLU),
+    "Sigmoid": lambda _: _of(nn.Sigmoid),
+    "Silu": lambda _: _of(nn.SiLU),
+    "Softsign": lambda _: _of(nn.Softsign),  # there is no such node: it is a division
+    "Softplus": lambda node: _of(nn.Softplus, saved(node, "beta"), saved(node, "threshold")),
+    "Softshrink": lambda node: _of(nn.Softshrink, saved(node, "lambd")),
+    "Tanh": lambda _: _of(nn.Tanh),
 }
 """Kind of node -> the module that does what the node did, its settings included."""
 
 
 def _hardtanh(low: float, high: float) -> nn.Module:
-    return nn.ReLU6() if (low, high) == (0, 6) else nn.Hardtanh(low, high)
+    return _of(nn.ReLU6) if (low, high) == (0, 6) else _of(nn.Hardtanh, low, high)
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,8 @@ def read_functions(functions: Sequence[Function], graph: Graph, readings: Readin
         if read is None:
             continue
         module, z, output, count = read
-        readings.read_activation(module, z, output, function.layer, count)
+        place = "function", function.node
+        readings.read_activation(module, z, output, function.layer, count, place)
 
 
 def _kind(name: str) -> str:

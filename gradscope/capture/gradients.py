@@ -14,7 +14,7 @@ from gradscope import measure
 from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.torch_internals import apart_from_modes, current_backward, is_plain
 from gradscope.capture.cuts import CutGraph
-from gradscope.capture.plan import EdgeTap, JoinTap, Plan, ValueTap, Way
+from gradscope.capture.plan import EdgeTap, Plan, ValueTap, Way
 from gradscope.capture.readings import Read, Readings
 from gradscope.capture.rows import Key, Keys, OfLayer
 from gradscope.errors import GradscopeError
@@ -51,7 +51,7 @@ class Gradients:
         cut: str | None = None,
     ) -> None:
         self.readings = readings
-        readings.trust = plan.trust
+        readings.believe(plan.trust)
         self._backward = -1  # the last one that was said to count
         self._is_plain = False  # whether no mode of the user is on in it
         self.leaves: list[Node] = []
@@ -175,27 +175,28 @@ class Gradients:
             elif through is not None:
                 self._is_used_outside |= not tap.is_open
                 self.readings.read_norm(through, tap.edge_keys)
-        parts = [self._take_parts(self._plan.joins[join]) for join in tap.joins]
-        if len(parts) == 1 and keys and self._read_whole(tap.joins[0], gradient, parts[0], keys):
-            return
+        if tap.joins:
+            self._read_with_joins(tap, gradient, keys)
+        elif keys:
+            self.readings.read_norm(gradient, keys, tap.place)
+
+    def _read_with_joins(self, tap: ValueTap, gradient: Tensor, keys: Keys) -> None:
+        """Read the gradient of a value that is the input of blocks, and its parts in each."""
+        joins = [self._plan.joins[number] for number in tap.joins]
+        parts: list[Parts] = [
+            {part: self._take_sum(i) for part, i in join.parts.items()} for join in joins
+        ]
+        if len(joins) == 1 and keys and self._cut is None:
+            shortcut, branch, other = parts[0].values()
+            if shortcut is not None and branch is not None and other is None:
+                place, named = ("join", tap.joins[0]), joins[0].keys
+                if self.readings.read_join(gradient, shortcut, branch, keys, named, place):
+                    return
         if keys:
             self.readings.read_norm(gradient, keys, tap.place)
-        for join, gradients in zip(tap.joins, parts, strict=True):
-            rest = self._read_join(join, measure.dense(gradient), gradients)
+        for number, some in zip(tap.joins, parts, strict=True):
+            rest = self._read_join(number, measure.dense(gradient), some)
             self._is_used_outside |= not tap.is_open and rest > 0
-
-    def _take_parts(self, join: JoinTap) -> Parts:
-        return {part: self._take_sum(i) for part, i in join.parts.items()}
-
-    def _read_whole(self, number: int, total: Tensor, parts: Parts, keys: Keys) -> bool:
-        """Read a join and its total at once, where the device can and there are two parts."""
-        shortcut, branch = parts["shortcut"], parts["branch"]
-        if shortcut is None or branch is None or parts["other"] is not None:
-            return False
-        of = self._plan.joins[number].keys
-        named = keys, of["shortcut"], of["branch"], of["other"], of["cosine"]
-        total = measure.in_memory(total)
-        return self.readings.read_join(total, shortcut, branch, named, ("join", number))
 
     def _gather(self, taps: list[EdgeTap], gradients: tuple[Tensor | None, ...]) -> None:
         for tap in taps:

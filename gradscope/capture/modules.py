@@ -34,7 +34,7 @@ class Modules:
         self.executed: dict[int, None] = {}
         self._model = weakref.ref(model)
         self._references: list[weakref.ref[nn.Module]] = []
-        self._infos: list[ModuleInfo] = []
+        self.infos: list[ModuleInfo] = []
         self._parents: list[int | None] = []
         self._looks = 0
         self._present: list[int] = []  # those that were part of the model at the last look
@@ -50,7 +50,7 @@ class Modules:
 
     def info(self, number: int) -> ModuleInfo:
         """Return what is known of module `number`."""
-        return self._infos[number]
+        return self.infos[number]
 
     def note_call(self, number: int) -> None:
         """Note that module `number` is called: `executed` keeps the order of first calls."""
@@ -82,10 +82,10 @@ class Modules:
             if number is None:
                 number = self._number[module] = len(self._references)
                 self._references.append(weakref.ref(module))
-                self._infos.append(_describe(number, layers.unwrapped_name(name), module))
+                self.infos.append(_describe(number, layers.unwrapped_name(name), module))
                 self._parents.append(by_name.get(name.rpartition(".")[0]) if name else None)
-            elif self._infos[number].name != (called := layers.unwrapped_name(name)):
-                self._infos[number] = self._infos[number]._replace(name=called)
+            elif self.infos[number].name != (called := layers.unwrapped_name(name)):
+                self.infos[number] = self.infos[number]._replace(name=called)
             by_name[name] = number
             self._present.append(number)
             children = tuple(map(id, children_of(module)))
@@ -101,7 +101,7 @@ class Modules:
 
     def scripted(self) -> list[str]:
         """Return the names of the outermost modules that torch.jit has compiled."""
-        names = [self._infos[n].name or layers.ROOT for n, m in self if is_scripted(m)]
+        names = [self.infos[n].name or layers.ROOT for n, m in self if is_scripted(m)]
         return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
 
     def layers(self) -> list[LayerInfo]:
@@ -116,7 +116,7 @@ class Modules:
                 self._parents[number],
             )
             for number, module in self
-            if (info := self._infos[number]).is_layer
+            if (info := self.infos[number]).is_layer
         ]
 
 

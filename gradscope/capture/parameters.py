@@ -153,7 +153,9 @@ class ParameterReadings:
         self._weights: list[_Norms] = []
         self._updates: list[_Norms] = []
         self._copies: dict[int, Tensor] = {}
-        self._holder: dict[int, Optimizer] = {}  # the first to step, of each parameter's optimizers
+        self._pairs: dict[Places, tuple[list[Tensor], list[Tensor]]] = {}  # weights, their copies
+        self._first: dict[Optimizer, Places] = {}  # what each is the first to update, of several
+        self._held: set[int] = set()  # all of these
         self._moved: set[int] = set()  # parameters whose update was read
         self._spoiled: set[int] = set()  # those whose reading another optimizer has made wrong
         self._suspected: tuple[list[_Norms], dict[int, _State]] = ([], {})
@@ -196,9 +198,9 @@ class ParameterReadings:
         if self._suspected[1]:  # there is an optimizer that tells: no need to suspect one
             self._suspected = [], {}
             self._copies.clear()
+            self._pairs.clear()
         places = self._places_of(optimizer)
-        again = self._moved.intersection(self._parameters.of(optimizer))
-        if again:
+        if self._moved and (again := self._moved.intersection(self._parameters.of(optimizer))):
             self._spoiled |= again
             self._parameters.shared |= again
         self.read_clipped(optimizer)
@@ -235,9 +237,14 @@ class ParameterReadings:
 
     def _places_of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` is the first to update."""
-        places = self._parameters.of(optimizer)
-        self._holder = dict.fromkeys(places, optimizer) | self._holder
-        return tuple([i for i in places if self._holder[i] is optimizer])
+        places = self._first.get(optimizer)
+        if places is None:
+            places = self._parameters.of(optimizer)
+            if self._held:
+                places = tuple([i for i in places if i not in self._held])
+            self._held.update(places)
+            self._first[optimizer] = places
+        return places
 
     # --- an optimizer that tells nothing: its step is found by what it did --------------------
 
@@ -321,13 +328,21 @@ class ParameterReadings:
 
     def _copy_weights(self, places: Places) -> list[_Norms]:
         result = []
+        copy_of = self._parameters.copy_of
         for group, weights in self._weights_at(places):
-            copies = [self._parameters.copy_of(w, i) for i, w in zip(group, weights, strict=True)]
+            copies = [copy_of(w, i) for i, w in zip(group, weights, strict=True)]
             self._copies.update(zip(group, copies, strict=True))
+            if all([w is self._parameters.tensors[i] for i, w in zip(group, weights, strict=True)]):
+                self._pairs[group] = weights, copies
             result.append(_Norms(group, measure.copy_with_norms(weights, copies)))
         return result
 
     def _read_updates(self, places: Places) -> list[_Norms]:
+        if places in self._pairs:  # as when they were copied
+            weights, copies = self._pairs.pop(places)
+            for i in places:
+                del self._copies[i]
+            return [_Norms(places, measure.difference_norms(weights, copies))]
         result = []
         for group, weights in self._weights_at([i for i in places if i in self._copies]):
             copies = [self._copies.pop(i) for i in group]

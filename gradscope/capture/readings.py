@@ -1,14 +1,13 @@
 """Readings as they are taken, each with the keys of all that it stands for.
 
-On the CPU a reading is a number at once. On an accelerator it is a row of sums that a kernel adds
-to, at once or together with others, or a 0-d tensor where there is no kernel for it.
+A reading is a row of sums that a kernel adds to, at once or together with others. Where there is no
+kernel for it, it is a number at once on the CPU, and on an accelerator a 0-d tensor.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -17,54 +16,18 @@ from torch import Tensor, nn
 
 from gradscope import measure
 from gradscope.capture.modules import ModuleInfo
-from gradscope.capture.rows import Item, Keys, Segment, Sums, activation_keys, output_keys
+from gradscope.capture.rows import Keys, Segment, Sums, activation_keys, output_keys
 from gradscope.capture.samples import Samples
-from gradscope.capture.waiting import (
-    OURS,
-    SMALL,
-    Known,
-    Meaning,
-    Place,
-    Trial,
-    Trust,
-    Waiting,
-)
-from gradscope.measure import Reading, gpu_kernel, sums
+from gradscope.capture.sheets import Sheets
+from gradscope.capture.waiting import Meaning, Place, Sheet, Trust
+from gradscope.measure import Reading, sums
 from gradscope.measure.activations import activation_readings, whole_rule
+from gradscope.measure.entries import Wanted
 from gradscope.measure.gpu_compiler import DTYPES
-from gradscope.measure.gpu_kernel import (
-    CENSUS,
-    JOIN,
-    MOMENTS,
-    NONZERO,
-    PAIR,
-    SQUARES,
-    Kernel,
-    Tensors,
-)
-from gradscope.measure.sums import Rows
-
-
-@dataclass(eq=False)
-class Sheet:
-    """Rows of sums, what they are of and what they try."""
-
-    rows: Rows
-    items: list[Item] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
-
+from gradscope.measure.sums import CENSUS, JOIN, MOMENTS, NONZERO, PAIR, SQUARES, Tensors
 
 Read = Reading | tuple[Sheet, int]
 """What was read, or the number of the row where its sums will be."""
-
-
-@dataclass
-class _Stream:
-    """What readings on one stream of a device need."""
-
-    kernel: Kernel
-    waiting: Waiting
-    sheet: Sheet
 
 
 class Readings:
@@ -79,13 +42,12 @@ class Readings:
     """
 
     def __init__(self, trust: Trust | None = None) -> None:
-        self.trust = trust
         self._numbers: list[float] = []
         self._numbers_keys: list[Keys] = []
         self._tensors: list[Tensor] = []
         self._tensors_keys: list[Keys] = []
-        self._streams: dict[tuple[int, int], _Stream] = {}
-        self._sheets: list[Sheet] = []
+        self._sheets = Sheets(trust)
+        self.again, self.believe = self._sheets.again, self._sheets.believe
         self._samples = Samples(self._read_sample)
 
     def __len__(self) -> int:
@@ -115,33 +77,20 @@ class Readings:
         if self.again(place, keys, x) is not None:
             return
         meaning = sums.norm_of, 1, (keys,)
-        if not gpu_kernel.may_read(x) or not self._sum(
-            SQUARES, (measure.in_memory(x),) * 3, 0.0, 0.0, (meaning,), place, keys
-        ):
+        if self._sum(SQUARES, (measure.in_memory(x),) * 3, (meaning,), place, keys) is None:
             self.add(measure.norm(x), keys)
 
     def norm(self, x: Tensor, place: Place = None) -> Read:
         """Return the L2 norm of `x`, to be added once it is known what it is of."""
-        if (row := self.again(place, None, x)) is not None:
-            return row
-        if gpu_kernel.may_read(x):
-            row = self._sum(SQUARES, (measure.in_memory(x),) * 3, 0.0, 0.0, (), place, None)
+        row = self.again(place, None, x)
+        if row is None:
+            row = self._sum(SQUARES, (measure.in_memory(x),) * 3, (), place)
         return measure.norm(x) if row is None else row
 
-    def again(self, place: Place, tag: object, x: Tensor) -> tuple[Sheet, int] | None:
-        """Read `x` as in earlier steps, with others, if it is proven that it may wait."""
-        trust = self.trust
-        known = None if trust is None else trust.proven.get(place)
-        if (
-            known is None
-            or known.tag is not tag
-            or known.dtype is not x.dtype
-            or known.elements != x.numel()
-            or type(x) is not Tensor
-        ):
-            return None
-        stream = self._streams.get(gpu_kernel.stream_of(x)) or self._begin(x)
-        return None if stream is None else self._wait(stream, known, (x, x, x), place)
+    def norm_of_ours(self, x: Tensor, place: Place) -> Read:
+        """As `norm`, of a tensor that nobody but gradscope knows."""
+        row = self._sheets.read_ours(_squares(x), x, (), place)
+        return measure.norm(x) if row is None else row
 
     def read_output(
         self,
@@ -175,11 +124,11 @@ class Readings:
         kind = MOMENTS if center is None else _kind(radius)
         norm: Read
         row = None
-        if gpu_kernel.may_read(x):
-            meanings: list[Meaning] = [(sums.moments_of, n, output_keys(layer, n))]
+        if (kernel := self._sheets.kernel_of(x)) is not None:
+            meanings: tuple[Meaning, ...] = ((kernel.moments, n, output_keys(layer, n)),)
             if rule is not None:
-                meanings.append((rule.derive, n, activation_keys(layer, n)))
-            row = self._sum(kind, (x, x, x), center or 0.0, radius, tuple(meanings), place, module)
+                meanings += ((rule.derive, n, activation_keys(layer, n)),)
+            row = self._sum(kind, (x, x, x), meanings, place, module, center or 0.0, radius)
         if row is not None:
             norm = row
         else:
@@ -201,7 +150,13 @@ class Readings:
             self.read_activation(activation, z, output, layer, output.numel())
 
     def read_activation(
-        self, activation: nn.Module, z: Tensor | None, output: Tensor, layer: int, n: int
+        self,
+        activation: nn.Module,
+        z: Tensor | None,
+        output: Tensor,
+        layer: int,
+        n: int,
+        place: Place = None,
     ) -> None:
         """Read how steep `activation` was in one call.
 
@@ -211,16 +166,19 @@ class Readings:
             As for `measure.activations.activation_readings`; may be samples.
         layer, n : int
             Number of the module that the readings are of, and elements of its output.
+        place : Place, optional
         """
         keys = activation_keys(layer, n)
-        if gpu_kernel.may_read(output):
-            if (rule := whole_rule(activation)) is None:
-                self._samples.add(activation, z, output, keys)
+        if (rule := whole_rule(activation)) is not None:
+            if self.again(place, rule, output) is not None:
                 return
-            kind = _kind(rule.radius)
-            meaning = rule.derive, output.numel(), keys
-            if self._sum(kind, (output,) * 3, rule.center, rule.radius, (meaning,)):
+            kind, meaning = _kind(rule.radius), (rule.derive, output.numel(), keys)
+            x = (output,) * 3
+            if self._sum(kind, x, (meaning,), place, rule, rule.center, rule.radius):
                 return
+        elif self._sheets.kernel_of(output) is not None:
+            self._samples.add(activation, z, output, keys)
+            return
         self.add_all(activation_readings(activation, z, output), keys)
 
     def read_pair(
@@ -228,7 +186,7 @@ class Readings:
     ) -> None:
         """Read the norms of two tensors of one shape and the cosine between them."""
         meaning = sums.pair_of, 1, keys
-        if gpu_kernel.may_read(x) and self._sum(PAIR, (x, y, y), 0.0, 0.0, (meaning,), place):
+        if x.dtype is y.dtype and self._sum(PAIR, (x, y, y), (meaning,), place):
             return
         x_norm, y_norm = measure.norm(x), measure.norm(y)
         self.add_all((x_norm, y_norm, measure.cosine(x, y, x_norm, y_norm)), keys)
@@ -238,109 +196,65 @@ class Readings:
         total: Tensor,
         shortcut: Tensor,
         branch: Tensor,
-        keys: tuple[Keys, Keys, Keys, Keys, Keys],
+        keys: Keys,
+        named: dict[str, Keys],
         place: Place,
     ) -> bool:
         """Read the norms of `total`, its two parts and the rest, and the parts' cosine, at once.
 
-        Returns False, having done nothing, where there is no kernel for them.
+        Returns False, having done nothing, where there is no kernel for them. `keys` are those of
+        `total`, `named` those of the rest by name.
         """
-        alike = shortcut.dtype is branch.dtype is total.dtype
-        if not alike or not gpu_kernel.may_read(total):
-            return False
+        if self._sheets.again_all(place, keys, (total, shortcut, branch)) is not None:
+            return True
         derive = _JOINS.get(total.dtype)
-        if derive is None:
+        if derive is None or not (shortcut.dtype is branch.dtype is total.dtype):
             return False
-        tensors, meaning = (total, shortcut, branch), (derive, 1, keys)
-        return self._sum(JOIN, tensors, 0.0, 0.0, (meaning,), place, keys[0]) is not None
+        of_all = keys, named["shortcut"], named["branch"], named["other"], named["cosine"]
+        x, meaning = (measure.in_memory(total), shortcut, branch), (derive, 1, of_all)
+        return self._sum(JOIN, x, (meaning,), place, keys) is not None
 
     def read_waiting(self) -> None:
         """Read all that waits."""
         self._samples.read()
-        for stream in self._streams.values():
-            stream.waiting.read()
+        self._sheets.read_waiting()
 
     def _read_sample(
         self, keys: Sequence[Keys], slope: Tensor | None, output: Tensor, far: float
     ) -> None:
         """Read |phi'| and the outputs of a sample; what is less steep than `far` is saturated."""
         steep, zero, saturated = keys
-        n = output.numel()
+        n, place = output.numel(), ("sample", zero)
         zeros, slopes = (
             (sums.zero_fraction_of, n, (zero,)),
             (sums.slopes_of, n, (steep, saturated)),
         )
-        if not self._sum(NONZERO, (output,) * 3, 0.0, 0.0, (zeros,), OURS):
+        read = self._sheets.read_ours
+        nonzero = Wanted(NONZERO, output.dtype, output.dtype, n, 0.0, 0.0)
+        if not read(nonzero, output, (zeros,), (place, "output")):
             self.add(1 - measure.census(output, 0.0).nonzero, zero)
         if slope is None:
             self.add_all((math.nan, math.nan), (steep, saturated))
-        elif not self._sum(CENSUS, (slope,) * 3, 0.0, far, (slopes,), OURS):
-            census = measure.census(slope, 0.0, far)
-            self.add_all((census.mean, 1 - census.far), (steep, saturated))
+            return
+        census = Wanted(CENSUS, slope.dtype, slope.dtype, n, 0.0, far)
+        if not read(census, slope, (slopes,), (place, "slope")):
+            found = measure.census(slope, 0.0, far)
+            self.add_all((found.mean, 1 - found.far), (steep, saturated))
 
     def _sum(
         self,
         kind: int,
         tensors: Tensors,
-        center: float,
-        radius: float,
         meanings: tuple[Meaning, ...],
         place: Place = None,
         tag: object = None,
+        center: float = 0.0,
+        radius: float = 0.0,
     ) -> tuple[Sheet, int] | None:
-        """Have sums over `tensors` put into a row, unless there is no kernel for it."""
-        x = tensors[0]
-        stream = self._streams.get(gpu_kernel.stream_of(x)) or self._begin(x)
-        if stream is None:
-            return None
-        kernel, trust = stream.kernel, self.trust
-        if not all(map(kernel.takes, tensors if x is not tensors[2] else (x,))):
-            return None
-        known = Known(tag, kind, x.dtype, x.numel(), center, radius, meanings)
-        proven = None if trust is None else trust.proven.get(place)
-        if place is OURS or (proven is not None and proven[:6] == known[:6]):
-            return self._wait(stream, known, tensors, place)
-        if stream.sheet.rows.is_full():
-            stream.sheet = self._new_sheet(x.device)
-        sheet = stream.sheet
-        number = sheet.rows.take()
-        if not kernel.read(kind, tensors, center, radius, sheet.rows.address(number)):
-            return None
-        sheet.items += [(number, *meaning) for meaning in meanings]
-        may_try = place is not None and known.elements <= SMALL and not sheet.rows.is_full()
-        if may_try and trust is not None:
-            late = sheet.rows.take()
-            stream.waiting.add(known, tensors, sheet.rows, late, trust, place)
-            sheet.trials.append(Trial(trust, place, known, number, late))
-        return sheet, number
-
-    def _wait(
-        self, stream: _Stream, known: Known, tensors: Tensors, place: Place
-    ) -> tuple[Sheet, int]:
-        """Have `tensors` read with others."""
-        if stream.sheet.rows.is_full():
-            stream.sheet = self._new_sheet(tensors[0].device)
-        sheet = stream.sheet
-        number = sheet.rows.take()
-        for derivation, n, keys in known.meanings:
-            sheet.items.append((number, derivation, n, keys))
-        stream.waiting.add(known, tensors, sheet.rows, number, self.trust, place)
-        return sheet, number
-
-    def _begin(self, x: Tensor) -> _Stream | None:
-        """Make a sheet for the current stream of the device of `x`; None where it has no kernel."""
-        kernel = gpu_kernel.kernel(x.device)
-        if kernel is None:
-            return None
-        here = torch.cuda.current_stream(x.device) if x.is_cuda else None
-        stream = _Stream(kernel, Waiting(kernel, here), self._new_sheet(x.device))
-        self._streams[gpu_kernel.stream_of(x)] = stream
-        return stream
-
-    def _new_sheet(self, device: torch.device) -> Sheet:
-        sheet = Sheet(Rows(device))
-        self._sheets.append(sheet)
-        return sheet
+        """As `Sheets.read`."""
+        x, y, _ = tensors
+        wanted = Wanted(kind, x.dtype, y.dtype, x.numel(), center, radius)
+        return self._sheets.read(wanted, tensors, meanings, place, tag)
 
     # --- what was read --------------------------------------------------------------------------
 
@@ -359,14 +273,12 @@ class Readings:
 
     def sums(self) -> list[Sums]:
         """Return all rows of sums, which the current stream is made to wait for."""
-        self.read_waiting()
-        for stream in self._streams.values():
-            stream.waiting.join()
-        return [
-            Sums(sheet.items, sheet.trials, sheet.rows.values())
-            for sheet in self._sheets
-            if sheet.items
-        ]
+        self._samples.read()
+        return self._sheets.sums()
+
+
+def _squares(x: Tensor) -> Wanted:
+    return Wanted(SQUARES, x.dtype, x.dtype, x.numel(), 0.0, 0.0)
 
 
 _JOINS = {dtype: partial(sums.join_of, torch.finfo(dtype).eps) for dtype in DTYPES}

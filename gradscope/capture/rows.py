@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from gradscope.capture.waiting import Trial
-from gradscope.measure.sums import Derivation
+from gradscope.capture.waiting import Item, Trial
 
 
 class OfLayer(NamedTuple):
@@ -69,10 +68,6 @@ def activation_keys(module: int, n: int) -> tuple[Keys, ...]:
     """Return the keys of `ActivationReadings` of an output of n elements."""
     names = ("derivative_mean", "zero_fraction", "saturated_fraction")
     return tuple((OfLayer(name, module, n),) for name in names)
-
-
-Item = tuple[int, Derivation, int, tuple[Keys, ...]]
-"""A row of sums (measure.sums), what makes readings of it, of how many elements, and their keys."""
 
 
 class Sums(NamedTuple):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from gradscope.autograd.graph import Call, Graph, fingerprint
+from gradscope.autograd.graph import Graph
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.capture.catalogue import Catalogue, ShortcutInfo, occurrences
 from gradscope.capture.faults import Faults
@@ -47,11 +47,9 @@ class Structures:
         self._plans: dict[int, Plan] = {}
         self._analysis = 0.0  # seconds spent on looking for joins
 
-    def plan(self, graph: Graph, forward: Forward, calls: Sequence[Call]) -> Plan:
-        """Return where to tap `graph`, which `forward` has left with `calls`."""
-        # a module that took another's place has its name, and a number of its own
-        numbers = tuple([module.number for module, _ in forward.returned()])
-        structure = hash((fingerprint(graph, calls), numbers))
+    def plan(self, graph: Graph, forward: Forward) -> Plan:
+        """Return where to tap `graph`, which `forward` has left."""
+        structure = forward.fingerprint(graph)
         plan = self._plans.pop(structure, None) or self._make(graph, forward)
         self._plans[structure] = plan  # the last one used stands last
         if len(self._plans) > PLANS:

@@ -1,4 +1,4 @@
-"""Tensors on a GPU that wait to be read together: a launch costs more than to read a small tensor.
+"""Small tensors wait to be read together: one call for many costs less than to read each.
 
 A tensor that waits may be overwritten before its turn: in place, which its version tells, or by
 code that autograd does not see. So at first each is read at once and once more late, and may wait
@@ -8,8 +8,8 @@ to meanwhile is bounded.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from gradscope.autograd.torch_internals import version
-from gradscope.measure.gpu_kernel import Kernel, Tensors, by_torch
-from gradscope.measure.sums import Derivation, Rows
+from gradscope.measure.entries import Form, Wanted
+from gradscope.measure.gpu_kernel import by_torch
+from gradscope.measure.kernels import Kernel
+from gradscope.measure.sums import Derivation, Rows, Tensors
 
-SMALL = 2**23
-"""Elements of a tensor that may wait."""
-
-_ELEMENTS = 2**25  # that wait at most, and how many tensors
 _TENSORS = 512
+"""That wait at most; how many elements says the kernel."""
+
+_FORMS = 64  # that are remembered
 
 Meaning = tuple[Derivation, int, tuple[Any, ...]]
 """What makes readings of a row, of how many elements, and the keys (rows.py) of these."""
@@ -32,23 +33,31 @@ Meaning = tuple[Derivation, int, tuple[Any, ...]]
 Place = Hashable
 """What tells a tensor of a structure from all others; None for one that must not wait."""
 
-OURS = "ours"
-"""The place of tensors that nobody but gradscope knows."""
+Item = tuple[int, Derivation, int, tuple[Any, ...]]
+"""The number of a row, and its meaning."""
 
 
-class Known(NamedTuple):
+class Known:
     """How a tensor is read that may wait, and what its row is of.
 
     `tag` tells whether it is still the same that is to be read at its place.
     """
 
-    tag: object
-    kind: int
-    dtype: torch.dtype
-    elements: int
-    center: float
-    radius: float
-    meanings: tuple[Meaning, ...]
+    __slots__ = ("dtype", "elements", "meanings", "place", "tag", "wanted")
+
+    def __init__(
+        self, place: Place, tag: object, wanted: Wanted, meanings: tuple[Meaning, ...]
+    ) -> None:
+        self.place = place
+        self.tag = tag
+        self.wanted = wanted
+        self.dtype = wanted.dtype
+        self.elements = wanted.elements
+        self.meanings = meanings
+
+    def says(self, tag: object, wanted: Wanted, meanings: tuple[Meaning, ...]) -> bool:
+        """Whether it is the same as what these say."""
+        return self.tag is tag and self.wanted == wanted and self.meanings == meanings
 
 
 class Trust:
@@ -65,6 +74,8 @@ class Trust:
         self.proven: dict[Place, Known] = {}
         self.lost = False
         self._refuted: set[Place] = set()
+        self._on_trial: set[Place] = set()
+        self._forms: dict[tuple[Known, ...], tuple[Form, list[Item]]] = {}
 
     def judge(self, trial: Trial, sums: NDArray[np.floating]) -> None:
         """Compare the sums that were read at once with those that were read late."""
@@ -72,25 +83,57 @@ class Trust:
         bound = 1e-6 * np.abs(at_once) + 1e-6 * np.sqrt(np.abs(at_once[0]))
         with np.errstate(invalid="ignore"):
             same = (np.abs(at_once - late) <= bound) | (at_once == late)
+        place = trial.known.place
+        self._on_trial.discard(place)
         if not (same | (np.isnan(at_once) & np.isnan(late))).all():
-            self.refute(trial.place)
-        elif trial.place not in self._refuted:
-            self.proven[trial.place] = trial.known
+            self.refute(place)
+        elif place not in self._refuted:
+            self.proven[place] = trial.known
 
     def refute(self, place: Place) -> None:
         """Let no tensor at `place` wait any more."""
         self._refuted.add(place)
         self.proven.pop(place, None)
 
+    def may_try(self, place: Place) -> bool:
+        """Whether a tensor at `place` is to be tried: it is not known yet if it may wait."""
+        if place in self._refuted or place in self._on_trial:
+            return False
+        self._on_trial.add(place)
+        return True
+
+    def form(self, known: tuple[Known, ...]) -> tuple[Form, list[Item]]:
+        """Return how tensors are read together, and the items of their rows."""
+        found = self._forms.get(known)
+        if found is None:
+            if len(self._forms) == _FORMS:
+                self._forms.clear()
+            found = self._forms[known] = make_form(known)
+        return found
+
+
+def make_form(known: Sequence[Known]) -> tuple[Form, list[Item]]:
+    """As `Trust.form`, for tensors that are not read again."""
+    items = [(i, *meaning) for i, one in enumerate(known) for meaning in one.meanings]
+    return Form([one.wanted for one in known]), items
+
 
 class Trial(NamedTuple):
-    """Two rows, by their numbers, that hold the same if the tensor at `place` may wait."""
+    """Two rows, by their numbers, that hold the same if the tensor may wait."""
 
     trust: Trust
-    place: Place
     known: Known
     at_once: int
     late: int
+
+
+@dataclass(eq=False)
+class Sheet:
+    """Rows of sums, once they are there, what they are of and what they try."""
+
+    rows: Rows | None = None
+    items: list[Item] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
 
 
 class Waiting:
@@ -99,59 +142,112 @@ class Waiting:
     Parameters
     ----------
     kernel : Kernel
+    device : torch.device
     stream : torch.cuda.Stream or None
-        None for tensors on the CPU, as Triton's interpreter reads them.
+        None for tensors on the CPU.
+    trust : Trust or None
+    made : called with each sheet that has been read
     """
 
-    def __init__(self, kernel: Kernel, stream: torch.cuda.Stream | None) -> None:
-        self._kernel = kernel
-        self._stream = stream
-        self._tensors: list[_Waits] = []
-        self._elements = 0
-
-    def add(
+    def __init__(
         self,
-        known: Known,
-        tensors: Tensors,
-        rows: Rows,
-        number: int,
+        kernel: Kernel,
+        device: torch.device,
+        stream: torch.cuda.Stream | None,
         trust: Trust | None,
-        place: Place,
+        made: Callable[[Sheet], None],
     ) -> None:
-        """Let sums be read, as `Kernel.read` does, with others, to row `number` of `rows`."""
-        self._tensors.append((known, tensors, _versions(tensors), rows, number, trust, place))
+        self._kernel = kernel
+        self._device = device
+        self._stream = stream
+        self.trust = trust
+        self._made = made
+        self._sheet = Sheet()
+        self._known: list[Known] = []
+        self._tensors: list[Tensors] = []
+        self._versions: list[object] = []
+        self._tried: list[tuple[Trial, Sheet, Rows, Tensors, object]] = []
+        self._elements = 0
+        self._most = kernel.most
+
+    def add(self, known: Known, tensors: Tensors) -> tuple[Sheet, int]:
+        """Let `tensors` be read with others; return where their sums will be."""
+        here = self._sheet, len(self._known)
+        x = tensors[0]
+        self._versions.append(version(x) if x is tensors[2] else _versions(tensors))
+        self._known.append(known)
+        self._tensors.append(tensors)
         self._elements += known.elements
-        if self._elements > _ELEMENTS or len(self._tensors) == _TENSORS:
+        if self._elements > self._most or here[1] == _TENSORS:
+            self.read()
+        return here
+
+    def try_late(self, trial: Trial, sheet: Sheet, rows: Rows, tensors: Tensors) -> None:
+        """Let `tensors` be read with others, to compare with how they were read at once."""
+        self._tried.append((trial, sheet, rows, tensors, _versions(tensors)))
+        self._elements += trial.known.elements
+        if self._elements > self._most or len(self._tried) == _TENSORS:
             self.read()
 
     def read(self) -> None:
         """Read all that wait."""
-        if not self._tensors:
-            return
         stream = self._stream
+        if not self._known and not self._tried:
+            return
         if stream is not None and torch.cuda.current_stream(stream.device) != stream:
             with torch.cuda.stream(stream):
                 return self.read()
-        waiting, self._tensors, self._elements = self._tensors, [], 0
-        alike: dict[tuple[int, torch.dtype, torch.dtype], list[_Waits]] = defaultdict(list)
-        for one in waiting:
-            known, tensors, before, *_ = one
-            if _versions(tensors) == before:
-                alike[known.kind, tensors[0].dtype, tensors[1].dtype].append(one)
+        self._elements = 0
+        if self._known:
+            self._read_known()
+        if self._tried:
+            self._read_tried()
+
+    def _read_known(self) -> None:
+        known, tensors, versions, sheet = self._known, self._tensors, self._versions, self._sheet
+        self._known, self._tensors, self._versions, self._sheet = [], [], [], Sheet()
+        form, items = (self.trust.form if self.trust else make_form)(tuple(known))
+        rows = sheet.rows = Rows(self._device, len(known))
+        sheet.items = items + sheet.items
+        now: list[object]
+        if form.single:
+            now = [version(x) for x, _, _ in tensors]
+        else:
+            now = [_versions(some) for some in tensors]
+        for i in self._kernel.read_all(form, tensors, rows.take_all()):
+            self._read_by_torch(known[i], tensors[i], rows, i)
+        if now != versions:
+            for i, one in enumerate(known):
+                if now[i] != versions[i]:
+                    self._spoil(one, rows, i)
+        self._made(sheet)
+
+    def _read_tried(self) -> None:
+        tried, self._tried = self._tried, []
+        for trial, sheet, rows, tensors, before in tried:
+            known, now = trial.known, _versions(tensors)
+            if now != before or not all(x.data_ptr() for x in tensors):
+                trial.trust.refute(known.place)
+                continue
+            if not self._kernel.read(known.wanted, tensors, rows.address(trial.late)):
+                self._read_by_torch(known, tensors, rows, trial.late)
+            if self._device.type == "cpu":
+                trial.trust.judge(trial, rows.values().numpy())
             else:
-                _spoil(one)
-        for (kind, _, _), some in alike.items():
-            readings = [
-                (tensors, known.center, known.radius, rows.address(number))
-                for known, tensors, _, rows, number, _, _ in some
-            ]
-            for i in self._kernel.read_all(kind, readings):
-                known, tensors, _, rows, number, _, _ = some[i]
-                if all(tensor.data_ptr() for tensor in tensors):
-                    found = by_torch(kind, tensors, known.center, known.radius)
-                    rows.put(number, found)
-                else:
-                    _spoil(some[i])
+                sheet.trials.append(trial)
+
+    def _read_by_torch(self, known: Known, tensors: Tensors, rows: Rows, number: int) -> None:
+        if all(tensor.data_ptr() for tensor in tensors):
+            rows.put(number, by_torch(known.wanted, tensors))
+        else:
+            self._spoil(known, rows, number)
+
+    def _spoil(self, known: Known, rows: Rows, number: int) -> None:
+        """Make NaN the row of what was overwritten."""
+        rows.spoil(number)
+        if self.trust is not None:
+            self.trust.lost |= known.place in self.trust.proven
+            self.trust.refute(known.place)
 
     def join(self) -> None:
         """Make the current stream wait for all that was read on this one."""
@@ -161,19 +257,6 @@ class Waiting:
                 current.wait_stream(self._stream)
 
 
-_Waits = tuple[Known, Tensors, Any, Rows, int, Trust | None, Place]
-"""How it is read, tensors, their versions, rows, number of one of these, trust, place."""
-
-
 def _versions(tensors: Tensors) -> object:
     x, y, z = tensors
     return version(x) if x is z else (version(x), version(y), version(z))
-
-
-def _spoil(one: _Waits) -> None:
-    """Make NaN the row of what was overwritten."""
-    _, _, _, rows, number, trust, place = one
-    rows.spoil(number)
-    if trust is not None:
-        trust.lost |= place in trust.proven
-        trust.refute(place)

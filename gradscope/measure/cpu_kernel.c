@@ -14,6 +14,9 @@
 #define omp_get_num_threads() 1
 #endif
 
+/* Kinds of sums, as in sums.py. */
+enum { SQUARES, MOMENTS, NONZERO, CENSUS, PAIR, COPY, DIFFERENCE, JOIN };
+
 #define LANES 16 /* independent sums: so the compiler uses vectors and reorders nothing itself */
 #define CHUNK (1 << 16)
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
@@ -55,24 +58,12 @@ static double copy(const float *restrict x, float *restrict y, int64_t n)
 
 static double difference(const float *x, float *y, int64_t n)
 {
-#define DIFFERENCE(i) (x[i] - y[i])
-    SUM_OF_SQUARES(DIFFERENCE)
-}
-
-static double product(const float *x, float *y, int64_t n)
-{
-    double lanes[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int k = 0; k < LANES; k++)
-            lanes[k] += (double)x[i + k] * y[i + k];
-    for (; i < n; i++)
-        lanes[0] += (double)x[i] * y[i];
-    return total(lanes);
+#define MOVED(i) (x[i] - y[i])
+    SUM_OF_SQUARES(MOVED)
 }
 
 typedef double Sum(const float *x, float *y, int64_t n);
-static Sum *const sum_of[] = {squares, copy, difference, product};
+static Sum *const sum_of[] = {[SQUARES] = squares, [COPY] = copy, [DIFFERENCE] = difference};
 
 /* Every of-th chunk of the tensors, from chunk `next` on. */
 static void sum_chunks(int kind, int64_t count, const int64_t *n, const float *const *x,
@@ -111,23 +102,16 @@ int sums(int kind, int64_t count, const int64_t *n, const float *const *x, float
     return 0;
 }
 
-double square_sum(const float *x, int64_t n, int threads)
-{
-    double out;
-    return sums(0, 1, &n, &x, (float *const *)&x, &out, threads) ? NAN : out;
-}
+#define FIELDS 5
 
-double product_sum(const float *x, float *y, int64_t n, int threads)
-{
-    double out;
-    return sums(3, 1, &n, &x, &y, &out, threads) ? NAN : out;
-}
-
+/* How a tensor is to be read. */
 typedef struct {
-    double squares, sum, nonzero, far;
-} Census;
+    int64_t kind, n;
+    float center, radius;
+} Entry;
 
-static Census census_of(const float *x, int64_t n, float center, float radius)
+/* row = sum of squares, sum, how many are not 0, how many are farther than radius from center */
+static void census(const float *x, int64_t n, float center, float radius, double *row)
 {
     double squares[LANES] = {0}, sums[LANES] = {0};
     int32_t nonzeros[LANES] = {0}, fars[LANES] = {0};
@@ -140,38 +124,112 @@ static Census census_of(const float *x, int64_t n, float center, float radius)
             nonzeros[k] += value != 0;
             fars[k] += fabsf(value - center) > radius;
         }
-    Census all = {total(squares), total(sums), 0, 0};
+    row[0] = total(squares);
+    row[1] = total(sums);
+    row[2] = row[3] = 0;
     for (int k = 0; k < LANES; k++) {
-        all.nonzero += nonzeros[k];
-        all.far += fars[k];
+        row[2] += nonzeros[k];
+        row[3] += fars[k];
     }
     for (; i < n; i++) {
-        all.squares += (double)x[i] * x[i];
-        all.sum += x[i];
-        all.nonzero += x[i] != 0;
-        all.far += fabsf(x[i] - center) > radius;
+        row[0] += (double)x[i] * x[i];
+        row[1] += x[i];
+        row[2] += x[i] != 0;
+        row[3] += fabsf(x[i] - center) > radius;
     }
-    return all;
 }
 
-/* out = sum of squares, sum, how many are not 0, how many are farther than radius from center. */
-int census(const float *x, int64_t n, float center, float radius, Census *out, int threads)
+/* row = sum of squares of x, that of y, sum of their products */
+static void pair(const float *x, const float *y, int64_t n, double *row)
 {
-    int64_t chunks = (n + CHUNK - 1) / CHUNK;
-    Census *parts = malloc((chunks + 1) * sizeof *parts), all = {0, 0, 0, 0};
-    if (!parts)
-        return 1;
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-    for (int64_t chunk = 0; chunk < chunks; chunk++)
-        parts[chunk] =
-            census_of(x + chunk * CHUNK, MIN(n - chunk * CHUNK, CHUNK), center, radius);
-    for (int64_t chunk = 0; chunk < chunks; chunk++) {
-        all.squares += parts[chunk].squares;
-        all.sum += parts[chunk].sum;
-        all.nonzero += parts[chunk].nonzero;
-        all.far += parts[chunk].far;
+    double xx[LANES] = {0}, yy[LANES] = {0}, xy[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int k = 0; k < LANES; k++) {
+            double one = x[i + k], other = y[i + k];
+            xx[k] += one * one;
+            yy[k] += other * other;
+            xy[k] += one * other;
+        }
+    for (; i < n; i++) {
+        xx[0] += (double)x[i] * x[i];
+        yy[0] += (double)y[i] * y[i];
+        xy[0] += (double)x[i] * y[i];
     }
-    free(parts);
-    *out = all;
+    row[0] = total(xx);
+    row[1] = total(yy);
+    row[2] = total(xy);
+}
+
+static double rest(const float *x, const float *y, const float *z, int64_t n)
+{
+#define REST(i) ((double)x[i] - y[i] - z[i])
+    SUM_OF_SQUARES(REST)
+}
+
+static double spread(const float *x, int64_t n, double mean)
+{
+#define FROM_MEAN(i) (x[i] - mean)
+    SUM_OF_SQUARES(FROM_MEAN)
+}
+
+static void read_piece(const Entry *e, const float *x, const float *y, const float *z, int64_t n,
+                       double *row)
+{
+    switch (e->kind) {
+    case SQUARES:
+        row[0] = squares(x, 0, n);
+        break;
+    case PAIR:
+        pair(x, y, n, row);
+        break;
+    case JOIN:
+        pair(y, z, n, row);
+        row[3] = squares(x, 0, n);
+        row[4] = rest(x, y, z, n);
+        break;
+    default:
+        census(x, n, e->center, e->radius, row);
+    }
+}
+
+/* A variance below this part of the mean square has lost digits in the difference that it is. */
+#define CANCELLED 1e-10
+
+static int read_entry(const Entry *e, const float *x, const float *y, const float *z, double *row,
+                      int threads)
+{
+    int64_t chunks = (e->n + CHUNK - 1) / CHUNK;
+    double one[FIELDS] = {0}, *parts = one;
+    if (chunks > 1 && !(parts = calloc(chunks * FIELDS, sizeof *parts)))
+        return 1;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && chunks > 1) schedule(static)
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        int64_t i = chunk * CHUNK;
+        read_piece(e, x + i, y + i, z + i, MIN(e->n - i, CHUNK), parts + chunk * FIELDS);
+    }
+    for (int64_t chunk = 1; chunk < chunks; chunk++)
+        for (int k = 0; k < FIELDS; k++)
+            parts[k] += parts[chunk * FIELDS + k];
+    if (e->kind == MOMENTS || e->kind == NONZERO || e->kind == CENSUS) {
+        double mean = parts[1] / e->n, square = parts[0] / e->n, variance = square - mean * mean;
+        parts[4] = variance > CANCELLED * square ? variance * e->n : spread(x, e->n, mean);
+    }
+    for (int k = 0; k < FIELDS; k++)
+        row[k] += parts[k];
+    if (parts != one)
+        free(parts);
+    return 0;
+}
+
+/* Read `count` tensors to as many rows; of each there are `ways` addresses: of x, or of x, y and z,
+   which lie alike. Of moments and censuses the last sum is that of squared distances from the mean.
+   Returns 1 if memory is short. */
+int read_rows(int64_t count, const Entry *entries, const float *const *x, int ways, double *rows,
+              int threads)
+{
+    for (int64_t i = 0; i < count; i++, x += ways, rows += FIELDS)
+        if (read_entry(entries + i, x[0], x[ways / 2], x[ways - 1], rows, threads))
+            return 1;
     return 0;
 }

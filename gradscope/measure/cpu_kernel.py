@@ -26,82 +26,141 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gradscope.measure import sums
+from gradscope.measure.entries import Form, Wanted
+from gradscope.measure.sums import CENSUS, COPY, DIFFERENCE, FIELDS, PAIR, SQUARES, Tensors
+
 _SOURCE = Path(__file__).with_suffix(".c")
 _FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 _PATIENCE = 30  # seconds that the compiler may take
 _CHUNK = 2**16  # elements that one thread reads at once, as in cpu_kernel.c
 
 _PLAIN = (Tensor, nn.Parameter)
+_FLOAT32, _STRIDED = torch.float32, torch.strided  # their names take time to look up
 _INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _SIGNATURES = {
-    "square_sum": (ctypes.c_double, [_POINTER, _LONG, _INT]),
-    "product_sum": (ctypes.c_double, [_POINTER, _POINTER, _LONG, _INT]),
     "sums": (_INT, [_INT, _LONG, *[_POINTER] * 4, _INT]),
-    "census": (_INT, [_POINTER, _LONG, _FLOAT, _FLOAT, _POINTER, _INT]),
+    "read_rows": (_INT, [_LONG, _POINTER, _POINTER, _INT, _POINTER, _INT]),
 }
 SquareSums = NDArray[np.float64]
 """A sum of squares for each tensor, shape (n,)."""
 
-_SQUARES, _COPIES, _DIFFERENCES = range(3)
+
+class _Entry(ctypes.Structure):
+    """How a tensor is to be read, as in cpu_kernel.c and `entries.HOST`."""
+
+    _fields_ = (("kind", _LONG), ("n", _LONG), ("center", _FLOAT), ("radius", _FLOAT))
 
 
 class Kernel:
     """The functions of cpu_kernel.c, for tensors that `takes` accepts."""
+
+    moments = staticmethod(sums.spread_of)
+    small, most = 2**15, 2**18  # elements of a tensor that may wait, and of all that do: cached
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
-        self._square_sum, self._product_sum = library.square_sum, library.product_sum
-        self._sums, self._census = library.sums, library.census
+        self._sums, self._read_rows = library.sums, library.read_rows
 
     @staticmethod
     def takes(x: Tensor) -> bool:
         """Whether `x` is float32 on the CPU, its elements one behind the other in any order."""
         return (
-            x.dtype is torch.float32
+            x.dtype is _FLOAT32
             and type(x) in _PLAIN
             and x.is_cpu
-            and x.layout is torch.strided
+            and x.layout is _STRIDED
             and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
             and x.data_ptr() != 0  # a shard that was freed has elements and no memory
             and not x.is_neg()
         )
 
+    def read(self, wanted: Wanted, tensors: Tensors, row: int) -> bool:
+        """Add sums over `tensors`, which lie alike, to the row at address `row`; return True."""
+        entry = _Entry(wanted.kind, wanted.elements, wanted.center, wanted.radius)
+        addresses = (_POINTER * 3)(*[x.data_ptr() for x in tensors])
+        threads = _threads(wanted.elements)
+        _check(self._read_rows(1, ctypes.byref(entry), addresses, 3, row, threads))
+        return True
+
+    def read_all(self, form: Form, tensors: Sequence[Tensors], row: int) -> list[int]:
+        """Add sums over each of `tensors` to a row of its own, the first at address `row`.
+
+        Returns the numbers of those that were not read: their memory is gone.
+        """
+        single = form.single
+        if not all([x.is_contiguous() for x, _, _ in tensors]) or not (
+            single or all([y.is_contiguous() and z.is_contiguous() for _, y, z in tensors])
+        ):
+            tensors = [_in_order(some) for some in tensors]
+        if single:
+            addresses = [x.data_ptr() for x, _, _ in tensors]
+        else:
+            addresses = [x.data_ptr() for some in tensors for x in some]
+        ways, count = 1 if single else 3, len(tensors)
+        if 0 in addresses:
+            gone = {i // ways for i, address in enumerate(addresses) if not address}
+            for i in set(range(count)) - gone:
+                self.read(form.wanted[i], tensors[i], row + 8 * FIELDS * i)
+            return sorted(gone)
+        there = (_POINTER * len(addresses))(*addresses)
+        _check(self._read_rows(count, form.address, there, ways, row, 1))
+        return []
+
     def square_sum(self, x: Tensor) -> float:
         """Return the sum of squares of `x`."""
-        n = x.numel()
-        result: float = self._square_sum(x.data_ptr(), n, _threads(n))
-        return result
+        return self._sums_of(SQUARES, (x, x, x))[0]
 
     def product_sum(self, x: Tensor, y: Tensor) -> float:
         """Return the sum of products of `x` and `y`, which lie alike."""
-        n = x.numel()
-        result: float = self._product_sum(x.data_ptr(), y.data_ptr(), n, _threads(n))
-        return result
+        return self._sums_of(PAIR, (x, y, y))[2]
 
-    def square_sums(self, tensors: Sequence[Tensor]) -> SquareSums:
-        """Return the sum of squares of each tensor."""
-        return self._each(_SQUARES, tensors, tensors)
-
-    def copies(self, tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> SquareSums:
-        """Copy `tensors` to `copies`, which lie alike; return the sum of squares of each."""
-        return self._each(_COPIES, tensors, copies)
-
-    def differences(self, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> SquareSums:
-        """Return the sum of squares of each difference; `others` lie as `tensors` do."""
-        return self._each(_DIFFERENCES, tensors, others)
-
-    def census(self, x: Tensor, center: float, radius: float) -> tuple[float, float, float, float]:
-        """Return the sum of squares, the sum, how many elements are not 0, how many far away.
+    def census(self, x: Tensor, center: float, radius: float) -> tuple[float, ...]:
+        """Return the sum of squares, the sum, how many elements are not 0, how many far away,
+        and the sum of squared distances from the mean.
 
         Far away is farther from `center` than `radius`.
         """
-        n = x.numel()
-        out = (ctypes.c_double * 4)()
-        _check(self._census(x.data_ptr(), n, center, radius, out, _threads(n)))
-        return out[0], out[1], out[2], out[3]
+        return self._sums_of(CENSUS, (x, x, x), center, radius)
+
+    def _sums_of(
+        self, kind: int, tensors: Tensors, center: float = 0.0, radius: float = 0.0
+    ) -> tuple[float, ...]:
+        x = tensors[0]
+        row = (ctypes.c_double * FIELDS)()
+        wanted = Wanted(kind, x.dtype, x.dtype, x.numel(), center, radius)
+        self.read(wanted, tensors, ctypes.addressof(row))
+        return tuple(row)
+
+    def square_sums(self, tensors: Sequence[Tensor]) -> SquareSums:
+        """Return the sum of squares of each tensor."""
+        return self._each(SQUARES, tensors, tensors)
+
+    def copies(self, tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> SquareSums:
+        """Copy `tensors` to `copies`, which lie alike; return the sum of squares of each."""
+        return self._each(COPY, tensors, copies)
+
+    def differences(self, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> SquareSums:
+        """Return the sum of squares of each difference; `others` lie as `tensors` do."""
+        return self._each(DIFFERENCE, tensors, others)
+
+    def takes_all(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether it takes each of `tensors`."""
+        return all(
+            [
+                x.dtype is _FLOAT32
+                and type(x) in _PLAIN
+                and x.is_cpu
+                and x.layout is _STRIDED
+                and x.is_contiguous()
+                and not x.is_neg()
+                and x.data_ptr() != 0
+                for x in tensors
+            ]
+        ) or all(map(self.takes, tensors))
 
     def _each(self, kind: int, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> SquareSums:
         count = len(tensors)
@@ -112,6 +171,16 @@ class Kernel:
         out = np.empty(count)
         _check(self._sums(kind, count, n, x, y, out.ctypes.data, _threads(sum(sizes))))
         return out
+
+
+def _in_order(tensors: Tensors) -> Tensors:
+    """Return them one element behind the other, in the same order; copies where they are not."""
+    x, y, z = tensors
+    if x is z and x.is_contiguous(memory_format=torch.channels_last):
+        return tensors
+    if x is z:
+        return (x.contiguous(),) * 3
+    return x.contiguous(), y.contiguous(), z.contiguous()
 
 
 def _threads(n: int) -> int:

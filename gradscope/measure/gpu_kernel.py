@@ -12,73 +12,52 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradscope.autograd import torch_internals
+from gradscope.measure import sums
+from gradscope.measure.entries import (
+    COLUMNS,
+    ELEMENTS,
+    FACTOR,
+    ROW,
+    Form,
+    Integers,
+    Wanted,
+    X,
+    Y,
+    Z,
+    alike,
+    span,
+)
 from gradscope.measure.gpu_compiler import DTYPES, Compiler, Function, Launch
-
-SQUARES, MOMENTS, NONZERO, CENSUS, PAIR, COPY, DIFFERENCE, JOIN = range(8)
-"""Kinds of sums, as in triton_kernels.py."""
+from gradscope.measure.sums import (
+    COPY,
+    DIFFERENCE,
+    FIELDS,
+    JOIN,
+    MOMENTS,
+    NONZERO,
+    PAIR,
+    SQUARES,
+    Rows,
+    Tensors,
+)
 
 _PLAIN = (Tensor, nn.Parameter)
 _UNIT = 16  # bytes: the widest load
 _PROGRAMS = 8  # a multiprocessor, at most
 _TABLES = 64  # that are remembered
 
-Integers = NDArray[np.int64]
-
-
-Tensors = tuple[Tensor, Tensor, Tensor]
-"""x, y and z of a kind; what it does not ask for is x once more."""
-
-ToRead = tuple[Tensors, float, float, int]
-"""A reading to be taken: of what, center, radius, and the address of a row that the sums go to."""
-
-
-class Span(NamedTuple):
-    """Elements that lie one behind the other, each standing for `factor` elements of a tensor."""
-
-    elements: int
-    factor: int
-
-
-def span(x: Tensor) -> Span | None:
-    """Return how the elements of `x` lie in memory, None if there are gaps, or some overlap."""
-    if x.is_contiguous():
-        return Span(x.numel(), 1)
-    factor, expected = 1, 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride == 0:
-            factor *= size
-        elif stride == expected:
-            expected *= size
-        else:
-            return None
-    return Span(expected, factor)
-
-
-def _alike(tensors: Tensors) -> tuple[Tensors, Span]:
-    """Return them as they lie in memory, element by element; copies where there are gaps."""
-    x, y, z = tensors
-    where = span(x)
-    strides = x.stride()
-    if where is not None and (x is z or (y.stride() == strides and z.stride() == strides)):
-        return tensors, where
-    x = x.contiguous()
-    if tensors[2] is not tensors[0]:
-        return (x, y.contiguous(), z.contiguous()), Span(x.numel(), 1)
-    return (x, x, x), Span(x.numel(), 1)
-
 
 class Kernel:
     """Reads tensors of one device by compiled functions. What is not compiled yet is compiled."""
+
+    moments = staticmethod(sums.moments_of)
+    small, most = 2**23, 2**25  # elements of a tensor that may wait, and of all that do
 
     def __init__(self, device: torch.device, source: ModuleType) -> None:
         self._device = device
@@ -99,43 +78,47 @@ class Kernel:
             and not x.is_neg()
         )
 
-    def read(self, kind: int, tensors: Tensors, center: float, radius: float, row: int) -> bool:
+    def read(self, wanted: Wanted, tensors: Tensors, row: int) -> bool:
         """Add sums over `tensors` to the row at address `row`, as triton_kernels.py says of a kind.
 
         Returns False, having done nothing, where it cannot be done yet. All are of one shape.
         """
-        tensors, where = _alike(tensors)
+        tensors, where = alike(tensors)
         x, y, _ = tensors
         addresses = [tensor.data_ptr() for tensor in tensors]
         unit = _unit(x, y, addresses)
-        launch = self._compiler.get("one", kind, x.dtype, y.dtype, unit)
+        launch = self._compiler.get("one", wanted.kind, x.dtype, y.dtype, unit)
         if launch is None:
             return False
         tiles = -(-where.elements // self._source.TILE)
+        center, radius = _bits(wanted.center), _bits(wanted.radius)
         launch(
             min(tiles, self._programs),
-            (*[a // unit for a in addresses], *where, _bits(center), _bits(radius), row),
+            (*[a // unit for a in addresses], *where, center, radius, row),
         )
         return True
 
-    def read_all(self, kind: int, readings: Sequence[ToRead]) -> list[int]:
-        """Take readings of tensors of one dtype, and another of all y, by one launch.
+    def read_all(self, form: Form, tensors: Sequence[Tensors], row: int) -> list[int]:
+        """Add sums over each of `tensors` to a row of its own, the first at address `row`.
 
-        Returns the numbers of those that were not taken: their memory is gone, or nothing that
-        could take them is compiled yet.
+        Returns the numbers of those that were not read: their memory is gone, or nothing that
+        could read them is compiled yet.
         """
-        x, y, _ = readings[0][0]
-        held, table = _table(readings)  # held: copies of what has gaps live until they are read
-        left: list[int] = np.flatnonzero((table[:, :3] == 0).any(axis=1)).tolist()
-        if left:
-            table = np.delete(table, left, axis=0)
-        unit = min(x.element_size(), y.element_size()) if (table[:, :3] % _UNIT).any() else _UNIT
-        launch = self._compiler.get("many", kind, x.dtype, y.dtype, unit)
-        if launch is not None:
-            self._launch_many(launch, table, unit)
-        else:
-            there = set(range(len(readings))).difference(left)
-            left += [i for i in there if not self.read(kind, *readings[i])]
+        held, entries = form.entries(tensors, row)
+        gone = (entries[:, X : Z + 1] == 0).any(axis=1)
+        left: list[int] = np.flatnonzero(gone).tolist()
+        for kind, dtype, other, places in form.groups:
+            if left:
+                places = places[~gone[places]]
+            table = entries if len(places) == len(entries) else entries[places]
+            if len(table):
+                odd = (table[:, X : Z + 1] % _UNIT).any()
+                unit = min(dtype.itemsize, other.itemsize) if odd else _UNIT
+                launch = self._compiler.get("many", kind, dtype, other, unit)
+                if launch is None:
+                    left += places.tolist()
+                else:
+                    self._launch_many(launch, table, unit)
         del held
         return left
 
@@ -167,22 +150,24 @@ class Kernel:
             return None
         addresses = np.array([x.data_ptr() for x in xs], np.int64)
         others = addresses if ys is xs else np.array([y.data_ptr() for y in ys], np.int64)
-        table = np.empty((len(xs), 8), np.int64)
-        table[:, 0], table[:, 1], table[:, 2], table[:, 5:7] = addresses, others, others, 0
+        table = np.zeros((len(xs), COLUMNS), np.int64)
+        table[:, X], table[:, Y], table[:, Z] = addresses, others, others
         if all([x.is_contiguous() for x in xs]) and (
             ys is xs or all([y.is_contiguous() for y in ys])
         ):
-            table[:, 3], table[:, 4] = [x.numel() for x in xs], 1
+            table[:, ELEMENTS], table[:, FACTOR] = [x.numel() for x in xs], 1
         else:
             spans = [where for x in xs if (where := span(x)) is not None]
             alike = ys is xs or all([x.stride() == y.stride() for x, y in zip(xs, ys, strict=True)])
             if len(spans) < len(xs) or not alike:
                 return None
-            table[:, 3:5] = spans
-        if ((addresses == 0) & (table[:, 3] > 0)).any() or ((addresses | others) % _UNIT).any():
+            table[:, ELEMENTS : FACTOR + 1] = spans
+        if ((addresses == 0) & (table[:, ELEMENTS] > 0)).any() or (
+            (addresses | others) % _UNIT
+        ).any():
             return None  # a shard that was freed has elements and no memory
         out = torch.zeros(len(xs), dtype=torch.float64, device=self._device)
-        table[:, 7] = out.data_ptr() + 8 * np.arange(len(xs))
+        table[:, ROW] = out.data_ptr() + 8 * np.arange(len(xs))
         for launch, numbers in zip(launches, groups.values(), strict=True):
             assert launch is not None
             whole = len(numbers) == len(xs)
@@ -191,8 +176,8 @@ class Kernel:
 
     def _launch_many(self, launch: Launch, table: Integers, unit: int) -> None:
         """Read a table of entries, by as many programs as they have chunks."""
-        chunks = self._chunks_of(table[:, 3])
-        table[:, :3] //= unit
+        chunks = self._chunks_of(table[:, ELEMENTS])
+        table[:, X : Z + 1] //= unit
         launch(len(chunks), (self._to_device(table).data_ptr(), chunks.data_ptr()))
 
     def _chunks_of(self, sizes: Integers) -> Tensor:
@@ -244,53 +229,30 @@ class Kernel:
         """Read numbers that are known; on an accelerator this loads the function, too."""
         x = torch.full((3,), 2.0, dtype=made_for.x, device=self._device)
         y = torch.full((3,), 1.0, dtype=made_for.y, device=self._device)
-        row = torch.zeros(5, dtype=torch.float64, device=self._device)
+        rows = Rows(self._device, 1)
+        wanted = Wanted(made_for.kind, made_for.x, made_for.y, 3, 0.0, 0.0)
+        _, entries = Form([wanted]).entries([(x, y, y)], rows.address(rows.take()))
         if made_for.name == "one":
-            addresses = [t.data_ptr() // made_for.unit for t in (x, y, y)]
-            launch(1, (*addresses, 3, 1, 0, 0, row.data_ptr()))
+            entries[:, X : Z + 1] //= made_for.unit
+            launch(1, tuple(entries[0].tolist()))
         else:
-            _, table = _table([((x, y, y), 0.0, 0.0, row.data_ptr())])
-            self._launch_many(launch, table, made_for.unit)
+            self._launch_many(launch, entries, made_for.unit)
         expected = 3.0 if made_for.kind in (DIFFERENCE, JOIN) else 12.0
-        if (found := _first(row)) != expected:
+        if (found := _first(rows.values()[0])) != expected:
             raise ArithmeticError(f"{made_for.name}: read {found} for {expected}")
 
 
-def by_torch(kind: int, tensors: Tensors, center: float, radius: float) -> Tensor:
+def by_torch(wanted: Wanted, tensors: Tensors) -> Tensor:
     """Return the sums that `Kernel.read` adds to a row, shape (5,), where it cannot yet."""
     x, y, z = (tensor.detach().double() for tensor in tensors)
-    if kind == JOIN:
+    if wanted.kind == JOIN:
         found = [y * y, z * z, y * z, x * x, (x - y - z).square()]
-    elif kind == PAIR:
+    elif wanted.kind == PAIR:
         found = [x * x, y * y, x * y]
     else:
-        found = [x * x, x, x != 0, (x - center).abs() > radius]
-    sums = torch.stack([values.sum(dtype=torch.float64) for values in found])
-    return torch.nn.functional.pad(sums, (0, 5 - len(found)))
-
-
-def _table(readings: Sequence[ToRead]) -> tuple[list[Tensors], Integers]:
-    """Return the tensors of readings and their entries, addresses in bytes."""
-    held = [tensors for tensors, *_ in readings]
-    table = np.empty((len(readings), 8), np.int64)
-    if all([x.is_contiguous() for x, _, z in held]) and all(
-        [x is z or (y.is_contiguous() and z.is_contiguous()) for x, y, z in held]
-    ):
-        table[:, 3], table[:, 4] = [x.numel() for x, _, _ in held], 1
-    else:
-        alike = [_alike(tensors) for tensors in held]
-        held = [tensors for tensors, _ in alike]
-        table[:, 3:5] = [where for _, where in alike]
-    for i in range(3):
-        table[:, i] = [tensors[i].data_ptr() for tensors in held]
-        if i == 0 and all([x is z for x, _, z in held]):
-            table[:, 1], table[:, 2] = table[:, 0], table[:, 0]
-            break
-    for i in (1, 2):  # center, radius
-        numbers = np.array([reading[i] for reading in readings], np.float32)
-        table[:, 4 + i] = numbers.view(np.int32)
-    table[:, 7] = [reading[3] for reading in readings]
-    return held, table
+        found = [x * x, x, x != 0, (x - wanted.center).abs() > wanted.radius]
+    totals = torch.stack([values.sum(dtype=torch.float64) for values in found])
+    return torch.nn.functional.pad(totals, (0, FIELDS - len(found)))
 
 
 def _first(row: Tensor) -> float:
@@ -342,20 +304,9 @@ def kernel(device: torch.device) -> Kernel | None:
     return _made[device]
 
 
-def may_read(x: Tensor) -> bool:
-    """Whether `x` is on a device that could have a kernel."""
-    return x.is_cuda or by_interpreter
-
-
 def kernel_of(x: Tensor) -> Kernel | None:
     """Return the kernel of the device of `x`, None for a tensor on the CPU."""
-    return kernel(x.device) if may_read(x) else None
-
-
-def stream_of(x: Tensor) -> tuple[int, int]:
-    """Return what tells the current stream of the device of `x` from all others."""
-    index = x.get_device()
-    return (index, torch_internals.raw_stream(index)) if index >= 0 else (index, 0)
+    return kernel(x.device) if x.is_cuda or by_interpreter else None
 
 
 def prepare(tensors: Iterable[Tensor]) -> None:

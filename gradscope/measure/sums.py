@@ -16,15 +16,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+SQUARES, MOMENTS, NONZERO, CENSUS, PAIR, COPY, DIFFERENCE, JOIN = range(8)
+"""Kinds of sums, as in triton_kernels.py and cpu_kernel.c."""
+
+Tensors = tuple[Tensor, Tensor, Tensor]
+"""x, y and z of a kind; what it does not ask for is x once more."""
+
 Numbers = NDArray[np.float64]
 
 Derivation = Callable[[Numbers, Numbers], tuple[Numbers, ...]]
 """Called with numbers of elements, shape (k,), and rows, shape (..., k, 5), for each of which it
 returns as many readings as it has results, each of shape (..., k)."""
 
-_FIELDS = 5
+FIELDS = 5
+"""Sums of a row."""
+
 _ROWS = 256
-_ROW_BYTES = 8 * _FIELDS
+_ROW_BYTES = 8 * FIELDS
 
 
 class Rows:
@@ -33,19 +41,25 @@ class Rows:
     They belong to the stream that was current when they were made.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._rows = torch.zeros(_ROWS, _FIELDS, dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device, count: int = _ROWS) -> None:
+        self._rows = torch.zeros(count, FIELDS, dtype=torch.float64, device=device)
         self._address = self._rows.data_ptr()
+        self._count = count
         self.taken = 0
 
     def is_full(self) -> bool:
         """Whether `take` has none left."""
-        return self.taken == _ROWS
+        return self.taken == self._count
 
     def take(self) -> int:
         """Return the number of a row that nobody has written to."""
         self.taken += 1
         return self.taken - 1
+
+    def take_all(self) -> int:
+        """Take every row; return the address of the first."""
+        self.taken = self._count
+        return self._address
 
     def address(self, number: int) -> int:
         """Return where the first sum of a row is, or will be once the device has come to it."""
@@ -79,6 +93,11 @@ def norm_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
 def moments_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
     """Return norm, mean and standard deviation, the population's."""
     return census_of(n, rows)[:3]
+
+
+def spread_of(n: Numbers, rows: Numbers) -> tuple[Numbers, ...]:
+    """Return the same, where the last sum is that of the squared distances from the mean."""
+    return np.sqrt(rows[..., 0]), rows[..., 1] / n, np.sqrt(rows[..., 4] / n)
 
 
 class Census(NamedTuple):

@@ -20,6 +20,8 @@ from gradscope.autograd import torch_internals
 from gradscope.measure import gpu_kernel, host
 from gradscope.measure.cpu_kernel import Kernel, SquareSums, kernel
 
+_STRIDED = torch.strided  # its name takes time to look up
+
 Reading = float | Tensor
 """A number on the host, or a 0-d tensor on an accelerator."""
 
@@ -46,13 +48,14 @@ class Census(NamedTuple):
 
 def is_dense(x: Tensor) -> bool:
     """Whether `x` is an ordinary tensor of real numbers, which `dense` would at most detach."""
-    plain = type(x) is Tensor and x.layout is torch.strided and not x.is_complex()
-    return plain and x.element_size() > 1
+    return (
+        type(x) is Tensor and x.layout is _STRIDED and not x.is_complex() and x.element_size() > 1
+    )
 
 
 def in_memory(x: Tensor) -> Tensor:
     """Return what of `x` lies here as a strided tensor: itself, as a rule, else `dense(x)`."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is torch.strided
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.layout is _STRIDED
     return x if plain and not x.is_complex() and x.element_size() > 1 else dense(x)
 
 
@@ -63,11 +66,11 @@ def dense(x: Tensor) -> Tensor:
     distributed one its local shard: each has the same L2 norm, the last up to its other shards.
     One of 8-bit floating point, with which nothing can be computed, becomes one of 32 bits.
     """
-    if x.requires_grad:
-        x = x.detach()
-    if is_dense(x):
+    if not x.requires_grad and is_dense(x):
         return x
     x = x.detach()
+    if is_dense(x):
+        return x
     if (to_local := getattr(x, "to_local", None)) is not None:
         x = to_local()
     if x.layout is not torch.strided:
@@ -167,7 +170,7 @@ def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Ten
 def _kernel_for(tensors: Sequence[Tensor]) -> Kernel | None:
     """Return the kernel if there is one, and it takes all of `tensors`."""
     fast = kernel() if tensors[0].is_cpu else None  # not compiled where only accelerators train
-    return fast if fast is not None and all(map(fast.takes, tensors)) else None
+    return fast if fast is not None and fast.takes_all(tensors) else None
 
 
 def _roots(squares: SquareSums) -> Tensor:
@@ -201,9 +204,8 @@ def census(x: Tensor, center: float | None = None, radius: float = 0.0) -> Censu
 
 def _host_census(fast: Kernel, x: Tensor, center: float | None, radius: float) -> Census:
     n = x.numel()
-    square, total, nonzero, far = fast.census(x, center or 0.0, radius)
-    length, mean = math.sqrt(square), total / n
-    deviation = host.deviation(x, length, mean, 1e-10)
+    square, total, nonzero, far, spread = fast.census(x, center or 0.0, radius)
+    length, mean, deviation = math.sqrt(square), total / n, math.sqrt(spread / n)
     if center is None or math.isnan(length):
         return Census(length, mean, deviation, math.nan, math.nan)
     return Census(length, mean, deviation, nonzero / n, far / n if radius else math.nan)

@@ -61,16 +61,17 @@ class Tape:
 
     def put(self, row: Row) -> None:
         """Take a closed row; called by the training thread."""
+        values = _values(row)
         written = {
             device: torch.cuda.current_stream(device).record_event()
-            for device in {values.device for values in _values(row)}
+            for device in {tensor.device for tensor in values if not tensor.is_cpu}
             if device.type == "cuda"
         }
         with self._changed:
             while self._values > self._limit and not self._closed:
                 self._changed.wait()
             self._waiting.append(_Waiting(row, written))
-            self._values += sum(values.numel() for values in _values(row))
+            self._values += sum([tensor.numel() for tensor in values])
 
     def close(self) -> None:
         """Make no `put` wait any more: nobody will fetch regularly from now on."""

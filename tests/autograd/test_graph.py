@@ -139,7 +139,7 @@ def test_fingerprint_tells_which_of_two_equal_modules_ran() -> None:
     model, x = Either(), torch.randn(2, 4)
     one, two = record(model, x, True), record(model, x, False)
     assert fingerprint(one.graph) == fingerprint(two.graph)
-    assert fingerprint(one.graph, one.calls) != fingerprint(two.graph, two.calls)
+    assert fingerprint(one.graph, one.made) != fingerprint(two.graph, two.made)
 
 
 def test_nodes_are_named_after_the_innermost_call_that_made_them() -> None:

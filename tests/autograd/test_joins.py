@@ -210,7 +210,7 @@ def test_joins_are_found_again_for_another_batch_of_the_same_structure() -> None
     for case in ZOO:
         model, inputs = prepare(case)
         first, second = record(model, *inputs), record(model, *inputs)
-        assert fingerprint(first.graph, first.calls) == fingerprint(second.graph, second.calls)
+        assert fingerprint(first.graph, first.made) == fingerprint(second.graph, second.made)
         assert first.joins == second.joins
 
 
@@ -224,7 +224,7 @@ def test_a_skipped_block_is_a_new_structure() -> None:
     model = Net(forward, stem=lin(), a=lin(), b=lin(), c=lin())
     x = torch.randn(4, 8)
     seen = {
-        fingerprint(recording.graph, recording.calls): [join.branch for join in recording.joins]
+        fingerprint(recording.graph, recording.made): [join.branch for join in recording.joins]
         for keep in ((True, True, True), (True, False, True), (True, True, False))
         for recording in (record(model, x, keep), record(model, x, keep))
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 import ways
 from gradscope import measure
 from gradscope.measure import gpu_kernel, sums
+from gradscope.measure.entries import Wanted
 
 
 @pytest.fixture(
@@ -184,23 +185,18 @@ def test_overlapping_and_shifted_tensors_are_read_element_by_element(way):
         assert way.norm(x) == pytest.approx(exact_norm(x), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "kind", [gpu_kernel.SQUARES, gpu_kernel.CENSUS, gpu_kernel.PAIR, gpu_kernel.JOIN]
-)
+@pytest.mark.parametrize("kind", [sums.SQUARES, sums.CENSUS, sums.PAIR, sums.JOIN])
 def test_torch_stands_in_for_a_kernel_with_the_same_sums(kind, monkeypatch):
     ways.interpret(monkeypatch)
     x, y, z = (torch.randn(5000) for _ in range(3))
-    tensors = (
-        (x, y, z) if kind == gpu_kernel.JOIN else (x, y, y) if kind == gpu_kernel.PAIR else (x,) * 3
-    )
+    tensors = (x, y, z) if kind == sums.JOIN else (x, y, y) if kind == sums.PAIR else (x,) * 3
     kernel, rows = ways.Kernels("cpu").kernel, sums.Rows(x.device)
     row = rows.take()
-    kernel.read(kind, tensors, 0.25, 0.5, rows.address(row))
+    wanted = Wanted(kind, x.dtype, x.dtype, 5000, 0.25, 0.5)
+    kernel.read(wanted, tensors, rows.address(row))
     assert kernel.wait(60)
-    assert kernel.read(kind, tensors, 0.25, 0.5, rows.address(row))
-    read, expected = rows.values()[0], gpu_kernel.by_torch(kind, tensors, 0.25, 0.5)
-    which = {gpu_kernel.SQUARES: 1, gpu_kernel.CENSUS: 4, gpu_kernel.PAIR: 3, gpu_kernel.JOIN: 5}[
-        kind
-    ]
+    assert kernel.read(wanted, tensors, rows.address(row))
+    read, expected = rows.values()[0], gpu_kernel.by_torch(wanted, tensors)
+    which = {sums.SQUARES: 1, sums.CENSUS: 4, sums.PAIR: 3, sums.JOIN: 5}[kind]
     torch.testing.assert_close(read[:which], expected[:which], rtol=1e-6, atol=1e-3)
     ways.forget()

@@ -12,8 +12,9 @@ from torch import Tensor
 from gradscope import measure
 from gradscope.measure import gpu_kernel, sums, tensors
 from gradscope.measure.cpu_kernel import kernel as cpu_kernel
-from gradscope.measure.gpu_kernel import CENSUS, PAIR, SQUARES, Kernel
-from gradscope.measure.sums import Rows
+from gradscope.measure.entries import Wanted
+from gradscope.measure.gpu_kernel import Kernel
+from gradscope.measure.sums import CENSUS, PAIR, SQUARES, Rows
 
 forget = gpu_kernel.kernel.cache_clear
 """Have the kernels of devices looked for anew."""
@@ -69,11 +70,10 @@ class Kernels(Way):
         rows = Rows(x.device)
         y = x if y is None else y
         row = rows.take()
-        if not self.kernel.read(
-            kind, (x, y, y), center, radius, rows.address(row)
-        ):  # not compiled yet
+        wanted = Wanted(kind, x.dtype, y.dtype, x.numel(), center, radius)
+        if not self.kernel.read(wanted, (x, y, y), rows.address(row)):  # not compiled yet
             assert self.kernel.wait(60), self.kernel.problem
-            assert self.kernel.read(kind, (x, y, y), center, radius, rows.address(row))
+            assert self.kernel.read(wanted, (x, y, y), rows.address(row))
         return rows.values().cpu().numpy()
 
     def _takes(self, x):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.autograd.graph import Call, Graph, walk
+from gradscope.autograd.graph import Call, Graph, Made, walk
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.autograd.torch_internals import next_sequence_number
 
@@ -44,6 +44,10 @@ class Recording:
     output: Any
     graph: Graph
     calls: list[Call]
+
+    @property
+    def made(self) -> list[Made]:
+        return [(call.name, call.start, call.stop, call.outputs) for call in self.calls]
 
     @property
     def joins(self) -> list[Join]:
