@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
 from gradscope.runs.run import Run
-from gradscope.wording import layers_named
+from gradscope.wording import layer_label
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -45,7 +45,7 @@ class SignalPath:
     early, late : float64 (S,), loss/activation
         Signal at the first and the last point of the path.
     early_name, late_name : str
-        What they are, in words: `layer 'fc1'`, `the input of block 'b3'`.
+        What they are, in words: `layer 2 · fc1 (Linear)`, `the input of block 'b3'`.
     start, end : int
         The layers start < index <= end lie between the two ends.
     start_behind, end_behind : bool
@@ -118,9 +118,10 @@ def signal_path(run: Run) -> SignalPath | None:
     ]
     blocks = residual_blocks(run) if len(chosen) > 1 else []
     if blocks and (hidden < blocks[0].first).sum() <= 1:
-        early = [_before(run, blocks[0])] * 2
+        stem = at_output[0] if hidden[0] < blocks[0].first else None
+        early = [_or_else(_before(run, blocks[0]), stem)] * 2
     if blocks and hidden[-1] < blocks[-1].after:
-        late = [_behind(run, blocks[-1])] * 2
+        late = [_or_else(_behind(run, blocks[-1]), at_input[1])] * 2
     before, behind = (
         _decades(run, chosen, a.signal, b.signal) for a, b in zip(early, late, strict=True)
     )
@@ -179,6 +180,13 @@ def _behind(run: Run, block: Block) -> _End:
     return _End(np.asarray(passed, dtype=np.float64), block.after - 1, True, name)
 
 
+def _or_else(end: _End, neighbour: Floats | None) -> _End:
+    """Return `end`, at steps that left its block out with the signal of the layer next to it."""
+    if neighbour is None:
+        return end
+    return end._replace(signal=np.where(np.isnan(end.signal), neighbour, end.signal))
+
+
 def _says_less(decades: Floats, other: Floats) -> bool:
     """Whether `decades` is alike `other`, but closer to 0, in the middle of the run."""
     both = np.isfinite(decades) & np.isfinite(other)
@@ -189,7 +197,8 @@ def _says_less(decades: Floats, other: Floats) -> bool:
 
 
 def _named(layers: pd.DataFrame, index: int) -> str:
-    return layers_named([str(layers["name"].iloc[index])])
+    name, kind = str(layers["name"].iloc[index]), str(layers["kind"].iloc[index])
+    return f"layer {layer_label(int(index), name, kind)}"
 
 
 def _decades(run: Run, layers: Ints, early: Floats, late: Floats) -> Floats:

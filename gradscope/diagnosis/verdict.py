@@ -7,26 +7,42 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradscope.diagnosis.beside import beside, flow_in_words, settings
 from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis, Finding
-from gradscope.diagnosis.rules import blocks, clipping, layers, vanishing
-from gradscope.diagnosis.signal_path import SignalPath, composites, is_weight_layer
+from gradscope.diagnosis.rules import (
+    accumulated,
+    blocks,
+    clipping,
+    collapsed,
+    dead,
+    disconnected,
+    flow,
+    loss,
+    non_finite,
+    not_updated,
+    saturated,
+    update_speed,
+)
+from gradscope.diagnosis.signal_path import SignalPath, composites
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
 from gradscope.schema import VERDICTS
-from gradscope.wording import compared, listed
 
 RULES = (
-    vanishing.non_finite,
-    vanishing.flow,
-    layers.dead,
-    layers.disconnected,
-    layers.collapsed,
-    layers.saturated,
+    non_finite.non_finite,
+    not_updated.not_updated,
+    accumulated.accumulated,
+    flow.flow,
+    dead.dead,
+    disconnected.disconnected,
+    collapsed.collapsed,
+    saturated.saturated,
     clipping.scaled_clipping,
+    loss.unstable,
+    update_speed.update_speed,
     blocks.shortcut_dominated,
     blocks.reparameterised,
-    layers.update_speed,
 )
 
 GRAVEST_FIRST = (
@@ -34,9 +50,13 @@ GRAVEST_FIRST = (
     "dead",
     "disconnected",
     "vanishing",
-    "collapsed",
-    "saturated",
+    "not-updated",
+    "accumulated",
     "scaled-clipping",
+    "collapsed",
+    "unstable",
+    "saturated",
+    "update-speed",
 )
 """Verdicts that a run can have as a whole, beside `healthy`."""
 
@@ -66,18 +86,24 @@ def diagnose(run: Run) -> Diagnosis:
     Notes
     -----
     =============== =====================================================================
-    vanishing       early gradient <= 1/100 of the late one, by the running median
-    exploding       early gradient >= 100 times the late one, or values that are not finite
+    vanishing       early gradient <= 1/100 of the late one, by the running median, and early
+                    layers that move slower, too
+    exploding       early gradient >= 100 times the late one (deep nets: .065 decades a layer), or
+                    values that are not finite
     dead            an activation's outputs are 0 for 99 % or more of units and samples
-    disconnected    a gradient of exactly 0 that is no underflow
-    collapsed       a hidden layer's outputs are all nearly the same number
-    saturated       over half of an activation's units with |phi'| < 0.1 of its maximum
+    disconnected    a gradient of exactly 0 that is no underflow, or no path from the loss
+    not-updated     weights that get a gradient and never move
+    accumulated     gradients that still hold those of earlier steps
     scaled-clipping gradients clipped before `unscale_`: the optimizer gets threshold / scale
+    collapsed       a hidden layer's outputs are all nearly the same number
+    unstable        a loss that rose, or jumped, under steps too large for the weights
+    saturated       over half of an activation's units with |phi'| < 0.1 of its maximum
+    update-speed    steps of a tenth of the weights' size, or of next to nothing of it
     =============== =====================================================================
 
     These decide the verdict, in the order of their gravity. For information only:
-    shortcut-dominated and reparameterised blocks, update speeds out of the usual band, and what
-    was so at the first step alone.
+    shortcut-dominated and reparameterised blocks, a loss of gradient that the optimizer makes up
+    for, and what was so at the first step alone.
     """
     if not isinstance(run, Run):
         raise GradscopeError(
@@ -93,6 +119,7 @@ def diagnose(run: Run) -> Diagnosis:
         run=run.name,
         verdict=verdict,
         summary=_summary(evidence, verdict, decades, found),
+        beside=tuple(beside(evidence, found, verdict, decades)),
         # the first step's, also what passed with it, which is mere information for the whole
         start=_headline([f for f in found if _covers(f, evidence, 0)], unknown),
         end=_headline(
@@ -103,6 +130,7 @@ def diagnose(run: Run) -> Diagnosis:
         late_signal=late,
         findings=tuple(found),
         notes=tuple(_notes(evidence)),
+        settings=tuple(settings(evidence)),
     )
 
 
@@ -146,7 +174,7 @@ def _unknown(evidence: Evidence) -> str | None:
         return "no signal recorded at both ends of the net"
     unread = _unread(evidence, path)
     if unread and unread[0] < path.layers[0]:
-        return f"no signal recorded at the first layers, such as {evidence.names[unread[0]]}"
+        return f"no signal recorded at the first layers, such as {evidence.labels[unread[0]]}"
     return None
 
 
@@ -159,7 +187,7 @@ def _unread(evidence: Evidence, path: SignalPath) -> list[int]:
         np.asarray(~np.isnan(evidence.median(column)).all(axis=0), dtype=bool)
         for column in ("grad_norm", "signal_norm")
     )
-    weights = is_weight_layer(evidence.layers)
+    weights = evidence.weights
     covered = [f"{name}." for name, known in zip(evidence.names, read, strict=True) if known]
     unread = weights & learns & ~read & ~composites(evidence.layers, weights & read)
     return [
@@ -185,12 +213,7 @@ def _summary(evidence: Evidence, verdict: str, decades: float, found: Sequence[F
             return finding.sentence
     if verdict.startswith(CANNOT_TELL):
         return f"{verdict[0].upper()}{verdict[1:]}."
-    assert evidence.path is not None
-    early, late = evidence.path.early_name, evidence.path.late_name
-    if early == late:
-        which = "only hidden layer" if len(evidence.path.layers) > 1 else "only layer"
-        return f"Gradient flow healthy: {early} is the {which}, there is no depth to lose it in."
-    return f"Gradient flow healthy: {early} gets {compared(decades)} {late}."
+    return flow_in_words(evidence, decades)
 
 
 def _notes(evidence: Evidence) -> list[str]:
@@ -204,6 +227,6 @@ def _notes(evidence: Evidence) -> list[str]:
         notes.append(f"The loss scaler skipped {skipped} of {len(evidence.steps)} recorded steps.")
     unread = _unread(evidence, evidence.path) if evidence.path is not None else []
     if unread:
-        names = listed([evidence.names[i] for i in unread])
-        notes.append(f"No signal was recorded at {names}: nothing is known of the gradient there.")
+        named = evidence.named(unread)
+        notes.append(f"No signal was recorded at {named}: nothing is known of the gradient there.")
     return notes + list(evidence.run.notes)

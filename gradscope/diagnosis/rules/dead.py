@@ -1,0 +1,87 @@
+"""Dead: activations that are off for (almost) all inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.diagnosis.blocks import residual_blocks
+from gradscope.diagnosis.evidence import Evidence, Mask
+from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
+
+OFF = 0.99
+"""Share of an activation's outputs that are 0 from which on the layer counts as switched off."""
+
+START = 3
+"""Recorded steps within which a branch that starts at zero has begun to move."""
+
+
+def dead(evidence: Evidence) -> Iterator[Finding]:
+    """Find activations that are off over whole windows of steps."""
+    off = switched_off(evidence)
+    if not off.any():
+        return
+    zero = evidence.median("zero_fraction")
+    layers: Mask = np.any(off, axis=0)
+    left = 1 - np.nanmax(zero[off])
+    share = "all of its units and samples" if left == 0 else f"all but {left:.2g} of its outputs"
+    yield Finding(
+        "dead",
+        severity_of(off),
+        f"The output of {evidence.named(layers)} is 0 for {share}: almost no gradient passes, and"
+        " the layers before it stop learning.",
+        names_of(evidence, layers),
+        evidence.span(np.any(off, axis=1)),
+        {"zero_fraction": float(np.nanmedian(zero[off]))},
+        tuple(_remedies(evidence, off)),
+        first_place(evidence, off, "zero_fraction", "forward"),
+    )
+
+
+def switched_off(evidence: Evidence) -> Mask:
+    """Return which activations are switched off, (windows, layers).
+
+    Not those, such as tanh, that are at their steepest where they are 0, nor those in a branch
+    that starts at zero and has not been stepped yet.
+    """
+    steep = evidence.median("derivative_mean") > 0.5
+    off = np.asarray((evidence.median("zero_fraction") >= OFF) & ~steep)
+    return off & ~starts_at_zero(evidence)
+
+
+def starts_at_zero(evidence: Evidence) -> Mask:
+    """Return which layers lie in a branch with weights that are still zero, (windows, layers)."""
+    zero: Mask = np.asarray((evidence.median("weight_norm") == 0) & evidence.owners, dtype=bool)
+    inside = np.zeros_like(zero)
+    if len(evidence.rows) <= START:
+        for block in residual_blocks(evidence.run):
+            here = slice(block.first, block.after)
+            inside[:, here] = np.any(zero[:, here], axis=1, keepdims=True)
+        zeros = np.logical_or.accumulate(zero, axis=1)
+        inside |= zeros & ~np.all(zero, axis=1, keepdims=True) & _named_alike(evidence, zero)
+    return inside
+
+
+def _named_alike(evidence: Evidence, zero: Mask) -> Mask:
+    """Return which layers share a module, but not the model itself, with one that is zero."""
+    parents = [name.rpartition(".")[0] for name in evidence.names]
+    alike = np.zeros_like(zero)
+    for window, marked in enumerate(zero):
+        held = {parents[i] for i in np.flatnonzero(marked)} - {""}
+        alike[window] = [parent in held for parent in parents]
+    return alike
+
+
+def _remedies(evidence: Evidence, off: Mask) -> Iterator[str]:
+    first = int(np.flatnonzero(off.any(axis=1))[0])
+    if first == 0:
+        yield "start biases at zero or slightly above: these units were off from the first step"
+        yield "use LeakyReLU, GELU or ELU, whose units come back"
+        return
+    yield (
+        "lower the learning rate or warm it up: these units worked at first, and a large step"
+        " pushed them below zero"
+    )
+    yield "use LeakyReLU, GELU or ELU, whose units come back"
