@@ -17,11 +17,14 @@ from gradscope.diagnosis.rules import (
     collapsed,
     dead,
     disconnected,
+    experts,
     flow,
     loss,
     non_finite,
     not_updated,
+    output,
     saturated,
+    tiny_batch,
     update_speed,
 )
 from gradscope.diagnosis.signal_path import SignalPath, composites
@@ -38,6 +41,9 @@ RULES = (
     disconnected.disconnected,
     collapsed.collapsed,
     saturated.saturated,
+    output.output,
+    experts.starved_experts,
+    tiny_batch.tiny_batch,
     clipping.scaled_clipping,
     loss.unstable,
     update_speed.update_speed,
@@ -53,9 +59,12 @@ GRAVEST_FIRST = (
     "not-updated",
     "accumulated",
     "scaled-clipping",
+    "output",
     "collapsed",
     "unstable",
     "saturated",
+    "experts",
+    "tiny-batch",
     "update-speed",
 )
 """Verdicts that a run can have as a whole, beside `healthy`."""
@@ -97,6 +106,9 @@ def diagnose(run: Run) -> Diagnosis:
     scaled-clipping gradients clipped before `unscale_`: the optimizer gets threshold / scale
     collapsed       a hidden layer's outputs are all nearly the same number
     unstable        a loss that rose, or jumped, under steps too large for the weights
+    output          an activation before a loss that applies it itself, or targets out of its reach
+    experts         experts that get next to no gradient
+    tiny-batch      a BatchNorm over fewer than four values a channel
     saturated       over half of an activation's units with |phi'| < 0.1 of its maximum
     update-speed    steps of a tenth of the weights' size, or of next to nothing of it
     =============== =====================================================================

@@ -44,8 +44,8 @@ def accumulated(evidence: Evidence) -> Iterator[Finding]:
     middle = np.median(piles[:, layers], axis=1)
     number = 1 + np.arange(len(rows))
     grown = middle / middle[0]
-    begun = grown[FEWEST // 2 :] >= PILED * number[FEWEST // 2 :]
-    if not begun.all() or middle[-1] < MOST:
+    share = grown[FEWEST // 2 :] / number[FEWEST // 2 :]
+    if not ((share >= PILED) & (share <= 1 / PILED)).all() or middle[-1] < MOST:
         return
     yield Finding(
         "accumulated",

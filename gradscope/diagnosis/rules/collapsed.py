@@ -11,6 +11,7 @@ from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.diagnosis.evidence import Evidence, Mask
 from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
+from gradscope.diagnosis.rules.saturated import gates
 from gradscope.diagnosis.signal_path import composites
 
 COLLAPSED = 1e-3
@@ -22,7 +23,7 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
 
     The readings hold the spread over all of an output's elements, units and samples together, so
     that an output which differs between units but not between samples is not found. Within a
-    residual block a constant does no harm: a gate may start as one.
+    residual block a constant does no harm, nor as a gate.
     """
     path = evidence.path
     if path is None or not evidence.windows:
@@ -31,7 +32,7 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
     share = over_reference(spread, np.hypot(spread, mean))
     flat = share < COLLAPSED
     hidden = np.arange(len(evidence.layers)) < path.layers[-1]
-    flat &= hidden & ~composites(evidence.layers, evidence.weights)
+    flat &= hidden & ~composites(evidence.layers, evidence.weights) & ~gates(evidence)
     for block in residual_blocks(evidence.run):
         flat[:, block.first : block.after] = False
     if not flat.any():

@@ -75,7 +75,7 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
         return
     ran = evidence.run.was_read("activation_norm")
     first = without & (np.arange(len(without)) < reached[0])
-    first &= ran | (len(evidence.rows) >= AGAIN)
+    first &= ran | (len(evidence.rows) >= AGAIN) | without[np.flatnonzero(evidence.owners)[0]]
     steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
     if first.any():
         last = int(np.flatnonzero(first)[-1])

@@ -17,6 +17,10 @@ from gradscope.wording import amount
 ROSE = 1.5
 """Factor of the loss at the end over the first that is no noise."""
 
+STAYS = 0.3
+"""Share of the highest loss above which it has not begun to come down again: with BatchNorm it
+does, though first steps may change weights by many times their size."""
+
 PEAK = 3.0
 """Factor of the highest loss over the first."""
 
@@ -65,8 +69,8 @@ def _rise(evidence: Evidence) -> Finding | None:
         return None
     row = int(np.flatnonzero(fast.any(axis=1))[0])
     layer = int(np.nanargmax(speed[row]))
-    stays = end > ROSE * first
-    severity: Severity = "critical" if stays else "warning" if end > first else "information"
+    stays = end > ROSE * first and end > STAYS * worst and len(evidence.rows) >= EARLIER
+    severity: Severity = "critical" if stays else "information"
     words = f"rose from {first:.3g} to {worst:.3g} at step {steps[peak]}"
     words += f", and is {end:.3g} at the end" if steps[peak] != steps[-1] else ""
     most = float(speed[row, layer])
@@ -103,7 +107,7 @@ def _spike(evidence: Evidence) -> Iterator[Finding]:
     passed = bool((after < norms[at] / JUMP).any())
     yield Finding(
         "unstable",
-        "information" if evidence.loss is None else "warning",
+        "information" if passed or evidence.loss is None else "warning",
         f"The gradient's norm jumped to {norms[at]:.2g} at step {step}, {amount(jump[at])} times"
         f" its median{', for that step alone' if passed else ''}. {words}",
         () if layer is None else (evidence.names[layer],),

@@ -60,7 +60,7 @@ class _Broken(NamedTuple):
     layers: tuple[str, ...]
     place: Place
     what: str
-    """`weights`, `input`, `forward`, `loss`, `backward` or `gradient`."""
+    """`weights`, `overwritten`, `input`, `forward`, `loss`, `backward` or `gradient`."""
 
 
 def _first_broken(evidence: Evidence, row: int) -> _Broken:
@@ -78,8 +78,10 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
         return [int(i) for i in np.flatnonzero(~np.isfinite(at[column]) & _measured(column))]
 
     def _measured(column: str) -> Mask:
-        # of a run that was NaN from its first step on nothing was read at other steps
-        return usually[column] if usually[column].any() else ~np.isnan(at["weight_norm"])
+        if row > evidence.rows[0] or column == "weight_norm":
+            return usually[column]
+        # what is NaN from the first step on was never read: of layers that learn, all should be
+        return np.asarray(usually[column] | (np.isfinite(at["weight_norm"]) & evidence.owners))
 
     def found(words: str, what: str, layer: int | None, column: str, phase: str) -> _Broken:
         names = () if layer is None else (evidence.names[layer],)
@@ -87,14 +89,14 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
 
     if weights := broken("weight_norm"):
         since = "" if row == 0 else f" since the update of step {evidence.step(row - 1)}"
-        return found(
-            f"the weights of layer {labels[weights[0]]} are not finite{since}",
-            "weights", weights[0], "weight_norm", "update",
-        )  # fmt: skip
+        words, what = f"the weights of layer {labels[weights[0]]} are not finite{since}", "weights"
+        if _was_overwritten(evidence, row, weights[0]):
+            words += ", though that was finite: something else wrote them"
+            what = "overwritten"
+        return found(words, what, weights[0], "weight_norm", "update")
     called = [i for i in range(len(labels)) if usually["activation_norm"][i]]
-    outputs = broken("activation_norm")
-    if outputs or (not called and np.isnan(at["activation_norm"]).all()):
-        layer = outputs[0] if outputs else 0
+    if outputs := broken("activation_norm"):
+        layer = outputs[0]
         kind = _word(at["activation_norm"][layer])
         before = [i for i in called if i < layer and np.isfinite(at["activation_norm"][i])]
         if not before:
@@ -110,7 +112,7 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
             "forward", layer, "activation_norm", "forward",
         )  # fmt: skip
     lossless = _loss_at(evidence, row)
-    if lossless is not None and not np.isfinite(lossless):
+    if not np.isfinite(lossless):
         return found(
             f"the loss became {_word(lossless)}, while every layer's output is finite: it happened"
             " in the loss",
@@ -151,6 +153,15 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
         " the layers' outputs is finite",
         "gradient", layer_or_none, "grad_norm", "backward",
     )  # fmt: skip
+
+
+def _was_overwritten(evidence: Evidence, row: int, layer: int) -> bool:
+    """Whether the step before this row left a layer's weights finite, which now are not."""
+    before = evidence.rows[evidence.rows < row][-1:]
+    if len(before) == 0:
+        return False
+    both = [evidence.at(c, before)[0, layer] for c in ("weight_norm", "update_norm")]
+    return bool(np.isfinite(both).all()) and evidence.step(before[0]) + 1 == evidence.step(row)
 
 
 def _word(value: float) -> str:
@@ -194,18 +205,34 @@ def _usual(norms: Floats, evidence: Evidence, first: int) -> float:
     return float(np.median(earlier[-20:])) if len(earlier) else np.nan
 
 
-def _loss_at(evidence: Evidence, row: int) -> float | None:
-    loss = evidence.loss
-    if loss is None:
-        return None
-    name = loss.column
-    return float(evidence.steps[name].to_numpy(dtype=np.float64)[row])
+def _loss_at(evidence: Evidence, row: int) -> float:
+    """Return the worst of the losses at a row, infinite or NaN if one is; 0 where none was logged.
+
+    A NaN counts where there is no number at any other step, or no gradient at this one.
+    """
+    steps = evidence.steps
+    lossless = np.isnan(float(steps["grad_norm"].iloc[row]))
+    worst = 0.0
+    for name in steps.columns.difference(["loss_scale"]):
+        if "loss" in name:
+            values = steps[name].to_numpy(dtype=np.float64)
+            if np.isinf(values[row]) or (
+                np.isnan(values[row]) and (lossless or np.isnan(values).all())
+            ):
+                worst = float(values[row])
+    return worst
 
 
 def _remedies(evidence: Evidence, broken: _Broken, growth: dict[str, float]) -> Iterator[str]:
     if broken.what == "input":
         yield "check the batch of this step with torch.isfinite(x).all() before the model sees it"
         yield "look for a division by a standard deviation of 0, or missing values, in the data"
+        return
+    if broken.what == "overwritten":
+        yield (
+            "look for what writes parameters between the steps: a checkpoint that is loaded, an"
+            " average, an operation in place"
+        )
         return
     if growth or broken.what == "weights" or is_fast(evidence):
         yield remedies.lower_rate(evidence)
@@ -227,7 +254,8 @@ def _broken_rows(evidence: Evidence) -> Mask:
     """Return which of `evidence.rows` hold an infinite value, or a NaN that is no missing reading.
 
     A NaN of the global gradient norm is one where the norm is known at other steps, where the loss
-    of that step is none, either, or where the step made weights NaN.
+    of that step is none, either, or where the step made weights NaN. A NaN of the loss may be one
+    that was not logged, but not at every step.
     """
     steps = evidence.steps.iloc[evidence.rows]
     total = steps["grad_norm"].to_numpy(dtype=np.float64)
@@ -238,7 +266,7 @@ def _broken_rows(evidence: Evidence) -> Mask:
     for name in steps.columns.difference(["loss_scale"]):
         if "loss" in name:
             loss = steps[name].to_numpy(dtype=np.float64)
-            bad |= np.isinf(loss)
+            bad |= np.isinf(loss) | np.isnan(loss).all()
             lossless |= np.isnan(loss)
     unknown = np.isnan(total)
     if unknown.any():
@@ -247,7 +275,7 @@ def _broken_rows(evidence: Evidence) -> Mask:
 
 
 def _made_nan(evidence: Evidence) -> Mask:
-    """Return in which of `evidence.rows` a step turned weights that were finite into NaN, (R,).
+    """Return which of `evidence.rows` come with or after a step that made finite weights NaN, (R,).
 
     The change of weights that got no gradient, or no step, is 0; NaN it is where they became NaN.
     """
@@ -260,7 +288,7 @@ def _made_nan(evidence: Evidence) -> Mask:
             for column in ("weight_norm", "update_norm", "grad_norm", "activation_norm")
         )
         lost = np.isfinite(weight) & evidence.owners & np.isnan(update) & np.isnan(grad)
-        made[index] = lost.any() and (some or np.isnan(out).all())
-        if made[index]:
+        if lost.any() and (some or np.isnan(out[lost]).any()):
+            made[index:] = True
             break
     return made

@@ -13,6 +13,9 @@ from gradscope.diagnosis.rules.marks import names_of
 ENOUGH = 3
 """Recorded steps without a move before it is said: a warm-up may start at a learning rate of 0."""
 
+NEXT_TO_NOTHING = 1e-9
+"""Share of the largest gradient below which a step is lost in rounding."""
+
 
 def not_updated(evidence: Evidence) -> Iterator[Finding]:
     """Find weights that no optimizer holds, and such as its steps leave where they are."""
@@ -24,9 +27,11 @@ def not_updated(evidence: Evidence) -> Iterator[Finding]:
     if not held.any():
         return
     yield from _unheld(evidence, got & ~run.was_read("weight_norm"))
-    if len(evidence.rows) >= ENOUGH:
-        moved = np.asarray((np.nan_to_num(evidence.highest("update_norm"), nan=1) > 0).any(axis=0))
-        yield from _unmoved(evidence, got & held & ~moved, got & held)
+    moved = np.asarray((np.nan_to_num(evidence.highest("update_norm"), nan=1) > 0).any(axis=0))
+    # what gets next to nothing beside others has another fault
+    grad = np.nan_to_num(evidence.median("grad_norm")).max(axis=0)
+    got &= grad > NEXT_TO_NOTHING * grad.max(initial=0)
+    yield from _unmoved(evidence, got & held & ~moved, got & held)
 
 
 def _unheld(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
@@ -58,6 +63,8 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
     whole = bool(layers[held].all())
     left = evidence.highest("clipped_grad_norm")[:, layers]
     thrown = bool((np.nan_to_num(left) == 0).all())
+    if not thrown and len(evidence.rows) < ENOUGH:
+        return
     most = layers[held & evidence.weights].mean() > 0.5 if (held & evidence.weights).any() else True
     severity: Severity = "critical" if whole or thrown else "warning" if most else "information"
     which = "any layer" if whole else evidence.named(layers)

@@ -55,20 +55,26 @@ def flat_behind(evidence: Evidence) -> Mask:
     return np.asarray(evidence.highest("saturated_fraction") > FLAT)
 
 
-def _levels_off(evidence: Evidence) -> Mask:
-    """Return which layers are activations that flatten out on both sides, and no gates.
+def gates(evidence: Evidence) -> Mask:
+    """Return which layers are gates, sigmoids that multiply, or parts of a cell that has gates.
 
-    A gate is a sigmoid that multiplies: what it hands back is not what a later layer got. Where a
-    cell has gates, its tanh is one of its parts, and may be flat: what is remembered, is.
+    What a gate hands back is not what a later layer got. Where a cell has gates, its tanh is one of
+    its parts, and may be flat: what is remembered, is.
     """
-    kinds = [canonical(str(kind)) for kind in evidence.layers["kind"]]
-    both: Mask = np.array([kind in BOTH_SIDES for kind in evidence.activations], dtype=bool)
-    both &= np.array([kind not in _CELLS for kind in kinds], dtype=bool)
-    gates = np.array([kind in _GATES for kind in evidence.activations], dtype=bool)
-    gates &= both & ~_handed_on(evidence)
-    cells = {_parent(evidence.names[i]) for i in np.flatnonzero(gates)} - {""}
+    found = np.array([kind in _GATES for kind in evidence.activations], dtype=bool)
+    found &= ~_handed_on(evidence)
+    cells = {_parent(evidence.names[i]) for i in np.flatnonzero(found)} - {""}
+    both = np.array([kind in BOTH_SIDES for kind in evidence.activations], dtype=bool)
     in_cell = np.array([_parent(name) in cells for name in evidence.names], dtype=bool)
-    return np.asarray(both & ~gates & ~in_cell)
+    return np.asarray(found | (both & in_cell))
+
+
+def _levels_off(evidence: Evidence) -> Mask:
+    """Return which layers are activations that flatten out on both sides, and no gates."""
+    kinds = [canonical(str(kind)) for kind in evidence.layers["kind"]]
+    both = np.array([kind in BOTH_SIDES for kind in evidence.activations], dtype=bool)
+    both &= np.array([kind not in _CELLS for kind in kinds], dtype=bool)
+    return np.asarray(both & ~gates(evidence))
 
 
 def _handed_on(evidence: Evidence) -> Mask:

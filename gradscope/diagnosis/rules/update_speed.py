@@ -22,6 +22,9 @@ SLUGGISH = 3e-5
 STILL = 0.01
 """Share by which a loss has to fall to have moved."""
 
+FELL = 0.8
+"""Share of the loss at first below which it fell, whatever the steps were."""
+
 OVERCLIPPED = 1e-2
 """Share of the gradient that clipping leaves where it, and not the rate, is what is too small."""
 
@@ -41,7 +44,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
     middle, most = float(np.median(speed[known])), float(speed[known].max())
     weights = np.flatnonzero(evidence.weights)
     steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
-    if middle > FAST:
+    if middle > FAST and not _falls(evidence):
         layer = int(weights[known][speed[known].argmax()])
         yield Finding(
             "update-speed",
@@ -68,6 +71,16 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
             (advice,),
             Place(steps[0], layer, "update_ratio", "update"),
         )
+
+
+def _falls(evidence: Evidence) -> bool:
+    """Whether the logged loss is at the end well below what it was at first."""
+    loss = evidence.loss
+    if loss is None or len(loss.raw) < WINDOW:
+        return False
+    third = len(loss.raw) // 3
+    first, last = np.nanmedian(loss.raw[:third]), np.nanmedian(loss.raw[-third:])
+    return bool(last < FELL * first)
 
 
 def _stands_still(evidence: Evidence) -> bool:
