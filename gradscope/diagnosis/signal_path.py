@@ -1,11 +1,12 @@
 """How much gradient arrives early in a net, compared with late: the depth profile in one number.
 
 The decades D = log10(early / late) of the signal norm ||dL/d(output)||, early at the first hidden
-layer, late at the last one: negative where the gradient vanishes toward the input, positive where
-it explodes. A scaling of the loss cancels out. Weight layers stand for the depth, activations and
-normalisations between them do not count as steps of their own. In a residual net the layers of a
-branch see only the branch's part of the gradient, so there the ends are the first block's input
-and the last block's output, where both parts are together, unless layers lie outside of them.
+layer, late at the last one on the same path to the loss: negative where the gradient vanishes
+toward the input, positive where it explodes. A scaling of the loss cancels out. Weight layers stand
+for the depth, activations and normalisations between them do not count as steps of their own. In a
+residual net the layers of a branch see only the branch's part of the gradient, so there the ends
+are the first block's input and the last block's output, where both parts are together, unless
+layers lie outside of them.
 
 Where a hidden layer ends is a matter of taste: before or behind its activation. Both are looked
 at, and the one that says less counts, as long as they are alike; an activation makes a difference
@@ -26,11 +27,16 @@ from numpy.typing import NDArray
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
+from gradscope.diagnosis.main_path import main_paths
 from gradscope.runs.run import Run
 from gradscope.wording import layer_label
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+LOOKED_AT = 64
+"""First recorded steps that tell which way the gradient takes."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,40 @@ def signal_path(run: Run) -> SignalPath | None:
     else:
         return None
 
-    chosen = np.flatnonzero(points)
+    found = [_along(run, chosen) for chosen in _chosen(run, np.flatnonzero(points))]
+    return max(found, key=_how_far)
+
+
+def _chosen(run: Run, points: Ints) -> list[Ints]:
+    """Return the points on each path to judge; all, in order, where no flow was recorded."""
+    edges = getattr(run, "edges", None)
+    if edges is None or len(edges) == 0:
+        return [points]
+    carried, norm, mean, std = (
+        _middle(run.matrix(column)[1][:LOOKED_AT])
+        for column in ("input_signal_norm", "activation_norm", "activation_mean", "activation_std")
+    )
+    pairs = edges[["source", "target"]].to_numpy(dtype=np.int64)
+    elements = over_reference(norm**2, mean**2 + std**2)
+    return main_paths(pairs, points, carried, elements) or [points]
+
+
+def _middle(values: NDArray[np.floating]) -> Floats:
+    """Return the middle reading of each layer, NaN where there is none."""
+    ordered = np.sort(values.astype(np.float64), axis=0)  # NaN comes last
+    known = (~np.isnan(ordered)).sum(axis=0)
+    return np.asarray(ordered[np.maximum(known - 1, 0) // 2, np.arange(ordered.shape[1])])
+
+
+def _how_far(path: SignalPath) -> float:
+    """Return how far the gradient changes along a path, in the middle of the run."""
+    known = path.decades[~np.isnan(path.decades)]
+    return abs(float(np.sort(known)[len(known) // 2])) if len(known) else -1.0
+
+
+def _along(run: Run, chosen: Ints) -> SignalPath:
+    """Return the signal along the points `chosen`, from input to output."""
+    layers = run.layers
     hidden = chosen[:-1] if len(chosen) > 1 else chosen
     # each end twice: at the layer's output, and behind its activation, where the next one begins
     second = chosen[min(1, len(chosen) - 1)]
@@ -117,6 +156,7 @@ def signal_path(run: Run) -> SignalPath | None:
         _End(at_input[1], int(chosen[-1]) - 1, True, _named(layers, hidden[-1])),
     ]
     blocks = residual_blocks(run) if len(chosen) > 1 else []
+    blocks = [b for b in blocks if ((chosen >= b.first) & (chosen < b.after)).any()]
     if blocks and (hidden < blocks[0].first).sum() <= 1:
         stem = at_output[0] if hidden[0] < blocks[0].first else None
         early = [_or_else(_before(run, blocks[0]), stem)] * 2
