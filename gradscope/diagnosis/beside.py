@@ -9,12 +9,16 @@ import numpy as np
 from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, Finding
 from gradscope.diagnosis.rules import remedies
+from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.diagnosis.signal_path import log10
-from gradscope.diagnosis.speed import typical_speed
+from gradscope.diagnosis.speed import is_adaptive, typical_speed
 from gradscope.wording import compared
 
 FLOW = frozenset({"vanishing", "exploding", "dead", "disconnected"})
 """Verdicts that are about the gradient's flow themselves."""
+
+MUCH = 2.0
+"""Decades between early and late that ask for a word on why that is healthy."""
 
 UNEVEN = 1.0
 """Decades between update speeds of layers from which on rates of their own are suggested."""
@@ -32,7 +36,9 @@ def beside(
         yield from _loss(evidence)
     if not ill & {"update-speed", "not-updated"}:
         yield from _speed(evidence)
-    yield from _shortcuts(evidence)
+    story = shortcut_story(evidence.run)
+    if story:
+        yield story
 
 
 def flow_in_words(evidence: Evidence, decades: float) -> str:
@@ -42,12 +48,18 @@ def flow_in_words(evidence: Evidence, decades: float) -> str:
     if early == late:
         which = "only hidden layer" if len(evidence.path.layers) > 1 else "only layer"
         return f"Gradient flow healthy: {early} is the {which}, there is no depth to lose it in."
-    return f"Gradient flow healthy: {early} gets {compared(decades)} {late}."
+    sentence = f"Gradient flow healthy: {early} gets {compared(decades)} {late}"
+    if abs(decades) >= MUCH:
+        sentence += ", and the optimizer makes up for it" if is_adaptive(evidence) else ""
+    return sentence + "."
 
 
-def settings(evidence: Evidence) -> Iterator[str]:
-    """Yield a clip norm, and learning rates by layer, where update speeds are uneven."""
-    if len(evidence.rows) < WINDOW:
+def settings(evidence: Evidence, found: Sequence[Finding]) -> Iterator[str]:
+    """Yield a clip norm, and learning rates by layer, where update speeds are uneven.
+
+    Not of a training that goes wrong: its readings tell what to mend, not how to tune it.
+    """
+    if len(evidence.rows) < WINDOW or any(f.severity == "critical" for f in found):
         return
     norm = remedies.clip_norm(evidence)
     if np.isfinite(norm) and norm > 0:
@@ -67,7 +79,7 @@ def settings(evidence: Evidence) -> Iterator[str]:
         rates = [f"{evidence.labels[weights[i]]} x {middle / speed[i]:.2g}" for i in off]
         yield (
             "Learning rate by layer: to move like the middle one,"
-            f" {middle:.1e} of its size a step, {', '.join(rates)}."
+            f" {remedies.of_size(middle)} a step, {', '.join(rates)}."
         )
 
 
@@ -91,54 +103,10 @@ def _speed(evidence: Evidence) -> Iterator[str]:
         return
     weights = np.flatnonzero(evidence.weights)
     slow, fast = known[speed[known].argmin()], known[speed[known].argmax()]
-    middle = f"{np.median(speed[known]):.2g}"
-    sentence = f"A step changes weights by {middle} of their size"
+    sentence = f"A step changes weights by {remedies.of_size(float(np.median(speed[known])))}"
     if len(known) > 1:
         sentence += (
-            f", from {speed[slow]:.2g} at layer {evidence.labels[weights[slow]]} to"
-            f" {speed[fast]:.2g} at layer {evidence.labels[weights[fast]]}"
+            f", from {remedies.share(speed[slow])} at layer {evidence.labels[weights[slow]]} to"
+            f" {remedies.share(speed[fast])} at layer {evidence.labels[weights[fast]]}"
         )
     yield sentence + "."
-
-
-def _shortcuts(evidence: Evidence) -> Iterator[str]:
-    """Tell what the shortcuts carry, and what would arrive without them, if that was measured."""
-    if evidence.run.shortcuts.empty or not evidence.windows:
-        return
-    share = evidence.shortcut_median("energy_share")[-1]
-    share = share[np.isfinite(share)]
-    if len(share) == 0:
-        return
-    low, high = f"{share.min():.0%}", f"{share.max():.0%}"
-    between = low if low == high else f"{low} to {high}"
-    one = len(share) == 1
-    sentence = (
-        f"{len(share)} shortcut{'' if one else 's'} carr{'ies' if one else 'y'} {between} of the"
-        " energy of the gradient at their blocks"
-    )
-    without = _cut(evidence)
-    if np.isfinite(without):
-        sentence += (
-            f"; with them cut, {_share(without)} of it would arrive at layer"
-            f" {evidence.labels[int(evidence.path.layers[0])]}"  # type: ignore[union-attr]
-        )
-    yield sentence + "."
-
-
-def _cut(evidence: Evidence) -> float:
-    """Return the first layer's signal with the shortcuts cut over the one without, a median."""
-    if evidence.path is None:
-        return np.nan
-    layer = [int(evidence.path.layers[0])]
-    cut, whole = (
-        evidence.run.matrix(column, layers=layer)[1][:, 0].astype(np.float64)
-        for column in ("cut_signal_norm", "signal_norm")
-    )
-    known = np.isfinite(cut) & (whole > 0)
-    return float(np.median(cut[known] / whole[known])) if known.any() else np.nan
-
-
-def _share(value: float) -> str:
-    if value == 0:
-        return "none"
-    return f"{value:.0%}" if value >= 0.01 else f"10^{round(float(np.log10(value)))}"

@@ -122,7 +122,7 @@ def diagnose(run: Run) -> Diagnosis:
             f"diagnose() takes a Run, got {type(run).__name__}; read one with gradscope.load(path)"
         )
     evidence = Evidence(run)
-    found = list(itertools.chain.from_iterable(rule(evidence) for rule in RULES))
+    found = _agreeing(list(itertools.chain.from_iterable(rule(evidence) for rule in RULES)))
     found.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), _gravity(finding)))
     unknown = _unknown(evidence)
     verdict = _headline([f for f in found if f.severity != "information"], unknown)
@@ -142,8 +142,17 @@ def diagnose(run: Run) -> Diagnosis:
         late_signal=late,
         findings=tuple(found),
         notes=tuple(_notes(evidence)),
-        settings=tuple(settings(evidence)),
+        settings=tuple(settings(evidence, found)),
     )
+
+
+def _agreeing(found: list[Finding]) -> list[Finding]:
+    """Return the findings without those that another one explains, and whose remedies differ."""
+    verdicts = {finding.verdict for finding in found if finding.severity != "information"}
+    explained: set[str] = set()
+    if verdicts & {"scaled-clipping", "not-updated"}:
+        explained.add("update-speed")  # steps are small as the gradient is gone
+    return [finding for finding in found if finding.verdict not in explained]
 
 
 def _gravity(finding: Finding) -> int:

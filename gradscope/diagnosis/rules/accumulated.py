@@ -50,8 +50,8 @@ def accumulated(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(
         "accumulated",
         "critical",
-        f"Gradients pile up from step to step: over what the backward pass of a step makes they"
-        f" have grown {grown[-1]:.0f} times in {len(rows)} steps.",
+        f"Gradients pile up from step to step: beside what one backward pass makes they have grown"
+        f" {grown[-1]:.0f} times in {len(rows)} steps.",
         (),
         (int(steps[0]), evidence.step(evidence.rows[-1])),
         {"growth": float(grown[-1]), "steps": float(len(rows))},

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.diagnosis.evidence import Evidence, Mask
 from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
+from gradscope.wording import capitalised
 
 OFF = 0.99
 """Share of an activation's outputs that are 0 from which on the layer counts as switched off."""
@@ -25,19 +28,28 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
         return
     zero = evidence.median("zero_fraction")
     layers: Mask = np.any(off, axis=0)
-    left = 1 - np.nanmax(zero[off])
-    share = "all of its units and samples" if left == 0 else f"all but {left:.2g} of its outputs"
+    begun = _first_step(evidence, off)
+    most = float(np.nanmax(zero[off]))
+    give = "gives" if layers.sum() == 1 else "give"
+    much = "every unit and sample" if most == 1 else f"{most:.1%} of its units and samples"
     yield Finding(
         "dead",
         severity_of(off),
-        f"The output of {evidence.named(layers)} is 0 for {share}: almost no gradient passes, and"
-        " the layers before it stop learning.",
+        f"{capitalised(evidence.named(layers))} {give} 0 for {much}: next to no gradient passes,"
+        " and the layers before stop learning.",
         names_of(evidence, layers),
-        evidence.span(np.any(off, axis=1)),
+        (begun, evidence.span(np.any(off, axis=1))[1]),
         {"zero_fraction": float(np.nanmedian(zero[off]))},
-        tuple(_remedies(evidence, off)),
-        first_place(evidence, off, "zero_fraction", "forward"),
+        tuple(_remedies(evidence, from_start=begun == evidence.step(evidence.rows[0]))),
+        replace(first_place(evidence, off, "zero_fraction", "forward"), step=begun),
     )
+
+
+def _first_step(evidence: Evidence, off: Mask) -> int:
+    """Return the step at which the first of the layers was off, within the first window."""
+    window = evidence.windows[int(np.flatnonzero(off.any(axis=1))[0])]
+    zero = evidence.at("zero_fraction", window)[:, off.any(axis=0)]
+    return evidence.step(window[int(np.flatnonzero((zero >= OFF).any(axis=1))[0])])
 
 
 def switched_off(evidence: Evidence) -> Mask:
@@ -74,14 +86,9 @@ def _named_alike(evidence: Evidence, zero: Mask) -> Mask:
     return alike
 
 
-def _remedies(evidence: Evidence, off: Mask) -> Iterator[str]:
-    first = int(np.flatnonzero(off.any(axis=1))[0])
-    if first == 0:
+def _remedies(evidence: Evidence, *, from_start: bool) -> Iterator[str]:
+    if from_start:
         yield "start biases at zero or slightly above: these units were off from the first step"
-        yield "use LeakyReLU, GELU or ELU, whose units come back"
-        return
-    yield (
-        "lower the learning rate or warm it up: these units worked at first, and a large step"
-        " pushed them below zero"
-    )
+    else:
+        yield f"these units worked at first: {remedies.lower_rate(evidence)}"
     yield "use LeakyReLU, GELU or ELU, whose units come back"

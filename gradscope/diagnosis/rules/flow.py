@@ -101,8 +101,8 @@ def _finding(
         sentence += ": transient at init, it passed within the first steps"
     elif severity == "warning":
         sentence += f", no longer so after step {steps[1]}"
-    where = account(frame)
-    sentence += f". In decades: {where}." if where else "."
+    where, lost_or_won = account(frame), "lost" if verdict == "vanishing" else "won"
+    sentence += f". Where it is {lost_or_won}, in decades: {where}." if where else "."
     speed = math.nan if passed else _speed_decades(evidence, path, rows)
     if not math.isnan(speed):
         numbers["update_speed_decades"] = speed

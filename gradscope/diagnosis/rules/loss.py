@@ -69,7 +69,9 @@ def _rise(evidence: Evidence) -> Finding | None:
         return None
     row = int(np.flatnonzero(fast.any(axis=1))[0])
     layer = int(np.nanargmax(speed[row]))
-    stays = end > ROSE * first and end > STAYS * worst and len(evidence.rows) >= EARLIER
+    rising = peak >= 0.75 * len(raw)
+    stays = end > ROSE * first and (rising or end > STAYS * worst)
+    stays &= len(evidence.rows) >= EARLIER or len(evidence.steps) > len(evidence.rows)
     severity: Severity = "critical" if stays else "information"
     words = f"rose from {first:.3g} to {worst:.3g} at step {steps[peak]}"
     words += f", and is {end:.3g} at the end" if steps[peak] != steps[-1] else ""

@@ -92,7 +92,7 @@ def exploding(evidence: Evidence, path: SignalPath, frame: pd.DataFrame, won: fl
         )
     if not norms:
         found.append((won / 2, "put a normalisation before each branch or activation"))
-    found.append((0.1, clip(evidence)))
+    found.append((0.1, clip(evidence) if arose else "clip the gradient's norm, at 1 for a start"))
     return _ordered(found)
 
 
@@ -117,9 +117,18 @@ def lower_rate(evidence: Evidence) -> str:
     )
 
 
+def share(speed: float) -> str:
+    """Return an update speed in words: `0.32%`, `14 times`, `2e-06`."""
+    if speed >= 2:
+        return f"{amount(speed)} times"
+    if speed >= 0.1:
+        return f"{speed:.0%}"
+    return f"{100 * speed:.2g}%" if speed >= 1e-4 else f"{speed:.1g}"
+
+
 def of_size(speed: float) -> str:
-    """Return an update speed in words: `32% of their size`, `14 times their size`."""
-    return f"{speed:.0%} of their size" if speed < 2 else f"{amount(speed)} times their size"
+    """Return it as what a step changes weights by: `32% of their size`, `14 times their size`."""
+    return f"{share(speed)} {'' if speed >= 2 else 'of '}their size"
 
 
 def clip_norm(evidence: Evidence, before: int | None = None) -> float:

@@ -11,6 +11,7 @@ from gradscope.diagnosis.evidence import Evidence, Mask
 from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.rules.marks import first_place, names_of
 from gradscope.kinds import canonical
+from gradscope.wording import capitalised
 
 FEWEST = 4
 """Values from which on a mean and a variance are worth their names."""
@@ -35,11 +36,12 @@ def tiny_batch(evidence: Evidence) -> Iterator[Finding]:
     if not few.any():
         return
     layers = np.any(few, axis=0)
+    take = "takes" if layers.sum() == 1 else "take"
     number = float(np.median(each[few]).round())
     yield Finding(
         "tiny-batch",
         "warning",
-        f"{evidence.named(layers)[0].upper()}{evidence.named(layers)[1:]} take mean and variance"
+        f"{capitalised(evidence.named(layers))} {take} mean and variance"
         f" over {number:.0f} values a channel: what comes out says more of the rest of the batch"
         " than of the sample.",
         names_of(evidence, layers),
