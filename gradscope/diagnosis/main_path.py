@@ -7,6 +7,9 @@ of a diffusion's time, whose gradient is that of another, smaller thing.
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -53,6 +56,32 @@ def main_paths(edges: Ints, points: Ints, carried: Floats, elements: Floats) -> 
     longest = max((len(path) for path in kept), default=0)
     kept = [path for path in kept if len(path) >= SHORT * longest]
     return sorted(kept, key=len, reverse=True)
+
+
+def along(edges: Ints, path: Ints, points: Ints) -> Ints:
+    """Return all layers on the ways from each layer of `path` to the next, past no other point."""
+    forward = edges[edges[:, 0] < edges[:, 1]].tolist()
+    after, before = defaultdict(list), defaultdict(list)
+    for source, target in forward:
+        after[source].append(target)
+        before[target].append(source)
+    stops = set(points.tolist())
+    found = set(path.tolist())
+    for first, last in itertools.pairwise(path.tolist()):
+        found |= _reached(after, first, stops) & _reached(before, last, stops)
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def _reached(lead: dict[int, list[int]], start: int, stops: set[int]) -> set[int]:
+    """Return the layers, none of `stops`, that a way from `start` comes to before one of those."""
+    found: set[int] = set()
+    stack = [start]
+    while stack:
+        for layer in lead[stack.pop()]:
+            if layer not in stops and layer not in found:
+                found.add(layer)
+                stack.append(layer)
+    return found
 
 
 def _next_points(edges: Ints, points: Ints) -> dict[int, set[int]]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
-from gradscope.diagnosis.main_path import main_paths
+from gradscope.diagnosis.main_path import along, main_paths
 from gradscope.runs.run import Run
 from gradscope.wording import layer_label
 
@@ -48,6 +48,8 @@ class SignalPath:
     steps : int64 (S,)
     layers : int64 (n,)
         Indices of the hidden weight layers and the output layer, from input to output.
+    along : int64 (m,)
+        All layers on the path, the activations and normalisations between those, too.
     early, late : float64 (S,), loss/activation
         Signal at the first and the last point of the path.
     early_name, late_name : str
@@ -64,6 +66,7 @@ class SignalPath:
 
     steps: Ints
     layers: Ints
+    along: Ints
     early: Floats
     late: Floats
     early_name: str
@@ -108,22 +111,26 @@ def signal_path(run: Run) -> SignalPath | None:
     else:
         return None
 
-    found = [_along(run, chosen) for chosen in _chosen(run, np.flatnonzero(points))]
+    found = [_along(run, *chosen) for chosen in _chosen(run, np.flatnonzero(points))]
     return max(found, key=_how_far)
 
 
-def _chosen(run: Run, points: Ints) -> list[Ints]:
-    """Return the points on each path to judge; all, in order, where no flow was recorded."""
+def _chosen(run: Run, points: Ints) -> list[tuple[Ints, Ints]]:
+    """Return the points on each path to judge, and all layers on it.
+
+    Where no flow was recorded that is everything, in the order of execution.
+    """
     edges = getattr(run, "edges", None)
     if edges is None or len(edges) == 0:
-        return [points]
+        return [(points, np.arange(len(run.layers)))]
+    pairs = edges[["source", "target"]].to_numpy(dtype=np.int64)
     carried, norm, mean, std = (
         _middle(run.matrix(column)[1][:LOOKED_AT])
         for column in ("input_signal_norm", "activation_norm", "activation_mean", "activation_std")
     )
-    pairs = edges[["source", "target"]].to_numpy(dtype=np.int64)
     elements = over_reference(norm**2, mean**2 + std**2)
-    return main_paths(pairs, points, carried, elements) or [points]
+    paths = main_paths(pairs, points, carried, elements)
+    return [(path, along(pairs, path, points)) for path in paths]
 
 
 def _middle(values: NDArray[np.floating]) -> Floats:
@@ -139,8 +146,8 @@ def _how_far(path: SignalPath) -> float:
     return abs(float(np.sort(known)[len(known) // 2])) if len(known) else -1.0
 
 
-def _along(run: Run, chosen: Ints) -> SignalPath:
-    """Return the signal along the points `chosen`, from input to output."""
+def _along(run: Run, chosen: Ints, every: Ints) -> SignalPath:
+    """Return the signal along the points `chosen`, from input to output, past layers `every`."""
     layers = run.layers
     hidden = chosen[:-1] if len(chosen) > 1 else chosen
     # each end twice: at the layer's output, and behind its activation, where the next one begins
@@ -169,6 +176,7 @@ def _along(run: Run, chosen: Ints) -> SignalPath:
     return SignalPath(
         steps,
         chosen,
+        every,
         early[which].signal,
         late[which].signal,
         early[which].name,
