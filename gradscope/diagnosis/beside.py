@@ -7,15 +7,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from gradscope.diagnosis.evidence import WINDOW, Evidence
-from gradscope.diagnosis.findings import CANNOT_TELL, Finding
+from gradscope.diagnosis.findings import CANNOT_TELL, FLOW, Finding
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.diagnosis.signal_path import log10
 from gradscope.diagnosis.speed import is_adaptive, typical_speed
 from gradscope.wording import compared
-
-FLOW = frozenset({"vanishing", "exploding", "dead", "disconnected"})
-"""Verdicts that are about the gradient's flow themselves."""
 
 MUCH = 2.0
 """Decades between early and late that ask for a word on why that is healthy."""

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.curves import Curve, logged_curves
-from gradscope.diagnosis.signal_path import Floats, SignalPath, is_weight_layer, signal_path
+from gradscope.diagnosis.signal_path import (
+    Floats,
+    SignalPath,
+    edges_of,
+    is_weight_layer,
+    signal_path,
+)
 from gradscope.kinds import canonical
 from gradscope.runs.run import Run
 from gradscope.wording import layer_label, layers_labelled
@@ -93,6 +99,26 @@ class Evidence:
     def owners(self) -> Mask:
         """Which layers own parameters."""
         return np.asarray(self.layers["parameters"].to_numpy() > 0)
+
+    @cached_property
+    def sources(self) -> dict[int, list[int]]:
+        """The layers that each layer reads; empty where no flow was recorded."""
+        found: dict[int, list[int]] = {}
+        for source, target in edges_of(self.run).tolist():
+            if source < target:
+                found.setdefault(target, []).append(source)
+        return found
+
+    @cached_property
+    def outputs(self) -> Mask:
+        """Which layers no other one reads; where no flow was recorded, from the last weights on."""
+        count = len(self.layers)
+        edges = edges_of(self.run)
+        if len(edges):
+            read = edges[(edges[:, 1] >= 0) & (edges[:, 0] != edges[:, 1]), 0]
+            return np.asarray(~np.isin(np.arange(count), read))
+        last = self.path.layers[-1] if self.path is not None else count
+        return np.asarray(np.arange(count) >= last)
 
     @cached_property
     def speed(self) -> Floats:

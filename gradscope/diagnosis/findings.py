@@ -17,6 +17,9 @@ CANNOT_TELL = "cannot tell"
 ADVISORY = frozenset({"shortcut-dominated", "reparameterised", "update-speed", "not-updated"})
 """Verdicts that are no faults; of the others mere information tells of the first step alone."""
 
+FLOW = frozenset({"vanishing", "exploding", "dead", "disconnected"})
+"""Verdicts about the flow of the gradient."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -134,6 +137,15 @@ class Diagnosis:
     notes: tuple[str, ...]
     beside: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+
+    @property
+    def flow(self) -> str:
+        """The verdict about the flow of the gradient alone, whatever else is wrong."""
+        for finding in self.findings:
+            if finding.severity != "information" and finding.verdict in FLOW:
+                return finding.verdict
+        unknown = self.verdict.startswith(CANNOT_TELL)
+        return self.verdict if unknown else "healthy"
 
     @property
     def verdicts(self) -> frozenset[str]:

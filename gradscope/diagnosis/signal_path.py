@@ -18,6 +18,7 @@ tell of vanishing; the latter's variance can stay constant across layers while t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
 from gradscope.diagnosis.main_path import along, main_paths
+from gradscope.kinds import GATES, canonical
 from gradscope.runs.run import Run
 from gradscope.wording import layer_label
 
@@ -120,17 +122,50 @@ def _chosen(run: Run, points: Ints) -> list[tuple[Ints, Ints]]:
 
     Where no flow was recorded that is everything, in the order of execution.
     """
-    edges = getattr(run, "edges", None)
-    if edges is None or len(edges) == 0:
+    pairs = edges_of(run)
+    if len(pairs) == 0:
         return [(points, np.arange(len(run.layers)))]
-    pairs = edges[["source", "target"]].to_numpy(dtype=np.int64)
     carried, norm, mean, std = (
         _middle(run.matrix(column)[1][:LOOKED_AT])
         for column in ("input_signal_norm", "activation_norm", "activation_mean", "activation_std")
     )
     elements = over_reference(norm**2, mean**2 + std**2)
+    points = points[~np.isin(points, _before_gates(run, pairs))]
     paths = main_paths(pairs, points, carried, elements)
     return [(path, along(pairs, path, points)) for path in paths]
+
+
+def edges_of(run: Run) -> Ints:
+    """Return the flow of data from layer to layer, (E, 2): source, target; -1 for the output."""
+    edges = getattr(run, "edges", None)
+    if edges is None:
+        return np.zeros((0, 2), dtype=np.int64)
+    return np.asarray(edges[["source", "target"]].to_numpy(dtype=np.int64))
+
+
+def _before_gates(run: Run, edges: Ints) -> list[int]:
+    """Return the layers whose output, behind a sigmoid, only multiplies what goes on elsewhere.
+
+    Whatever reads it reads something else, too.
+    """
+    kinds = dict(enumerate(map(str, run.layers["kind"]))) | run.functions
+    sigmoids = {i for i, kind in kinds.items() if canonical(kind) in GATES}
+    reads: dict[int, set[int]] = defaultdict(set)
+    read_by: dict[int, set[int]] = defaultdict(set)
+    for source, target in edges.tolist():
+        read_by[source].add(target)
+        reads[target].add(source)
+    found = []
+    for layer in list(read_by):
+        gate = layer if layer in sigmoids else next(iter(read_by[layer] & sigmoids), None)
+        if gate is None or (gate != layer and read_by[layer] != {gate}):
+            continue
+        if gate == layer and layer not in run.functions:
+            continue
+        readers = read_by[gate]
+        if readers and -1 not in readers and all(len(reads[reader]) > 1 for reader in readers):
+            found.append(layer)
+    return found
 
 
 def _middle(values: NDArray[np.floating]) -> Floats:

@@ -25,14 +25,12 @@ def collapsed(evidence: Evidence) -> Iterator[Finding]:
     that an output which differs between units but not between samples is not found. Within a
     residual block a constant does no harm, nor as a gate.
     """
-    path = evidence.path
-    if path is None or not evidence.windows:
+    if evidence.path is None or not evidence.windows:
         return
     spread, mean = evidence.median("activation_std"), evidence.median("activation_mean")
     share = over_reference(spread, np.hypot(spread, mean))
     flat = share < COLLAPSED
-    hidden = np.arange(len(evidence.layers)) < path.layers[-1]
-    flat &= hidden & ~composites(evidence.layers, evidence.weights) & ~gates(evidence)
+    flat &= ~evidence.outputs & ~composites(evidence.layers, evidence.weights) & ~gates(evidence)
     for block in residual_blocks(evidence.run):
         flat[:, block.first : block.after] = False
     if not flat.any():

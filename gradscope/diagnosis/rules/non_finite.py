@@ -98,7 +98,8 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
     if outputs := broken("activation_norm"):
         layer = outputs[0]
         kind = _word(at["activation_norm"][layer])
-        before = [i for i in called if i < layer and np.isfinite(at["activation_norm"][i])]
+        read = evidence.sources.get(layer, []) if evidence.sources else called
+        before = [i for i in read if i < layer and np.isfinite(at["activation_norm"][i])]
         if not before:
             return found(
                 f"the forward pass is {kind} from its first layer, {labels[layer]}, on, whose"

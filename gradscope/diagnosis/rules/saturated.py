@@ -10,7 +10,7 @@ from gradscope.diagnosis.evidence import Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.rules.marks import first_place, names_of
 from gradscope.diagnosis.speed import is_fast
-from gradscope.kinds import BOTH_SIDES, canonical
+from gradscope.kinds import BOTH_SIDES, GATES, canonical
 
 SATURATED = 0.5
 """Share of an activation's elements with |phi'| below a tenth of its maximum."""
@@ -18,18 +18,15 @@ SATURATED = 0.5
 FLAT = 0.9
 """Share from which on a zero behind the layer is its doing."""
 
-_GATES = frozenset({"sigmoid", "hardsigmoid"})
 _CELLS = frozenset({"lstmcell", "grucell", "lstm", "gru"})
 
 
 def saturated(evidence: Evidence) -> Iterator[Finding]:
     """Find hidden activations that are flat for more than half of their units; gates may be."""
-    path = evidence.path
-    if path is None or not evidence.windows:
+    if evidence.path is None or not evidence.windows:
         return
     share = evidence.median("saturated_fraction")
-    hidden = np.arange(len(evidence.layers)) < path.layers[-1]
-    flat = (share > SATURATED) & _levels_off(evidence) & hidden
+    flat = (share > SATURATED) & _levels_off(evidence) & ~evidence.outputs
     if not flat.any():
         return
     layers: Mask = np.any(flat, axis=0)
@@ -61,7 +58,7 @@ def gates(evidence: Evidence) -> Mask:
     What a gate hands back is not what a later layer got. Where a cell has gates, its tanh is one of
     its parts, and may be flat: what is remembered, is.
     """
-    found = np.array([kind in _GATES for kind in evidence.activations], dtype=bool)
+    found = np.array([kind in GATES for kind in evidence.activations], dtype=bool)
     found &= ~_handed_on(evidence)
     cells = {_parent(evidence.names[i]) for i in np.flatnonzero(found)} - {""}
     both = np.array([kind in BOTH_SIDES for kind in evidence.activations], dtype=bool)
