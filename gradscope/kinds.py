@@ -44,6 +44,9 @@ BOTH_SIDES = frozenset({"hardsigmoid", "hardtanh", "sigmoid", "softsign", "tanh"
 GATES = frozenset({"hardsigmoid", "sigmoid"})
 """Kinds that gates are made of."""
 
+RECURRENT = frozenset({"gru", "grucell", "lstm", "lstmcell", "rnn", "rnncell"})
+"""Kinds of layers through which the gradient goes from time step to time step."""
+
 _ACTIVATION = re.compile(
     r"(activation|relu\d?|gelu|silu|swish|swiglu|mish|sigmoid|tanh|softplus|softsign|elu"
     r"|softmax|threshold|shrink|sine?|snake)$"

@@ -25,7 +25,7 @@ from gradscope.diagnosis.signal_path import (
     is_weight_layer,
     signal_path,
 )
-from gradscope.kinds import canonical
+from gradscope.kinds import RECURRENT, canonical
 from gradscope.runs.run import Run
 from gradscope.wording import layer_label, layers_labelled
 
@@ -119,6 +119,12 @@ class Evidence:
             return np.asarray(~np.isin(np.arange(count), read))
         last = self.path.layers[-1] if self.path is not None else count
         return np.asarray(np.arange(count) >= last)
+
+    @cached_property
+    def recurrent(self) -> Mask:
+        """Which layers hand a state on from one time step to the next."""
+        kinds = [canonical(str(kind)) for kind in self.layers["kind"]]
+        return np.array([kind in RECURRENT for kind in kinds], dtype=bool)
 
     @cached_property
     def speed(self) -> Floats:

@@ -243,6 +243,11 @@ def _notes(evidence: Evidence) -> list[str]:
     if 0 < len(evidence.rows) < WINDOW:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
+    if evidence.recurrent.any():
+        named = evidence.named(evidence.recurrent)
+        notes.append(
+            f"What becomes of the gradient from time step to time step in {named} was not recorded."
+        )
     skipped = int(evidence.steps["skipped"].sum())
     if skipped > len(evidence.rows):
         notes.append(f"The loss scaler skipped {skipped} of {len(evidence.steps)} recorded steps.")

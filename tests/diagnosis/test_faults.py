@@ -487,3 +487,35 @@ def test_a_head_that_starts_at_zero_is_no_fault(tmp_path):
     for steps in (1, 8):
         diagnosis = train(tmp_path / str(steps), model, sgd(model), steps=steps)
         assert diagnosis.verdict.split(":")[0] in ("healthy", "cannot tell")
+
+
+def test_a_teacher_that_learns_by_no_gradient_is_no_fault(tmp_path):
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher, self.student = net(16, 32, 4), net(16, 32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                target = self.teacher(x)
+            return self.student(x) - target
+
+    model = Pair()
+    adam = torch.optim.AdamW(model.parameters(), 1e-3)
+    diagnosis = train(tmp_path / "run", model, adam, loss_of=lambda d, y: d.square().mean())
+    assert diagnosis.verdict == "healthy"
+    assert the(diagnosis, "disconnected").severity == "information"
+
+
+def test_a_recurrent_layer_is_noted_not_to_be_seen_through(tmp_path):
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x.view(-1, 4, 4))[0][:, -1])
+
+    model = Last()
+    notes = train(tmp_path / "run", model, sgd(model)).notes
+    assert any("time step" in note and "0 · rnn (GRU)" in note for note in notes)

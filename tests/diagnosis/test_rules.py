@@ -284,7 +284,7 @@ def test_one_layer_out_of_the_usual_band_is_no_finding(tmp_path: Path) -> None:
 
 
 def test_layers_that_are_slow_as_their_gradient_vanishes_are_told_of_both(tmp_path: Path) -> None:
-    readings = {"signal_norm": falling(N, 4.0, 40), "weight_norm": 1.0, "update_norm": 1e-9}
+    readings = {"signal_norm": falling(N, 6.0, 40), "weight_norm": 1.0, "update_norm": 1e-9}
     diagnosis = diagnose(make_run(tmp_path / "r", LAYERS, readings))
     assert diagnosis.verdict == "vanishing"
     assert [finding.verdict for finding in diagnosis.findings] == ["vanishing", "update-speed"]
@@ -312,7 +312,7 @@ def test_layer_names_are_inert_in_the_notebook(tmp_path: Path) -> None:
 
 
 def test_the_frame_holds_every_finding(tmp_path: Path) -> None:
-    readings = {"signal_norm": falling(N, 4.5, 40), "weight_norm": 1.0, "update_norm": 0.5}
+    readings = {"signal_norm": falling(N, 6.0, 40), "weight_norm": 1.0, "update_norm": 0.5}
     diagnosis = diagnose(make_run(tmp_path / "r", LAYERS, readings))
     frame = diagnosis.to_frame()
     assert frame["verdict"].tolist() == [f.verdict for f in diagnosis.findings]

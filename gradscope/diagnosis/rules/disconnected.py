@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +17,11 @@ from gradscope.wording import capitalised
 
 AGAIN = 2
 """Recorded steps at which a gradient must be 0: much starts at zero, and moves with one step."""
+
+_COPY = re.compile(
+    r"target|teacher|momentum|(^|[._])(ema|shadow|average|reference|ref|old)([._]|$)"
+)
+"""Names of copies of a net, from which others learn and which learn by no gradient."""
 
 
 def disconnected(evidence: Evidence) -> Iterator[Finding]:
@@ -75,6 +81,8 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
         return
     ran = evidence.run.was_read("activation_norm")
     first = without & (np.arange(len(without)) < reached[0])
+    meant = np.array([_COPY.search(name) is not None for name in evidence.names], dtype=bool)
+    first &= ~meant
     first &= ran | (len(evidence.rows) >= AGAIN) | without[np.flatnonzero(evidence.owners)[0]]
     steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
     if first.any():
@@ -104,7 +112,11 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
         )
     rest = without & ~first
     if rest.any():
-        words = "did not run" if not ran[rest].any() else "the loss does not use what comes out"
+        words = (
+            "it did not run, or under no_grad()"
+            if not ran[rest].any()
+            else "the loss does not use what comes out"
+        )
         yield Finding(
             "disconnected",
             "information",

@@ -14,10 +14,10 @@ from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import FAST
 from gradscope.wording import amount
 
-ROSE = 1.5
+ROSE = 2.0
 """Factor of the loss at the end over the first that is no noise."""
 
-STAYS = 0.3
+STAYS = 0.5
 """Share of the highest loss above which it has not begun to come down again: with BatchNorm it
 does, though first steps may change weights by many times their size."""
 

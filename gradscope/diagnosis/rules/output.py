@@ -19,9 +19,9 @@ TWICE = 1.3
 WIDTHS = {"tanh": 2.0, "softsign": 2.0, "hardtanh": 2.0, "sigmoid": 1.0, "hardsigmoid": 1.0}
 """Bounded activations, and how far apart their largest and smallest values are."""
 
-OUT_OF_REACH = 3.0
-"""Loss over gradient, in widths of the output: for squares the half, for absolutes the whole of how
-far the targets are away."""
+OUT_OF_REACH = 1.5
+"""Loss over gradient, in widths of the output: for squares half, for absolutes all of how far the
+targets are away, so at most 1 where they can be reached."""
 
 FROM_START = 0.75
 """Saturated share of an output at the first step that is no success of the training."""
@@ -86,7 +86,7 @@ def _out_of_reach(
         "output",
         "critical",
         f"The output of layer {evidence.labels[layer]} cannot reach its targets: they are"
-        f" {np.median(away):.2g} times or more the width of what {kind} can give away from it, and"
+        f" {np.median(away):.2g} times the width of what {kind} can give away from it, and"
         " the loss does not fall.",
         (evidence.names[layer],),
         (place.step, evidence.step(evidence.rows[-1])),
