@@ -2,7 +2,7 @@
 
 A run is a folder::
 
-    runs/NAME/run.json                  what was watched: layers, shortcuts, settings, state
+    runs/NAME/run.json                  what was watched: layers, shortcuts, edges, settings, state
     runs/NAME/layers/part-*.parquet     LAYER_READINGS, every layer at every recorded step
     runs/NAME/shortcuts/part-*.parquet  SHORTCUT_READINGS, every shortcut at every recorded step
     runs/NAME/steps/part-*.parquet      STEPS, one row a recorded step
@@ -84,7 +84,7 @@ def by_name(*tables: Table) -> dict[str, Column]:
     return {column.name: column for table in tables for column in table}
 
 
-# --- what was watched: kept in run.json, returned as Run.layers and Run.shortcuts -------------
+# --- what was watched: kept in run.json, returned as Run.layers, .shortcuts, .edges -----------
 
 LAYERS: Table = (
     Column("layer", "int32", "", "index of the layer, 0.. in the order of first execution"),
@@ -123,6 +123,27 @@ SHORTCUTS: Table = (
         "place in depth, 0 at the input to 1 at the output: share of layers run before the join",
     ),
 )
+
+EDGES: Table = (
+    Column("source", "int32", "", "layer that the data come from"),
+    Column(
+        "target",
+        "int32",
+        "",
+        "layer that they go to, with no recorded layer between; -1 for what the model returns, or"
+        " leaves for a loss to take",
+    ),
+)
+"""Between which layers data flow, told by the autograd graphs of all forwards that were recorded.
+
+It is the gradient that flows: there is no edge through `detach()`, nor to or from frozen layers
+that no gradient passes. Edges may go in circles: a layer that is called several times in a forward
+(a shared module, a recurrent cell) is one layer, and one that owns parameters and holds other
+layers stands wherever its own parameters enter. Of more than 32 layers that lead directly to one,
+as in a stream of residual sums, those farther back are left out that lead there by way of others,
+too. Called by parts, a part returns to the loss what no other part takes. No edges: a run of an
+older gradscope, a model that ran compiled throughout, or a note says why.
+"""
 
 # --- what was read: one row a step, a (step, layer) or a (step, shortcut) ----------------------
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gradscope.capture.edge_list import EdgeList
+
 Json = dict[str, Any]
 
 _SHORTCUT_NAMES = ("name", "form", "split", "join", "branch")
@@ -43,13 +45,19 @@ class Catalogue:
 
     Parameters
     ----------
-    layers, shortcuts : rows of run.json
+    layers, shortcuts, edges : rows of run.json
         Those of a run that is resumed.
     """
 
-    def __init__(self, layers: Sequence[Json] = (), shortcuts: Sequence[Json] = ()) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Json] = (),
+        shortcuts: Sequence[Json] = (),
+        edges: Sequence[Json] = (),
+    ) -> None:
         self.layers = list(layers)
         self.shortcuts = list(shortcuts)
+        self.edges = EdgeList(edges)
         self.changes = 0  # of what run.json lists
         self.layer_of: dict[int, int] = {}
         self.function_of: dict[int, str] = {}  # module -> activation called on its output
@@ -157,6 +165,10 @@ class Catalogue:
             if name in names - new and self.layers[number]["name"] == name:
                 self.layers[number]["name"] = f"{name} (removed)"
                 self.changes += 1
+
+    def edge_rows(self) -> list[dict[str, int]]:
+        """Return the edges between the layers that have a number by now."""
+        return self.edges.rows(dict(self.layer_of))
 
     def add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
         """Return the number of each shortcut, given now where it is met for the first time."""

@@ -14,7 +14,7 @@ from gradscope.errors import GradscopeError
 
 
 def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
-    """Return the layers or shortcuts that `run.json` lists, with the columns of `table`."""
+    """Return the layers, shortcuts or edges `run.json` lists, with the columns of `table`."""
     try:
         columns = {
             column.name: pd.Series(
@@ -27,7 +27,7 @@ def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
             for column in table
         }
         frame = pd.DataFrame(columns)
-        if frame.iloc[:, 0].tolist() != list(range(len(frame))):
+        if table is not schema.EDGES and frame.iloc[:, 0].tolist() != list(range(len(frame))):
             raise ValueError(f"`{table[0].name}` does not count from 0")
         if "position" in frame and not frame["position"].dropna().between(0, 1).all():
             raise ValueError("`position` is not between 0 and 1")

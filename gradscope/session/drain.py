@@ -296,5 +296,7 @@ class Drain:
         layers, shortcuts = self._catalogue.layers, self._catalogue.shortcuts
         now = (self._catalogue.changes, len(self._notes))
         if now != self._written:
-            self._writer.update(layers=layers, shortcuts=shortcuts, notes=list(self._notes))
+            edges = self._catalogue.edge_rows()
+            notes = list(self._notes)
+            self._writer.update(layers=layers, shortcuts=shortcuts, edges=edges, notes=notes)
             self._written = now
