@@ -8,7 +8,6 @@ of a diffusion's time, whose gradient is that of another, smaller thing.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,47 +59,59 @@ def main_paths(edges: Ints, points: Ints, carried: Floats, elements: Floats) -> 
 
 def along(edges: Ints, path: Ints, points: Ints) -> Ints:
     """Return all layers on the ways from each layer of `path` to the next, past no other point."""
-    forward = edges[edges[:, 0] < edges[:, 1]].tolist()
-    after, before = defaultdict(list), defaultdict(list)
-    for source, target in forward:
-        after[source].append(target)
-        before[target].append(source)
+    after, before = _leads(edges), _leads(edges[:, ::-1])
     stops = set(points.tolist())
     found = set(path.tolist())
     for first, last in itertools.pairwise(path.tolist()):
-        found |= _reached(after, first, stops) & _reached(before, last, stops)
+        found |= (_reached(after, first, stops) & _reached(before, last, stops)) - stops
     return np.array(sorted(found), dtype=np.int64)
 
 
-def _reached(lead: dict[int, list[int]], start: int, stops: set[int]) -> set[int]:
-    """Return the layers, none of `stops`, that a way from `start` comes to before one of those."""
-    found: set[int] = set()
-    stack = [start]
-    while stack:
-        for layer in lead[stack.pop()]:
-            if layer not in stops and layer not in found:
-                found.add(layer)
-                stack.append(layer)
-    return found
+def depth(edges: Ints, path: Ints, points: Ints) -> int:
+    """Return how many points lie on any way from the first to the last of `path`.
+
+    Parallel branches between the two count, too: each adds to the gradient that arrives.
+    """
+    after, before = _leads(edges), _leads(edges[:, ::-1])
+    start, end = int(path[0]), int(path[-1])
+    inside = _reached(after, start, {end}) & _reached(before, end, {start})
+    return len((inside | {start, end}) & set(points.tolist()))
 
 
 def _next_points(edges: Ints, points: Ints) -> dict[int, set[int]]:
     """Return for each point those that come next on some way, over layers that are none.
 
-    What goes back in the order of execution, as the state of a cell does, is no step in depth.
+    A layer on the way may be called again, as one ReLU often is, so that its place in the order of
+    execution says nothing; a point that was first called before is no step in depth, as the state
+    of a cell.
     """
-    forward = edges[edges[:, 0] < edges[:, 1]]
-    reads: dict[int, list[int]] = {}
-    for source, target in forward.tolist():
-        reads.setdefault(source, []).append(target)
-    is_point = set(points.tolist())
-    first: dict[int, set[int]] = {}
-    for layer in sorted({*reads, *is_point}, reverse=True):
-        found: set[int] = set()
-        for after in reads.get(layer, []):
-            found |= {after} if after in is_point else first.get(after, set())
-        first[layer] = found
-    return {point: first.get(point, set()) for point in is_point}
+    after, stops = _leads(edges), set(points.tolist())
+    return {
+        point: {layer for layer in _reached(after, point, stops) & stops if layer > point}
+        for point in stops
+    }
+
+
+def _leads(edges: Ints) -> dict[int, list[int]]:
+    """Return the targets of each source; what the model returns is none."""
+    lead: dict[int, list[int]] = {}
+    for source, target in edges.tolist():
+        if source >= 0 and target >= 0:
+            lead.setdefault(source, []).append(target)
+    return lead
+
+
+def _reached(lead: dict[int, list[int]], start: int, stops: set[int]) -> set[int]:
+    """Return the layers that a way from `start` comes to, up to the first of `stops`, that too."""
+    found: set[int] = set()
+    stack = [start]
+    while stack:
+        for layer in lead.get(stack.pop(), ()):
+            if layer not in found:
+                found.add(layer)
+                if layer not in stops:
+                    stack.append(layer)
+    return found
 
 
 def _path(follow: dict[int, set[int]], start: int, carried: Floats) -> Ints:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
-from gradscope.diagnosis.main_path import along, main_paths
+from gradscope.diagnosis.main_path import along, depth, main_paths
 from gradscope.kinds import GATES, canonical
 from gradscope.runs.run import Run
 from gradscope.wording import layer_label
@@ -52,6 +52,8 @@ class SignalPath:
         Indices of the hidden weight layers and the output layer, from input to output.
     along : int64 (m,)
         All layers on the path, the activations and normalisations between those, too.
+    depth : int
+        How many such layers lie between the two ends, those of parallel branches, too.
     early, late : float64 (S,), loss/activation
         Signal at the first and the last point of the path.
     early_name, late_name : str
@@ -69,6 +71,7 @@ class SignalPath:
     steps: Ints
     layers: Ints
     along: Ints
+    depth: int
     early: Floats
     late: Floats
     early_name: str
@@ -117,14 +120,14 @@ def signal_path(run: Run) -> SignalPath | None:
     return max(found, key=_how_far)
 
 
-def _chosen(run: Run, points: Ints) -> list[tuple[Ints, Ints]]:
-    """Return the points on each path to judge, and all layers on it.
+def _chosen(run: Run, points: Ints) -> list[tuple[Ints, Ints, int]]:
+    """Return the points on each path to judge, all layers on it, and how deep the net is there.
 
     Where no flow was recorded that is everything, in the order of execution.
     """
     pairs = edges_of(run)
     if len(pairs) == 0:
-        return [(points, np.arange(len(run.layers)))]
+        return [(points, np.arange(len(run.layers)), len(points))]
     carried, norm, mean, std = (
         _middle(run.matrix(column)[1][:LOOKED_AT])
         for column in ("input_signal_norm", "activation_norm", "activation_mean", "activation_std")
@@ -132,15 +135,12 @@ def _chosen(run: Run, points: Ints) -> list[tuple[Ints, Ints]]:
     elements = over_reference(norm**2, mean**2 + std**2)
     points = points[~np.isin(points, _before_gates(run, pairs))]
     paths = main_paths(pairs, points, carried, elements)
-    return [(path, along(pairs, path, points)) for path in paths]
+    return [(path, along(pairs, path, points), depth(pairs, path, points)) for path in paths]
 
 
 def edges_of(run: Run) -> Ints:
     """Return the flow of data from layer to layer, (E, 2): source, target; -1 for the output."""
-    edges = getattr(run, "edges", None)
-    if edges is None:
-        return np.zeros((0, 2), dtype=np.int64)
-    return np.asarray(edges[["source", "target"]].to_numpy(dtype=np.int64))
+    return np.asarray(run.edges[["source", "target"]].to_numpy(dtype=np.int64))
 
 
 def _before_gates(run: Run, edges: Ints) -> list[int]:
@@ -181,7 +181,7 @@ def _how_far(path: SignalPath) -> float:
     return abs(float(np.sort(known)[len(known) // 2])) if len(known) else -1.0
 
 
-def _along(run: Run, chosen: Ints, every: Ints) -> SignalPath:
+def _along(run: Run, chosen: Ints, every: Ints, deep: int) -> SignalPath:
     """Return the signal along the points `chosen`, from input to output, past layers `every`."""
     layers = run.layers
     hidden = chosen[:-1] if len(chosen) > 1 else chosen
@@ -212,6 +212,7 @@ def _along(run: Run, chosen: Ints, every: Ints) -> SignalPath:
         steps,
         chosen,
         every,
+        deep,
         early[which].signal,
         late[which].signal,
         early[which].name,

@@ -60,6 +60,12 @@ def test_a_cell_that_reads_its_own_state_is_no_circle():
     assert paths([(0, 1), (1, 1), (1, 0), (1, 2)], [0, 1, 2]) == [[0, 1, 2]]
 
 
+def test_a_way_leads_through_an_activation_that_is_called_again():
+    conv1, relu, conv2, conv3 = 0, 1, 2, 3
+    edges = [(conv1, relu), (relu, conv2), (conv2, relu), (relu, conv3)]
+    assert paths(edges, [conv1, conv2, conv3]) == [[conv1, conv2, conv3]]
+
+
 def test_experts_count_by_the_one_that_most_gradient_comes_from():
     edges = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4), (3, 4)]
     assert paths(edges, list(range(5)), {1: 1, 2: 5, 3: 1})[0][0::2] == [0, 4]

@@ -40,7 +40,7 @@ SLOWER = -1.0
 
 def exploding_from(path: SignalPath) -> float:
     """Return the decades from which on a net of this depth explodes."""
-    return float(min(max(EXPLODING, PER_LAYER * len(path.layers)), MOST))
+    return float(min(max(EXPLODING, PER_LAYER * path.depth), MOST))
 
 
 def flow(evidence: Evidence) -> Iterator[Finding]:
