@@ -97,7 +97,20 @@ LAYERS: Table = (
         "how many layers with a weight matrix or kernel ran up to and including this one",
     ),
     Column("parameters", "int64", "elements", "trainable and frozen elements owned by the module"),
+    Column(
+        "training",
+        "str",
+        "",
+        "what the recorded steps have shown of its parameters, one or more words with commas:"
+        " `trained`; `frozen` (requires_grad is False); `no optimizer` (no torch.optim.Optimizer"
+        " holds them); `no gradient` (none has come in any recorded step). Where parameters differ,"
+        " their names stand behind: `trained (weight), frozen (bias)`. Empty without parameters and"
+        " where nothing is known. What an optimizer holds that is no torch.optim.Optimizer is not",
+    ),
 )
+
+TRAINING = LAYERS[-1].name
+"""Column of LAYERS that runs of gradscope 0.1 lack: empty there. Frame and CSV are without it."""
 
 FUNCTION = "function"
 """Key of a layer in run.json, beside LAYERS: class name of the activation that a function called on
@@ -366,7 +379,7 @@ DERIVED_METRICS: Table = (
 FRAME: Table = (
     LAYER_READINGS[0],
     LAYER_READINGS[1],
-    *LAYERS[1:],
+    *LAYERS[1:-1],
     *LAYER_METRICS,
     *DERIVED_METRICS,
 )

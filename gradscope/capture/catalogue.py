@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradscope.capture.edge_list import EdgeList
+from gradscope.schema import TRAINING
 
 Json = dict[str, Any]
 
@@ -55,7 +56,7 @@ class Catalogue:
         shortcuts: Sequence[Json] = (),
         edges: Sequence[Json] = (),
     ) -> None:
-        self.layers = list(layers)
+        self.layers = [{TRAINING: "", **row} for row in layers]
         self.shortcuts = list(shortcuts)
         self.edges = EdgeList(edges)
         self.changes = 0  # of what run.json lists
@@ -145,6 +146,7 @@ class Catalogue:
                 "kind": info.kind,
                 "depth": depth,
                 "parameters": info.parameters,
+                TRAINING: "",
             }
             if info.module in self.function_of:
                 row["function"] = self.function_of[info.module]
@@ -164,6 +166,14 @@ class Catalogue:
         for name, number in left.items():
             if name in names - new and self.layers[number]["name"] == name:
                 self.layers[number]["name"] = f"{name} (removed)"
+                self.changes += 1
+
+    def set_training(self, of: Mapping[int, str]) -> None:
+        """Say of the parameters of modules what `schema.LAYERS` has of a layer's `training`."""
+        for module, words in of.items():
+            number = self.layer_of.get(module)
+            if number is not None and self.layers[number][TRAINING] != words:
+                self.layers[number][TRAINING] = words
                 self.changes += 1
 
     def edge_rows(self) -> list[dict[str, int]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.optim.optimizer import Optimizer
 
+from gradscope.capture.audit import Audit
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.modules import Modules
@@ -146,6 +147,7 @@ class Steps:
         self._parameters = parameters
         self._catalogue = catalogue
         self._emit = emit
+        self._audit = Audit(parameters, catalogue)
         self._numbered = (0, 0)
         self._trainer = -1  # the thread that trains
 
@@ -223,10 +225,15 @@ class Steps:
         if step.parameters is not None:
             step.parameters.finish()
         self._number_layers()
+        self._look_through_parameters()
         for sentence in gpu_kernel.problems():
             self.faults.tell(sentence)
         self._emit(step.row(self._parameters.wide))
         self.rows += 1
+
+    @guarded("which parameters are trained")
+    def _look_through_parameters(self) -> None:
+        self._audit.update(self.told_by_hooks)
 
     def _number_layers(self) -> None:
         """Give numbers to the layers that were met, while the model is sure to be there."""

@@ -16,6 +16,8 @@ from gradscope.errors import GradscopeError
 def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
     """Return the layers, shortcuts or edges `run.json` lists, with the columns of `table`."""
     try:
+        if table is schema.LAYERS:
+            rows = [{schema.TRAINING: "", **row} for row in rows]
         columns = {
             column.name: pd.Series(
                 [
@@ -79,7 +81,7 @@ def joined(layers: pd.DataFrame, steps: np.ndarray, metrics: dict[str, np.ndarra
         "relative_signal": relative(metrics["signal_norm"]),
     }
     frame = readings("layer", steps, len(layers), metrics)
-    for place, column in enumerate(schema.names(schema.LAYERS)[1:], start=2):
+    for place, column in enumerate(schema.names(schema.LAYERS)[1:-1], start=2):
         repeated = layers[column].take(frame["layer"].to_numpy())
         frame.insert(place, column, repeated.reset_index(drop=True))
     return frame
