@@ -120,6 +120,16 @@ class Evidence:
         last = self.path.layers[-1] if self.path is not None else count
         return np.asarray(np.arange(count) >= last)
 
+    def audit(self, word: str) -> Mask:
+        """Return of which layers all parameters are `word`: frozen, no optimizer, no gradient."""
+        told = [{*str(words).split(", ")} for words in self.layers["training"]]
+        return np.array([word in words for words in told], dtype=bool)
+
+    @cached_property
+    def audited(self) -> bool:
+        """Whether the run says of its layers' parameters what trains them."""
+        return bool((self.layers["training"].astype(str) != "").any())
+
     @cached_property
     def recurrent(self) -> Mask:
         """Which layers hand a state on from one time step to the next."""

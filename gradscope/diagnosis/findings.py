@@ -14,7 +14,7 @@ Severity = Literal["critical", "warning", "information"]
 
 CANNOT_TELL = "cannot tell"
 
-ADVISORY = frozenset({"shortcut-dominated", "reparameterised", "update-speed", "not-updated"})
+ADVISORY = frozenset({"shortcut-dominated", "reparameterised", "update-speed"})
 """Verdicts that are no faults; of the others mere information tells of the first step alone."""
 
 FLOW = frozenset({"vanishing", "exploding", "dead", "disconnected"})

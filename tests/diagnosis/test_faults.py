@@ -121,12 +121,17 @@ def test_a_head_that_the_loss_does_not_use_is_for_information(tmp_path):
     assert the(diagnosis, "disconnected").layers == ("other",)
 
 
-def test_frozen_layers_are_no_finding(tmp_path):
+def test_frozen_layers_are_for_information(tmp_path):
     model = net(16, 32, 32, 4)
     model[0].requires_grad_(False)
     learn = [p for p in model.parameters() if p.requires_grad]
     diagnosis = train(tmp_path / "run", model, torch.optim.AdamW(learn, 1e-3))
-    assert (diagnosis.verdict, diagnosis.findings) == ("healthy", ())
+    finding = the(diagnosis, "not-updated")
+    assert (diagnosis.verdict, finding.severity) == ("healthy", "information")
+    assert finding.sentence == (
+        "Layer 0 · 0 (Linear) is frozen (requires_grad is False), 544 parameters of 1.7 thousand."
+    )
+    assert "not-updated" not in diagnosis.verdicts
 
 
 @pytest.mark.parametrize("steps", [1, 24])

@@ -76,6 +76,8 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
     still = (np.nan_to_num(evidence.highest("update_norm"), nan=0) == 0).all(axis=0)
     still &= evidence.run.was_read("update_norm")
     without: Mask = evidence.owners & held & ~had & still
+    if evidence.audited:
+        without &= evidence.audit("no gradient") & ~evidence.audit("no optimizer")
     reached = np.flatnonzero(evidence.owners & had)
     if not without.any() or len(reached) == 0:
         return

@@ -9,6 +9,7 @@ import numpy as np
 from gradscope.diagnosis.evidence import Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules.marks import names_of
+from gradscope.wording import amount, capitalised
 
 ENOUGH = 3
 """Recorded steps without a move before it is said: a warm-up may start at a learning rate of 0."""
@@ -26,7 +27,11 @@ def not_updated(evidence: Evidence) -> Iterator[Finding]:
     held = run.was_read("weight_norm") & run.was_read("update_norm")
     if not held.any():
         return
-    yield from _unheld(evidence, got & ~run.was_read("weight_norm"))
+    unheld = got & ~run.was_read("weight_norm")
+    if evidence.audited:
+        unheld &= evidence.audit("no optimizer")
+    yield from _unheld(evidence, unheld)
+    yield from _frozen(evidence)
     moved = np.asarray((np.nan_to_num(evidence.highest("update_norm"), nan=1) > 0).any(axis=0))
     # what gets next to nothing beside others has another fault
     grad = np.nan_to_num(evidence.median("grad_norm")).max(axis=0)
@@ -53,6 +58,26 @@ def _unheld(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
             " backward pass",
         ),
         _place(evidence, layers, "grad_norm"),
+    )
+
+
+def _frozen(evidence: Evidence) -> Iterator[Finding]:
+    """Tell of what is frozen: it is meant, or was forgotten."""
+    layers = evidence.audit("frozen")
+    if not layers.any():
+        return
+    number = int(evidence.layers["parameters"].to_numpy()[layers].sum())
+    yield Finding(
+        "not-updated",
+        "information",
+        f"{capitalised(evidence.named(layers))} {'is' if layers.sum() == 1 else 'are'} frozen"
+        f" (requires_grad is False), {amount(number)} parameters of"
+        f" {amount(int(evidence.layers['parameters'].sum()))}.",
+        names_of(evidence, layers),
+        _steps(evidence),
+        {"layers": float(layers.sum()), "parameters": float(number)},
+        ("if they are meant to learn: requires_grad_(True), before the optimizer is made",),
+        _place(evidence, layers, "weight_norm"),
     )
 
 
