@@ -395,6 +395,8 @@ TABLES: dict[str, Table] = {
 VERDICTS = (
     "vanishing",
     "exploding",
+    "vanishing-through-time",
+    "exploding-through-time",
     "dead",
     "disconnected",
     "not-updated",

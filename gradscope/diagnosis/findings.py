@@ -17,7 +17,16 @@ CANNOT_TELL = "cannot tell"
 ADVISORY = frozenset({"shortcut-dominated", "reparameterised", "update-speed"})
 """Verdicts that are no faults; of the others mere information tells of the first step alone."""
 
-FLOW = frozenset({"vanishing", "exploding", "dead", "disconnected"})
+FLOW = frozenset(
+    {
+        "vanishing",
+        "exploding",
+        "dead",
+        "disconnected",
+        "vanishing-through-time",
+        "exploding-through-time",
+    }
+)
 """Verdicts about the flow of the gradient."""
 
 

@@ -41,7 +41,8 @@ def main_paths(edges: Ints, points: Ints, carried: Floats, elements: Floats) -> 
     -------
     list of int64 arrays
         One for each input that is none at the side: from its first point the way that most
-        gradient takes tells the output, and the longest way there is the path.
+        gradient takes tells the output, and the longest way there is the path, of several that
+        with more gradient.
     """
     follow = _next_points(edges, points)
     reached = {after for later in follow.values() for after in later}
@@ -123,7 +124,8 @@ def _path(follow: dict[int, set[int]], start: int, carried: Floats) -> Ints:
     for layer in sorted((p for p in follow if start <= p < end), reverse=True):
         ways = [longest[after] for after in follow[layer] if after in longest]
         if ways:
-            longest[layer] = [layer, *max(ways, key=len)]
+            best = max(ways, key=lambda way: (len(way), float(np.nan_to_num(carried[way[0]]))))
+            longest[layer] = [layer, *best]
     return np.array(longest[start], dtype=np.int64)
 
 

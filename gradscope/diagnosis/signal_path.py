@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
 from gradscope.diagnosis.main_path import along, depth, main_paths
-from gradscope.kinds import GATES, canonical
+from gradscope.kinds import GATES, RECURRENT, canonical
 from gradscope.runs.run import Run
 from gradscope.wording import layer_label
 
@@ -199,6 +199,7 @@ def _along(run: Run, chosen: Ints, every: Ints, deep: int) -> SignalPath:
     ]
     blocks = residual_blocks(run) if len(chosen) > 1 else []
     blocks = [b for b in blocks if ((chosen >= b.first) & (chosen < b.after)).any()]
+    blocks = [b for b in blocks if not _in_time(run, b)]
     if blocks and (hidden < blocks[0].first).sum() <= 1:
         stem = at_output[0] if hidden[0] < blocks[0].first else None
         early = [_or_else(_before(run, blocks[0]), stem)] * 2
@@ -262,6 +263,13 @@ def _behind(run: Run, block: Block) -> _End:
     passed = run.shortcut_matrix("shortcut_norm", shortcuts=[block.shortcut])[1][:, 0]
     name = f"the output of block '{block.name}'"
     return _End(np.asarray(passed, dtype=np.float64), block.after - 1, True, name)
+
+
+def _in_time(run: Run, block: Block) -> bool:
+    """Whether a block lies between two time steps of a recurrent layer, not in depth."""
+    branch = str(run.shortcuts["branch"].iloc[block.shortcut])
+    kinds = run.layers["kind"][run.layers["name"] == branch]
+    return any(canonical(str(kind)) in RECURRENT for kind in kinds)
 
 
 def _or_else(end: _End, neighbour: Floats | None) -> _End:

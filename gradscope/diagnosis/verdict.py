@@ -24,6 +24,7 @@ from gradscope.diagnosis.rules import (
     not_updated,
     output,
     saturated,
+    through_time,
     tiny_batch,
     update_speed,
 )
@@ -37,6 +38,7 @@ RULES = (
     not_updated.not_updated,
     accumulated.accumulated,
     flow.flow,
+    through_time.through_time,
     dead.dead,
     disconnected.disconnected,
     collapsed.collapsed,
@@ -56,6 +58,8 @@ GRAVEST_FIRST = (
     "dead",
     "disconnected",
     "vanishing",
+    "exploding-through-time",
+    "vanishing-through-time",
     "not-updated",
     "accumulated",
     "scaled-clipping",
@@ -99,6 +103,7 @@ def diagnose(run: Run) -> Diagnosis:
                     layers that move slower, too
     exploding       early gradient >= 100 times the late one (deep nets: .065 decades a layer), or
                     values that are not finite
+    ...-through-time  likewise, over the time steps of a recurrent layer
     dead            an activation's outputs are 0 for 99 % or more of units and samples
     disconnected    a gradient of exactly 0 that is no underflow, or no path from the loss
     not-updated     weights that get a gradient and never move
@@ -243,8 +248,10 @@ def _notes(evidence: Evidence) -> list[str]:
     if 0 < len(evidence.rows) < WINDOW:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
-    if evidence.recurrent.any():
-        named = evidence.named(evidence.recurrent)
+    joins = set(evidence.run.shortcuts["branch"])
+    unseen = evidence.recurrent & np.array([name not in joins for name in evidence.names], bool)
+    if unseen.any():
+        named = evidence.named(unseen)
         notes.append(
             f"What becomes of the gradient from time step to time step in {named} was not recorded."
         )

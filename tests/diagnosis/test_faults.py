@@ -512,15 +512,37 @@ def test_a_teacher_that_learns_by_no_gradient_is_no_fault(tmp_path):
     assert the(diagnosis, "disconnected").severity == "information"
 
 
-def test_a_recurrent_layer_is_noted_not_to_be_seen_through(tmp_path):
-    class Last(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn, self.head = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 4)
+class Last(nn.Module):
+    """The last state of a recurrent layer, and a head."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.rnn(x.view(-1, 4, 4))[0][:, -1])
+    def __init__(self, rnn: nn.Module, length: int) -> None:
+        super().__init__()
+        self.rnn, self.length, self.head = rnn, length, nn.Linear(8, 4)
 
-    model = Last()
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.repeat(1, self.length)[:, : 4 * self.length].view(len(x), self.length, 4)
+        if not isinstance(self.rnn, nn.RNNCellBase):
+            return self.head(self.rnn(x)[0][:, -1])
+        state = None
+        for now in x.unbind(1):
+            state = self.rnn(now, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
+@pytest.mark.parametrize(("length", "found"), [(6, False), (60, True)])
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell])
+def test_a_gradient_that_is_lost_over_time_steps_is_told(cell, length, found, tmp_path):
+    torch.manual_seed(0)
+    model = Last(cell(4, 8), length)
+    diagnosis = train(tmp_path / "run", model, sgd(model, 1e-3), steps=4)
+    assert diagnosis.flow == ("vanishing-through-time" if found else "healthy")
+    if found:
+        finding = the(diagnosis, "vanishing-through-time")
+        assert finding.layers == ("rnn",) and f"Over {length} time steps" in finding.sentence
+        assert "gate's bias" in finding.remedies[0]
+
+
+def test_a_recurrent_layer_is_noted_where_its_steps_are_not_seen(tmp_path):
+    model = Last(nn.RNN(4, 8, batch_first=True), 4)
     notes = train(tmp_path / "run", model, sgd(model)).notes
-    assert any("time step" in note and "0 · rnn (GRU)" in note for note in notes)
+    assert any("time step" in note and "0 · rnn (RNN)" in note for note in notes)

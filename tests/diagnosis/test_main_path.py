@@ -71,5 +71,12 @@ def test_experts_count_by_the_one_that_most_gradient_comes_from():
     assert paths(edges, list(range(5)), {1: 1, 2: 5, 3: 1})[0][0::2] == [0, 4]
 
 
+def test_of_ways_of_one_length_that_with_more_gradient_counts():
+    query, value = (1, 3), (2, 4)
+    edges = [(0, 1), (0, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 5), (4, 5)]
+    carried = dict.fromkeys(query, 1e-9) | dict.fromkeys(value, 1.0)
+    assert paths(edges, list(range(6)), carried) == [[0, *value, 5]]
+
+
 def test_without_edges_each_layer_is_a_path():
     assert paths([], [0, 1, 2]) == [[0], [1], [2]]
