@@ -173,6 +173,14 @@ STEPS: Table = (
     ),
     Column("clipped_grad_norm", "float64", "loss/weight", "the same as the optimizer got it"),
     Column("loss_scale", "float64", "", "factor of the loss scaler, 1 without one"),
+    Column(
+        "learning_rate",
+        "float64",
+        "",
+        "largest `lr` among the groups of parameters of the model that optimizers stepped with, as"
+        " they got it: 0 only where it is 0 for all; NaN where no torch.optim.Optimizer has told"
+        " of the step. `log(learning_rate=...)` takes its place",
+    ),
 )
 
 LAYER_METRICS: Table = (

@@ -6,7 +6,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable
 from operator import is_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,10 @@ class Parameters:
                 self._places.clear()
             places = self._places[held] = tuple(self._place[p] for p in held if p in self._place)
         return places
+
+    def holds(self, group: dict[str, Any]) -> bool:
+        """Whether one of the parameters is in `group` of an optimizer."""
+        return any(id(p) in self._place for p in group["params"])
 
     def copy_of(self, weight: Tensor, place: int) -> Tensor:
         """Return memory for a copy of `weight`, in a dtype in which differences do not round."""

@@ -68,6 +68,7 @@ class Step:
         self.parameters: ParameterReadings | None = None
         self.readings = Readings()
         self.scalars: dict[str, float] = {}
+        self.learning_rate = -math.inf  # the largest so far
 
     def was_made_by(self, optimizer: Optimizer) -> bool:
         """Whether `optimizer` has stepped, or its step was skipped."""
@@ -75,7 +76,10 @@ class Step:
 
     def row(self, wide: bool) -> Row:
         """Return everything that was read; `wide` as in Row."""
-        row = Row(self.number, self.ended, self.skipped, wide, scalars=self.scalars)
+        scalars = self.scalars
+        if self.learning_rate > -math.inf:
+            scalars = {"learning_rate": self.learning_rate, **scalars}
+        row = Row(self.number, self.ended, self.skipped, wide, scalars=scalars)
         for gradients in self.gradients if not self.is_doubtful else ():
             row.segments += gradients.readings.segments()
             row.sums += gradients.readings.sums()
@@ -217,6 +221,13 @@ class Steps:
         elif value is not None:
             number = value.item() if isinstance(value, Tensor) else value
             self.current.scalars[name] = float(number)
+
+    def note_learning_rate(self, rate: float | Tensor | None) -> None:
+        """Note the rate that an optimizer makes the current step with."""
+        if isinstance(rate, Tensor):
+            self.current.readings.add(rate, (OfStep("learning_rate"),))
+        elif rate is not None:
+            self.current.learning_rate = max(self.current.learning_rate, rate)
 
     @guarded("a row")
     def _emit_row(self, step: Step) -> None:

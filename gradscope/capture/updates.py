@@ -17,6 +17,7 @@ from gradscope.autograd.torch_internals import handed_by_scaler, is_capturing, s
 from gradscope.capture.audit import all_optimizers
 from gradscope.capture.backward import Backwards
 from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.learning_rate import learning_rate
 from gradscope.capture.modules import Modules
 from gradscope.capture.parameters import Parameters
 from gradscope.capture.steps import Steps
@@ -80,6 +81,9 @@ class Updates:
         for name, value in handed_by_scaler(optimizer).items():
             self._steps.log(name, value)
         self._steps.parameter_readings().before_step(optimizer)
+        self._steps.note_learning_rate(
+            learning_rate([g for g in optimizer.param_groups if self._parameters.holds(g)])
+        )
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read what a step of an optimizer of the model has changed."""
