@@ -103,16 +103,26 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
             " step it throws the gradient away",
         )
     else:
-        sentence = (
-            f"The optimizer steps, and the weights of {which} do not change at all: its learning"
-            " rate is 0 there, or its steps are smaller than the weights' number format can hold."
+        rate = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[evidence.rows]
+        rate = rate[~np.isnan(rate)]
+        why = (
+            "its learning rate is 0 there, or its steps are smaller than their number format holds"
         )
         remedies = (
-            "print optimizer.param_groups[0]['lr'] in the loop: a scheduler may have brought it"
-            " to 0",
+            "print optimizer.param_groups[0]['lr'] in the loop: the learning rate may be 0, or a"
+            " scheduler have brought it there",
             "if the weights are in float16 or bfloat16, keep them in float32 and train under"
             " torch.autocast: a step below 0.4% of a bfloat16 weight is lost",
         )
+        if len(rate) and (rate == 0).all():
+            why, remedies = "its learning rate is 0", remedies[:1]
+        elif len(rate) and whole:
+            why = (
+                f"at a learning rate of {np.median(rate):.2g} its steps are smaller than their"
+                " number format holds"
+            )
+            remedies = remedies[1:]
+        sentence = f"The optimizer steps, and the weights of {which} do not change at all: {why}."
     yield Finding(
         "not-updated",
         severity,

@@ -111,8 +111,12 @@ def lower_rate(evidence: Evidence) -> str:
         return plain
     most = float(speed[large[0]].max())
     factor = 10.0 ** np.ceil(np.log10(most / 1e-2))
+    rate = float(evidence.steps["learning_rate"].iloc[rows[large[0]]])
+    how = f"by a factor of {amount(factor)} perhaps"
+    if rate > 0:
+        how = f"from {rate:.2g} to {rate / factor:.2g} perhaps"
     return (
-        f"lower the learning rate, by a factor of {amount(factor)} perhaps, or warm it up: step"
+        f"lower the learning rate, {how}, or warm it up: step"
         f" {evidence.step(rows[large[0]])} changed weights by {of_size(most)}, 0.1 to 1% is usual"
     )
 

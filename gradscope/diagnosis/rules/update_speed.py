@@ -107,4 +107,9 @@ def _against_slow(evidence: Evidence, most: float) -> tuple[str, str]:
             remedies.clip(evidence) + f", instead of {np.median(left[np.isfinite(left)]):.2g}",
         )
     factor = 10.0 ** np.floor(np.log10(1e-3 / most))
-    return "", f"raise the learning rate, by a factor of up to {factor:.3g}"
+    rate = steps["learning_rate"].to_numpy(dtype=np.float64)
+    rate = rate[rate > 0]
+    if len(rate):
+        middle = float(np.median(rate))
+        return "", f"raise the learning rate, from {middle:.2g} to as much as {middle * factor:.2g}"
+    return "", f"raise the learning rate, by a factor of up to {amount(factor)}"
