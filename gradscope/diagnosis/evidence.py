@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from gradscope import schema
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.curves import Curve, logged_curves
 from gradscope.diagnosis.signal_path import (
@@ -119,6 +120,14 @@ class Evidence:
             return np.asarray(~np.isin(np.arange(count), read))
         last = self.path.layers[-1] if self.path is not None else count
         return np.asarray(np.arange(count) >= last)
+
+    def looks(self, column: str) -> Floats:
+        """Return a metric that is read at some steps only, at those, (looks, layers)."""
+        if column not in schema.names(schema.LAYER_METRICS):
+            return np.zeros((0, len(self.layers)))
+        steps = self.rows[:: max(len(self.rows) // ROWS_AT_ONCE, 1)]
+        read = self.at(column, steps)
+        return np.asarray(read[~np.isnan(read).all(axis=1)])
 
     def audit(self, word: str) -> Mask:
         """Return of which layers all parameters are `word`: frozen, no optimizer, no gradient."""

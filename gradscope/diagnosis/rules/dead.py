@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.diagnosis.evidence import Evidence, Mask
-from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
 from gradscope.wording import capitalised
@@ -21,9 +22,17 @@ START = 3
 """Recorded steps within which a branch that starts at zero has begun to move."""
 
 
+UNITS = 0.75
+"""Share of a layer's units that are never on from which on it counts as dead, though not whole."""
+
+SPARSE = 0.15
+"""How often the other units are on, at least: where all are seldom on, none is dead."""
+
+
 def dead(evidence: Evidence) -> Iterator[Finding]:
-    """Find activations that are off over whole windows of steps."""
+    """Find activations that are off over whole windows of steps, or of which most units are."""
     off = switched_off(evidence)
+    yield from _units(evidence, ~np.any(off, axis=0))
     if not off.any():
         return
     zero = evidence.median("zero_fraction")
@@ -42,6 +51,33 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
         {"zero_fraction": float(np.nanmedian(zero[off]))},
         tuple(_remedies(evidence, from_start=begun == evidence.step(evidence.rows[0]))),
         replace(first_place(evidence, off, "zero_fraction", "forward"), step=begun),
+    )
+
+
+def _units(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
+    """Find layers of which most units are never on, at the last look at single units."""
+    looks = evidence.looks("dead_fraction")
+    if len(looks) == 0:
+        return
+    share = looks[-1]
+    zero = evidence.median("zero_fraction")[-1]
+    often = over_reference(1 - np.nan_to_num(zero), 1 - share)
+    found = layers & (share >= UNITS) & (often >= SPARSE)
+    if not found.any():
+        return
+    first, last = evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])
+    low, high = share[found].min(), share[found].max()
+    much = f"{high:.0%}" if round(low, 2) == round(high, 2) else f"{low:.0%} to {high:.0%}"
+    yield Finding(
+        "dead",
+        "critical",
+        f"{much} of the units of {evidence.named(found)} are never on: they get no gradient and do"
+        " not come back, and the rest does all the work.",
+        names_of(evidence, found),
+        (first, last),
+        {"dead_fraction": float(high)},
+        tuple(_remedies(evidence, from_start=bool((looks[0][found] >= UNITS).any()))),
+        Place(last, int(np.flatnonzero(found)[0]), "zero_fraction", "forward"),
     )
 
 
