@@ -276,6 +276,29 @@ LAYER_METRICS: Table = (
         label="saturation",
     ),
     Column(
+        "dead_fraction",
+        "float32",
+        "share",
+        "share of the units (channels of a convolution, features otherwise) of a rectifier, ReLU to"
+        " GELU and SiLU, that were never above 0 at any look of a window. A look is taken at every"
+        " 8th recorded step, at 16 samples and 16 places of each, others every time; a window has"
+        " the latest 4 to 8 looks, fewer at first. NaN between looks, for other activations, and"
+        " where a model runs compiled; the mean over processes",
+        combine="mean",
+        label="dead units",
+    ),
+    Column(
+        "sample_spread",
+        "float32",
+        "share",
+        "root of the share of the variance of the layer's output that lies between samples, at the"
+        " same element, in all of it: near 0, all samples look alike, 1 where elements do not"
+        " differ but by the sample. Of 16 samples along the first dimension, and 256 elements of"
+        " each, at the looks of dead_fraction; NaN of one sample and where nothing varies",
+        combine="mean",
+        label="spread between samples",
+    ),
+    Column(
         "cut_signal_norm",
         "float32",
         "loss/activation",
