@@ -546,3 +546,30 @@ def test_a_recurrent_layer_is_noted_where_its_steps_are_not_seen(tmp_path):
     model = Last(nn.RNN(4, 8, batch_first=True), 4)
     notes = train(tmp_path / "run", model, sgd(model)).notes
     assert any("time step" in note and "0 · rnn (RNN)" in note for note in notes)
+
+
+@pytest.mark.parametrize(("off", "found"), [(28, True), (8, False)])
+def test_a_layer_most_of_whose_units_are_off_is_dead(off, found, tmp_path):
+    model = net(16, 32, 32, 4)
+    with torch.no_grad():
+        model[2].bias[:off] = -100
+    diagnosis = train(tmp_path / "run", model, sgd(model, 0.01))
+    assert ("dead" in diagnosis.verdicts) is found
+    if found:
+        finding = the(diagnosis, "dead")
+        assert finding.layers == ("3",) and finding.evidence["dead_fraction"] >= off / 32
+        assert "units of layer 3 · 3 (ReLU) are never on" in finding.sentence
+
+
+def test_a_sparse_layer_is_not_dead(tmp_path):
+    model = net(16, 128, 4)
+    with torch.no_grad():
+        model[0].bias -= 0.8
+    assert train(tmp_path / "run", model, sgd(model, 0.01)).verdict == "healthy"
+
+
+def test_an_input_that_does_not_vary_has_collapsed_from_the_start(tmp_path):
+    model = net(16, 32, 32, 4)
+    diagnosis = train(tmp_path / "run", model, sgd(model), before=lambda step, x: 0 * x + 1)
+    finding = the(diagnosis, "collapsed")
+    assert any("input varies" in remedy for remedy in finding.remedies)

@@ -228,6 +228,32 @@ def test_a_constant_output_layer_is_no_collapse(tmp_path: Path) -> None:
     assert diagnose(make_run(tmp_path / "r", LAYERS, readings)).verdict == "healthy"
 
 
+@pytest.mark.parametrize(
+    ("at_first", "remedy"), [(1e-5, "larger weights"), (0.5, "hold samples apart")]
+)
+def test_an_output_that_is_alike_for_all_samples_has_collapsed(
+    tmp_path: Path, at_first: float, remedy: str
+) -> None:
+    spread = np.full((40, N), np.nan)
+    spread[::8] = 0.7
+    spread[::8, 6:] = 1e-5
+    spread[0, 6:] = at_first
+    run = make_run(tmp_path / "r", LAYERS, {"signal_norm": 1.0, "sample_spread": spread})
+    diagnosis = diagnose(run)
+    assert diagnosis.verdict == "collapsed"
+    finding = found(run, "collapsed")
+    assert finding.layers == ("fc3", "fc4", "fc5") and remedy in finding.remedies[0]
+
+
+@pytest.mark.parametrize("alike", [slice(6, 7), slice(0, 2), slice(0)])
+def test_a_layer_by_itself_may_be_alike_for_all_samples(tmp_path: Path, alike: slice) -> None:
+    spread = np.full((40, N), np.nan)
+    spread[::8] = 0.7
+    spread[::8, alike] = 0
+    run = make_run(tmp_path / "r", LAYERS, {"signal_norm": 1.0, "sample_spread": spread})
+    assert diagnose(run).verdict == "healthy"
+
+
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_values_that_are_not_finite_explode(tmp_path: Path, value: float) -> None:
     signal, grad, total = np.ones((40, N)), np.ones((40, N)), np.ones(40)

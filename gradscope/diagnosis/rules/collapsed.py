@@ -53,7 +53,7 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
         "collapsed",
         "critical",
         f"What {evidence.named(layers)} {'gives' if len(layers) == 1 else 'give'} is the same for"
-        f" all samples: {chain[-1, -1] ** 2:.1g} of its variance lies between them.",
+        f" all samples: {_share(float(chain[-1, -1]) ** 2)} of its variance lies between them.",
         tuple(evidence.names[i] for i in layers),
         steps,
         {"sample_spread": float(chain[-1, -1])},
@@ -101,3 +101,7 @@ def _constant(evidence: Evidence) -> Iterator[Finding]:
         ),
         first_place(evidence, flat, "activation_std", "forward"),
     )
+
+
+def _share(value: float) -> str:
+    return f"{value:.1g}" if value > 0 else "nothing"
