@@ -299,6 +299,19 @@ LAYER_METRICS: Table = (
         label="spread between samples",
     ),
     Column(
+        "time_decades",
+        "float32",
+        "decades",
+        "log10 of the gradient at the first time step over that at the last: below 0 it vanishes on"
+        " its way back through time, -inf where none arrives. Of nn.RNN, LSTM and GRU at their"
+        " input sequence, of what is called time step after time step (cells, shared layers) at the"
+        " outputs of its first and last call. NaN of fewer than 4 steps, of other layers, of"
+        " bidirectional ones, of packed sequences, of an input that needs no gradient, where a"
+        " model is called once for each step, and where it runs compiled",
+        combine="mean",
+        label="gradient through time",
+    ),
+    Column(
         "cut_signal_norm",
         "float32",
         "loss/activation",
@@ -308,6 +321,19 @@ LAYER_METRICS: Table = (
     ),
 )
 """Readings of a layer. float32 on disk, float64 where the model computes in float64."""
+
+TIME_NORMS: Table = tuple(
+    Column(
+        f"{end}_signal_norm",
+        "float32",
+        "loss/activation",
+        f"L2 norm of the gradient at the {end} time step",
+        processes="mean of losses",
+        scale="loss_scale",
+    )
+    for end in ("first", "last")
+)
+"""Readings of a layer of which only the ratio is kept, `time_decades`."""
 
 LAYER_READINGS: Table = (
     Column("step", "int64", "", "see STEPS"),

@@ -47,6 +47,7 @@ class Forward:
         self.modules: list[ModuleInfo] = []
         self.readings = Readings(None if expected is None else expected.trust)
         self._units = units if units is not None and units.is_on else None
+        self.times: dict[int, int] = {}  # recurrent call -> dimension of time of its first input
         self._calls: list[Call | None] = []
         self._expected = expected
         self._open: list[OpenCall] = []
@@ -72,6 +73,8 @@ class Forward:
         ordinal = len(self.modules)
         self.modules.append(module)
         self._calls.append(None)
+        if module.time is not None and tensors and args and args[0] is tensors[0]:
+            self.times[ordinal] = module.time
         inputs = tuple(map(gradient_edge, tensors))
         self._open.append((module, ordinal, next_sequence_number(), inputs))
         if tensors:

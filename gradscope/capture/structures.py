@@ -74,7 +74,7 @@ class Structures:
                 for name, occurrence, join in zip(names, occurrences(names), joins, strict=True)
             ]
         )
-        plan = make_plan(graph, calls, layers, joins, numbers)
+        plan = make_plan(graph, calls, layers, joins, numbers, forward.times)
         self._add_functions(plan, graph, forward)
         self._add_edges(graph, forward)
         return plan

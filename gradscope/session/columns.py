@@ -24,7 +24,7 @@ from gradscope.session.tape import HostRow
 Columns = dict[str, NDArray[np.generic]]
 """Column -> values, of one table."""
 
-_OF_LAYERS = schema.by_name(schema.LAYER_METRICS)
+_OF_LAYERS = schema.by_name(schema.LAYER_METRICS, schema.TIME_NORMS)
 _OF_SHORTCUTS = schema.by_name(schema.SHORTCUT_METRICS, schema.FORWARD_NORMS)
 
 _KeyOfKind = TypeVar("_KeyOfKind", OfLayer, OfParameter, OfShortcut)
@@ -113,6 +113,9 @@ class Decoder:
             if name == "activation_norm":
                 np.add.at(elements, numbers, counts)
         _complete_outputs(layers, elements)
+        first, last = (layers.pop(column.name) for column in schema.TIME_NORMS)
+        with np.errstate(divide="ignore"):
+            layers["time_decades"] = np.log10(ratio(first, last))
 
     def _of_shortcuts(
         self,
