@@ -249,7 +249,8 @@ def _notes(evidence: Evidence) -> list[str]:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
     joins = set(evidence.run.shortcuts["branch"])
-    unseen = evidence.recurrent & np.array([name not in joins for name in evidence.names], bool)
+    unseen = evidence.recurrent & ~evidence.run.was_read("time_decades")
+    unseen &= np.array([name not in joins for name in evidence.names], dtype=bool)
     if unseen.any():
         named = evidence.named(unseen)
         notes.append(

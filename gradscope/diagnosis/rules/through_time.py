@@ -23,47 +23,59 @@ FEWEST = 4
 
 
 def through_time(evidence: Evidence) -> Iterator[Finding]:
-    """Find recurrent layers whose gradient is lost, or grows, over the steps of a sequence.
+    """Find layers whose gradient is lost, or grows, over the steps of a sequence.
 
-    A cell hands its state on by a gate, which is a join at each time step: LSTM and GRU cells show
-    them, a GRU too where torch computes it step by step. The weights are the same at all steps, so
-    that no optimizer makes up for it.
+    The weights are the same at all steps, so that no optimizer makes up for it. Where the steps of
+    a recurrent layer were not read, its gates may show them: a state that is handed on by one is a
+    join at each time step.
     """
-    for layer in np.flatnonzero(evidence.recurrent):
-        decades, count = _decades(evidence, int(layer))
-        if count < FEWEST or np.isnan(decades).all():
+    if not evidence.windows:
+        return
+    read = evidence.median("time_decades")
+    for layer in range(len(evidence.names)):
+        known = read[:, layer]
+        known = known[~np.isnan(known)]
+        if len(known) == 0 and evidence.recurrent[layer]:
+            known = _by_joins(evidence, layer)
+        if len(known) == 0:
             continue
-        middle = float(column_medians(decades[:, None])[0])
-        if VANISHING < middle < EXPLODING:
+        middle = float(column_medians(known[:, None])[0])
+        if np.isnan(middle) or VANISHING < middle < EXPLODING:
             continue
-        lost = middle < 0
-        steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
-        times = "no part of it" if np.isinf(middle) else f"{amount(10 ** abs(middle))} times"
-        yield Finding(
-            "vanishing-through-time" if lost else "exploding-through-time",
-            "critical",
-            f"Over {count + 1} time steps of layer {evidence.labels[layer]} the gradient"
-            f" {'loses' if lost else 'gains'} {abs(middle):.1f} decades: the first one gets {times}"
-            f" {'less' if lost else 'more'} than the last one.",
-            (evidence.names[layer],),
-            steps,
-            {"decades": middle, "time_steps": float(count + 1)},
-            tuple(_remedies(canonical(str(evidence.layers["kind"].iloc[layer])), lost=lost)),
-            Place(steps[0], int(layer), "signal_norm", "backward"),
-        )
+        yield _finding(evidence, layer, middle)
 
 
-def _decades(evidence: Evidence, layer: int) -> tuple[Floats, int]:
-    """Return log10 of the state's gradient, first over last join in time, (rows,); how many."""
-    shortcuts = evidence.run.shortcuts
-    name = evidence.names[layer]
-    joins = np.flatnonzero((shortcuts["branch"] == name).to_numpy())
-    if len(joins) < 2:
-        return np.full(len(evidence.rows), np.nan), len(joins)
+def _finding(evidence: Evidence, layer: int, decades: float) -> Finding:
+    lost, steps = decades < 0, (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    what = "time step" if evidence.recurrent[layer] else "call"
+    if np.isinf(decades):
+        much = "nothing of it" if lost else "infinitely more of it"
+    else:
+        much = f"{amount(10.0 ** min(abs(decades), 300))} times {'less' if lost else 'more'} of it"
+    kind = canonical(str(evidence.layers["kind"].iloc[layer]))
+    return Finding(
+        "vanishing-through-time" if lost else "exploding-through-time",
+        "critical",
+        f"The gradient {'vanishes' if lost else 'explodes'} on its way back through time in layer"
+        f" {evidence.labels[layer]}: the first {what} gets {much} than the last one.",
+        (evidence.names[layer],),
+        steps,
+        {"time_decades": decades},
+        tuple(_remedies(kind, lost=lost)),
+        Place(steps[0], layer, "time_decades", "backward"),
+    )
+
+
+def _by_joins(evidence: Evidence, layer: int) -> Floats:
+    """Return log10 of the state's gradient, first over last join in time, (rows,) or none."""
+    joins = np.flatnonzero((evidence.run.shortcuts["branch"] == evidence.names[layer]).to_numpy())
+    if len(joins) < FEWEST:
+        return np.zeros(0)
     ends = [int(joins[0]), int(joins[-1])]
     total = evidence.run.shortcut_matrix("total_norm", shortcuts=ends)[1][evidence.rows]
     first, last = total.astype(np.float64).T
-    return log10(over_reference(first, last)), len(joins)
+    decades = log10(over_reference(first, last))
+    return np.asarray(decades[~np.isnan(decades)])
 
 
 def _remedies(kind: str, *, lost: bool) -> Iterator[str]:
