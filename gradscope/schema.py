@@ -158,6 +158,27 @@ too. Called by parts, a part returns to the loss what no other part takes. No ed
 older gradscope, a model that ran compiled throughout, or a note says why.
 """
 
+HEADS: Table = (
+    Column(
+        "loss",
+        "str",
+        "",
+        "function of torch.nn.functional: cross_entropy, nll_loss (after no log-softmax),"
+        " binary_cross_entropy, binary_cross_entropy_with_logits, mse_loss, huber_loss or"
+        " smooth_l1_loss",
+    ),
+    Column(
+        "after",
+        "str",
+        "",
+        "function that made its input: softmax, log_softmax, sigmoid, tanh, relu, elu, gelu,"
+        " silu, hardtanh or softplus; empty for others, such as a layer",
+    ),
+)
+"""Losses at the end of the graph, as the first eight backwards have shown them: a cross_entropy
+after softmax or sigmoid takes a softmax of probabilities, one after log_softmax is right, if twice
+the work. Losses of other making, and in compiled code, are not seen."""
+
 # --- what was read: one row a step, a (step, layer) or a (step, shortcut) ----------------------
 
 STEPS: Table = (
