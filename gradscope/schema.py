@@ -19,7 +19,7 @@ from typing import Literal
 
 FORMAT_VERSION = 1
 
-Combine = Literal["root sum square", "mean", "deviation", "root mean square"]
+Combine = Literal["root sum square", "sum", "mean", "deviation", "root mean square"]
 """How readings of one thing at one step become one, over micro-batches and calls of a module:
 `mean` and `deviation` are weighted by the number of elements that each was read from."""
 
@@ -257,6 +257,16 @@ LAYER_METRICS: Table = (
         scale="loss_scale",
     ),
     Column("activation_norm", "float32", "activation", "L2 norm of the layer's output"),
+    Column(
+        "output_elements",
+        "float32",
+        "elements",
+        "elements of the layer's outputs at the step, over all calls, micro-batches and processes:"
+        " those of one expert over those of all experts are its share of the tokens. 0 where the"
+        " layer was called at an earlier step, and others at this one; NaN before",
+        combine="sum",
+        label="output elements",
+    ),
     Column(
         "activation_mean", "float32", "activation", "mean of the layer's output", combine="mean"
     ),

@@ -36,8 +36,9 @@ AFTER = {
 }
 """Kind of node -> function that limits what an output can be."""
 
-_SAME = frozenset(
-    ["Alias", "Clone", "Permute", "ReshapeAlias", "Reshape", "Select", "Slice", "Squeeze", "T", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View", "Index"]
+_SAME = node_kinds(
+    "Alias Clone Permute ReshapeAlias Reshape Select Slice Squeeze T ToCopy Transpose UnsafeView"
+    " Unsqueeze View Index"
 )
 """Nodes that hand on elements as they are."""
 
