@@ -19,7 +19,7 @@ from typing import Literal
 
 FORMAT_VERSION = 1
 
-Combine = Literal["root sum square", "mean", "deviation", "root mean square"]
+Combine = Literal["root sum square", "sum", "mean", "deviation", "root mean square"]
 """How readings of one thing at one step become one, over micro-batches and calls of a module:
 `mean` and `deviation` are weighted by the number of elements that each was read from."""
 
@@ -158,6 +158,27 @@ too. Called by parts, a part returns to the loss what no other part takes. No ed
 older gradscope, a model that ran compiled throughout, or a note says why.
 """
 
+HEADS: Table = (
+    Column(
+        "loss",
+        "str",
+        "",
+        "function of torch.nn.functional: cross_entropy, nll_loss (after no log-softmax),"
+        " binary_cross_entropy, binary_cross_entropy_with_logits, mse_loss, huber_loss or"
+        " smooth_l1_loss",
+    ),
+    Column(
+        "after",
+        "str",
+        "",
+        "function that made its input: softmax, log_softmax, sigmoid, tanh, relu, elu, gelu,"
+        " silu, hardtanh or softplus; empty for others, such as a layer",
+    ),
+)
+"""Losses at the end of the graph, as the first eight backwards have shown them: a cross_entropy
+after softmax or sigmoid takes a softmax of probabilities, one after log_softmax is right, if twice
+the work. Losses of other making, and in compiled code, are not seen."""
+
 # --- what was read: one row a step, a (step, layer) or a (step, shortcut) ----------------------
 
 STEPS: Table = (
@@ -236,6 +257,16 @@ LAYER_METRICS: Table = (
         scale="loss_scale",
     ),
     Column("activation_norm", "float32", "activation", "L2 norm of the layer's output"),
+    Column(
+        "output_elements",
+        "float32",
+        "elements",
+        "elements of the layer's outputs at the step, over all calls, micro-batches and processes:"
+        " those of one expert over those of all experts are its share of the tokens. 0 where the"
+        " layer was called at an earlier step, and others at this one; NaN before",
+        combine="sum",
+        label="output elements",
+    ),
     Column(
         "activation_mean", "float32", "activation", "mean of the layer's output", combine="mean"
     ),

@@ -27,6 +27,7 @@ from gradscope.capture.functions import read_functions
 from gradscope.capture.gradients import Gradients
 from gradscope.capture.hooks import ModuleHooks
 from gradscope.capture.layers import ROOT
+from gradscope.capture.losses import Losses
 from gradscope.capture.modules import Modules
 from gradscope.capture.plan import Plan
 from gradscope.capture.rows import Key, OfLayer
@@ -123,6 +124,7 @@ class Calls:
             faults,
         )
         self._structures = Structures(catalogue, faults, steps.start, self._meet)
+        backwards.look_at_loss = Losses(catalogue, faults).look
         self._units = Units(faults)
         self._outermost = {0}  # modules that were called from outside the model
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gradscope.autograd.heads import Head
 from gradscope.capture.edge_list import EdgeList
 from gradscope.schema import TRAINING
 
@@ -59,6 +60,7 @@ class Catalogue:
         self.layers = [{TRAINING: "", **row} for row in layers]
         self.shortcuts = list(shortcuts)
         self.edges = EdgeList(edges)
+        self.heads: dict[Head, None] = {}  # in the order of sight
         self.changes = 0  # of what run.json lists
         self.layer_of: dict[int, int] = {}
         self.function_of: dict[int, str] = {}  # module -> activation called on its output

@@ -14,7 +14,7 @@ from gradscope.errors import GradscopeError
 
 
 def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
-    """Return the layers, shortcuts or edges `run.json` lists, with the columns of `table`."""
+    """Return the layers, shortcuts, ... that `run.json` lists, with the columns of `table`."""
     try:
         if table is schema.LAYERS:
             rows = [{schema.TRAINING: "", **row} for row in rows]
@@ -29,7 +29,9 @@ def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
             for column in table
         }
         frame = pd.DataFrame(columns)
-        if table is not schema.EDGES and frame.iloc[:, 0].tolist() != list(range(len(frame))):
+        if table in (schema.LAYERS, schema.SHORTCUTS) and frame.iloc[:, 0].tolist() != list(
+            range(len(frame))
+        ):
             raise ValueError(f"`{table[0].name}` does not count from 0")
         if "position" in frame and not frame["position"].dropna().between(0, 1).all():
             raise ValueError("`position` is not between 0 and 1")

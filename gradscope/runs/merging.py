@@ -80,6 +80,7 @@ def merge(
         writer.update(
             layers=layers.rows,
             shortcuts=shortcuts.rows,
+            heads=runs[0].meta["heads"],
             edges=_edges(runs, layers.numbers),
             notes=_notes(runs, sum(not common.equals(s.index) for s in steps)),
             merged=len(runs),

@@ -299,4 +299,6 @@ class Drain:
             edges = self._catalogue.edge_rows()
             notes = list(self._notes)
             self._writer.update(layers=layers, shortcuts=shortcuts, edges=edges, notes=notes)
+            if heads := list(self._catalogue.heads):  # none yet: those of a run that is resumed
+                self._writer.update(heads=[head._asdict() for head in heads])
             self._written = now
