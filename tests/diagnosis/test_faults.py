@@ -364,6 +364,21 @@ def test_an_activation_that_the_loss_applies_again_is_told(last, loss_of, scale,
     assert diagnosis.verdict == "output" and "logits" in the(diagnosis, "output").remedies[0]
 
 
+@pytest.mark.parametrize("function", [F.softmax, lambda out, dim: out.sigmoid()])
+def test_a_function_that_the_loss_applies_again_is_told(function, tmp_path):
+    class Probabilities(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net(16, 32, 32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.net(x), dim=1)
+
+    model = Probabilities()
+    diagnosis = train(tmp_path / "run", model, sgd(model, 0.01))
+    assert diagnosis.verdict == "output" and "logits" in the(diagnosis, "output").remedies[0]
+
+
 @pytest.mark.parametrize(
     ("last", "loss_of"),
     [

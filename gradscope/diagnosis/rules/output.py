@@ -31,6 +31,13 @@ FELL = 0.1
 
 FEWEST = 5
 
+MISFITS = {
+    "cross_entropy": ("softmax", "sigmoid", "relu"),
+    "binary_cross_entropy_with_logits": ("softmax", "sigmoid", "relu"),
+    "nll_loss": ("softmax", "sigmoid"),
+}
+"""Losses, and functions that should not come before them."""
+
 
 def output(evidence: Evidence) -> Iterator[Finding]:
     """Find a softmax or sigmoid that the loss applies again, and outputs out of reach or stuck.
@@ -38,8 +45,10 @@ def output(evidence: Evidence) -> Iterator[Finding]:
     What tells them apart is the gradient at the output beside the loss, for one element or sample:
     no scale of the loss moves that.
     """
+    seen = list(_twice_seen(evidence))
+    yield from seen
     layer = _last_activation(evidence)
-    if layer is None:
+    if layer is None or seen:
         return
     kind = evidence.activations[layer]
     rows = some_rows(evidence)
@@ -49,7 +58,8 @@ def output(evidence: Evidence) -> Iterator[Finding]:
     place = Place(steps[0], layer, "signal_norm", "loss")
     label = evidence.labels[layer]
     names = (evidence.names[layer],)
-    if kind in ("softmax", "sigmoid") and len(known) and np.median(known) < TWICE:
+    unseen = evidence.run.heads.empty
+    if unseen and kind in ("softmax", "sigmoid") and len(known) and np.median(known) < TWICE:
         ratio = float(np.median(known))
         if kind == "softmax" or ratio > 0.2:
             fit = "cross_entropy" if kind == "softmax" else "binary_cross_entropy_with_logits"
@@ -72,6 +82,36 @@ def output(evidence: Evidence) -> Iterator[Finding]:
             return
     yield from _out_of_reach(evidence, layer, kind, known, place)
     yield from _stuck(evidence, layer, kind, place)
+
+
+def _twice_seen(evidence: Evidence) -> Iterator[Finding]:
+    """Find losses that were given what they make themselves, as the graph has shown."""
+    if len(evidence.rows) == 0:
+        return
+    steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    last = int(np.flatnonzero(evidence.weights)[-1]) if evidence.weights.any() else None
+    for loss, after in evidence.run.heads[["loss", "after"]].itertuples(index=False):
+        if after not in MISFITS.get(loss, ()):
+            continue
+        if loss == "nll_loss":
+            words = f"nll_loss takes logarithms, and is given what {after} makes"
+            advice = "use cross_entropy on the logits, or log_softmax before nll_loss"
+        elif after == "relu":
+            words = f"{loss} takes logits, and relu cuts off all that are below 0"
+            advice = "remove the relu from the last layer: logits may be negative"
+        else:
+            words = f"{loss} takes logits, and is given the probabilities that {after} makes"
+            advice = f"remove the {after} before the loss: {loss} applies its own to the logits"
+        yield Finding(
+            "output",
+            "critical",
+            f"The output does not fit its loss: {words}.",
+            () if last is None else (evidence.names[last],),
+            steps,
+            {},
+            (advice,),
+            Place(steps[0], last, "signal_norm", "loss"),
+        )
 
 
 def _out_of_reach(
