@@ -100,6 +100,12 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
         kind = _word(at["activation_norm"][layer])
         read = evidence.sources.get(layer, []) if evidence.sources else called
         before = [i for i in read if i < layer and np.isfinite(at["activation_norm"][i])]
+        if not before and (evidence.recurrent[layer] or _grew(evidence, row, layer)):
+            return found(
+                f"the forward pass became {kind} within layer {labels[layer]}, whose weights are"
+                " finite",
+                "forward", layer, "activation_norm", "forward",
+            )  # fmt: skip
         if not before:
             return found(
                 f"the forward pass is {kind} from its first layer, {labels[layer]}, on, whose"
@@ -154,6 +160,14 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
         " the layers' outputs is finite",
         "gradient", layer_or_none, "grad_norm", "backward",
     )  # fmt: skip
+
+
+def _grew(evidence: Evidence, row: int, layer: int) -> bool:
+    """Whether a layer's output was growing in the steps before, so that it overflowed by itself."""
+    rows = evidence.rows[evidence.rows < row][-4 * BEFORE :]
+    out = evidence.at("activation_norm", rows)[:, layer] if len(rows) else np.zeros(0)
+    out = out[np.isfinite(out) & (out > 0)]
+    return len(out) > 1 and bool(out[-1] > GREW * np.median(out))
 
 
 def _was_overwritten(evidence: Evidence, row: int, layer: int) -> bool:
