@@ -94,7 +94,7 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
             "disconnected",
             "critical",
             f"No gradient ever reached {evidence.named(first)}, the first of the net, though an"
-            f" optimizer holds the weights: the path from the loss {end} layer"
+            f" optimizer holds their weights: the path from the loss {end} layer"
             f" {evidence.labels[reached[0]]}"
             + (
                 "."

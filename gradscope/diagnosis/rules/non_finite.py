@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.signal_path import Floats
-from gradscope.diagnosis.speed import is_fast
+from gradscope.diagnosis.speed import FAST, is_fast
 from gradscope.wording import amount, capitalised
 
 BEFORE = 5
@@ -207,9 +208,21 @@ def _announced(evidence: Evidence, first: int) -> tuple[dict[str, float], str]:
         parts.append(
             f"the output of layer {evidence.labels[layer]} had grown {amount(larger[layer])} times"
         )
+    last_row = rows[-1:]
+    speed = over_reference(
+        evidence.at("update_norm", last_row)[0], evidence.at("weight_norm", last_row)[0]
+    )
+    speed[~evidence.weights] = 0
+    if np.nanmax(speed, initial=0) > FAST:
+        layer = int(np.nanargmax(speed))
+        growth["update_ratio"] = float(speed[layer])
+        parts.append(
+            f"the weights of layer {evidence.labels[layer]} had been changed by"
+            f" {remedies.of_size(float(speed[layer]))}"
+        )
     if not parts:
         return growth, "Nothing announced it: norms were as usual the step before."
-    return growth, capitalised(f"{' and '.join(parts)} the step before.")
+    return growth, capitalised(f"{', and '.join(parts)}, the step before.")
 
 
 def _usual(norms: Floats, evidence: Evidence, first: int) -> float:

@@ -92,11 +92,11 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
         return
     most = layers[held & evidence.weights].mean() > 0.5 if (held & evidence.weights).any() else True
     severity: Severity = "critical" if whole or thrown else "warning" if most else "information"
-    which = "any layer" if whole else evidence.named(layers)
+    which = "all layers" if whole else evidence.named(layers)
     if thrown:
         sentence = (
-            f"The gradient of {which} was gone before the optimizer's step, and no weight moved:"
-            " the backward pass made one, and the optimizer got none."
+            f"The gradient of {which} is gone before the optimizer's step: the backward pass makes"
+            " one, the optimizer gets none, and no weight moves."
         )
         remedies: tuple[str, ...] = (
             "move zero_grad() before the backward pass, or after the step: between backward and"
@@ -122,7 +122,7 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
                 " number format holds"
             )
             remedies = remedies[1:]
-        sentence = f"The optimizer steps, and the weights of {which} do not change at all: {why}."
+        sentence = f"The optimizer steps, and no weight of {which} changes at all: {why}."
     yield Finding(
         "not-updated",
         severity,
