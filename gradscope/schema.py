@@ -325,7 +325,8 @@ LAYER_METRICS: Table = (
         "root of the share of the variance of the layer's output that lies between samples, at the"
         " same element, in all of it: near 0, all samples look alike, 1 where elements do not"
         " differ but by the sample. Of 16 samples along the first dimension, and 256 elements of"
-        " each, at the looks of dead_fraction; NaN of one sample and where nothing varies",
+        " each, at the looks of dead_fraction; the mean over processes; NaN of one sample and where"
+        " nothing varies",
         combine="mean",
         label="spread between samples",
     ),

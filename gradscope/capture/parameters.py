@@ -78,7 +78,7 @@ class Parameters:
             (m, name) for m, name, place in self.listed if place in self.touched
         }
         self.listed = []
-        names = [n for _, module in modules for n in layers.held_parameters(module)]
+        names = [n for _, module in modules for n, _ in layers.held_parameters(module).items()]
         tensors: list[Tensor] = []
         owners: list[tuple[int, ...]] = []
         place: dict[int, int] = {}

@@ -125,6 +125,8 @@ class Units:
         except Exception as error:
             self._fail(error)
         self.is_on = False
+        self._dead.clear()
+        self._samples.clear()
 
     def _fail(self, error: Exception) -> None:
         self.is_on = False
