@@ -8,8 +8,10 @@ on. `missing()` looks for all of them before a training begins.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -49,6 +51,11 @@ INTERFACES = (
         "torch.autograd.Variable._execution_engine.queue_callback",
         "calls back when a backward ends, before anybody clips",
         "gradients before clipping are not read",
+    ),
+    Interface(
+        "torch.autograd.graph._engine_run_backward",
+        "tells what a backward was called on: a frame of it waits while our hooks run",
+        "what losses make of the model's outputs is not looked at",
     ),
     Interface(
         "torch._C._autograd._get_sequence_nr",
@@ -227,6 +234,7 @@ def missing() -> list[str]:
         "torch.autograd.Variable._execution_engine.queue_callback": lambda: (
             _engine().queue_callback
         ),
+        "torch.autograd.graph._engine_run_backward": roots_of_backward,
         "torch._C._autograd._get_sequence_nr": lambda: torch._C._autograd._get_sequence_nr,
         "Node._sequence_nr": lambda: sequence_number(root),
         "Node._input_metadata": lambda: shape(root, 0),
@@ -288,6 +296,35 @@ def will_accumulate(leaves: Sequence[Node]) -> bool:
         raise Unavailable("torch._C._will_engine_execute_node") from None
     except RuntimeError:  # it is an autograd.grad: nothing is accumulated
         return False
+
+
+def roots_of_backward() -> list[Node]:
+    """Return the nodes that the outermost backward under way was called on; none if not known.
+
+    On an accelerator hooks run in threads of its own, while the one that called it waits. Where
+    several threads go backward at once, it is not known which is meant.
+    """
+    try:
+        code = torch.autograd.graph._engine_run_backward.__code__
+    except AttributeError:
+        raise Unavailable("torch.autograd.graph._engine_run_backward") from None
+    found = []
+    for frame in list(sys._current_frames().values()):
+        outermost = None
+        at: FrameType | None = frame
+        while at is not None:
+            if at.f_code is code:
+                outermost = at
+            at = at.f_back
+        if outermost is not None:
+            found.append(outermost)
+    if len(found) != 1:
+        return []
+    outputs = found[0].f_locals.get("t_outputs", ())
+    nodes = [
+        getattr(output, "grad_fn", None) or getattr(output, "node", None) for output in outputs
+    ]
+    return [node for node in nodes if isinstance(node, Node)]
 
 
 def at_end_of_backward(callback: Callable[[], None]) -> None:

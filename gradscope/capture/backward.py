@@ -27,6 +27,7 @@ class Backwards:
         False once nothing is recorded any more.
     look_for_step : called before a backward begins
         Its forward may have come before the gradients went that hint at a step.
+    look_at_loss : called as one begins
     """
 
     def __init__(self, steps: Steps, faults: Faults) -> None:
@@ -35,6 +36,7 @@ class Backwards:
         self.is_open = True
         self._steps = steps
         self.look_for_step: Callable[[], None] = lambda: None
+        self.look_at_loss: Callable[[], None] = lambda: None
         self._unfinished: int | None = None  # the backward whose end is awaited
         self._ends_are_told = True
 
@@ -71,6 +73,7 @@ class Backwards:
             self._drop_what_was_thrown_away()
             self._unfinished = backward
             self._await_end()
+            self.look_at_loss()
         return counts
 
     def _close_if_over(self) -> None:

@@ -22,6 +22,7 @@ from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
 from gradscope.capture.readings import Read, Readings
+from gradscope.capture.units import Units
 
 NodeSlot = tuple[Node, int]
 """Where the gradient of a tensor arrives."""
@@ -44,12 +45,16 @@ class Forward:
     expected : Plan, optional
         Of the previous forward: where to find the tensors that joins add up. Without one, the
         inputs and outputs of every module are measured.
+    units : Units, optional
+        Looks at outputs, where it is on.
     """
 
-    def __init__(self, expected: Plan | None) -> None:
+    def __init__(self, expected: Plan | None, units: Units | None = None) -> None:
         self.modules: list[ModuleInfo] = []
         self.readings = Readings(None if expected is None else expected.trust)
         self._records: list[_Record | None] = []
+        self._units = units if units is not None and units.is_on else None
+        self.times: dict[int, int] = {}  # recurrent call -> dimension of time of its first input
         self._expected = expected
         self._open: list[OpenCall] = []
         self._norms: dict[Place, Read] = {}
@@ -89,6 +94,8 @@ class Forward:
             tensors, inputs = _slots(args[0])
         else:
             tensors, inputs = _slots((args, kwargs) if kwargs else args)
+        if module.time is not None and tensors and args and args[0] is tensors[0]:
+            self.times[ordinal] = module.time
         self._open.append((module, ordinal, next_sequence_number(), inputs))
         if tensors and (self._expected is None or ordinal in self._expected.calls):
             self._measure_for_joins(ordinal, "in", tensors)
@@ -183,6 +190,8 @@ class Forward:
     ) -> None:
         activation = module if info.is_activation else None
         terms = None if self._expected is None else self._expected.terms
+        if self._units is not None and tensors:
+            self._units.take(info, tensors[0])
         for position, tensor in enumerate(tensors):
             place = ordinal, "out", position
             norm: Read | None = self.readings.again(place, info, tensor)

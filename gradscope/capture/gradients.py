@@ -211,6 +211,8 @@ class Gradients:
         total = self._take_sum(i)
         if total is not None:
             self.readings.read_norm(total, self._plan.sums[i].keys, ("sum", i))
+            for step, keys in self._plan.sums[i].steps_of(total):
+                self.readings.read_norm(step, keys)
 
     def _take_sum(self, i: int | None) -> Tensor | None:
         """Return the sum of the gradients gathered for sum `i`, and begin it anew."""

@@ -11,10 +11,11 @@ from torch import nn
 from gradscope.autograd.torch_internals import children_of, is_scripted
 from gradscope.capture import layers
 from gradscope.capture.catalogue import LayerInfo
+from gradscope.capture.recurrence import time_dimension
 
 
 class ModuleInfo(NamedTuple):
-    """What is known of a module before it is called."""
+    """What is known of a module before it is called; `time` as in `recurrence.time_dimension`."""
 
     number: int
     name: str
@@ -22,6 +23,7 @@ class ModuleInfo(NamedTuple):
     owns_parameters: bool
     is_layer: bool
     is_activation: bool
+    time: int | None
 
 
 class Modules:
@@ -128,4 +130,5 @@ def _describe(number: int, name: str, module: nn.Module) -> ModuleInfo:
         bool(layers.own_parameters(module)),
         layers.is_layer(module),
         layers.is_activation(module),
+        time_dimension(module),
     )

@@ -6,20 +6,21 @@ structure; the nodes themselves are not.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, NamedTuple
 
+from torch import Tensor
 from torch.autograd.graph import Node
 
-from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value
+from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value, locate
 from gradscope.autograd.joins import Join
 from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
 from gradscope.capture.functions import Function
+from gradscope.capture.recurrence import FEWEST, ends_of_time
 from gradscope.capture.rows import Key, Keys, OfLayer, OfShortcut
 from gradscope.capture.waiting import Trust
 from gradscope.schema import SPLIT_FORMS
@@ -49,7 +50,6 @@ class Operand(NamedTuple):
 
 
 Way = Literal["shortcut", "branch", "other"]
-_VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
 
 
 @dataclass
@@ -82,10 +82,24 @@ class EdgeTap:
 
 @dataclass
 class EdgeSum:
-    """Edges of one value through one module: summed, then read as `keys` when all have come."""
+    """Edges of one value through one module: summed, then read as `keys` when all have come.
+
+    `time` is the dimension of time where it is a sequence, of which the first and the last step are
+    read as `ends`.
+    """
 
     edges: int
     keys: Keys = ()
+    time: int | None = None
+    ends: tuple[Keys, Keys] = ((), ())
+
+    def steps_of(self, total: Tensor) -> list[tuple[Tensor, Keys]]:
+        """Return the first and the last time step of the gradient `total`, and their keys."""
+        if self.time is None or total.dim() != 3 or total.shape[self.time] < FEWEST:
+            return []
+        return [
+            (total.select(self.time, i), keys) for i, keys in zip((0, -1), self.ends, strict=True)
+        ]
 
 
 @dataclass
@@ -146,6 +160,7 @@ def make_plan(
     layers: Sequence[int | None],
     joins: Sequence[Join],
     numbers: Sequence[int],
+    times: Mapping[int, int] | None = None,
 ) -> Plan:
     """Decide where to tap `graph`.
 
@@ -156,7 +171,10 @@ def make_plan(
     layers : for each call, the number of the module if that is a layer, None for other modules
     joins, numbers
         The graph's residual joins and their numbers in the catalogue.
+    times : calls of recurrent layers, and the dimension of time of their first input
     """
+    times = times or {}
+    ends = ends_of_time(graph, calls, layers)
     plan = Plan(structure=graph.structure)
     consumers_of = graph.consumers()
     whole: dict[Value, list[Key]] = defaultdict(list)
@@ -181,6 +199,9 @@ def make_plan(
                 plan.direct.append((ordinal, position, (key,)))
             else:
                 whole[value].append(key)
+                if ordinal in ends and ordinal not in times:
+                    metric = f"{ends[ordinal]}_signal_norm"
+                    whole[value].append(OfLayer(metric, layer))
                 plan.outputs.append((value, layer))
         key = OfLayer("input_signal_norm", layer)
         for edge in dict.fromkeys(call.inputs):  # self-attention is given one tensor three times
@@ -189,10 +210,13 @@ def make_plan(
             inside = within(graph, call, consumers)
             if value is None or not inside:
                 continue
-            if len(inside) == len(consumers) == 1:
+            time = times.get(ordinal) if edge == call.inputs[0] else None
+            if len(inside) == len(consumers) == 1 and time is None:
                 alone.setdefault(value, (inside[0], []))[1].append(key)
             else:
-                add_sum(inside, (key,))
+                sequence = plan.sums[add_sum(inside, (key,))]
+                first, last = (OfLayer(f"{end}_signal_norm", layer) for end in ("first", "last"))
+                sequence.time, sequence.ends = time, ((first,), (last,))
     seen = _sightings(graph, calls) if joins else {}
     for join, number in zip(joins, numbers, strict=True):
         if join.form not in SPLIT_FORMS:
@@ -242,21 +266,6 @@ def within(graph: Graph, call: Call, edges: Sequence[Edge]) -> list[Edge]:
     with suppress(Unavailable):
         return [e for e in edges if call.start <= sequence_number(graph.nodes[e[0]]) < call.stop]
     return []
-
-
-def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
-    """Return where the value of `edge` is in `graph`, None if it is not there.
-
-    A view that was noted before its base was changed in place has left the graph: then it is the
-    base that is meant.
-    """
-    node, slot = edge
-    while node not in graph.index:
-        base, base_slot = node.next_functions[0] if _VIEW.search(node.name()) else (None, 0)
-        if base is None:
-            return None
-        node, slot = base, base_slot
-    return graph.index[node], slot
 
 
 def position(

@@ -107,6 +107,16 @@ class Run:
         return self._folder.shortcuts.copy()
 
     @property
+    def edges(self) -> pd.DataFrame:
+        """One row for each two layers between which data flow, the columns of `schema.EDGES`."""
+        return self._folder.edges.copy()
+
+    @property
+    def heads(self) -> pd.DataFrame:
+        """One row for each loss that was seen on a graph, the columns of `schema.HEADS`."""
+        return self._folder.heads.copy()
+
+    @property
     def steps(self) -> pd.DataFrame:
         """One row a recorded step: the columns of `schema.STEPS`, then the logged scalars."""
         with self._lock:

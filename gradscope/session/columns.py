@@ -24,7 +24,7 @@ from gradscope.session.tape import HostRow
 Columns = dict[str, NDArray[np.generic]]
 """Column -> values, of one table."""
 
-_OF_LAYERS = schema.by_name(schema.LAYER_METRICS)
+_OF_LAYERS = schema.by_name(schema.LAYER_METRICS, schema.TIME_NORMS)
 _OF_SHORTCUTS = schema.by_name(schema.SHORTCUT_METRICS, schema.FORWARD_NORMS)
 
 _KeyOfKind = TypeVar("_KeyOfKind", OfLayer, OfParameter, OfShortcut)
@@ -37,6 +37,7 @@ class Decoder:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
+        self._called: set[int] = set()  # layers of which an output was read
 
     def columns(self, rows: Sequence[HostRow]) -> list[dict[str, Columns]]:
         """Return the columns of the tables `layers`, `shortcuts` and `steps`, in runs of rows.
@@ -113,6 +114,18 @@ class Decoder:
             if name == "activation_norm":
                 np.add.at(elements, numbers, counts)
         _complete_outputs(layers, elements)
+        self._count_outputs(layers, elements)
+        first, last = (layers.pop(column.name) for column in schema.TIME_NORMS)
+        with np.errstate(divide="ignore"):
+            layers["time_decades"] = np.log10(ratio(first, last))
+
+    def _count_outputs(self, layers: dict[str, Array], elements: Array) -> None:
+        """Fill in how many elements the outputs had; 0 of layers that were only called before."""
+        called = np.flatnonzero(elements)
+        self._called.update(called.tolist())
+        if called.size:
+            known = sorted(self._called)
+            layers["output_elements"][:, known] = elements[known]
 
     def _of_shortcuts(
         self,
@@ -200,5 +213,6 @@ def _steps(
         "grad_norm": totals.get("grad_norm", nothing),
         "clipped_grad_norm": totals.get("clipped_grad_norm", nothing),
         "loss_scale": scale,
+        "learning_rate": nothing,
     }
     return columns | scalars

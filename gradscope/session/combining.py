@@ -185,4 +185,6 @@ def _of_step(layout: Layout) -> bool:
     return all(isinstance(key, OfStep) for keys in layout for key in keys)
 
 
-_COLUMNS = schema.by_name(schema.LAYER_METRICS, schema.SHORTCUT_METRICS, schema.FORWARD_NORMS)
+_COLUMNS = schema.by_name(
+    schema.LAYER_METRICS, schema.TIME_NORMS, schema.SHORTCUT_METRICS, schema.FORWARD_NORMS
+)

@@ -296,5 +296,9 @@ class Drain:
         layers, shortcuts = self._catalogue.layers, self._catalogue.shortcuts
         now = (self._catalogue.changes, len(self._notes))
         if now != self._written:
-            self._writer.update(layers=layers, shortcuts=shortcuts, notes=list(self._notes))
+            edges = self._catalogue.edge_rows()
+            notes = list(self._notes)
+            self._writer.update(layers=layers, shortcuts=shortcuts, edges=edges, notes=notes)
+            if heads := list(self._catalogue.heads):  # none yet: those of a run that is resumed
+                self._writer.update(heads=[head._asdict() for head in heads])
             self._written = now

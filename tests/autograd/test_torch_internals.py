@@ -23,8 +23,14 @@ from gradscope.autograd.torch_internals import INTERFACES, Unavailable
 SOURCE = Path(gradscope.__file__).parent
 
 SIGNALS = {"signal_norm", "input_signal_norm"}
-OUTPUTS = {"activation_norm", "activation_mean", "activation_std"}
-SLOPES = {"derivative_mean", "zero_fraction", "saturated_fraction"}
+OUTPUTS = {
+    "activation_norm",
+    "activation_mean",
+    "activation_std",
+    "sample_spread",
+    "output_elements",
+}
+SLOPES = {"derivative_mean", "zero_fraction", "saturated_fraction", "dead_fraction"}
 SHORTCUTS = set(schema.names(schema.SHORTCUT_METRICS))
 
 BACKWARDS = {"grad_norm"} | SIGNALS | OUTPUTS | SLOPES | SHORTCUTS

@@ -1,0 +1,112 @@
+"""What a loss makes of a model's outputs, told by the graph from the loss to them.
+
+A softmax before a cross-entropy, which takes one by itself, is the usual mistake: the net learns,
+slowly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch.autograd.graph import Node
+
+from gradscope.autograd.data_flow import NORM, PRODUCT, node_kinds
+
+LOSSES = {
+    "BinaryCrossEntropy": "binary_cross_entropy",
+    "BinaryCrossEntropyWithLogits": "binary_cross_entropy_with_logits",
+    "HuberLoss": "huber_loss",
+    "MseLoss": "mse_loss",
+    "SmoothL1Loss": "smooth_l1_loss",
+}
+"""Kind of node -> function of torch.nn.functional; cross_entropy and nll_loss are told apart."""
+
+AFTER = {
+    "Elu": "elu",
+    "Gelu": "gelu",
+    "Hardtanh": "hardtanh",
+    "LogSoftmax": "log_softmax",
+    "Relu": "relu",
+    "Sigmoid": "sigmoid",
+    "Silu": "silu",
+    "Softmax": "softmax",
+    "Softplus": "softplus",
+    "Tanh": "tanh",
+}
+"""Kind of node -> function that limits what an output can be."""
+
+_SAME = node_kinds(
+    "Alias Clone Permute ReshapeAlias Reshape Select Slice Squeeze T ToCopy Transpose UnsafeView"
+    " Unsqueeze View Index"
+)
+"""Nodes that hand on elements as they are."""
+
+_ENDS = PRODUCT | NORM | node_kinds("Embedding")
+"""Where a model begins, seen from its loss."""
+
+_NODES = 4096
+"""Of the graph of a loss that are looked at."""
+
+
+class Head(NamedTuple):
+    """A `loss`, and the function `after` which it comes; "" for none of `AFTER`."""
+
+    loss: str
+    after: str
+
+
+def find_heads(roots: Iterable[Node]) -> list[Head]:
+    """Return the losses that a backward from `roots` goes through, and what they come after.
+
+    Looked at is what lies between the roots and the losses, sums and factors; not the model.
+    """
+    found: dict[Head, None] = {}
+    stack = list(dict.fromkeys(roots))
+    seen = set(stack)
+    while stack and len(seen) < _NODES:
+        node = stack.pop()
+        head = _head(node)
+        if head is not None:
+            found[head] = None
+            continue
+        if _kind(node) in _ENDS:
+            continue
+        for producer, _ in node.next_functions:
+            if producer is not None and producer not in seen:
+                seen.add(producer)
+                stack.append(producer)
+    return sorted(found)
+
+
+def _head(node: Node) -> Head | None:
+    kind = _kind(node)
+    if kind in LOSSES:
+        return Head(LOSSES[kind], _after(node))
+    if kind in ("NllLoss", "NllLoss2D", "NllLossNd"):
+        given = _before(node)
+        if given is not None and _kind(given) == "LogSoftmax":
+            return Head("cross_entropy", _after(given))
+        return Head("nll_loss", "" if given is None else AFTER.get(_kind(given), ""))
+    if kind == "LogSoftmax":  # of a cross-entropy with probabilities, or smoothed labels
+        return Head("cross_entropy", _after(node))
+    return None
+
+
+def _after(node: Node) -> str:
+    given = _before(node)
+    return "" if given is None else AFTER.get(_kind(given), "")
+
+
+def _before(node: Node) -> Node | None:
+    """Return the operation that made the first input of `node`, past views and copies."""
+    while node.next_functions:
+        given = node.next_functions[0][0]
+        if given is None or _kind(given) not in _SAME:
+            return given
+        node = given
+    return None
+
+
+def _kind(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")

@@ -1,0 +1,91 @@
+"""Through time: what becomes of the gradient on its way back over the steps of a sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.arithmetic import over_reference
+from gradscope.diagnosis.evidence import Evidence, column_medians
+from gradscope.diagnosis.findings import Finding, Place
+from gradscope.diagnosis.signal_path import Floats, log10
+from gradscope.kinds import canonical
+from gradscope.wording import amount
+
+VANISHING = -5.0
+"""Decades from the last time step to the first at which nothing is learnt of the first."""
+
+EXPLODING = 4.0
+
+FEWEST = 4
+"""Time steps to speak of."""
+
+
+def through_time(evidence: Evidence) -> Iterator[Finding]:
+    """Find layers whose gradient is lost, or grows, over the steps of a sequence.
+
+    The weights are the same at all steps, so that no optimizer makes up for it. Where the steps of
+    a recurrent layer were not read, its gates may show them: a state that is handed on by one is a
+    join at each time step.
+    """
+    if not evidence.windows:
+        return
+    read = evidence.median("time_decades")
+    for layer in range(len(evidence.names)):
+        known = read[:, layer]
+        known = known[~np.isnan(known)]
+        if len(known) == 0 and evidence.recurrent[layer]:
+            known = _by_joins(evidence, layer)
+        if len(known) == 0:
+            continue
+        middle = float(column_medians(known[:, None])[0])
+        if np.isnan(middle) or VANISHING < middle < EXPLODING:
+            continue
+        yield _finding(evidence, layer, middle)
+
+
+def _finding(evidence: Evidence, layer: int, decades: float) -> Finding:
+    lost, steps = decades < 0, (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    what = "time step" if evidence.recurrent[layer] else "call"
+    if np.isinf(decades):
+        much = "nothing of it" if lost else "infinitely more of it"
+    else:
+        much = f"{amount(10.0 ** min(abs(decades), 300))} times {'less' if lost else 'more'} of it"
+    kind = canonical(str(evidence.layers["kind"].iloc[layer]))
+    return Finding(
+        "vanishing-through-time" if lost else "exploding-through-time",
+        "critical",
+        f"The gradient {'vanishes' if lost else 'explodes'} on its way back through time in layer"
+        f" {evidence.labels[layer]}: the first {what} gets {much} than the last one.",
+        (evidence.names[layer],),
+        steps,
+        {"time_decades": decades},
+        tuple(_remedies(kind, lost=lost)),
+        Place(steps[0], layer, "time_decades", "backward"),
+    )
+
+
+def _by_joins(evidence: Evidence, layer: int) -> Floats:
+    """Return log10 of the state's gradient, first over last join in time, (rows,) or none."""
+    joins = np.flatnonzero((evidence.run.shortcuts["branch"] == evidence.names[layer]).to_numpy())
+    if len(joins) < FEWEST:
+        return np.zeros(0)
+    ends = [int(joins[0]), int(joins[-1])]
+    total = evidence.run.shortcut_matrix("total_norm", shortcuts=ends)[1][evidence.rows]
+    first, last = total.astype(np.float64).T
+    decades = log10(over_reference(first, last))
+    return np.asarray(decades[~np.isnan(decades)])
+
+
+def _remedies(kind: str, *, lost: bool) -> Iterator[str]:
+    if lost and kind.startswith("lstm"):
+        yield "start the forget gate's bias at 1 or 2: what is remembered passes the gradient on"
+    elif lost and kind.startswith("gru"):
+        yield "start the update gate's bias at 1 or 2: what is remembered passes the gradient on"
+    elif lost:
+        yield "use an LSTM or a GRU, whose gates pass the gradient on"
+    if not lost:
+        yield "clip the gradient's norm, at 1 for a start"
+    yield "start the recurrent weights orthogonal (torch.nn.init.orthogonal_)"
+    yield "use shorter sequences, or truncate: detach the state every some ten steps"

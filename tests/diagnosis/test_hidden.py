@@ -1,0 +1,124 @@
+"""What goes wrong between input and output: vanishing, gates, branches, time, units."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from small_trainings import Last, net, sgd, the, train
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "compensated"),
+    [
+        (lambda p: torch.optim.AdamW(p, 1e-3), True),
+        (lambda p: torch.optim.SGD(p, 1e-2), False),
+        (lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9), False),
+    ],
+    ids=["AdamW", "SGD", "momentum"],
+)
+def test_vanishing_that_the_optimizer_makes_up_for_is_for_information(
+    optimizer, compensated, tmp_path
+):
+    model = net(16, *[32] * 9, 4)
+    diagnosis = train(tmp_path / "run", model, optimizer(model.parameters()), steps=10)
+    finding = the(diagnosis, "vanishing")
+    assert -4 < finding.evidence["decades"] < -2
+    assert ("compensated by the optimizer" in finding.sentence) is compensated
+    assert (diagnosis.verdict == "healthy") is compensated
+
+
+def test_gates_may_be_saturated(tmp_path):
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.gate, self.open = nn.Linear(16, 16), nn.Linear(16, 16), nn.Sigmoid()
+            nn.init.constant_(self.gate.bias, 8.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x).relu() * self.open(self.gate(x))
+
+    model = nn.Sequential(Gated(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+    assert train(tmp_path / "run", model, sgd(model)).verdict == "healthy"
+    model = nn.Sequential(nn.Linear(16, 16), nn.Sigmoid(), nn.Linear(16, 16), nn.Linear(16, 4))
+    nn.init.constant_(model[0].bias, 8.0)
+    assert "saturated" in train(tmp_path / "flat", model, sgd(model)).verdicts
+
+
+class Block(nn.Module):
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(16, 16), nn.Linear(16, 16), nn.ReLU()
+        self.scale = nn.Parameter(torch.zeros(1)) if start == "rezero" else 1.0
+        if start == "zero":
+            nn.init.zeros_(self.b.weight)
+            nn.init.zeros_(self.b.bias)
+        self.drop = 0.5 if start == "stochastic depth" else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.rand(()) < self.drop:
+            return x
+        return x + self.scale * self.b(self.act(self.a(x)))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 24])
+@pytest.mark.parametrize("start", ["zero", "rezero", "stochastic depth"])
+def test_branches_that_start_at_zero_or_are_left_out_are_no_fault(start, steps, tmp_path):
+    model = nn.Sequential(nn.Linear(16, 16), *(Block(start) for _ in range(5)), nn.Linear(16, 4))
+    diagnosis = train(tmp_path / "run", model, sgd(model, 0.01), steps=steps)
+    assert diagnosis.verdict == "healthy"
+
+
+def test_a_head_that_starts_at_zero_is_no_fault(tmp_path):
+    model = net(16, 32, 32, 4)
+    nn.init.zeros_(model[4].weight)
+    for steps in (1, 8):
+        diagnosis = train(tmp_path / str(steps), model, sgd(model), steps=steps)
+        assert diagnosis.verdict.split(":")[0] in ("healthy", "cannot tell")
+
+
+@pytest.mark.parametrize(("length", "found"), [(6, False), (60, True)])
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_a_gradient_that_is_lost_over_time_steps_is_told(cell, length, found, tmp_path):
+    torch.manual_seed(0)
+    model = Last(cell(4, 8), length)
+    diagnosis = train(tmp_path / "run", model, sgd(model, 1e-3), steps=4)
+    assert diagnosis.flow == ("vanishing-through-time" if found else "healthy")
+    if found:
+        finding = the(diagnosis, "vanishing-through-time")
+        assert finding.layers == ("rnn",) and "the first time step gets" in finding.sentence
+        assert ("an LSTM" if cell is nn.RNNCell else "gate's bias") in finding.remedies[0]
+
+
+def test_a_recurrent_layer_is_noted_where_its_steps_are_not_seen(tmp_path):
+    model = Last(nn.RNN(4, 8, batch_first=True), 4)
+    notes = train(tmp_path / "run", model, sgd(model)).notes
+    assert any("time step" in note and "0 · rnn (RNN)" in note for note in notes)
+
+
+@pytest.mark.parametrize(("off", "found"), [(28, True), (8, False)])
+def test_a_layer_most_of_whose_units_are_off_is_dead(off, found, tmp_path):
+    model = net(16, 32, 32, 4)
+    with torch.no_grad():
+        model[2].bias[:off] = -100
+    diagnosis = train(tmp_path / "run", model, sgd(model, 0.01))
+    assert ("dead" in diagnosis.verdicts) is found
+    if found:
+        finding = the(diagnosis, "dead")
+        assert finding.layers == ("3",) and finding.evidence["dead_fraction"] >= off / 32
+        assert "units of layer 3 · 3 (ReLU) are never on" in finding.sentence
+
+
+def test_a_sparse_layer_is_not_dead(tmp_path):
+    model = net(16, 128, 4)
+    with torch.no_grad():
+        model[0].bias -= 0.8
+    assert train(tmp_path / "run", model, sgd(model, 0.01)).verdict == "healthy"
+
+
+def test_an_input_that_does_not_vary_has_collapsed_from_the_start(tmp_path):
+    model = net(16, 32, 32, 4)
+    diagnosis = train(tmp_path / "run", model, sgd(model), before=lambda step, x: 0 * x + 1)
+    finding = the(diagnosis, "collapsed")
+    assert any("input varies" in remedy for remedy in finding.remedies)

@@ -1,0 +1,109 @@
+"""Outputs that do not fit their loss, experts that starve, batches that are too small."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from small_trainings import net, sgd, the, train
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+@pytest.mark.parametrize(
+    ("last", "loss_of"),
+    [
+        (nn.Softmax(1), F.cross_entropy),
+        (
+            nn.Sigmoid(),
+            lambda out, y: F.binary_cross_entropy_with_logits(out, F.one_hot(y, 4).float()),
+        ),
+    ],
+    ids=["softmax", "sigmoid"],
+)
+def test_an_activation_that_the_loss_applies_again_is_told(last, loss_of, scale, tmp_path):
+    model = nn.Sequential(*net(16, 32, 32, 4), last)
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        sgd(model, 0.01 / scale),
+        loss_of=lambda o, y: scale * loss_of(o, y),
+    )
+    assert diagnosis.verdict == "output" and "logits" in the(diagnosis, "output").remedies[0]
+
+
+@pytest.mark.parametrize("function", [F.softmax, lambda out, dim: out.sigmoid()])
+def test_a_function_that_the_loss_applies_again_is_told(function, tmp_path):
+    class Probabilities(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net(16, 32, 32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return function(self.net(x), dim=1)
+
+    model = Probabilities()
+    diagnosis = train(tmp_path / "run", model, sgd(model, 0.01))
+    assert diagnosis.verdict == "output" and "logits" in the(diagnosis, "output").remedies[0]
+
+
+@pytest.mark.parametrize(
+    ("last", "loss_of"),
+    [
+        (nn.Softmax(1), lambda out, y: F.nll_loss(out.log(), y)),
+        (nn.Softmax(1), lambda out, y: F.mse_loss(out, F.one_hot(y, 4).float())),
+        (nn.Sigmoid(), lambda out, y: F.binary_cross_entropy(out, F.one_hot(y, 4).float())),
+        (nn.Sigmoid(), lambda out, y: F.mse_loss(out, F.one_hot(y, 4).float())),
+        (nn.Sigmoid(), lambda out, y: F.l1_loss(out, F.one_hot(y, 4).float(), reduction="sum")),
+        (nn.Tanh(), lambda out, y: F.mse_loss(out, F.one_hot(y, 4).float())),
+        (nn.LogSoftmax(1), F.nll_loss),
+    ],
+    ids=["nll", "brier", "bce", "sigmoid mse", "sigmoid l1 sum", "tanh mse", "log softmax"],
+)
+def test_an_activation_that_fits_its_loss_is_not(last, loss_of, tmp_path):
+    model = nn.Sequential(*net(16, 32, 32, 4), last)
+    diagnosis = train(tmp_path / "run", model, sgd(model, 0.01), loss_of=loss_of)
+    assert diagnosis.verdict == "healthy"
+
+
+def test_targets_out_of_reach_are_told(tmp_path):
+    model = nn.Sequential(*net(16, 32, 32, 1), nn.Tanh())
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        torch.optim.Adam(model.parameters(), 1e-3),
+        loss_of=F.mse_loss,
+        targets=lambda x: 50 + x[:, :1],
+    )
+    finding = the(diagnosis, "output")
+    assert "cannot reach its targets" in finding.sentence and finding.layers == ("5",)
+
+
+def test_experts_that_are_never_asked_are_told(tmp_path):
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+            self.head = nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.experts[0](x) + self.experts[2](x))
+
+    model = Experts()
+    finding = the(train(tmp_path / "run", model, sgd(model)), "experts")
+    assert finding.layers == ("experts.1", "experts.3")
+
+
+@pytest.mark.parametrize(("size", "found"), [(2, True), (8, False)])
+def test_a_batchnorm_over_two_samples_is_told(size, found, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        sgd(model, 1e-3),
+        before=lambda step, x: x[:size],
+        loss_of=lambda out, y: F.cross_entropy(out, y[: len(out)]),
+    )
+    assert ("tiny-batch" in diagnosis.verdicts) is found

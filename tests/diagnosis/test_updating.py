@@ -1,0 +1,173 @@
+"""What keeps weights from learning: no path, no optimizer, no step; each told with what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from small_trainings import net, sgd, the, train
+
+
+class Halves(nn.Module):
+    """A body and a head, with something in between."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.head = net(16, 32, 32), net(32, 32, 4)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(self.body(x)))
+
+
+class UnderNoGrad(Halves):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.body(x)
+        return self.head(h)
+
+
+CUTS = {
+    "detach": Halves(lambda h: h.detach()),
+    "data": Halves(lambda h: h.data),
+    "numpy": Halves(lambda h: torch.tensor(h.detach().numpy())),
+    "argmax": Halves(lambda h: F.one_hot(h.argmax(1), 32).float()),
+    "no_grad": UnderNoGrad(lambda h: h),
+}
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+@pytest.mark.parametrize("model", CUTS.values(), ids=CUTS)
+def test_first_layers_without_a_path_from_the_loss_are_disconnected(model, steps, tmp_path):
+    diagnosis = train(tmp_path / "run", model, sgd(model), steps=steps)
+    finding = the(diagnosis, "disconnected")
+    assert diagnosis.verdict == "disconnected" and finding.severity == "critical"
+    assert finding.layers == ("body.0", "body.2")
+    assert "3 · head.0 (Linear)" in finding.sentence
+    assert "detach()" in finding.remedies[0]
+
+
+def test_a_head_that_the_loss_does_not_use_is_for_information(tmp_path):
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.one, self.other = nn.Linear(16, 32), nn.Linear(32, 4), nn.Linear(32, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.body(x).relu()
+            return self.one(h), self.other(h)
+
+    model = Two()
+    diagnosis = train(
+        tmp_path / "run", model, sgd(model), loss_of=lambda out, y: F.cross_entropy(out[0], y)
+    )
+    assert diagnosis.verdict == "healthy"
+    assert the(diagnosis, "disconnected").layers == ("other",)
+
+
+def test_frozen_layers_are_for_information(tmp_path):
+    model = net(16, 32, 32, 4)
+    model[0].requires_grad_(False)
+    learn = [p for p in model.parameters() if p.requires_grad]
+    diagnosis = train(tmp_path / "run", model, torch.optim.AdamW(learn, 1e-3))
+    finding = the(diagnosis, "not-updated")
+    assert (diagnosis.verdict, finding.severity) == ("healthy", "information")
+    assert finding.sentence == (
+        "Layer 0 · 0 (Linear) is frozen (requires_grad is False), 544 parameters of 1.7 thousand."
+    )
+    assert "not-updated" not in diagnosis.verdicts
+
+
+@pytest.mark.parametrize("steps", [1, 24])
+def test_layers_that_no_optimizer_holds_are_not_updated(steps, tmp_path):
+    model = net(16, 32, 32, 4)
+    optimizer = sgd(model[:4])
+    diagnosis = train(tmp_path / "run", model, optimizer, steps=steps)
+    finding = the(diagnosis, "not-updated")
+    assert diagnosis.verdict == "not-updated" and finding.layers == ("4",)
+    assert "No optimizer holds the weights of layer 4 · 4 (Linear)" in finding.sentence
+    assert finding.place is not None and finding.place.layer == 4
+
+
+@pytest.mark.parametrize("to_none", [True, False])
+def test_a_gradient_that_is_zeroed_before_the_step_is_told(to_none, tmp_path):
+    model = net(16, 32, 32, 4)
+    optimizer = sgd(model)
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        optimizer,
+        after_backward=lambda: optimizer.zero_grad(set_to_none=to_none),
+    )
+    finding = the(diagnosis, "not-updated")
+    assert "zero_grad() before the backward pass" in finding.remedies[0]
+
+
+def test_a_learning_rate_of_zero_is_told_but_not_of_a_warm_up(tmp_path):
+    model = net(16, 32, 32, 4)
+    assert train(tmp_path / "zero", model, sgd(model, 0.0), steps=8).verdict == "not-updated"
+    optimizer = sgd(model, 0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 8, 1))
+    for steps in (1, 8):
+        path = tmp_path / f"warm-{steps}"
+        diagnosis = train(path, model, optimizer, steps=steps, after_backward=lambda: None)
+        assert diagnosis.verdict in ("healthy", "not-updated" if steps > 2 else "healthy")
+        for _ in range(8):
+            schedule.step()
+    assert train(tmp_path / "warmed", model, optimizer, steps=8).verdict == "healthy"
+
+
+def test_steps_below_half_precision_are_told(tmp_path):
+    model = net(16, 32, 32, 4).bfloat16()
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        torch.optim.SGD(model.parameters(), 1e-6),
+        before=lambda step, x: x.bfloat16(),
+        loss_of=lambda out, y: F.cross_entropy(out.float(), y),
+    )
+    assert diagnosis.verdict == "not-updated"
+    assert any("float32" in remedy for remedy in the(diagnosis, "not-updated").remedies)
+
+
+def test_gradients_that_pile_up_are_told(tmp_path):
+    model = net(16, 32, 32, 4)
+    diagnosis = train(tmp_path / "run", model, sgd(model, 1e-3), zero=False)
+    assert diagnosis.verdict == "accumulated"
+    assert "zero_grad" in the(diagnosis, "accumulated").remedies[0]
+    model = net(16, 32, 32, 4)
+    assert train(tmp_path / "zeroed", model, sgd(model, 1e-3)).verdict == "healthy"
+
+
+def test_clipping_to_next_to_nothing_is_told_with_a_norm_that_fits(tmp_path):
+    model = net(16, 32, 32, 4)
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        torch.optim.SGD(model.parameters(), 0.05),
+        after_backward=lambda: nn.utils.clip_grad_norm_(model.parameters(), 1e-6),  # type: ignore[arg-type, return-value]
+    )
+    finding = the(diagnosis, "update-speed")
+    assert "Clipping leaves" in finding.sentence and "90th percentile" in finding.remedies[0]
+
+
+def test_a_teacher_that_learns_by_no_gradient_is_no_fault(tmp_path):
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher, self.student = net(16, 32, 4), net(16, 32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                target = self.teacher(x)
+            return self.student(x) - target
+
+    model = Pair()
+    adam = torch.optim.AdamW(model.parameters(), 1e-3)
+    diagnosis = train(tmp_path / "run", model, adam, loss_of=lambda d, y: d.square().mean())
+    assert diagnosis.verdict == "healthy"
+    assert the(diagnosis, "disconnected").severity == "information"
