@@ -50,7 +50,7 @@ def by_fastai(model, path):
         data, model, loss_func=F.cross_entropy, lr=0.1, cbs=[], path=path.parent,
         opt_func=lambda parameters, **options: OptimWrapper(parameters, torch.optim.SGD, **options),
     )  # fmt: skip
-    with gradscope.watch(model, path) as scope, learn.no_bar(), learn.no_logging():
+    with gradscope.watch(model, path) as scope, learn.no_logging():
         learn.fit(1)
     return scope.run
 
