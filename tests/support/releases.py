@@ -7,10 +7,8 @@ import torch
 
 RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
-shards_on_the_cpu = pytest.mark.skipif(
-    RELEASE < (2, 9),
-    reason="fully_shard on the CPU crashes in torch 2.6, and doubles gradients in 2.7 and 2.8",
-)
+SHARDS = "fully_shard on the CPU crashes in torch 2.6, and doubles gradients in 2.7 and 2.8"
+shards_on_the_cpu = pytest.mark.skipif(RELEASE < (2, 9), reason=SHARDS)
 compiles_twice = pytest.mark.skipif(
     RELEASE < (2, 14),
     reason="before torch 2.14 nothing is compiled twice: recorded steps run without torch.compile",
