@@ -182,7 +182,7 @@ def test_what_several_of_them_lose_is_one_message(tmp_path, monkeypatch):
     assert run.frame().grad_norm.notna().all()
 
 
-@pytest.mark.parametrize("name", ["torch._C._current_graph_task_id", node_names.NAMES])
+@pytest.mark.parametrize("name", LOST)
 def test_without_it_no_compiled_code_is_suspected_though_torch_has_compiled(name, tmp_path):
     torch.compile(nn.Linear(2, 2), backend="eager")(torch.ones(1, 2))
     with pytest.MonkeyPatch.context() as patch:
