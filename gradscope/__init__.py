@@ -80,5 +80,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("gradscope.plots")
     if name in _HOMES:
         value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+        if name in ("Run", "load", "load_all"):
+            importlib.import_module("gradscope.diagnosis.headline").put_into_notebooks()
         return value
     raise AttributeError(f"module 'gradscope' has no attribute {name!r}")

@@ -1,3 +1,8 @@
-"""The version, in one place: hatchling reads it from here."""
+"""The version: that of the tag, as the build wrote it into `_tag.py`."""
 
-__version__ = "0.1.0"
+from importlib import import_module
+
+try:
+    __version__: str = import_module("gradscope._tag").__version__
+except ImportError:  # a checkout that was never installed
+    __version__ = "0+unknown"

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit code: 0, or 2 after a mistake of the user's, told in one line on stderr;
-        1 where `diagnose --fail-on` found what it was to look for. As shells count signals, 130
-        after Ctrl-C, and 141 where nobody reads the output to its end.
+        1 where `diagnose --fail-on` found what it was to look for, or `doctor` something wrong.
+        As shells count signals, 130 after Ctrl-C, and 141 where nobody reads the output to its end.
     """
     options = parser().parse_args(arguments)
     with warnings.catch_warnings():
@@ -131,6 +131,14 @@ def parser() -> argparse.ArgumentParser:
     ranks = "run of a rank, or folder of those of all ranks"
     _folder(merge, "folders", metavar="RUN", nargs="+", help=ranks)
     merge.add_argument("-o", "--output", metavar="RUN", required=True, help="run to write")
+
+    _command(
+        commands,
+        "doctor",
+        _doctor,
+        "say what is on this machine, and whether a small training is read rightly",
+        "gradscope doctor",
+    )
 
     bench = _command(
         commands,
@@ -329,6 +337,18 @@ def _bench(options: argparse.Namespace) -> None:
         track=lambda costs, total: tracked(costs, "measuring", total),
     )
     print(json.dumps(_finite(asdict(result)), indent=1) if options.json else result)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from gradscope.doctor import examine
+
+    is_wrong = False
+    for line in examine():
+        mark = "!" if line.is_wrong else " "
+        print(f"{mark} {line.what:<14} {_plain(line.found)}", flush=True)
+        is_wrong |= line.is_wrong
+    print("\nPut this into a report of a fault, with the notes of the run: gradscope diagnose RUN")
+    return int(is_wrong)
 
 
 def _dashboard(options: argparse.Namespace) -> None:

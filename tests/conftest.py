@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import releases
 import synthetic
 import trainings
 
@@ -86,6 +87,8 @@ def ranks(run_two: Callable[..., object], tmp_path_factory: pytest.TempPathFacto
 
     Beside it, with `-sharded` in its name, lies that of the same training by fully_shard.
     """
+    if releases.RELEASE < (2, 9):
+        pytest.skip(releases.SHARDS)
     folder = tmp_path_factory.mktemp("ranks") / "run"
     run_two("all", folder)
     return folder

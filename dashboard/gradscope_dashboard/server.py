@@ -55,7 +55,7 @@ class Server:
                 file=sys.stderr,
             )
         print(f"gradscope dashboard: {self.url} (Ctrl-C ends it)", flush=True)
-        if open_browser and _has_display():
+        if open_browser and has_display():
             webbrowser.open(self.url)
         self.wait()
 
@@ -110,7 +110,7 @@ def start(
     return Server(server, host, library)
 
 
-def _has_display() -> bool:
+def has_display() -> bool:
     """Return whether a window can be opened: on Linux only under a display server."""
     if sys.platform in ("win32", "darwin"):
         return True

@@ -286,7 +286,14 @@ class DataFlow:
 def _stem(graph: Graph, node: int) -> str:
     if torch_internals.is_custom(graph.nodes[node]):
         return ""
-    return re.sub(r"Backward\d*$", "", graph.names[node])
+    stem = re.sub(r"Backward\d*$", "", graph.names[node])
+    return "Alias" if stem == "Slice" and _takes_all(graph, node) else stem
+
+
+def _takes_all(graph: Graph, node: int) -> bool:
+    """Tell whether a slice is all of its tensor, as one of two of `x[:, 1:]` is in older torch."""
+    (value,) = graph.edges[node]
+    return value[0] >= 0 and graph.shape(value) == graph.shape((node, 0))
 
 
 def signed(dim: int) -> int:

@@ -148,7 +148,7 @@ def walk(
             values.append((place, slot))
         edges.append(tuple(values))
     kinds = [type(node) for node in nodes]
-    names = [kind.__name__ for kind in kinds]
+    names = [torch_internals.kind_name(kind) for kind in kinds]
     structure = Structure(kinds, names, edges, starts, hash((tuple(names), tuple(edges))))
     return Graph(nodes, names, edges, given, structure)
 

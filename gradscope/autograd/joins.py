@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gradscope.autograd import torch_internals
 from gradscope.autograd.data_flow import PARTITION, DataFlow
 from gradscope.autograd.graph import Call, Edge, Graph, Origins, Value, contains
 from gradscope.autograd.residual import Residual, course, leads, reach, read
@@ -60,7 +61,13 @@ def find_joins(graph: Graph, calls: Sequence[Call] = ()) -> list[Join]:
     -------
     list of Join, in order of execution
         The same for every graph with the same `fingerprint`.
+
+    Raises
+    ------
+    Unavailable
+        If this torch does not tell what is needed to find them.
     """
+    torch_internals.check_names(graph.names)
     flow = DataFlow(graph, Origins(graph, calls))
     found: list[Join] = []
     halves: dict[int, Residual] = {}

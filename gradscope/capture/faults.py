@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from gradscope.autograd.torch_internals import Unavailable
@@ -15,10 +15,12 @@ class Faults:
     Parameters
     ----------
     tell : called with a sentence, which it may be given more than once
+    lacking : names of interfaces of torch whose loss has been told of already
     """
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, tell: Callable[[str], None], lacking: Collection[str] = ()) -> None:
         self.tell = tell
+        self._lacking = lacking
         self._off: set[str] = set()
 
     def is_off(self, what: str) -> bool:
@@ -29,7 +31,7 @@ class Faults:
         """Switch `what` off, and tell of it."""
         self._off.add(what)
         if isinstance(error, Unavailable):
-            if str(error):
+            if str(error) and error.name not in self._lacking:
                 self.tell(str(error))
             return
         self.tell(

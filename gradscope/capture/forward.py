@@ -64,19 +64,11 @@ class Forward:
     @cached_property
     def calls(self) -> list[Call]:
         """The calls that returned, in the order in which they began; asked for when all have."""
-        return [
-            Call(
-                info.name,
-                info.kind,
-                info.owns_parameters,
-                start,
-                stop,
-                inputs,
-                outputs,
-                info.owns_parameters and layers.owns_frozen(module),
-            )
-            for info, (start, stop, inputs, outputs, module) in self.returned()
-        ]
+        return [_described(*returned) for returned in self.returned()]
+
+    def outermost(self) -> Call:
+        """Return the first of `calls`."""
+        return _described(*self.returned()[0])
 
     @property
     def layers(self) -> list[int | None]:
@@ -230,6 +222,13 @@ class Forward:
             ):  # else F(x) is lost
                 total = sum(sign * measure.dense(x) for x, _, sign in terms)
                 self._sum_norms[places] = self.readings.norm(torch.as_tensor(total))
+
+
+def _described(info: ModuleInfo, record: _Record) -> Call:
+    start, stop, inputs, outputs, module = record
+    owns_frozen = info.owns_parameters and layers.owns_frozen(module)
+    own = info.owns_parameters
+    return Call(info.name, info.kind, own, start, stop, inputs, outputs, owns_frozen)
 
 
 def _slots(value: object) -> tuple[Sequence[Tensor], Slots]:

@@ -98,6 +98,7 @@ def find_functions(
     layers : for each call, the number of the module if that is a layer, None for other modules
     outputs : (value, number) of each output of a layer, in order of execution
     """
+    torch_internals.check_names(graph.names)
     kinds = {i: kind for i, name in enumerate(graph.names) if (kind := _kind(name)) in _MODULES}
     parts = set(kinds)
     for i, name in enumerate(graph.names):

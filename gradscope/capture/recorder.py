@@ -24,6 +24,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.autograd import torch_internals
+from gradscope.autograd.torch_internals import FollowedHooks
 from gradscope.capture.backward import Backwards
 from gradscope.capture.calls import Calls
 from gradscope.capture.catalogue import Catalogue
@@ -97,9 +98,10 @@ class Recorder:
         first: int = 0,
         elapsed: float = 0.0,
     ) -> None:
-        faults = Faults(tell)
-        for sentence in torch_internals.missing():
-            tell(sentence)
+        check = torch_internals.self_check()
+        faults = Faults(tell, [interface.name for interface in check.missing])
+        if check.message:
+            tell(check.message)
         modules = Modules(model)
         if scripted := modules.scripted():
             tell(
@@ -128,10 +130,11 @@ class Recorder:
             faults,
         )
         self._steps.listener = self._calls
-        self._handles: list[RemovableHandle | ScalerHook | HiddenHooks] = []
+        self._handles: list[RemovableHandle | ScalerHook | HiddenHooks | FollowedHooks] = []
         try:
             self._calls.arm()
             self._handles.append(HiddenHooks())
+            self._handles.append(FollowedHooks())
             self._handles += hook_optimizers(self._updates)
             self._handles.append(ScalerHook(self._updates, settings.scaler))
         except BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from gradscope.autograd.graph import Graph
+from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.capture.catalogue import Catalogue, ShortcutInfo, occurrences
 from gradscope.capture.edges import EdgeFinder
@@ -57,7 +57,7 @@ class Structures:
         self._plans[structure] = plan  # the last one used stands last
         if len(self._plans) > PLANS:
             del self._plans[next(iter(self._plans))]
-        self._follow(forward.modules[0].number, calls[0])
+        self._follow(forward.modules[0].number, forward.outermost())
         return plan
 
     def _make(self, graph: Graph, forward: Forward) -> Plan:

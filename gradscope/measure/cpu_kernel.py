@@ -10,14 +10,7 @@ the kernel, 1.25 / 1.43 without.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -26,13 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradscope.measure import sums
+from gradscope.measure import cpu_compiler, sums
 from gradscope.measure.entries import Form, Wanted
 from gradscope.measure.sums import CENSUS, COPY, DIFFERENCE, FIELDS, PAIR, SQUARES, Tensors
 
 _SOURCE = Path(__file__).with_suffix(".c")
-_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
-_PATIENCE = 30  # seconds that the compiler may take
 _CHUNK = 2**16  # elements that one thread reads at once, as in cpu_kernel.c
 
 _PLAIN = (Tensor, nn.Parameter)
@@ -195,65 +186,4 @@ def _check(failed: int) -> None:
 @cache
 def kernel() -> Kernel | None:
     """Return the kernel, None where it is not wanted or cannot be had."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None or os.environ.get("GRADSCOPE_KERNEL") == "0":
-        return None
-    name = f"kernel-{_fingerprint(compiler)}.so"
-    with suppress(OSError, RuntimeError, subprocess.SubprocessError):  # Runtime: there is no home
-        path = _cache() / name
-        if not path.exists():
-            _compile(compiler, path)
-        return Kernel(path)
-    with suppress(OSError, subprocess.SubprocessError), tempfile.TemporaryDirectory() as folder:
-        _compile(compiler, Path(folder, name))
-        return Kernel(Path(folder, name))  # once loaded, the file is not needed any more
-    return None
-
-
-def _cache() -> Path:
-    """Return the folder for compiled kernels; OSError where somebody else could write to it."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(home) if home else Path.home() / ".cache") / "gradscope"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{folder}: others could replace what is loaded from here")
-    return folder
-
-
-def _compile(compiler: str, path: Path) -> None:
-    """Compile to `path`, whole or not at all: other processes may be doing the same."""
-    draft = path.with_suffix(f".{os.getpid()}")
-    try:
-        subprocess.run(
-            [compiler, *_FLAGS, *_threading(), "-o", str(draft), str(_SOURCE), "-lm"],
-            check=True,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PATIENCE,
-        )
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def _threading() -> list[str]:
-    """Return what makes the kernel use the threads that torch has, none where that cannot be.
-
-    A second OpenMP runtime in the process would have threads of its own, waiting in busy loops.
-    """
-    with suppress(OSError):
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            path = line.partition("/")[2]
-            if Path(path).name.startswith("libgomp"):
-                return ["-fopenmp", f"/{path}"]
-    return []
-
-
-def _fingerprint(compiler: str) -> str:
-    """Return a hash of what the compiled kernel depends on, the processor too: homes are shared."""
-    told = [compiler, *_FLAGS, *_threading(), platform.machine(), _SOURCE.read_text()]
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        told += sorted({line for line in lines if line.startswith(("flags", "Features"))})
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+    return cpu_compiler.load(_SOURCE, Kernel)

@@ -93,11 +93,8 @@ def norm(x: Tensor) -> Reading:
     x = dense(x)
     if x.is_cpu:
         return host.norm(x)
-    if x.dtype is torch.float64:  # squares may leave the range
-        peak = torch.linalg.vector_norm(x, math.inf)
-        peak = torch.where((peak > 0) & peak.isfinite(), peak, 1.0)
-        scaled: Tensor = torch.linalg.vector_norm(x / peak) * peak
-        return scaled
+    if _may_leave_range(x):
+        return _scaled_norm(x)
     return torch_internals.norms([x], _wide(x))[0]  # one pass: vector_norm would copy to float64
 
 
@@ -120,7 +117,7 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     tensors = [dense(x) for x in tensors]
     if tensors[0].is_cpu:
         return torch.tensor(host.norms(tensors), dtype=torch.float64)
-    if any(x.dtype is torch.float64 for x in tensors):
+    if any(_may_leave_range(x) for x in tensors):
         return torch.stack([torch.as_tensor(norm(x)) for x in tensors])
     return torch.stack(torch_internals.norms(tensors, _wide(tensors[0])))
 
@@ -231,6 +228,20 @@ def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
     unit_b = b.to(dtype).div(b_norm).reshape(-1)
     product = torch.dot(unit_a, unit_b)
     return float(product.item()) if a.is_cpu else product
+
+
+def _may_leave_range(x: Tensor) -> bool:
+    """Whether squares of what `x` holds can leave the range of what they are summed in."""
+    return x.dtype is torch.float64 or _wide(x) is torch.float32
+
+
+def _scaled_norm(x: Tensor) -> Tensor:
+    """Return the L2 norm of `x`, whose largest element is brought to 1 before it is squared."""
+    x = x.float() if x.dtype in host.HALF else x
+    peak = torch.linalg.vector_norm(x, math.inf)
+    peak = torch.where((peak > 0) & peak.isfinite(), peak, 1.0)
+    scaled: Tensor = torch.linalg.vector_norm(x / peak) * peak
+    return scaled
 
 
 def _wide(x: Tensor) -> torch.dtype:

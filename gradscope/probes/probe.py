@@ -15,7 +15,7 @@ from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Graph, Value
 from gradscope.autograd.joins import Join, find_joins
-from gradscope.autograd.torch_internals import Unavailable
+from gradscope.autograd.torch_internals import FollowedHooks, Unavailable
 from gradscope.capture import layers
 from gradscope.capture.forward import Forward, tensors_in
 from gradscope.capture.modules import Modules
@@ -70,6 +70,7 @@ def probe_of(
     with ExitStack() as stack:
         stack.enter_context(_kept(inner))
         stack.enter_context(torch.enable_grad())
+        stack.callback(FollowedHooks().remove)
         for number, module in modules:
             enter, leave = _hooks(modules, forward, number)
             stack.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)

@@ -15,6 +15,7 @@ import pyarrow.csv
 
 from gradscope.errors import GradscopeError
 from gradscope.runs import frames
+from gradscope.storage import files
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for a formula
 
@@ -65,7 +66,7 @@ def write_whole(path: Path, chunks: Iterable[bytes], *, overwrite: bool) -> None
     try:
         with open(temporary, "wb") as file:
             file.writelines(chunks)
-        os.replace(temporary, path)
+        files.replace(temporary, path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise GradscopeError(f"{path}: cannot be written, {reason}") from error

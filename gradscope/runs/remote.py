@@ -14,6 +14,7 @@ from typing import Any
 
 from gradscope import schema
 from gradscope.errors import GradscopeError
+from gradscope.storage import files
 from gradscope.storage.run_json import META_NAME
 
 _TRIES = 10  # a part may be merged away between its listing and its copy
@@ -105,12 +106,12 @@ class Mirror:
         for name in sorted(names - here):
             self._keep(table, name)
         for name in here - names:  # merged into one that has been copied
-            (self.path / table / name).unlink()
+            files.remove(self.path / table / name)
 
     def _keep(self, table: str, name: str) -> None:
         temporary = self.path / table / f".{name}.tmp"
         self._files.get_file(f"{self._top}/{table}/{name}", str(temporary))
-        os.replace(temporary, self.path / table / name)
+        files.replace(temporary, self.path / table / name)
 
     def _update_meta(self) -> None:
         content = self._files.cat_file(f"{self._top}/{META_NAME}")
@@ -118,7 +119,7 @@ class Mirror:
         if not file.exists() or file.read_bytes() != content:
             temporary = self.path / f".{META_NAME}.tmp"
             temporary.write_bytes(content)
-            os.replace(temporary, file)
+            files.replace(temporary, file)
 
 
 def _connect(url: str) -> tuple[Any, str]:

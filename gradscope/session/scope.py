@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.session import alerts, process_end
 from gradscope.session.checks import check_scalars, check_sending
 from gradscope.session.drain import CLOSE_SECONDS, Drain
+from gradscope.session.live import LiveCell, described
 from gradscope.session.opening import open_run
 from gradscope.session.sinks import DEFAULT_METRICS, Subscription
 from gradscope.storage.writer import remove_run
@@ -48,6 +49,7 @@ class Scope:
         self._closed = False
         self._every = settings.every
         self._notes: list[str] = []
+        self._cell: LiveCell | None = None
         meta = {
             "model": type(model).__name__,
             "every": settings.every,
@@ -90,8 +92,10 @@ class Scope:
     @property
     def run(self) -> Run:
         """The run with every step made by now; waits until that is on disk."""
+        from gradscope.diagnosis.headline import put_into_notebooks
         from gradscope.runs.loading import load  # pandas is not needed to record
 
+        put_into_notebooks()
         self.flush()
         return load(self.path)
 
@@ -215,6 +219,8 @@ class Scope:
             self._explain_if_empty()
         self._drain.close(seconds)
         process_end.leave(self._model_id, self)
+        if self._cell is not None:
+            self._cell.refresh()
 
     def __enter__(self) -> Scope:
         return self
@@ -230,6 +236,19 @@ class Scope:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "recording"
         return f"<gradscope.Scope {state} to {self.path}>"
+
+    def _repr_html_(self) -> str:
+        return self._described({})
+
+    def _ipython_display_(self) -> None:
+        """Show a cell that follows the recording; a notebook calls this."""
+        self._cell = LiveCell(self._described)
+        if not self._closed:
+            self._drain.subscribe(Subscription(self._cell, "grad_norm", self._every))
+
+    def _described(self, last: Mapping[str, float]) -> str:
+        rows = self._recorder.rows
+        return described(self.path, rows, self._notes, last, is_closed=self._closed)
 
     def _explain_if_empty(self) -> None:
         recorder = self._recorder

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from gradscope.errors import GradscopeError
 
-if sys.platform != "win32":
+fcntl: ModuleType | None
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 LOCK_NAME = ".lock"
 _TRIES = 20  # `is_live` holds the lock for a moment
 _PAUSE = 0.01  # seconds between two tries
+
+Release = Callable[[], None]
 
 
 class Lock:
@@ -30,23 +36,24 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        self._handle: int | None = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        self._release: Release | None = None
         for attempt in range(_TRIES):
-            if _locked(self._handle, exclusive=True):
+            self._release = _take(path / LOCK_NAME, exclusive=True)
+            if self._release is not None:
                 break
             if attempt == _TRIES - 1:
-                self.release()
                 raise GradscopeError(
                     f"{path}: another process or scope writes this run; wait for it to end,"
                     " or choose another folder"
                 )
             time.sleep(_PAUSE)
+        self._file = os.stat(path / LOCK_NAME)
         _held.add(self)
 
     @property
     def held(self) -> bool:
         """Whether the lock is held."""
-        return self._handle is not None
+        return self._release is not None
 
     def is_in(self, path: Path) -> bool:
         """Whether the file that is locked is still the one in `path`: it may be removed, or moved.
@@ -56,42 +63,63 @@ class Lock:
         OSError
             If `path` cannot be read, but for a file that is not there.
         """
-        assert self._handle is not None
         try:
-            return os.path.samestat(os.fstat(self._handle), os.stat(path / LOCK_NAME))
+            return os.path.samestat(self._file, os.stat(path / LOCK_NAME))
         except FileNotFoundError:
             return False
 
     def release(self) -> None:
         """Let go of the run."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+        if self._release is not None:
+            self._release()
+            self._release = None
 
 
 def is_live(path: Path) -> bool:
     """Tell whether a living process writes the run in `path`."""
-    try:
-        handle = os.open(path / LOCK_NAME, os.O_RDONLY)
-    except OSError:
+    if not os.path.exists(path / LOCK_NAME):
         return False
     try:
-        return not _locked(handle, exclusive=False)
-    finally:
-        os.close(handle)
+        release = _take(path / LOCK_NAME, exclusive=False)
+    except OSError:
+        return False
+    if release is None:
+        return True
+    release()
+    return False
 
 
-def _locked(handle: int, *, exclusive: bool) -> bool:
-    """Take the lock without waiting; False if somebody else has it."""
-    if sys.platform == "win32":  # no advisory locks there: every writer gets through
-        return exclusive
+def _take(file: Path, *, exclusive: bool) -> Release | None:
+    """Take the lock without waiting, and return what lets go of it; None if somebody has it."""
+    return _by_filelock(file) if fcntl is None else _by_flock(file, exclusive)
+
+
+def _by_flock(file: Path, exclusive: bool) -> Release | None:
+    """As `_take`; readers take it together, and need not be allowed to write."""
+    assert fcntl is not None
+    handle = os.open(file, os.O_RDWR | os.O_CREAT if exclusive else os.O_RDONLY, 0o644)
     try:
         fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks, as on Windows
-        return exclusive
-    return True
+        os.close(handle)
+        return None
+    except OSError:  # a file system without locks: every writer gets through, and none seems dead
+        if not exclusive:
+            os.close(handle)
+            return None
+    return lambda: os.close(handle)
+
+
+def _by_filelock(file: Path) -> Release | None:
+    """As `_take`, where there is no flock; two readers at once hold each other for writers."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    return lock.release
 
 
 def _release_in_child() -> None:
@@ -101,5 +129,5 @@ def _release_in_child() -> None:
 
 
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
-if sys.platform != "win32":
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_release_in_child)

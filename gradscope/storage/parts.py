@@ -25,6 +25,7 @@ import pyarrow.compute  # cast() would import it in the middle of a training
 import pyarrow.parquet as pq
 
 from gradscope import schema
+from gradscope.storage import files
 
 PARTS_PER_MERGE = 8
 """Adjacent parts of one level that are merged into one of the next level."""
@@ -143,7 +144,7 @@ def write_part(
             os.fsync(file.fileno())
             crc = _footer_crc(file)
         name = f"part-{steps[0]:012d}-{steps[1]:012d}-{level}-{crc:08x}.parquet"
-        os.replace(temporary, folder / name)
+        files.replace(temporary, folder / name)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
@@ -179,7 +180,8 @@ def merge_parts(folder: Path, run_id: str, first: int = 0) -> None:
         steps = (parts[0].first, parts[-1].last)
         write_part(folder, run_id, _regrouped(parts, layout, run_id), layout, steps, level + 1)
         for part in parts:
-            part.path.unlink(missing_ok=True)
+            with suppress(PermissionError):  # read for long: a resume removes it
+                files.remove(part.path)
 
 
 def read_part(
@@ -250,12 +252,12 @@ def remove_leftovers(folder: Path, committed: int) -> None:
     listed = {part.path for part in list_parts(folder) if part.first <= committed}
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name == _TEMPORARY or (_named(path) and path not in listed):
-            path.unlink(missing_ok=True)
+            files.remove(path)
 
 
 def new_file(path: Path) -> BinaryIO:
     """Open a new file in the place of `path`; what a link there leads to stays as it is."""
-    path.unlink(missing_ok=True)
+    files.remove(path)
     return open(path, "x+b")
 
 

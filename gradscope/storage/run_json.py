@@ -16,7 +16,7 @@ from typing import Any
 
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
-from gradscope.storage import parts
+from gradscope.storage import files, parts
 
 META_NAME = "run.json"
 LISTS = ("layers", "shortcuts", "edges", "heads", "notes", "lost")
@@ -131,7 +131,7 @@ def _replace(path: Path, text: bytes) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path / META_NAME)
+        files.replace(temporary, path / META_NAME)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()

@@ -75,9 +75,11 @@ def test_walk_that_expects_a_structure_reads_the_same_as_one_that_expects_none()
     small += [2 * a.chunk(2)[1], x.tanh().detach() * x, torch.stack([x, y]).unbind()[1]]
     roots = [[(tensor.grad_fn, tensor.output_nr)] for tensor in small]
     roots += [[*roots[0], *roots[1]], [*roots[1], *roots[0]], [*roots[0], *roots[0]]]
+    recordings = []
     for case in ZOO:
         model, inputs = prepare(case)
-        roots += [list(record(model, *inputs).calls[0].outputs) for _ in range(2)]
+        recordings += [record(model, *inputs) for _ in range(2)]  # kept: so is what they lead to
+    roots += [list(recording.calls[0].outputs) for recording in recordings]
     graphs = [walk(some) for some in roots]
     for i, (some, plain) in enumerate(zip(roots, graphs, strict=True)):
         for other in (*graphs[: len(small) + 3], *graphs[max(i - 3, 0) : i + 3]):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import gradscope
 from gradscope import schema
 from gradscope.autograd import torch_internals
-from gradscope.autograd.torch_internals import INTERFACES, Unavailable
+from gradscope.autograd.torch_internals import INTERFACES, Unavailable, node_names, nodes
 
 SOURCE = Path(gradscope.__file__).parent
 
@@ -43,6 +43,8 @@ LOST: dict[str, set[str]] = {
     "Node._input_metadata": SHORTCUTS,
     "Node._saved_*": SLOPES | SHORTCUTS,
     "Node._raw_saved_*": SLOPES | {"branch_ratio"},
+    "SavedTensor.unpack_hook": SLOPES | {"branch_ratio"},
+    node_names.NAMES: SLOPES | SHORTCUTS,
     "torch.autograd.function.BackwardCFunction": SHORTCUTS,
 }
 """Interface -> metrics that are NaN without it; without the others there are all."""
@@ -96,16 +98,22 @@ class Engine:
 def remove(name: str, patch: pytest.MonkeyPatch) -> None:
     """Take an interface away, as a release of torch might."""
     owner, _, attribute = name.rpartition(".")
-    if owner == "Node":
+    if name == node_names.NAMES:
+        for where in (nodes, torch_internals):
+            patch.setattr(where, "kind_name", lambda kind: kind.__name__.replace("Add", "Plus"))
+        patch.setattr(node_names, "strange_names", node_names.strange_names.__wrapped__)
+    elif owner in ("Node", "SavedTensor"):
         pattern = re.compile(attribute.replace("*", r"\w+"))
-        read = torch_internals._of_node
+        read = nodes.of_node
 
         def of_node(node: object, asked: str, interface: str) -> object:
             if pattern.fullmatch(asked):
                 raise Unavailable(interface)
             return read(node, asked, interface)
 
-        patch.setattr(torch_internals, "_of_node", of_node)
+        patch.setattr(nodes, "of_node", of_node)
+        if name == "SavedTensor.unpack_hook":
+            patch.delattr(torch._C._autograd, "_push_saved_tensors_default_hooks")
     elif name == "Tensor._version":
 
         def gone(_: Tensor) -> int:
@@ -117,7 +125,7 @@ def remove(name: str, patch: pytest.MonkeyPatch) -> None:
     elif name == "torch.autograd.function.BackwardCFunction":
         patch.delattr(torch.autograd.function, "BackwardCFunction")
     else:
-        patch.delattr(pydoc.locate(owner), attribute)
+        patch.delattr(pydoc.locate(owner), attribute, raising=False)  # older ones never had some
 
 
 BY_OBJECT = {
@@ -168,8 +176,39 @@ def compare(read: pd.DataFrame, whole: pd.DataFrame, metrics: schema.Table, lost
             np.testing.assert_array_equal(read[name], whole[name], err_msg=name)
 
 
+def test_what_several_of_them_lose_is_one_message(tmp_path, monkeypatch):
+    for name in ("Node._saved_*", "torch._C._current_autograd_node", node_names.NAMES):
+        remove(name, monkeypatch)
+    _, run, told = record(tmp_path / "run")
+    (message,) = told
+    for part in ("_saved_*", "_current_autograd_node", "names of nodes", "may count twice"):
+        assert message.count(part) == 1
+    assert run.notes == [message.removeprefix("gradscope: ")]
+    assert run.shortcuts.empty and run.frame().derivative_mean.isna().all()
+    assert run.frame().grad_norm.notna().all()
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_without_it_no_compiled_code_is_suspected_though_torch_has_compiled(name, tmp_path):
+    torch.compile(nn.Linear(2, 2), backend="eager")(torch.ones(1, 2))
+    with pytest.MonkeyPatch.context() as patch:
+        remove(name, patch)
+        _, _, told = record(tmp_path / "run")
+    assert len(told) == 1 and "compiled" not in told[0]
+
+
+def test_a_look_at_torch_draws_no_random_number_and_runs_no_backward():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    node_names.strange_names.cache_clear()
+    with torch.profiler.profile() as profile:
+        torch_internals.self_check()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not [event.name for event in profile.events() if "evaluate_function" in event.name]
+
+
 def test_nothing_is_missing_from_this_torch():
-    assert torch_internals.missing() == []
+    assert torch_internals.self_check() == ((), "")
 
 
 def test_a_module_without_its_dict_of_parameters_is_asked_for_them():
@@ -213,7 +252,7 @@ def test_nobody_else_knows_the_private_parts_of_torch():
     found = [
         f"{file.relative_to(SOURCE)}: {ast.unparse(node)}"
         for file in SOURCE.rglob("*.py")
-        if file.name != "torch_internals.py"
+        if file.parent.name != "torch_internals"
         for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.Attribute)
         and PRIVATE.fullmatch(node.attr)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 import gradscope
+from releases import shards_on_the_cpu
 
 
 def net() -> nn.Sequential:
@@ -72,6 +73,7 @@ def test_clipped_norms_are_those_that_the_optimizer_gets(clip, tmp_path):
         np.testing.assert_allclose(scope.run.steps[column], total, rtol=1e-5)
 
 
+@shards_on_the_cpu
 def test_sharded_gradients_are_read_as_clipped(tmp_path):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

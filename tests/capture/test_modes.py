@@ -21,6 +21,7 @@ from torch.utils.checkpoint import (
 
 import gradscope
 from gradscope import schema
+from releases import RELEASE
 
 
 class Block(nn.Module):
@@ -111,6 +112,9 @@ MODES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_step_is_read_under_a_mode_as_without(mode, dtype, tmp_path):
+    if mode == "default device" and RELEASE < (2, 7):
+        pytest.skip("in torch 2.6 AdamW reads its count of steps from the default device: meta")
+
     def record(path, context):
         model = Net().to(dtype)
         with warnings.catch_warnings():

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from reference import Reference
+from releases import compiles_twice
 from ways import interpreted  # noqa: F401
 
 OUTPUTS = ("activation_norm", "activation_mean", "activation_std")
@@ -197,6 +198,7 @@ def test_micro_batches_are_combined(tmp_path):
         assert_read(run, number, copies[number], data[2 * number : 2 * number + 2])
 
 
+@compiles_twice
 def test_there_are_two_graphs_and_no_more(tmp_path):
     model, backend = Net(), CompileCounterWithBackend("aot_eager")
     call = torch.compile(model, backend=backend)
@@ -206,6 +208,7 @@ def test_there_are_two_graphs_and_no_more(tmp_path):
     assert backend.frame_count == 2
 
 
+@compiles_twice
 def test_blocks_that_are_compiled_one_by_one_share_two_graphs(tmp_path):
     model, backend, data = Net(blocks=10), CompileCounterWithBackend("aot_eager"), batches(6)
     for block in model.blocks:
@@ -217,6 +220,7 @@ def test_blocks_that_are_compiled_one_by_one_share_two_graphs(tmp_path):
         assert_read(run, number, copies[number], data[number : number + 1])
 
 
+@compiles_twice
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_weights_are_those_of_the_unwatched_run(backend, tmp_path):
     bare, watched, data = Net(), Net(), batches(6)
@@ -380,6 +384,7 @@ def test_a_penalty_by_autograd_grad_does_not_count(tmp_path):
     assert_read(scope.run, 2, model, data[2:])
 
 
+@compiles_twice
 def test_evaluation_between_steps_changes_nothing(tmp_path):
     model, data = Net(), batches(4)
     backend = CompileCounterWithBackend("aot_eager")
@@ -395,6 +400,7 @@ def test_evaluation_between_steps_changes_nothing(tmp_path):
     assert backend.frame_count == 2  # one to evaluate, one with taps
 
 
+@compiles_twice
 def test_what_is_logged_belongs_to_its_step(tmp_path):
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
     call = torch.compile(model, backend="aot_eager")
@@ -413,6 +419,7 @@ def test_what_is_logged_belongs_to_its_step(tmp_path):
     assert steps.after[:3].tolist() == [0, 2, 4]
 
 
+@compiles_twice
 def test_an_alias_that_is_changed_later_stays_one(tmp_path):
     """A module returns what it was given; then one name is changed, and the other read."""
 
@@ -442,6 +449,7 @@ def test_an_alias_that_is_changed_later_stays_one(tmp_path):
     assert any("does not show" in note for note in run.notes)
 
 
+@compiles_twice
 def test_what_a_module_keeps_for_a_loss_is_not_taken_for_its_whole_signal(tmp_path):
     class Layer(nn.Linear):
         def forward(self, x):
@@ -486,6 +494,7 @@ def test_several_tensors_at_once_are_read(tmp_path):
         assert frame.input_signal_norm[number, "attend"] == pytest.approx(given, rel=1e-5)
 
 
+@compiles_twice
 def test_frozen_layers_stay_frozen(tmp_path):
     model, data = Net(), batches(3)
     model.stem.requires_grad_(False)
@@ -512,6 +521,7 @@ def test_a_watched_compiled_model_is_saved_without_us(tmp_path):
     assert not hasattr(call.forward, "gradscope_original")
 
 
+@compiles_twice
 def test_a_compiler_that_fails_is_told_and_left(tmp_path):
     calls = []
 
@@ -580,6 +590,7 @@ def test_a_model_that_is_compiled_again_is_read_on(tmp_path):
     assert_read(scope.run, 4, last, data[4:])
 
 
+@compiles_twice
 def test_compiled_code_that_no_tap_is_in_is_told_and_then_put_aside(tmp_path):
     model, data = Net(), batches(5)
     known, other = (torch.compile(model, backend=backend) for backend in ("aot_eager", "eager"))

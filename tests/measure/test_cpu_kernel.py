@@ -54,7 +54,12 @@ def test_the_kernel_takes_no_tensor_that_it_would_misread(compiled):
 
 @pytest.mark.parametrize(
     "environment",
-    [{"GRADSCOPE_KERNEL": "0"}, {"CC": "no-such-compiler"}, {"CC": "false"}],
+    [
+        {"GRADSCOPE_KERNEL": "0"},
+        {"CC": "no-such-compiler"},
+        {"CC": "false"},
+        {"CC": "cc 'quoted"},
+    ],
     ids=lambda e: "=".join(*e.items()),
 )
 def test_without_a_compiler_or_against_the_users_will_there_is_no_kernel(
@@ -65,6 +70,31 @@ def test_without_a_compiler_or_against_the_users_will_there_is_no_kernel(
         monkeypatch.setenv(name, value)
     assert kernel.__wrapped__() is None
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_the_compiler_may_be_called_with_arguments(compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "cc -DUNUSED=1 '-DTWO WORDS'")
+    found = kernel.__wrapped__()
+    assert found is not None and found.square_sum(torch.full((3,), 2.0)) == 12.0
+
+
+def test_clang_brings_no_second_runtime_of_openmp(compiled, tmp_path, monkeypatch):
+    """Of a compiler that says that it is clang; which runtimes are loaded shows the process."""
+    cc = tmp_path / "cc"
+    cc.write_text('#!/bin/sh\n[ "$1" = --version ] && echo clang version 18 || exec gcc "$@"\n')
+    cc.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", str(cc))
+    assert kernel.__wrapped__() is not None
+    (library,) = (tmp_path / "gradscope").iterdir()
+    assert b"GOMP_parallel" not in library.read_bytes()
+
+
+def test_windows_needs_no_compiler_and_no_owner_of_files(monkeypatch):
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.delattr("os.getuid")
+    assert kernel.__wrapped__() is None
 
 
 def test_the_kernel_is_compiled_once_into_the_users_cache(compiled, tmp_path, monkeypatch):

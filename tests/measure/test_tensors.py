@@ -12,7 +12,7 @@ from torch import Tensor
 
 import ways
 from gradscope import measure
-from gradscope.measure import gpu_kernel, sums
+from gradscope.measure import gpu_kernel, sums, tensors
 from gradscope.measure.entries import Wanted
 
 
@@ -200,3 +200,21 @@ def test_torch_stands_in_for_a_kernel_with_the_same_sums(kind, monkeypatch):
     which = {sums.SQUARES: 1, sums.CENSUS: 4, sums.PAIR: 3, sums.JOIN: 5}[kind]
     torch.testing.assert_close(read[:which], expected[:which], rtol=1e-6, atol=1e-3)
     ways.forget()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [1e-37, 1e-20, 1.0, 1e20, 1e36])
+def test_where_there_is_no_float64_norms_hold_over_the_whole_range(size, dtype):
+    """As on MPS: the arithmetic is float32's, here on the CPU."""
+    x = (torch.rand(1000, dtype=torch.float64) * size).to(dtype)
+    if not (x.isfinite().all() and x.any()):
+        return  # no such numbers in this dtype
+    read = tensors._scaled_norm(x)
+    assert read.dtype is torch.float32
+    assert float(read) == pytest.approx(exact_norm(x), rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_where_there_is_no_float64_zero_and_what_is_not_finite_stay_so(value):
+    x = torch.tensor([value, 1.0, -2.0] if value else [0.0, 0.0])
+    np.testing.assert_equal(float(tensors._scaled_norm(x)), exact_norm(x))
