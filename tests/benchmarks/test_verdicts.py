@@ -38,8 +38,8 @@ def test_every_training_has_a_name_a_half_and_a_folder_of_its_own(tmp_path: Path
     assert len(folders) == len(known)
     healthy = [t for t in known.values() if t.fault is None]
     sick = [t for t in known.values() if t.fault is not None]
-    assert len(healthy) >= 60 and len(sick) >= 40
-    assert len({t.fault.kind for t in sick if t.fault}) >= 30
+    assert len(healthy) >= 80 and len(sick) >= 60
+    assert len({t.fault.kind for t in sick if t.fault}) >= 40
     for some in (healthy, sick):
         assert 0.35 < sum(t.half == "A" for t in some) / len(some) < 0.65
 

@@ -27,6 +27,8 @@ class Look:
         Whether the fault, if there is one, can be seen by then.
     ill : bool
         Whether the verdict is another than healthy, or that nothing can be told.
+    unknown : bool
+        Whether nothing can be told.
     cause : bool
         Whether the right cause is among the findings, with the layer where there is one.
     remedy : bool
@@ -41,6 +43,7 @@ class Look:
     verdict: str
     decades: float
     ill: bool
+    unknown: bool = False
     cause: bool = False
     remedy: bool = False
     error: str = ""
@@ -69,12 +72,14 @@ def judge(training: Training, steps: int, diagnosis: Diagnosis | str) -> Look:
     start = (training.name, training.half, kind, visible, steps)
     if isinstance(diagnosis, str):
         return Look(*start, "error", float("nan"), ill=True, error=diagnosis)
+    unknown = diagnosis.verdict.startswith(CANNOT_TELL)
     named = [f for f in diagnosis.findings if fault and names(f, fault)]
     return Look(
         *start,
         diagnosis.verdict,
         diagnosis.decades,
-        ill=diagnosis.verdict != "healthy" and not diagnosis.verdict.startswith(CANNOT_TELL),
+        ill=diagnosis.verdict != "healthy" and not unknown,
+        unknown=unknown,
         cause=bool(named),
         remedy=any(helps(f, fault) for f in named if fault),
         findings=[asdict(f) for f in diagnosis.findings],
@@ -88,6 +93,8 @@ def names(finding: Finding, fault: Fault) -> bool:
     if finding.severity == "information" and not fault.information:
         return False
     told = finding.sentence
+    if fault.says and not any(word in told.lower() for word in fault.says):
+        return False
     return not fault.layers or any(
         layer in finding.layers or re.search(rf"(?<![\w.]){re.escape(layer)}(?![\w.]*\w)", told)
         for layer in fault.layers

@@ -44,8 +44,8 @@ def rates(looks: Sequence[Look]) -> Iterator[str]:
 
     Of broken trainings those count whose fault can be seen by then.
     """
-    yield f"{'':10}{'healthy':14}broken"
-    yield f"{'':10}{'ill':14}{'ill':14}{'cause right':14}remedy right"
+    yield f"{'':10}{'healthy':28}broken"
+    yield f"{'':10}{'ill':14}{'cannot tell':14}{'ill':14}{'cause right':14}remedy right"
     for half, title in HALVES.items():
         yield title
         for steps in LOOKS:
@@ -54,6 +54,7 @@ def rates(looks: Sequence[Look]) -> Iterator[str]:
             sick = [look for look in some if look.kind and look.visible]
             cells = [
                 share(look.ill for look in well),
+                share(look.unknown for look in well),
                 share(look.ill for look in sick),
                 share(look.cause for look in sick),
                 share(look.remedy for look in sick),

@@ -41,6 +41,8 @@ class Fault:
         Of these one must be named, if there are any.
     remedy : tuple of str
         Of these one must be in a remedy.
+    says : tuple of str
+        Of these one must be in the finding's sentence, if there are any.
     seen : int
         Steps after which it can be seen.
     information : bool
@@ -51,6 +53,7 @@ class Fault:
     verdicts: frozenset[str]
     layers: tuple[str, ...] = ()
     remedy: tuple[str, ...] = ()
+    says: tuple[str, ...] = ()
     seen: int = 1
     information: bool = False
 
@@ -91,19 +94,14 @@ def broken(
     *,
     layer: str = "",
     remedy: str = "",
+    says: str = "",
     seen: int = 1,
     information: bool = False,
     needs: Iterable[str] = (),
 ) -> Callable[[Build], Build]:
     """Register a training with a fault; several words in one argument are divided by `|`."""
-    fault = Fault(
-        kind,
-        frozenset(verdicts.split("|")),
-        tuple(filter(None, layer.split("|"))),
-        tuple(filter(None, remedy.split("|"))),
-        seen,
-        information,
-    )
+    words = [tuple(filter(None, told.split("|"))) for told in (layer, remedy, says)]
+    fault = Fault(kind, frozenset(verdicts.split("|")), *words, seen, information)
     return _register(name, fault, tuple(needs))
 
 

@@ -219,7 +219,7 @@ def wrong_network() -> tuple[nn.Module, Step]:
 @broken(
     "sign turned by a wrong detach SGD",
     "gradient of the wrong sign",
-    "exploding|rising-loss|loss|spike|diverging",
+    "unstable|exploding|rising-loss",
     remedy="sign|detach|loss|lower",
     seen=30,
 )

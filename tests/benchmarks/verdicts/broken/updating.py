@@ -116,7 +116,7 @@ def zeroed_to_none() -> tuple[nn.Module, Step]:
 @broken(
     "no zero_grad at all SGD",
     "no zero_grad",
-    "accumulating|no-zero-grad|exploding|spike",
+    "accumulated|no-zero-grad",
     remedy="zero_grad",
     seen=8,
 )
@@ -156,7 +156,7 @@ def no_schedule() -> tuple[nn.Module, Step]:
 @broken(
     "learning rate a thousand times too large SGD",
     "learning rate too large",
-    "exploding|spike|dead|update-speed|diverging|rising-loss",
+    "exploding|unstable|dead|update-speed",
     remedy="learning rate",
     information=True,
     seen=8,
@@ -169,7 +169,7 @@ def fast() -> tuple[nn.Module, Step]:
 @broken(
     "learning rate 1 with Adam",
     "learning rate too large",
-    "exploding|spike|dead|saturated|update-speed|diverging|rising-loss",
+    "exploding|unstable|dead|saturated|update-speed",
     remedy="learning rate",
     information=True,
     seen=8,
