@@ -77,6 +77,7 @@ def dead_channels() -> tuple[nn.Module, Step]:
     "dead|unstable|update-speed",
     remedy="learning rate|leaky|warm",
     seen=30,
+    information=True,
 )
 def killed() -> tuple[nn.Module, Step]:
     model = net(depth=3)
@@ -222,6 +223,7 @@ def dropout() -> tuple[nn.Module, Step]:
     "collapsed|vanishing",
     remedy="shortcut|normalis|init|larger",
     seen=8,
+    information=True,
 )
 def rank() -> tuple[nn.Module, Step]:
     class Mixing(nn.Module):

@@ -134,7 +134,7 @@ def never_zeroed() -> tuple[nn.Module, Step]:
     return model, step
 
 
-@broken("learning rate 0 SGD", "learning rate 0", "not-updated", remedy="learning rate")
+@broken("learning rate 0 SGD", "learning rate 0", "not-updated", remedy="learning rate|'lr'")
 def no_rate() -> tuple[nn.Module, Step]:
     model = net()
     return model, supervised(model, sgd(model, 0.0), digits())
@@ -144,7 +144,7 @@ def no_rate() -> tuple[nn.Module, Step]:
     "schedule that begins and stays at 0 AdamW",
     "learning rate 0",
     "not-updated",
-    remedy="learning rate|schedul",
+    remedy="learning rate|'lr'|schedul",
 )
 def no_schedule() -> tuple[nn.Module, Step]:
     model = net()
@@ -185,7 +185,7 @@ def fast_adam() -> tuple[nn.Module, Step]:
     "learning rate 1e-8 Adam",
     "learning rate too small",
     STILL,
-    remedy="learning rate",
+    remedy="learning rate|'lr'",
     seen=30,
     information=True,
 )
