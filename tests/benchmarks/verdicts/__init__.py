@@ -1,0 +1,1 @@
+"""How far verdicts can be trusted: healthy and broken trainings, recorded once and judged often."""
