@@ -11,6 +11,7 @@ from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis, Finding
 from gradscope.diagnosis.rules import blocks, clipping, layers, vanishing
 from gradscope.diagnosis.signal_path import SignalPath, composites, is_weight_layer
+from gradscope.diagnosis.tried import tried_first
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
 from gradscope.schema import VERDICTS
@@ -85,6 +86,7 @@ def diagnose(run: Run) -> Diagnosis:
         )
     evidence = Evidence(run)
     found = list(itertools.chain.from_iterable(rule(evidence) for rule in RULES))
+    found = [tried_first(finding, run) for finding in found]
     found.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), _gravity(finding)))
     unknown = _unknown(evidence)
     verdict = _headline([f for f in found if f.severity != "information"], unknown)

@@ -1,0 +1,121 @@
+"""What a change is, and what it is given to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradscope.errors import GradscopeError
+from gradscope.probes.changes.chain import Chain, trace
+from gradscope.probes.probe import LossFn
+
+ALWAYS = frozenset({"*"})
+"""A change that is tried whatever was found: it fits only where what it mends is there."""
+
+SETTINGS, START, PARTS, STRUCTURE = 1, 2, 3, 4
+"""What a change takes: a setting, other weights at the start, other or more modules, another net.
+Of two that do as much the one that takes less comes first."""
+
+
+class DoesNotFit(GradscopeError):
+    """A change finds nothing in the net that it could change."""
+
+
+@dataclass
+class Copy:
+    """A copy of a model and of its optimizer, on which a change is tried.
+
+    Attributes
+    ----------
+    model : nn.Module
+    optimizer : Optimizer
+        Holds the copy's parameters; those that a change adds are given to it afterwards.
+    loss_fn : callable
+        `loss_fn(model(x), y)` -> loss.
+    batch : the first one, for what a change has to see of the net at work
+    steps : int
+        How many will be made.
+    gradients : sequence of float
+        Global gradient norms of the unchanged copy, as they were recorded.
+    blocks : sequence of sequences of str
+        Names of the layers of each residual block that lies within no other, as recorded.
+    before_step : list of functions of the step's number
+        Called between backward and the optimizer's step.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    loss_fn: LossFn
+    batch: Any
+    steps: int
+    gradients: Sequence[float] = ()
+    blocks: Sequence[Sequence[str]] = ()
+    before_step: list[Callable[[int], object]] = field(default_factory=list)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The layers in order of execution, as they were before the change."""
+        return trace(self.model, self.loss_fn, self.batch)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The trainable parameters of the model."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put `module` in the place of the one called `name`."""
+        parent, _, own = name.rpartition(".")
+        holder = self.model.get_submodule(parent)
+        setattr(holder, own, module)  # also of Sequential and ModuleList, whose names are numbers
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change by name; sub-classes say what it does.
+
+    Attributes
+    ----------
+    name : str
+        In words, as a table and the remedies show it.
+    against : frozenset of str
+        Verdicts for which it is tried unasked; `ALWAYS` for any.
+    takes : int
+        One of SETTINGS, START, PARTS, STRUCTURE.
+    """
+
+    name: str
+    against: frozenset[str]
+    takes: int
+
+    def apply(self, copy: Copy) -> None:
+        """Change `copy` in place.
+
+        Parameters
+        ----------
+        copy : Copy
+
+        Raises
+        ------
+        DoesNotFit
+            If there is nothing that it could change; the copy is of no further use.
+        """
+        raise NotImplementedError
+
+
+class Wrapper(nn.Module):
+    """A module around `layer` that looks like it to whoever asks for its attributes."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)

@@ -1,0 +1,105 @@
+"""What was tried, as a table: best first, with what each change did and what it costs."""
+
+from __future__ import annotations
+
+import html
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from gradscope.runs.tries import Tried, signed
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """Changes that were tried on copies of a net, the best first; print it, or take it as a frame.
+
+    Attributes
+    ----------
+    run : Path
+        The run beside which the tries lie, each a run of its own in `<run>/what-if/<change>`.
+    unchanged : Tried
+        The copy that was left as it was.
+    tried : tuple of Tried
+        The changes: first those that help, in each part the better first.
+    notes : tuple of str
+        What else is to be known: what could not be tried, and why.
+    """
+
+    run: Path
+    unchanged: Tried
+    tried: tuple[Tried, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def best(self) -> Tried | None:
+        """The first change that helps; None if none does."""
+        return next((row for row in self.tried if row.helps), None)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row a change, that without any last.
+
+        Returns
+        -------
+        DataFrame
+            The fields of `gradscope.runs.tries.Tried`; `against` with commas between.
+        """
+        rows = pd.DataFrame([vars(row) for row in (*self.tried, self.unchanged)])
+        rows["against"] = rows["against"].map(", ".join)
+        return rows
+
+    def __str__(self) -> str:
+        """Return the table as text for a terminal."""
+        cells = [_HEAD, *(self._cells(row) for row in (*self.tried, self.unchanged))]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ]
+        return "\n".join([self.sentence, "", *lines, *(f"note: {note}" for note in self.notes)])
+
+    @property
+    def sentence(self) -> str:
+        """The table in one sentence."""
+        base, best = self.unchanged, self.best
+        found = base.verdict.partition(":")[0]
+        if best is None:
+            count = f"none of {len(self.tried)} changes helps" if self.tried else "nothing to try"
+            return (
+                f"Nothing helps: {count}; unchanged, the net is {found} and its loss goes from"
+                f" {base.first_loss:.3g} to {base.loss:.3g} in {base.steps} steps."
+            )
+        return (
+            f"Best: {best.change}. D {signed(base.decades)} -> {signed(best.decades)}, {found} ->"
+            f" {best.verdict.partition(':')[0]}; the loss after {base.steps} steps"
+            f" {base.loss:.3g} -> {best.loss:.3g}."
+        )
+
+    def _cells(self, row: Tried) -> list[str]:
+        base = self.unchanged
+        is_base = row is base
+        return [
+            row.change,
+            signed(row.decades) if is_base else f"{signed(base.decades)} -> {signed(row.decades)}",
+            row.verdict.partition(":")[0],
+            f"{row.early_speed:.0e}",
+            f"{row.loss:.3g}" + ("" if math.isnan(row.spread) else f" ± {row.spread / 2:.1g}"),
+            f"{row.slope:+.1e}",
+            "" if is_base else f"x {row.cost:.2f}",
+            "" if is_base else ("helps" if row.helps else "does not help"),
+        ]
+
+    def _repr_html_(self) -> str:
+        """Return the table for a notebook; names are text there, never markup."""
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in self._cells(row)) + "</tr>"
+            for row in (*self.tried, self.unchanged)
+        )
+        head = "".join(f"<th>{cell}</th>" for cell in _HEAD)
+        notes = "".join(f"<p><i>note: {html.escape(note)}</i></p>" for note in self.notes)
+        return f"<p>{html.escape(self.sentence)}</p><table><tr>{head}</tr>{body}</table>{notes}"
+
+
+_HEAD = ["change", "D", "verdict", "early speed", "loss", "slope", "step time", ""]
