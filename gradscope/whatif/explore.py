@@ -24,7 +24,7 @@ from gradscope.diagnosis.signal_path import is_weight_layer
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.probes.changes.catalogue import CHANGES, Asked, against, named
-from gradscope.probes.changes.change import Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import MISTAKE, Change, Copy, DoesNotFit
 from gradscope.progress import tracked
 from gradscope.runs.loading import load
 from gradscope.runs.run import Run
@@ -43,7 +43,7 @@ FURTHER = 1.5
 NEARLY = 0.9
 """Share of the best change's fall of the loss from which on a change counts as about as good."""
 
-MOVES = 0.05
+MOVES = 0.1
 """Share of the first loss by which it must fall, lest it is said not to move."""
 
 
@@ -214,7 +214,8 @@ def _fitting(unchanged: _Outcome, found: Collection[str]) -> dict[str, Change]:
 def _row(
     outcome: _Outcome, unchanged: _Outcome, name: str, folder: str, verdicts: frozenset[str]
 ) -> Tried:
-    cures = unchanged.diagnosis.verdict != "healthy" and outcome.diagnosis.verdict == "healthy"
+    ill = unchanged.diagnosis.verdict
+    cures = outcome.diagnosis.verdict == "healthy" and not ill.startswith(("healthy", CANNOT_TELL))
     training = outcome.trainings[0]
     return Tried(
         change=name,
@@ -239,17 +240,19 @@ def _row(
 def _helps(outcome: _Outcome, unchanged: _Outcome, cures: bool) -> bool:
     if not math.isfinite(outcome.loss):
         return False
-    spread = max(x if math.isfinite(x) else 0.0 for x in (outcome.spread, unchanged.spread))
+    own, other = (x if math.isfinite(x) else 0.0 for x in (outcome.spread, unchanged.spread))
     before = unchanged.loss if math.isfinite(unchanged.loss) else math.inf
     start = min(x for x in (outcome.first, unchanged.first) if math.isfinite(x))
     fall, fall_before = start - outcome.loss, start - before
-    if before - outcome.loss <= spread or fall <= spread:
+    if before - outcome.loss <= max(own, other) or fall <= own:
         return False
     return cures or fall >= FURTHER * max(fall_before, 0.0)
 
 
 def _ranked(rows: list[tuple[Change, Tried]]) -> list[Tried]:
-    """Return the rows, the best first: of changes that do about as much, what takes least."""
+    """Return the rows, the best first: mistakes that were mended, then those that do about as much
+    as the best, of these what cures and takes least, then the others.
+    """
     finite = [row for _, row in rows if math.isfinite(row.loss)]
     helping = [row for row in finite if row.helps]
     start = min((row.first_loss for row in finite if math.isfinite(row.first_loss)), default=0.0)
@@ -259,7 +262,9 @@ def _ranked(rows: list[tuple[Change, Tried]]) -> list[Tried]:
         change, row = entry
         loss = row.loss if math.isfinite(row.loss) else math.inf
         nearly = row.helps and start - row.loss >= NEARLY * (start - best)
-        return (not row.helps, not nearly, change.takes if nearly else 0, loss)
+        mended = row.helps and change.takes == MISTAKE
+        takes = change.takes if nearly else 0
+        return (not row.helps, not mended, not nearly, nearly and not row.cures, takes, loss)
 
     return [row for _, row in sorted(rows, key=place)]
 

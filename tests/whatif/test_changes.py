@@ -54,6 +54,16 @@ def test_orthogonal_weights_keep_lengths_and_lsuv_gives_outputs_variance_one():
     assert copy.model.body[0].fc(values).std().item() == pytest.approx(1, rel=1e-5)
 
 
+def test_units_that_are_all_alike_get_weights_of_their_own():
+    model = learners.plain(4)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.1)
+    weight = made("break-symmetry", model).model.body[0].fc.weight
+    assert len(weight.unique()) == weight.numel()
+    with pytest.raises(DoesNotFit, match="the units of each layer differ"):
+        made("break-symmetry", learners.plain(4))
+
+
 def test_the_optimizer_forgets_what_was_of_other_weights():
     model = learners.plain(4)
     optimizer = learners.momentum(model)

@@ -25,6 +25,7 @@ from gradscope.probes.changes.other_optimizer import ADAM
 from gradscope.probes.changes.own import own, together
 from gradscope.probes.changes.recurrent import RECURRENT
 from gradscope.probes.changes.shortcuts import POST_ACTIVATION, SHORTCUTS
+from gradscope.probes.changes.symmetry import BROKEN_SYMMETRY
 from gradscope.probes.changes.trainable import TRAINABLE
 from gradscope.probes.changes.warm_up import WARM_UP
 
@@ -36,6 +37,7 @@ CHANGES: dict[str, Change] = {
     "train-mode": TRAINING_MODE,
     "no-softmax": BARE_HEAD,
     "less-dropout": DROPOUT,
+    "break-symmetry": BROKEN_SYMMETRY,
     "lr/10": TENTH,
     "lr/3": THIRD,
     "lr*3": TRIPLE,

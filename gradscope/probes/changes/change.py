@@ -17,9 +17,10 @@ from gradscope.probes.probe import LossFn
 ALWAYS = frozenset({"*"})
 """A change that is tried whatever was found: it fits only where what it mends is there."""
 
-SETTINGS, START, PARTS, STRUCTURE = 1, 2, 3, 4
-"""What a change takes: a setting, other weights at the start, other or more modules, another net.
-Of two that do as much the one that takes less comes first."""
+MISTAKE, SETTINGS, START, PARTS, STRUCTURE = range(5)
+"""What a change takes: to mend a mistake, a setting, other weights at the start, other or more
+modules, another net. A mistake that is mended with success comes first, as all else is to be judged
+without it; of two other changes that do as much the one that takes less."""
 
 
 class DoesNotFit(GradscopeError):
@@ -85,7 +86,7 @@ class Change:
     against : frozenset of str
         Verdicts for which it is tried unasked; `ALWAYS` for any.
     takes : int
-        One of SETTINGS, START, PARTS, STRUCTURE.
+        One of MISTAKE, SETTINGS, START, PARTS, STRUCTURE.
     """
 
     name: str

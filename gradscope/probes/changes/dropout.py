@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gradscope.probes.changes.change import ALWAYS, SETTINGS, Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import ALWAYS, MISTAKE, Change, Copy, DoesNotFit
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ class LessDropout(Change):
             module.p = self.share
 
 
-DROPOUT = LessDropout("dropout lowered to 0.1", ALWAYS, SETTINGS, 0.5, 0.1)
+DROPOUT = LessDropout("dropout lowered to 0.1", ALWAYS, MISTAKE, 0.5, 0.1)

@@ -8,7 +8,7 @@ from torch import nn
 
 from gradscope.kinds import canonical
 from gradscope.probes.changes.activation import substitute
-from gradscope.probes.changes.change import ALWAYS, SETTINGS, Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import ALWAYS, MISTAKE, Change, Copy, DoesNotFit
 
 _KINDS = frozenset({"softmax", "sigmoid"})
 
@@ -29,4 +29,4 @@ class BareHead(Change):
             substitute(copy.model, [last], _KINDS, lambda x: x)
 
 
-BARE_HEAD = BareHead("no softmax before the loss, which takes its own", ALWAYS, SETTINGS)
+BARE_HEAD = BareHead("no softmax before the loss, which takes its own", ALWAYS, MISTAKE)

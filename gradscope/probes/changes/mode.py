@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradscope.probes.changes.change import ALWAYS, SETTINGS, Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import ALWAYS, MISTAKE, Change, Copy, DoesNotFit
 
 
 @dataclass(frozen=True)
@@ -18,4 +18,4 @@ class TrainingMode(Change):
         copy.model.train()
 
 
-TRAINING_MODE = TrainingMode("training mode, model.train()", ALWAYS, SETTINGS)
+TRAINING_MODE = TrainingMode("training mode, model.train()", ALWAYS, MISTAKE)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gradscope.probes.changes.change import ALWAYS, SETTINGS, Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import ALWAYS, MISTAKE, Change, Copy, DoesNotFit
 
 
 @dataclass(frozen=True)
@@ -43,4 +43,4 @@ def _register(model: nn.Module) -> bool:
     return found
 
 
-TRAINABLE = Trainable("every layer trained", ALWAYS, SETTINGS)
+TRAINABLE = Trainable("every layer trained", ALWAYS, MISTAKE)
