@@ -87,8 +87,8 @@ def what_if(
     last step is lower than the unchanged copy's by more than the spread (largest less smallest) of
     the three, and the verdict becomes healthy or the loss falls at least half as far again. One
     whose first training is no better is not trained again. Of changes that do about as much the
-    smallest stands first: settings, weights at the start, other parts, another structure; before all
-    of them a mistake that was mended, such as frozen layers or a softmax too many.
+    smallest stands first: settings, weights at the start, other parts, another structure; before
+    all of them a mistake that was mended, such as frozen layers or a softmax too many.
 
     Hooks of your own on the model are copied with it. Mixed precision: call it within `autocast`.
     """

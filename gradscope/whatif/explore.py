@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -24,14 +24,14 @@ from gradscope.diagnosis.signal_path import is_weight_layer
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.probes.changes.catalogue import CHANGES, Asked, against, named
-from gradscope.probes.changes.change import MISTAKE, Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import MISTAKE, Change, Copy, DoesNotFit, Recorded
 from gradscope.progress import tracked
 from gradscope.runs.loading import load
 from gradscope.runs.run import Run
 from gradscope.runs.tries import FOLDER, UNCHANGED, Tried, write_tried
 from gradscope.whatif.copies import OutOfMemory, random_kept
 from gradscope.whatif.result import WhatIf
-from gradscope.whatif.trial import Record, Subject, Training, changed, check, recorded, train
+from gradscope.whatif.trial import Record, Subject, Training, changed, check, train, train_recorded
 from gradscope.wording import listed
 
 SEEDS = 3
@@ -42,6 +42,9 @@ FURTHER = 1.5
 
 NEARLY = 0.9
 """Share of the best change's fall of the loss from which on a change counts as about as good."""
+
+ENOUGH = 0.02
+"""Share of the first loss by which it must be lower for a change to help at all."""
 
 MOVES = 0.1
 """Share of the first loss by which it must fall, lest it is said not to move."""
@@ -141,10 +144,13 @@ class _Tries:
         self._record = record
         self._folder = folder
         self._unchanged = unchanged
-        self._gradients = unchanged.run.steps["grad_norm"].to_numpy(dtype=float).tolist()
-        names = unchanged.run.layers["name"].astype(str).tolist()
-        blocks = residual_blocks(unchanged.run)
-        self._blocks = [names[b.first : b.after] for b in blocks if b.first < b.after]
+        run = unchanged.run
+        names = run.layers["name"].astype(str).tolist()
+        self._recorded = Recorded(
+            run.steps["grad_norm"].to_numpy(dtype=float).tolist(),
+            _median(run.matrix("update_ratio")[1][:, is_weight_layer(run.layers)]),
+            [names[b.first : b.after] for b in residual_blocks(run) if b.first < b.after],
+        )
 
     def check(self, change: Change) -> None:
         """Refuse a change that fits nowhere, or fails."""
@@ -175,7 +181,7 @@ class _Tries:
         return None
 
     def _changed(self, change: Change, number: int) -> Copy:
-        return changed(self._subject, change, number, self._gradients, self._blocks)
+        return changed(self._subject, change, number, self._recorded)
 
 
 def _outcome(
@@ -187,7 +193,7 @@ def _outcome(
 ) -> _Outcome:
     """Train copies, the first one watched; no more than that where its loss is no lower."""
     make = make or (lambda number: changed(subject, None, number))
-    trainings = [recorded(subject, make(0), path, record, 0)]
+    trainings = [train_recorded(subject, make(0), path, record, 0)]
     run = load(path)
     if (
         unchanged is None
@@ -244,7 +250,7 @@ def _helps(outcome: _Outcome, unchanged: _Outcome, cures: bool) -> bool:
     before = unchanged.loss if math.isfinite(unchanged.loss) else math.inf
     start = min(x for x in (outcome.first, unchanged.first) if math.isfinite(x))
     fall, fall_before = start - outcome.loss, start - before
-    if before - outcome.loss <= max(own, other) or fall <= own:
+    if before - outcome.loss <= max(own, other, ENOUGH * abs(start)) or fall <= own:
         return False
     return cures or fall >= FURTHER * max(fall_before, 0.0)
 
@@ -272,8 +278,11 @@ def _ranked(rows: list[tuple[Change, Tried]]) -> list[Tried]:
 def _early_speed(run: Run) -> float:
     """Return the update speed of the first third of the weight layers, a median."""
     speeds = run.matrix("update_ratio")[1][:, is_weight_layer(run.layers)]
-    early = speeds[:, : max(speeds.shape[1] // 3, 1)]
-    known = early[~np.isnan(early)]
+    return _median(speeds[:, : max(speeds.shape[1] // 3, 1)])
+
+
+def _median(values: Any) -> float:
+    known = values[~np.isnan(values)]
     return float(np.median(known)) if len(known) else math.nan
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from gradscope.errors import GradscopeError
-from gradscope.probes.changes.change import Change, Copy
+from gradscope.probes.changes.change import NOTHING_RECORDED, Change, Copy, Recorded
 from gradscope.probes.probe import LossFn, arguments_of
 from gradscope.whatif.batches import Batches, for_model
 from gradscope.whatif.copies import copied, out_of_memory, seed
@@ -80,8 +80,7 @@ def changed(
     subject: Subject,
     change: Change | None,
     number: int,
-    gradients: Sequence[float] = (),
-    blocks: Sequence[Sequence[str]] = (),
+    recorded: Recorded = NOTHING_RECORDED,
 ) -> Copy:
     """Return a copy of the subject with a change made, its random numbers seeded by `number`.
 
@@ -92,7 +91,7 @@ def changed(
     """
     model, optimizer, loss_fn = copied(subject.model, subject.optimizer, subject.loss_fn)
     batch = for_model(subject.batches.all[0], model)
-    copy = Copy(model, optimizer, loss_fn, batch, subject.steps, gradients, blocks)
+    copy = Copy(model, optimizer, loss_fn, batch, subject.steps, recorded)
     before = {id(p) for p in model.parameters()}
     seed(number)
     if change is not None:
@@ -217,7 +216,9 @@ def check(subject: Subject) -> None:
         )
 
 
-def recorded(subject: Subject, copy: Copy, path: Path, record: Record, number: int) -> Training:
+def train_recorded(
+    subject: Subject, copy: Copy, path: Path, record: Record, number: int
+) -> Training:
     """Train a copy, watched into a folder."""
     with record(copy.model, path, copy.optimizer) as scope:
         return train(subject, copy, number, scope)

@@ -128,6 +128,50 @@ def rnn_through_100_steps():
     return model, torch.optim.Adam(model.parameters(), 1e-3), remembered(100)
 
 
+# --- made once the code stood ------------------------------------------------------------------
+
+
+def sigmoid_8():
+    model = mlp(8, act=nn.Sigmoid)
+    return model, sgd(model, 0.1), of_digits()
+
+
+def residual_24_he():
+    model = nets.residual(50, activation=nn.ReLU)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    return model, sgd(model, 0.01), of_digits()
+
+
+def weights_of_deviation_one():
+    model = mlp(8)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight)
+    return model, sgd(model, 0.01), of_digits()
+
+
+def rate_of_1e_4():
+    model = mlp(3)
+    return model, sgd(model, 1e-4), of_digits()
+
+
+def batchnorm_in_eval():
+    layers = [
+        part for _ in range(18) for part in (nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU())
+    ]
+    model = nn.Sequential(*layers, nn.Linear(64, 10)).eval()
+    return model, sgd(model, 0.05), of_digits()
+
+
+def plain_convolutions_20():
+    body = [part for _ in range(18) for part in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())]
+    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10)]
+    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), *body, *head)
+    return model, sgd(model, 0.02), of_digits(image=True)
+
+
 # --- healthy nets --------------------------------------------------------------------------------
 
 
@@ -202,7 +246,24 @@ KNOWN = {
     "tanh at a rate of 5": Case(tanh_at_a_rate_of_5, SLOWER),
     "RNN through 100 steps": Case(rnn_through_100_steps, ("orthogonal recurrent weights",)),
 }
-LATER: dict[str, Case] = {}
+LATER = {
+    "sigmoid-8": Case(
+        sigmoid_8,
+        ("ReLU activations, He weights", "GELU activations, He weights", "tanh for sigmoid"),
+    ),
+    "residual-50, He, no norm": Case(
+        residual_24_he,
+        (
+            "branches times 1/sqrt(number of blocks)",
+            "branches times a learned scale that starts at 0",
+            "last layer of each branch started at zero",
+        ),
+    ),
+    "weights of deviation 1": Case(weights_of_deviation_one, DRAWN),
+    "a rate of 1e-4": Case(rate_of_1e_4, ("learning rate x 10",)),
+    "BatchNorm in eval": Case(batchnorm_in_eval, ("training mode, model.train()",)),
+    "plain convolutions, 20": Case(plain_convolutions_20, DRAWN),
+}
 HEALTHY = {
     "residual-50": Case(residual_50),
     "MLP, Adam": Case(small_mlp_adam),

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import learners
 from gradscope.probes.changes.catalogue import CHANGES
-from gradscope.probes.changes.change import Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import Change, Copy, DoesNotFit, Recorded
 from gradscope.whatif.batches import Batches
 from gradscope.whatif.trial import Subject, changed
 
@@ -144,10 +144,10 @@ def test_a_projection_stands_in_where_shapes_change_and_is_trained():
 
 def test_a_net_with_shortcuts_gets_none():
     with pytest.raises(DoesNotFit, match="has shortcuts already"):
-        made("shortcuts", learners.residual(2), blocks=[["1.one", "1.two"], ["2.one", "2.two"]])
+        made("shortcuts", learners.residual(2), recorded=BLOCKS)
 
 
-BLOCKS = [[f"{i}.one", f"{i}.two"] for i in (1, 2, 3, 4)]
+BLOCKS = Recorded(blocks=[[f"{i}.one", f"{i}.two"] for i in (1, 2, 3, 4)])
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ BLOCKS = [[f"{i}.one", f"{i}.two"] for i in (1, 2, 3, 4)]
 )
 def test_branches_are_scaled(name, scale):
     model = learners.residual(4)
-    copy = made(name, model, blocks=BLOCKS).model
+    copy = made(name, model, recorded=BLOCKS).model
     values = model[0](x())
     for block in model[1:5]:
         values = values + scale * (block(values) - values)
@@ -195,8 +195,18 @@ def test_settings_of_the_optimizer_change_in_every_group():
     assert seen == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.3, 0.3])
 
 
+def test_a_rate_is_raised_by_what_the_recorded_speed_lacks():
+    copy = made("lr-by-speed", learners.plain(4), recorded=Recorded(update_speed=1e-4))
+    assert copy.optimizer.param_groups[0]["lr"] == pytest.approx(0.05 * 100)
+    for speed in (2e-3, 0.0, math.nan):
+        with pytest.raises(DoesNotFit):
+            made("lr-by-speed", learners.plain(4), recorded=Recorded(update_speed=speed))
+
+
 def test_clipping_is_at_a_quantile_of_the_norms_recorded():
-    copy = made("clip", learners.plain(4), gradients=[1.0, 2.0, 3.0, 4.0, 5.0, math.inf, math.nan])
+    copy = made(
+        "clip", learners.plain(4), recorded=Recorded([1.0, 2.0, 3.0, 4.0, 5.0, math.inf, math.nan])
+    )
     for parameter in copy.parameters:
         parameter.grad = torch.ones_like(parameter)
     copy.before_step[0](0)

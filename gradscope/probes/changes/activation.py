@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from gradscope.kinds import BOTH_SIDES, canonical
-from gradscope.probes.changes.change import PARTS, Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import EXCHANGE, Change, Copy, DoesNotFit
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,11 @@ class _Substituting(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_FLAT = frozenset({"vanishing", "saturated"})
-
-TANH = Activation("tanh for sigmoid", _FLAT, PARTS, {"sigmoid"}, nn.Tanh, torch.tanh)
-RELU = Activation("ReLU activations", _FLAT, PARTS, BOTH_SIDES, nn.ReLU, F.relu)
+TANH = Activation(
+    "tanh for sigmoid", frozenset({"vanishing", "saturated"}), EXCHANGE, {"sigmoid"}, nn.Tanh,
+    torch.tanh,
+)  # fmt: skip
+RELU = Activation("ReLU activations", frozenset(), EXCHANGE, BOTH_SIDES, nn.ReLU, F.relu)
 GELU = Activation(
-    "GELU activations", _FLAT | {"dead"}, PARTS, BOTH_SIDES | {"relu"}, nn.GELU, F.gelu
+    "GELU activations", frozenset({"dead"}), EXCHANGE, BOTH_SIDES | {"relu"}, nn.GELU, F.gelu
 )

@@ -51,7 +51,7 @@ class ZeroBranches(Change):
     def apply(self, copy: Copy) -> None:
         """Set its weights to zero, a normalisation's alike."""
         put = 0
-        for block in copy.blocks:
+        for block in copy.recorded.blocks:
             owners = [m for m in _modules(copy, block) if layers.own_parameters(m)]
             for _, parameter in layers.own_parameters(owners[-1]) if owners else []:
                 put += 1
@@ -62,9 +62,9 @@ class ZeroBranches(Change):
 
 
 def _ends(copy: Copy, name: str) -> Iterator[str]:
-    if not copy.blocks:
+    if not copy.recorded.blocks:
         raise DoesNotFit(f"{name}: the net has no residual blocks")
-    for block in copy.blocks:
+    for block in copy.recorded.blocks:
         yield block[-1]
 
 

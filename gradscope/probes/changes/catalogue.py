@@ -17,15 +17,15 @@ from gradscope.probes.changes.depth import QUARTER
 from gradscope.probes.changes.dropout import DROPOUT
 from gradscope.probes.changes.head import BARE_HEAD
 from gradscope.probes.changes.initialisation import HE, ORTHOGONAL, XAVIER
-from gradscope.probes.changes.learning_rate import TENFOLD, TENTH, THIRD, TRIPLE
+from gradscope.probes.changes.learning_rate import BY_SPEED, TENFOLD, TENTH, THIRD, TRIPLE
 from gradscope.probes.changes.lsuv import LSUV
 from gradscope.probes.changes.mode import TRAINING_MODE
 from gradscope.probes.changes.normalisation import BATCH_NORM, LAYER_NORM, RMS_NORM
 from gradscope.probes.changes.other_optimizer import ADAM
-from gradscope.probes.changes.own import own, together
 from gradscope.probes.changes.recurrent import RECURRENT
 from gradscope.probes.changes.shortcuts import POST_ACTIVATION, SHORTCUTS
 from gradscope.probes.changes.symmetry import BROKEN_SYMMETRY
+from gradscope.probes.changes.together import GELU_HE, RELU_HE, own, together
 from gradscope.probes.changes.trainable import TRAINABLE
 from gradscope.probes.changes.warm_up import WARM_UP
 
@@ -42,6 +42,7 @@ CHANGES: dict[str, Change] = {
     "lr/3": THIRD,
     "lr*3": TRIPLE,
     "lr*10": TENFOLD,
+    "lr-by-speed": BY_SPEED,
     "warm-up": WARM_UP,
     "clip": CLIPPING,
     "adam": ADAM,
@@ -54,6 +55,8 @@ CHANGES: dict[str, Change] = {
     "tanh": TANH,
     "relu": RELU,
     "gelu": GELU,
+    "relu+he": RELU_HE,
+    "gelu+he": GELU_HE,
     "batch-norm": BATCH_NORM,
     "layer-norm": LAYER_NORM,
     "rms-norm": RMS_NORM,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,14 +18,36 @@ from gradscope.probes.probe import LossFn
 ALWAYS = frozenset({"*"})
 """A change that is tried whatever was found: it fits only where what it mends is there."""
 
-MISTAKE, SETTINGS, START, PARTS, STRUCTURE = range(5)
-"""What a change takes: to mend a mistake, a setting, other weights at the start, other or more
-modules, another net. A mistake that is mended with success comes first, as all else is to be judged
-without it; of two other changes that do as much the one that takes less."""
+MISTAKE, SETTING, OPTIMIZER, START, EXCHANGE, PARTS, STRUCTURE = range(7)
+"""What a change takes: to mend a mistake, a setting, another optimizer, other weights at the start,
+other modules for those that are there, more of them, another net. A mistake that is mended with
+success comes first, as all else is to be judged without it; of two other changes that do as much
+the one that takes less."""
 
 
 class DoesNotFit(GradscopeError):
     """A change finds nothing in the net that it could change."""
+
+
+class Recorded(NamedTuple):
+    """What a recording of the net told.
+
+    Attributes
+    ----------
+    gradients : sequence of float
+        Global gradient norms.
+    update_speed : float, 1/step
+        ||dW|| / ||W||, the median over layers and steps; NaN where it is unknown.
+    blocks : sequence of sequences of str
+        Names of the layers of each residual block that lies within no other.
+    """
+
+    gradients: Sequence[float] = ()
+    update_speed: float = math.nan
+    blocks: Sequence[Sequence[str]] = ()
+
+
+NOTHING_RECORDED = Recorded()
 
 
 @dataclass
@@ -41,10 +64,8 @@ class Copy:
     batch : the first one, for what a change has to see of the net at work
     steps : int
         How many will be made.
-    gradients : sequence of float
-        Global gradient norms of the unchanged copy, as they were recorded.
-    blocks : sequence of sequences of str
-        Names of the layers of each residual block that lies within no other, as recorded.
+    recorded : Recorded
+        Of the unchanged copy.
     before_step : list of functions of the step's number
         Called between backward and the optimizer's step.
     """
@@ -54,8 +75,7 @@ class Copy:
     loss_fn: LossFn
     batch: Any
     steps: int
-    gradients: Sequence[float] = ()
-    blocks: Sequence[Sequence[str]] = ()
+    recorded: Recorded = NOTHING_RECORDED
     before_step: list[Callable[[int], object]] = field(default_factory=list)
 
     @cached_property
@@ -86,7 +106,7 @@ class Change:
     against : frozenset of str
         Verdicts for which it is tried unasked; `ALWAYS` for any.
     takes : int
-        One of MISTAKE, SETTINGS, START, PARTS, STRUCTURE.
+        One of MISTAKE, SETTING ... STRUCTURE.
     """
 
     name: str

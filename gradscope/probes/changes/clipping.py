@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from gradscope.probes.changes.change import SETTINGS, Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import SETTING, Change, Copy, DoesNotFit
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Clipping(Change):
 
     def apply(self, copy: Copy) -> None:
         """Clip before each step."""
-        norms = [norm for norm in copy.gradients if math.isfinite(norm) and norm > 0]
+        norms = [norm for norm in copy.recorded.gradients if math.isfinite(norm) and norm > 0]
         if not norms:
             raise DoesNotFit(f"{self.name}: no gradient norm was recorded")
         most = float(np.quantile(norms, self.quantile))
@@ -31,6 +31,6 @@ class Clipping(Change):
 CLIPPING = Clipping(
     "gradient clipped at its lower quartile",
     frozenset({"exploding", "none"}),
-    SETTINGS,
+    SETTING,
     0.25,
 )

@@ -18,7 +18,7 @@ class Shallower(Change):
     def apply(self, copy: Copy) -> None:
         """Put the identity in the place of the others."""
         inner = [unit for unit in copy.chain.units[1:-1] if unit.taken == unit.given]
-        if len(inner) < 4 or copy.blocks:
+        if len(inner) < 4 or copy.recorded.blocks:
             raise DoesNotFit(f"{self.name}: fewer than four plain hidden layers keep their shape")
         stay = max(int(len(inner) * self.share), 2)
         for unit in inner[stay:]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.optim import SGD, AdamW
 
-from gradscope.probes.changes.change import SETTINGS, Change, Copy, DoesNotFit
+from gradscope.probes.changes.change import OPTIMIZER, Change, Copy, DoesNotFit
 
 
 @dataclass(frozen=True)
@@ -26,4 +26,4 @@ class Adam(Change):
         copy.optimizer = AdamW(groups, lr=self.rate)
 
 
-ADAM = Adam("AdamW at 1e-3", frozenset({"vanishing", "none"}), SETTINGS, 1e-3)
+ADAM = Adam("AdamW at 1e-3", frozenset({"vanishing", "none"}), OPTIMIZER, 1e-3)

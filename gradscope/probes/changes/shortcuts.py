@@ -29,7 +29,7 @@ class Shortcuts(Change):
 
     def apply(self, copy: Copy) -> None:
         """Put a shortcut around each pair."""
-        if copy.blocks:
+        if copy.recorded.blocks:
             raise DoesNotFit(f"{self.name}: the net has shortcuts already")
         inner = copy.chain.units[1:-1]
         at, put = 0, 0

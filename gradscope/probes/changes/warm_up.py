@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradscope.probes.changes.change import SETTINGS, Change, Copy
+from gradscope.probes.changes.change import SETTING, Change, Copy
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,4 @@ class WarmUp(Change):
         copy.before_step.append(set_rate)
 
 
-WARM_UP = WarmUp("learning rate warmed up", frozenset({"exploding", "dead", "none"}), SETTINGS)
+WARM_UP = WarmUp("learning rate warmed up", frozenset({"exploding", "dead", "none"}), SETTING)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from gradscope.errors import GradscopeError
-from gradscope.probes.changes.change import STRUCTURE, Change, Copy
+from gradscope.probes.changes.activation import GELU, RELU
+from gradscope.probes.changes.change import EXCHANGE, STRUCTURE, Change, Copy
+from gradscope.probes.changes.initialisation import HE
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,10 @@ def together(parts: Sequence[Change]) -> Together:
     against = frozenset().union(*(part.against for part in parts))
     name = " + ".join(part.name for part in parts)
     return Together(name, against, max(part.takes for part in parts), tuple(parts))
+
+
+_FLAT = frozenset({"vanishing", "saturated"})
+
+# another activation needs the weights that fit it
+RELU_HE = Together("ReLU activations, He weights", _FLAT, EXCHANGE, (RELU, HE))
+GELU_HE = Together("GELU activations, He weights", _FLAT, EXCHANGE, (GELU, HE))
