@@ -32,13 +32,10 @@ class ByUpdateSpeed(Change):
 
     def apply(self, copy: Copy) -> None:
         """Raise it by what the recorded update speed lacks."""
-        factor = (
-            self.speed / copy.recorded.update_speed if copy.recorded.update_speed > 0 else math.nan
-        )
+        known = copy.recorded.update_speed
+        factor = self.speed / known if known > 0 else math.nan
         if not 10 < factor < 1e6:
-            raise DoesNotFit(
-                f"{self.name}: the weights change by {copy.recorded.update_speed:.1e} already"
-            )
+            raise DoesNotFit(f"{self.name}: the weights change by {known:.1e} a step already")
         for group in copy.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
 
