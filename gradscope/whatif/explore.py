@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from gradscope.diagnosis.blocks import residual_blocks
-from gradscope.diagnosis.findings import ADVISORY, CANNOT_TELL, Diagnosis
+from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis
 from gradscope.diagnosis.signal_path import is_weight_layer
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
@@ -206,11 +206,13 @@ def _outcome(
 
 
 def _fitting(unchanged: _Outcome, found: Collection[str]) -> dict[str, Change]:
-    """Return what is tried unasked: what is meant for the findings, the simplest first.
+    """Return what is tried unasked: what is meant for the findings.
 
-    Where nothing was found but the loss does not move, that is everything.
+    Where nothing was found that a change is meant for, that is the optimizer's settings, or, where
+    the loss does not move, everything.
     """
-    verdicts = {*unchanged.diagnosis.verdicts, *found} - ADVISORY - {"healthy", CANNOT_TELL}
+    meant = frozenset().union(*(change.against for change in CHANGES.values()))
+    verdicts = {*unchanged.diagnosis.verdicts, *found} & meant
     if verdicts:
         return against(verdicts)
     moves = unchanged.first - unchanged.loss >= MOVES * abs(unchanged.first)

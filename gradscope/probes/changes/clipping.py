@@ -30,7 +30,7 @@ class Clipping(Change):
 
 CLIPPING = Clipping(
     "gradient clipped at its lower quartile",
-    frozenset({"exploding", "none"}),
+    frozenset({"exploding", "unstable", "none"}),
     SETTING,
     0.25,
 )

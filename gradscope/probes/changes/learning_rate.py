@@ -40,7 +40,7 @@ class ByUpdateSpeed(Change):
             group["lr"] = group["lr"] * factor
 
 
-_TOO_FAST = frozenset({"exploding", "dead", "saturated", "none"})
+_TOO_FAST = frozenset({"exploding", "dead", "saturated", "unstable", "none"})
 _TOO_SLOW = frozenset({"none"})
 
 TENTH = LearningRate("learning rate x 1/10", _TOO_FAST, SETTING, 0.1)

@@ -24,4 +24,6 @@ class WarmUp(Change):
         copy.before_step.append(set_rate)
 
 
-WARM_UP = WarmUp("learning rate warmed up", frozenset({"exploding", "dead", "none"}), SETTING)
+WARM_UP = WarmUp(
+    "learning rate warmed up", frozenset({"exploding", "dead", "unstable", "none"}), SETTING
+)
