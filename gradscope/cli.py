@@ -208,6 +208,11 @@ def parser() -> argparse.ArgumentParser:
     )
     dashboard.add_argument("--port", type=_port, default=0, help="port (default: a free one)")
     dashboard.add_argument("--no-browser", action="store_true", help="only print the address")
+    dashboard.add_argument(
+        "--what-if",
+        metavar="SCRIPT:FUNCTION",
+        help="let the page start `gradscope what-if` on it, on this machine alone",
+    )
     return parser
 
 
@@ -382,7 +387,7 @@ def _dashboard(options: argparse.Namespace) -> None:
         raise GradscopeError(f"{options.folder}: there is no such folder")
     with extra_for("the dashboard"):
         from gradscope_dashboard import start
-    server = start(options.folder, host=options.host, port=options.port)
+    server = start(options.folder, host=options.host, port=options.port, what_if=options.what_if)
     server.attend(open_browser=not options.no_browser)
 
 

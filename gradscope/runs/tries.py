@@ -114,6 +114,32 @@ def remedy(tried: Tried, unchanged: Tried) -> str:
     )
 
 
+HEADS = ("change", "D", "verdict", "early speed", "loss", "slope", "step time", "")
+"""Of a table's columns, as `cells` fills them."""
+
+
+def cells(row: Tried, unchanged: Tried) -> tuple[str, ...]:
+    """Return a row of the table as text; the loss with half its spread over the seeds."""
+    told = ("", "") if row is unchanged else (f"x {row.cost:.2f}", _helps(row))
+    decades = signed(row.decades)
+    if row is not unchanged:
+        decades = f"{signed(unchanged.decades)} -> {decades}"
+    spread = "" if row.seeds < 2 or math.isnan(row.spread) else f" ± {row.spread / 2:.1g}"
+    return (
+        row.change,
+        decades,
+        row.verdict.partition(":")[0],
+        f"{row.early_speed:.0e}",
+        f"{row.loss:.3g}{spread}",
+        f"{row.slope:+.1e}",
+        *told,
+    )
+
+
+def _helps(row: Tried) -> str:
+    return "helps" if row.helps else "does not help"
+
+
 def signed(decades: float) -> str:
     """Return decades as a table shows them, `-11.9`; `?` where they could not be told."""
     return "?" if math.isnan(decades) else f"{decades:+.1f}"

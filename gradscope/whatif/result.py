@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from gradscope.runs.tries import Tried, signed
+from gradscope.runs.tries import HEADS, Tried, cells, signed
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,11 @@ class WhatIf:
 
     def __str__(self) -> str:
         """Return the table as text for a terminal."""
-        cells = [_HEAD, *(self._cells(row) for row in (*self.tried, self.unchanged))]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        table = [HEADS, *(cells(row, self.unchanged) for row in (*self.tried, self.unchanged))]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in cells
+            for row in table
         ]
         return "\n".join([self.sentence, "", *lines, *(f"note: {note}" for note in self.notes)])
 
@@ -77,29 +76,12 @@ class WhatIf:
             f" {base.loss:.3g} -> {best.loss:.3g}."
         )
 
-    def _cells(self, row: Tried) -> list[str]:
-        base = self.unchanged
-        is_base = row is base
-        return [
-            row.change,
-            signed(row.decades) if is_base else f"{signed(base.decades)} -> {signed(row.decades)}",
-            row.verdict.partition(":")[0],
-            f"{row.early_speed:.0e}",
-            f"{row.loss:.3g}" + ("" if math.isnan(row.spread) else f" ± {row.spread / 2:.1g}"),
-            f"{row.slope:+.1e}",
-            "" if is_base else f"x {row.cost:.2f}",
-            "" if is_base else ("helps" if row.helps else "does not help"),
-        ]
-
     def _repr_html_(self) -> str:
         """Return the table for a notebook; names are text there, never markup."""
+        rows = [cells(row, self.unchanged) for row in (*self.tried, self.unchanged)]
         body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in self._cells(row)) + "</tr>"
-            for row in (*self.tried, self.unchanged)
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
         )
-        head = "".join(f"<th>{cell}</th>" for cell in _HEAD)
+        head = "".join(f"<th>{cell}</th>" for cell in HEADS)
         notes = "".join(f"<p><i>note: {html.escape(note)}</i></p>" for note in self.notes)
         return f"<p>{html.escape(self.sentence)}</p><table><tr>{head}</tr>{body}</table>{notes}"
-
-
-_HEAD = ["change", "D", "verdict", "early speed", "loss", "slope", "step time", ""]
