@@ -49,8 +49,8 @@ class Batches:
             )
         if len(self.all) < steps:
             self.notes.append(
-                f"{len(self.all)} batch{'es' * (len(self.all) > 1)} for {steps} steps: they are"
-                " used again and again, in another order each time"
+                f"{len(self.all)} batch{'es' * (len(self.all) > 1)} for {steps} steps: used again"
+                " and again, in another order each time"
             )
 
     def in_order(self, seed: int, steps: int) -> Iterator[Any]:

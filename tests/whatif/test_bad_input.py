@@ -151,7 +151,7 @@ def test_few_batches_are_used_again_and_that_is_said(tmp_path):
         model, CROSS_ENTROPY, learners.batches(2), learners.momentum(model),
         changes=["lr/3"], steps=5, run=tmp_path / "run",
     )  # fmt: skip
-    assert "2 batches for 5 steps: they are used again and again" in "".join(what.notes)
+    assert "2 batches for 5 steps: used again and again" in "".join(what.notes)
     assert what.unchanged.steps == 5
 
 

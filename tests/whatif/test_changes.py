@@ -268,17 +268,55 @@ def test_dropout_mode_and_softmax_are_mended_where_they_are():
     torch.testing.assert_close(made("no-softmax", function).model(x()), function.fc(x()))
 
 
-def test_recurrent_weights_are_orthogonal_gate_by_gate_and_forget_gates_open():
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.LSTMCell, nn.GRU, nn.RNN], ids=lambda k: k.__name__)
+def test_recurrent_weights_are_orthogonal_and_gates_keep_for_the_length_of_a_sequence(kind):
     class Reader(nn.Module):
         def __init__(self):
             super().__init__()
-            self.lstm, self.last = nn.LSTM(2, 6, batch_first=True), nn.Linear(6, 4)
+            self.rnn = kind(2, 6, **({} if kind is nn.LSTMCell else {"batch_first": True}))
+            self.last = nn.Linear(6, 4)
 
         def forward(self, x):
-            return self.last(self.lstm(x.reshape(len(x), 4, 2))[0][:, -1])
+            x = x.reshape(len(x), 4, 2)
+            if kind is not nn.LSTMCell:
+                return self.last(self.rnn(x)[0][:, -1])
+            state = None
+            for step in range(4):
+                state = self.rnn(x[:, step], state)
+            return self.last(state[0])
 
-    lstm = made("recurrent", Reader()).model.lstm
-    for gate in lstm.weight_hh_l0.split(6):
+    rnn = made("recurrent", Reader()).model.rnn
+    values = {name.removesuffix("_l0"): value for name, value in rnn.named_parameters()}
+    for gate in values["weight_hh"].split(6):
         torch.testing.assert_close(gate @ gate.T, torch.eye(6), rtol=0, atol=1e-5)
-    bias = (lstm.bias_ih_l0 + lstm.bias_hh_l0).reshape(4, 6)
-    assert bias[1].tolist() == [1] * 6 and not bias[[0, 2, 3]].any()
+    bias = (values["bias_ih"] + values["bias_hh"]).split(6)
+    if kind is nn.RNN:
+        assert not bias[0].any()
+    else:
+        assert ((bias[1] >= 0) & (bias[1] <= math.log(3))).all() and bias[1].unique().numel() == 6
+    if len(bias) == 4:
+        torch.testing.assert_close(bias[0], -bias[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["he", "xavier", "orthogonal", "lsuv"])
+def test_shared_embeddings_lengths_of_normalised_weights_and_half_precision_are_heeded(name):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.letters, self.last = nn.Embedding(4, 8), nn.Linear(8, 4)
+            self.last.weight = self.letters.weight
+            self.norm = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.norm(x)))
+
+    model = Tied()
+    copy = made(name, model).model
+    torch.testing.assert_close(copy.letters.weight, model.letters.weight, rtol=0, atol=0)
+    if name != "lsuv":  # which scales them
+        made_of, was = (net.norm.parametrizations.weight.original0 for net in (copy, model))
+        torch.testing.assert_close(made_of, was, rtol=0, atol=0)
+    half = learners.plain(4).bfloat16()
+    data = [(x.bfloat16(), y) for x, y in learners.batches(1)]
+    subject = Subject(half, learners.momentum(half), CROSS_ENTROPY, Batches(data, 1), 1)
+    assert changed(subject, CHANGES[name], 0).model.first.weight.dtype == torch.bfloat16

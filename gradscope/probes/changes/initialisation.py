@@ -40,23 +40,33 @@ class Initialisation(Change):
 
 
 def weight_layers(copy: Copy) -> list[nn.Module]:
-    """Return the modules of the copy that own a weight matrix or kernel, embeddings left out."""
+    """Return the modules of the copy that own a weight matrix or kernel, embeddings left out.
+
+    So are those that share an embedding's weights.
+    """
+    embeddings = [m for m in copy.model.modules() if isinstance(m, nn.Embedding)]
+    shared = {id(parameter) for module in embeddings for parameter in module.parameters()}
     return [
         module
         for module in copy.model.modules()
-        if layers.is_weight_layer(module) and not isinstance(module, (nn.Embedding, nn.RNNBase))
+        if layers.is_weight_layer(module)
+        and not isinstance(module, nn.RNNBase)
+        and not any(id(p) in shared for p in module.parameters(recurse=False))
     ]
 
 
 @torch.no_grad()
 def redraw(module: nn.Module, draw: Callable[[Tensor, float], object], gain: float) -> bool:
-    """Draw the trainable weights of `module` anew; return whether there were any."""
+    """Draw the trainable weights of `module` anew; return whether there were any.
+
+    Not what has one number a unit, as the lengths of normalised weights.
+    """
     found = False
     for _, parameter in layers.own_parameters(module):
-        if parameter.dim() >= 2:
+        if parameter.dim() >= 2 and parameter[0].numel() > 1:
             draw(parameter, gain)
             found = True
-        elif found:  # a bias stands behind its weight
+        elif parameter.dim() == 1 and found:  # a bias stands behind its weight
             parameter.zero_()
     return found
 
@@ -79,7 +89,8 @@ def xavier(weight: Tensor, gain: float) -> None:
 
 def orthogonal(weight: Tensor, gain: float) -> None:
     """Saxe et al. 2014: all singular values are the gain."""
-    nn.init.orthogonal_(weight, gain)
+    drawn = torch.empty(weight.shape, device=weight.device)  # half precision has no QR
+    weight.copy_(nn.init.orthogonal_(drawn, gain))
 
 
 _HELPS = frozenset({"vanishing", "exploding", "dead", "collapsed", "saturated"})
