@@ -51,7 +51,8 @@ class Tried:
     spread : float
         Largest less smallest `loss` over the seeds.
     cost : float
-        Time of a step over the unchanged copy's.
+        Time of a step over the unchanged copy's, a rough figure where others use the machine; NaN
+        where it was trained once, and watched.
     parameters : int
         Trainable ones.
     steps, seeds : int
@@ -120,7 +121,7 @@ HEADS = ("change", "D", "verdict", "early speed", "loss", "slope", "step time", 
 
 def cells(row: Tried, unchanged: Tried) -> tuple[str, ...]:
     """Return a row of the table as text; the loss with half its spread over the seeds."""
-    told = ("", "") if row is unchanged else (f"x {row.cost:.2f}", _helps(row))
+    told = ("", "") if row is unchanged else (_times(row.cost), _helps(row))
     decades = signed(row.decades)
     if row is not unchanged:
         decades = f"{signed(unchanged.decades)} -> {decades}"
@@ -134,6 +135,10 @@ def cells(row: Tried, unchanged: Tried) -> tuple[str, ...]:
         f"{row.slope:+.1e}",
         *told,
     )
+
+
+def _times(cost: float) -> str:
+    return "" if math.isnan(cost) else f"x {cost:.2f}"
 
 
 def _helps(row: Tried) -> str:

@@ -200,38 +200,29 @@ class Scope:
         steps: int = 50,
         seconds: float | None = None,
     ) -> WhatIf:
-        """Try on copies what would help this training: `gradscope.what_if`, for the run as it is.
+        """Try on copies what would help this training, into `<run>/what-if`; it goes on untouched.
 
-        >>> what = scope.what_if(loss_fn, loader)
-        >>> print(what)
-
-        What `diagnose` finds of this run decides, too, which changes are tried. Training goes on
-        afterwards as if nothing had been asked.
+        What `diagnose` finds of this run decides, too, which changes are tried.
 
         Parameters
         ----------
         loss_fn, batches, changes, steps, seconds
             As for `gradscope.what_if`.
 
-        Returns
-        -------
-        WhatIf
-            The tries lie in `<run>/what-if`.
-
         Raises
         ------
         GradscopeError
-            As `gradscope.what_if` does; also before the optimizer's first step, unless it was
-            given to `watch`, and where the model has several.
+            As by `gradscope.what_if`; also before the optimizer's first step, unless it was given
+            to `watch`, and where the model has several.
         """
         from gradscope.whatif.explore import explore  # pandas is not needed to record
         from gradscope.whatif.subject import subject_of
 
         model, optimizers = self._model(), self._recorder.optimizers
         if self._closed or model is None or len(optimizers) != 1:
+            why = "is closed" if self._closed else f"knows {len(optimizers)} optimizers"
             raise GradscopeError(
-                f"what_if(): this scope {'is closed' if self._closed else 'knows of'}"
-                f"{'' if self._closed else f' {len(optimizers)} optimizers of the model'}; call"
+                f"what_if(): this scope {why}; call"
                 " gradscope.what_if(model, loss_fn, batches, optimizer)"
             )
         subject = subject_of(model, loss_fn, batches, optimizers[0], steps)

@@ -66,6 +66,11 @@ class _Outcome(NamedTuple):
         return _mean([training.losses[0] for training in self.trainings])
 
     @property
+    def seconds(self) -> float:
+        """Of a step without a watch; NaN where all trainings were watched."""
+        return min((training.seconds for training in self.trainings[1:]), default=math.nan)
+
+    @property
     def spread(self) -> float:
         losses = [training.loss for training in self.trainings]
         return max(losses) - min(losses) if all(map(math.isfinite, losses)) else math.nan
@@ -238,7 +243,7 @@ def _row(
         loss=outcome.loss,
         slope=_mean([each.slope for each in outcome.trainings]),
         spread=outcome.spread,
-        cost=training.seconds / unchanged.trainings[0].seconds,
+        cost=outcome.seconds / unchanged.seconds,
         parameters=training.parameters,
         steps=len(training.losses),
         seeds=len(outcome.trainings),
