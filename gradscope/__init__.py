@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from gradscope.runs.run import Run
     from gradscope.session.scope import Scope
     from gradscope.session.watch import unwatch, watch
+    from gradscope.session.what_if import what_if
     from gradscope.showing import dashboard, report
+    from gradscope.whatif.result import WhatIf
 
 __all__ = [
     "Comparison",
@@ -36,6 +38,7 @@ __all__ = [
     "Run",
     "Scope",
     "Shattering",
+    "WhatIf",
     "__version__",
     "compare",
     "cut",
@@ -49,11 +52,14 @@ __all__ = [
     "shattering",
     "unwatch",
     "watch",
+    "what_if",
 ]
 
 _HOMES = {
     "watch": "gradscope.session.watch",
     "unwatch": "gradscope.session.watch",
+    "what_if": "gradscope.session.what_if",
+    "WhatIf": "gradscope.whatif.result",
     "Scope": "gradscope.session.scope",
     "Run": "gradscope.runs.run",
     "load": "gradscope.runs.loading",

@@ -139,6 +139,29 @@ def parser() -> argparse.ArgumentParser:
         "say what is on this machine, and whether a small training is read rightly",
         "gradscope doctor",
     )
+    what_if = _command(
+        commands,
+        "what-if",
+        _what_if,
+        "try on copies of a net what would make it learn",
+        "gradscope what-if train.py:setup --changes shortcuts he lr/10",
+    )
+    what_if.add_argument(
+        "script",
+        metavar="SCRIPT:FUNCTION",
+        help="function of a script or module that returns (model, loss_fn, batches, optimizer)",
+    )
+    what_if.add_argument(
+        "--changes", metavar="CHANGE", nargs="+", help="those to try (default: what fits)"
+    )
+    what_if.add_argument(
+        "--steps", metavar="N", type=int, default=50, help="of each training (default: 50)"
+    )
+    what_if.add_argument(
+        "--seconds", type=float, help="after which no other change is begun (default: no end)"
+    )
+    what_if.add_argument("--run", metavar="RUN", help="run to write (default: runs/<time>-<model>)")
+    what_if.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     bench = _command(
         commands,
@@ -192,6 +215,11 @@ def parser() -> argparse.ArgumentParser:
     )
     dashboard.add_argument("--port", type=_port, default=0, help="port (default: a free one)")
     dashboard.add_argument("--no-browser", action="store_true", help="only print the address")
+    dashboard.add_argument(
+        "--what-if",
+        metavar="SCRIPT:FUNCTION",
+        help="let the page start `gradscope what-if` on it, on this machine alone",
+    )
     return parser
 
 
@@ -323,6 +351,28 @@ def _merge(options: argparse.Namespace) -> None:
     print(f"merged {run.meta['merged']} ranks, {len(run.steps)} steps, to {_plain(options.output)}")
 
 
+def _what_if(options: argparse.Namespace) -> None:
+    from gradscope.script import returned
+    from gradscope.session.what_if import what_if
+
+    model, loss_fn, batches, optimizer = returned(options.script)
+    what = what_if(
+        model,
+        loss_fn,
+        batches,
+        optimizer,
+        changes=options.changes,
+        steps=options.steps,
+        seconds=options.seconds,
+        run=options.run,
+    )
+    if options.json:
+        rows = [asdict(row) for row in (what.unchanged, *what.tried)]
+        print(json.dumps(_finite({"run": str(what.run), "tried": rows}), indent=1))
+    else:
+        print("\n".join(_plain(line) for line in f"{what}\nrun: {what.run}".splitlines()))
+
+
 def _bench(options: argparse.Namespace) -> None:
     from gradscope.benchmark.cost import bench
 
@@ -356,7 +406,7 @@ def _dashboard(options: argparse.Namespace) -> None:
         raise GradscopeError(f"{options.folder}: there is no such folder")
     with extra_for("the dashboard"):
         from gradscope_dashboard import start
-    server = start(options.folder, host=options.host, port=options.port)
+    server = start(options.folder, host=options.host, port=options.port, what_if=options.what_if)
     server.attend(open_browser=not options.no_browser)
 
 

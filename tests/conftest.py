@@ -149,8 +149,8 @@ def dashboard() -> Iterator[Callable[[Path], str]]:
     gradscope_dashboard = pytest.importorskip("gradscope_dashboard", reason="dash is missing")
     servers = []
 
-    def serve(path: Path) -> str:
-        servers.append(gradscope_dashboard.start(path))
+    def serve(path: Path, **options: str) -> str:
+        servers.append(gradscope_dashboard.start(path, **options))
         return servers[-1].url
 
     yield serve

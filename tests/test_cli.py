@@ -328,3 +328,75 @@ def test_a_shell_completes_commands_options_and_folders(tmp_path: Path) -> None:
             echo "${{COMPREPLY[@]}}"
         done""")
     assert result.stdout == "diagnose\n--fail-on\nruns\n", result.stderr
+
+
+SCRIPT = """
+import torch
+from torch import nn
+from beside import batches
+
+def setup():
+    torch.manual_seed(0)
+    hidden = [part for _ in range(12) for part in (nn.Linear(8, 8), nn.Tanh())]
+    model = nn.Sequential(*hidden, nn.Linear(8, 4))
+    return model, nn.CrossEntropyLoss(), batches(), torch.optim.SGD(model.parameters(), 0.05, 0.9)
+
+def wrong():
+    return 3
+
+def failing():
+    raise OSError("no data")
+
+if __name__ == "__main__":
+    raise SystemExit("this is no training")
+"""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    (tmp_path / "beside.py").write_text(
+        "import torch\nbatches = lambda: [(torch.randn(16, 8), torch.arange(16) % 4)] * 4\n"
+    )
+    (tmp_path / "train.py").write_text(SCRIPT)
+    return tmp_path / "train.py"
+
+
+def test_what_if_tries_changes_on_what_a_function_of_a_script_returns(
+    script: Path, tmp_path: Path
+) -> None:
+    asked = ["--changes", "he", "xavier", "--steps", 6, "--run", tmp_path / "run"]
+    result = command("what-if", f"{script}:setup", *asked)
+    assert result.returncode == 0, result.stderr
+    assert "one copy at a time" in result.stderr
+    lines = result.stdout.splitlines()
+    assert {"He weights", "Xavier weights", "unchanged"} <= {line.split("  ")[0] for line in lines}
+    assert lines[-1] == f"run: {tmp_path / 'run'}"
+    assert (tmp_path / "run" / "what-if" / "he" / "run.json").is_file()
+
+
+def test_what_if_as_json_is_for_scripts(
+    script: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--changes", "lr/3", "--steps", "4", "--run", str(tmp_path / "run"), "--json"]
+    assert main(["what-if", f"{script}:setup", *asked]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["change"] for row in told["tried"]] == ["unchanged", "learning rate x 1/3"]
+    assert told["tried"][0]["verdict"] == "vanishing"
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("nothing", "has no function 'nothing'"),
+        ("wrong", "must return (model, loss_fn, batches, optimizer), got int"),
+        ("failing", "failed: OSError: no data"),
+        ("", "write SCRIPT:FUNCTION, such as train.py:setup"),
+    ],
+)
+def test_what_if_refuses_a_function_that_gives_no_training(
+    script: Path, capsys: pytest.CaptureFixture[str], function: str, sentence: str
+) -> None:
+    assert main(["what-if", f"{script}:{function}"]) == 2
+    assert sentence in capsys.readouterr().err
+    assert main(["what-if", f"{script}.py:setup"]) == 2
+    assert "there is no such script" in capsys.readouterr().err

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import gradscope
+import learners
 import situations
 import truth
 from gradscope.session import sinks
@@ -42,7 +43,7 @@ def module_of(file: str, patch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_recipe_is_shorter_than_30_lines():
-    assert len(recipes()) == 6
+    assert len(recipes()) == 7
     assert [file for file, block in recipes().items() if block.count("\n") >= 30] == []
 
 
@@ -211,6 +212,24 @@ def test_the_recipe_for_an_integration_gets_readings(monkeypatch, tmp_path):
 
 
 # --- a situation, which joins those that are there ------------------------------------------------
+
+
+def test_the_recipe_for_a_change_changes_a_copy(monkeypatch, tmp_path):
+    change = module_of("gradscope/probes/changes/bias.py", monkeypatch).NO_BIAS
+    model = learners.plain(3)
+    optimizer = learners.momentum(model)
+    what = gradscope.what_if(
+        model, torch.nn.CrossEntropyLoss(), learners.batches(), optimizer,
+        changes=[change], steps=3, run=tmp_path / "run",
+    )  # fmt: skip
+    assert [row.change for row in what.tried] == ["biases at zero"]
+    with torch.no_grad():
+        model.first.bias.zero_(), model.body[0].fc.bias.zero_(), model.last.bias.zero_()
+    with pytest.raises(gradscope.GradscopeError, match="no bias is other than zero"):
+        gradscope.what_if(
+            model, torch.nn.CrossEntropyLoss(), learners.batches(), optimizer,
+            changes=[change], run=tmp_path / "again",
+        )  # fmt: skip
 
 
 def test_the_situation_of_the_recipe_joins_the_others_as_it_stands(monkeypatch, tmp_path):

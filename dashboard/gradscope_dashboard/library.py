@@ -21,6 +21,7 @@ from gradscope.plots.speed import speed_info
 from gradscope.runs.loading import discover, load
 from gradscope.runs.run import Run
 from gradscope_dashboard.background import Background
+from gradscope_dashboard.starting import Starter
 
 
 class Library:
@@ -35,6 +36,8 @@ class Library:
     ----------
     lock : RLock
         Held while a run is read or refreshed: what is drawn comes from one moment.
+    starter : Starter or None
+        What may be started from the page, if anything.
 
     Raises
     ------
@@ -54,6 +57,7 @@ class Library:
             if not self._given:
                 raise GradscopeError("there is no run to show; give one, several, or a folder")
         self.lock = threading.RLock()
+        self.starter: Starter | None = None
         self._paths: dict[str, Path] = {}
         self._runs: dict[str, Run] = {}
         self._problems: dict[str, str] = {}
@@ -156,6 +160,8 @@ class Library:
 
     def close(self) -> None:
         """End the background work."""
+        if self.starter is not None:
+            self.starter.stop()
         self._background.close()
 
     @property

@@ -8,6 +8,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 from werkzeug.serving import BaseWSGIServer, make_server
@@ -16,6 +17,7 @@ from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
 from gradscope_dashboard.app import make_app
 from gradscope_dashboard.library import Library
+from gradscope_dashboard.starting import Starter
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 WILDCARDS = ("0.0.0.0", "::", "")
@@ -93,12 +95,27 @@ class Server:
 
 
 def start(
-    source: Run | Sequence[Run] | str | os.PathLike[str], *, host: str = "127.0.0.1", port: int = 0
+    source: Run | Sequence[Run] | str | os.PathLike[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    what_if: str | None = None,
 ) -> Server:
-    """Serve runs from a thread of this process and return at once; see `gradscope.dashboard`."""
+    """Serve runs from a thread of this process and return at once; see `gradscope.dashboard`.
+
+    `what_if` names a function of a script, `train.py:setup`, on which the page may start
+    `gradscope what-if`: on this machine alone.
+    """
+    if what_if is not None and (host not in LOOPBACK or not isinstance(source, (str, os.PathLike))):
+        raise GradscopeError(
+            f"{what_if} can be started from the page of this machine's own dashboard alone: serve a"
+            " folder of runs, without --host"
+        )
     # Behind a wildcard the names by which others know this machine are unknown.
     trusted = None if host in WILDCARDS else [*LOOPBACK, host.lower()]
     library = Library(source)
+    if what_if is not None:
+        library.starter = Starter(what_if, Path(os.fspath(source)))  # type: ignore[arg-type]
     app = make_app(library, trusted_hosts=trusted)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     try:

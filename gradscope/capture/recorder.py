@@ -142,6 +142,11 @@ class Recorder:
             raise
 
     @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those of the model, as far as they are known."""
+        return self._updates.optimizers
+
+    @property
     def rows(self) -> int:
         """How many steps were recorded."""
         return self._steps.rows

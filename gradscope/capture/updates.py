@@ -61,6 +61,13 @@ class Updates:
 
     # --- optimizers -----------------------------------------------------------------------------
 
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """Those whose steps count: that were given, or have stepped."""
+        if self._given is not None:
+            return list(self._given)
+        return [optimizer for optimizer, (_, updates) in self._known.items() if updates]
+
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Read what any optimizer in this process, if it is one of the model's, is about to use."""
         if is_capturing() or not self._concern(optimizer):

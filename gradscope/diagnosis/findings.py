@@ -95,7 +95,7 @@ class Finding:
             lines.append(f"  layers: {listed(self.layers)}")
         if self.evidence:
             lines.append(f"  evidence: {self.evidence_text}")
-        lines += [f"  try: {remedy}" for remedy in self.remedies]
+        lines += [f"  {'' if r.startswith('tried') else 'try: '}{r}" for r in self.remedies]
         return "\n".join(lines)
 
     @property

@@ -29,6 +29,7 @@ from gradscope.diagnosis.rules import (
     update_speed,
 )
 from gradscope.diagnosis.signal_path import SignalPath, composites
+from gradscope.diagnosis.tried import tried_first
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
 from gradscope.schema import VERDICTS
@@ -128,6 +129,7 @@ def diagnose(run: Run) -> Diagnosis:
         )
     evidence = Evidence(run)
     found = _agreeing(list(itertools.chain.from_iterable(rule(evidence) for rule in RULES)))
+    found = [tried_first(finding, run) for finding in found]
     found.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), _gravity(finding)))
     unknown = _unknown(evidence)
     verdict = _headline([f for f in found if f.severity != "information"], unknown)

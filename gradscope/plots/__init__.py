@@ -16,6 +16,7 @@ from gradscope.plots.speed import speed
 from gradscope.plots.survival import survival
 from gradscope.plots.theme import DARK, LIGHT, Theme
 from gradscope.plots.training import training
+from gradscope.plots.tries import tries
 
 __all__ = [
     "DARK",
@@ -32,4 +33,5 @@ __all__ = [
     "speed",
     "survival",
     "training",
+    "tries",
 ]

@@ -59,7 +59,7 @@ def probe_of(
             f"{type(model).__name__} is distributed; probe the module on one process instead"
         )
     inner = layers.unwrap(model)
-    args, kwargs, target = _arguments(batch)
+    args, kwargs, target = arguments_of(batch)
     if differentiate_inputs:
         for tensor in tensors_in((args, kwargs)):
             if tensor.is_floating_point() and not tensor.requires_grad:
@@ -68,7 +68,7 @@ def probe_of(
     modules = Modules(inner)
     forward = Forward(Plan())
     with ExitStack() as stack:
-        stack.enter_context(_kept(inner))
+        stack.enter_context(kept(inner))
         stack.enter_context(torch.enable_grad())
         stack.callback(FollowedHooks().remove)
         for number, module in modules:
@@ -101,7 +101,7 @@ def _hooks(
 
 
 @contextmanager
-def _kept(model: nn.Module) -> Iterator[None]:
+def kept(model: nn.Module) -> Iterator[None]:
     """Put buffers and random states back at the end."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
@@ -114,7 +114,7 @@ def _kept(model: nn.Module) -> Iterator[None]:
                 buffer.copy_(before)
 
 
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+def arguments_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """Return positional and keyword arguments of the model, and what `loss_fn` compares with."""
     if isinstance(batch, dict):
         return (), batch, batch

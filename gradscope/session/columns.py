@@ -182,10 +182,14 @@ def _table(
     rows: list[HostRow], index: str, n: int, metrics: Mapping[str, Array], dtype: type
 ) -> Columns:
     steps = np.array([row.step for row in rows], dtype=np.int64)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        values: Columns = {
+            name: matrix.reshape(-1).astype(dtype) for name, matrix in metrics.items()
+        }
     return {
         "step": np.repeat(steps, n),
         index: np.tile(np.arange(n, dtype=np.int32), len(rows)),
-        **{name: matrix.reshape(-1).astype(dtype) for name, matrix in metrics.items()},
+        **values,
     }
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gradscope._version import __version__
 from gradscope.capture.catalogue import Catalogue
@@ -29,6 +30,7 @@ from gradscope.storage.writer import remove_run
 if TYPE_CHECKING:
     from gradscope.diagnosis.findings import Diagnosis
     from gradscope.runs.run import Run
+    from gradscope.whatif.result import WhatIf
 
 
 class Scope:
@@ -46,6 +48,7 @@ class Scope:
         flush_seconds: float,
     ) -> None:
         self._model_id = id(model)
+        self._model = weakref.ref(model)
         self._closed = False
         self._every = settings.every
         self._notes: list[str] = []
@@ -192,6 +195,44 @@ class Scope:
         alerts.check(verdict, callback)
         self._drain.alert(verdict, callback)
 
+    def what_if(
+        self,
+        loss_fn: Callable[[Any, Any], Any],
+        batches: Any,
+        *,
+        changes: Sequence[Any] | None = None,
+        steps: int = 50,
+        seconds: float | None = None,
+    ) -> WhatIf:
+        """Try on copies what would help this training, into `<run>/what-if`; it goes on untouched.
+
+        What `diagnose` finds of this run decides, too, which changes are tried.
+
+        Parameters
+        ----------
+        loss_fn, batches, changes, steps, seconds
+            As for `gradscope.what_if`.
+
+        Raises
+        ------
+        GradscopeError
+            As by `gradscope.what_if`; also before the optimizer's first step, unless it was given
+            to `watch`, and where the model has several.
+        """
+        from gradscope.whatif.explore import explore  # pandas is not needed to record
+        from gradscope.whatif.subject import subject_of
+
+        model, optimizers = self._model(), self._recorder.optimizers
+        if self._closed or model is None or len(optimizers) != 1:
+            why = "is closed" if self._closed else f"knows {len(optimizers)} optimizers"
+            raise GradscopeError(
+                f"what_if(): this scope {why}; call"
+                " gradscope.what_if(model, loss_fn, batches, optimizer)"
+            )
+        subject = subject_of(model, loss_fn, batches, optimizers[0], steps)
+        self.flush()
+        return explore(subject, _record, self.path, changes, seconds)
+
     def flush(self) -> None:
         """Write every step made by now to disk; what is logged afterwards is the next step's."""
         self._recorder.end_step()
@@ -278,3 +319,11 @@ class Scope:
             except Exception as error:  # warnings are errors here, or cannot be shown
                 with suppress(Exception):
                     print(error, file=sys.stderr)
+
+
+def _record(model: nn.Module, path: Path, optimizer: Optimizer) -> Scope:
+    """Watch a copy of a model that is watched."""
+    settings = Settings(optimizers=[optimizer])
+    return Scope(
+        model, path, settings, resume=False, every_rank=False, flush_every=500, flush_seconds=1.0
+    )

@@ -134,6 +134,22 @@ def test_batchnorm_explodes_at_the_start_only(lesson: ModuleType) -> None:
     assert lesson.draw(table).data and "explosion that passes" in lesson.sentence(table)
 
 
+@use("one_step_at_a_time")
+def test_each_remedy_does_what_its_theory_says(lesson: ModuleType) -> None:
+    table = lesson.measure(depth=24, steps=12).set_index("net")
+    lost = table["decades"]
+    layers = 24 - 3  # activations and weights between the first and the last hidden layer's outputs
+    assert lost["ReLU"] / layers == pytest.approx(-0.5 * math.log10(6), abs=0.06)
+    assert lost["sigmoid"] < lost["ReLU"] - 8
+    assert abs(lost["ReLU, He"]) < 1
+    assert abs(lost["ReLU, shortcuts"]) < 1
+    assert lost["ReLU, He, shortcuts"] > 1
+    assert table["verdict"].tolist()[:3] == ["vanishing", "vanishing", "healthy"]
+    assert table["loss"].idxmin() == "ReLU, shortcuts"
+    assert lesson.draw(table.reset_index()).data
+    assert "He's weights the rest" in lesson.sentence(table.reset_index())
+
+
 def test_every_lesson_is_tested() -> None:
     tested = {
         mark.args[1][0]

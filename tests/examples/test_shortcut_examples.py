@@ -115,3 +115,15 @@ def test_no_steps_are_refused(script: str, tmp_path: Path) -> None:
     pytest.importorskip(package, reason=f"{package} is not installed; the example needs it")
     done = run_example(script, tmp_path, "--steps", "0")
     assert done.returncode == 2 and "--steps must be 1 or more, got 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_if_finds_shortcuts_for_a_plain_net_of_50_layers(tmp_path: Path) -> None:
+    done = run_example("what_if.py", tmp_path, "--steps", "25")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Best: shortcuts around pairs of layers. D -11.9 -> ")
+    run = gradscope.load(tmp_path / "runs" / "plain-50")
+    assert (len(run.steps), len(run.shortcuts)) == (25, 0)
+    mended = gradscope.load(run.path / "what-if" / "shortcuts")
+    assert len(mended.shortcuts) == 24
+    assert "\n  tried: shortcuts around pairs of layers: D -11.9 -> " in done.stdout

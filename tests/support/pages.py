@@ -5,11 +5,10 @@ from __future__ import annotations
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 Browse = Callable[..., Any]
-Serve = Callable[[Path], str]
+Serve = Callable[..., str]
 
 PROFILE = "document.querySelector('#profile .js-plotly-plot')"
 
