@@ -13,12 +13,15 @@ from dash.exceptions import PreventUpdate
 from numpy.typing import NDArray
 
 from gradscope.plots import DARK, LIGHT, Theme
+from gradscope.plots.plotlyjs import PRIVATE
 from gradscope.runs.run import Run
 from gradscope_dashboard import state
 from gradscope_dashboard.library import Library
 
 GRAPH_CONFIG: Any = {
+    **PRIVATE,
     "displaylogo": False,
+    "displayModeBar": "hover",
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
     "toImageButtonOptions": {"format": "svg"},
 }

@@ -39,6 +39,7 @@ class Opened(NamedTuple):
     layers: list[dict[str, Any]]
     shortcuts: list[dict[str, Any]]
     notes: list[str]
+    marks: list[dict[str, Any]]
     problem: str = ""
     """What to tell of how the run was opened."""
 
@@ -115,7 +116,10 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
         return _opened(writer, None)
     ranks.connect()
     held = {} if writer is None else _opened(writer, None)._asdict()
-    told = {key: held.get(key) for key in ("next_step", "elapsed", "layers", "shortcuts", "notes")}
+    told = {
+        key: held.get(key)
+        for key in ("next_step", "elapsed", "layers", "shortcuts", "notes", "marks")
+    }
     is_new = writer is not None and writer.is_new
     told = json.loads(ranks.broadcast(json.dumps(told)))
     return Opened(path, writer, ranks, is_new, **told, problem=ranks.problem)
@@ -149,12 +153,12 @@ def _alone(ranks: Ranks, path: Path, writer: RunWriter | None) -> Opened:
         " same model to have those of all"
     )
     if writer is None:
-        return Opened(path, None, None, False, 0, 0.0, [], [], [], note)
+        return Opened(path, None, None, False, 0, 0.0, [], [], [], [], note)
     return _opened(writer, None)._replace(problem=note)
 
 
 def _opened(writer: RunWriter, ranks: Ranks | None) -> Opened:
-    lists = (writer.meta[key] for key in ("layers", "shortcuts", "notes"))
+    lists = (writer.meta[key] for key in ("layers", "shortcuts", "notes", "marks"))
     return Opened(
         writer.path, writer, ranks, writer.is_new, writer.next_step, writer.elapsed, *lists
     )
