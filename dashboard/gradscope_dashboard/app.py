@@ -69,6 +69,13 @@ def _layout() -> html.Div:
             dcc.Store(id="screen"),
             dcc.Store(id="shown-view"),
             html.Button(id="resized", hidden=True),
+            html.Div(
+                "The dashboard's server does not answer: this is what it said last."
+                " Is it still running?",
+                id="offline",
+                role="alert",
+                hidden=True,
+            ),
             controls.header(),
             html.Main(
                 [

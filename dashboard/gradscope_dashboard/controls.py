@@ -16,6 +16,13 @@ from gradscope_dashboard.page import aria, read_page
 from gradscope_dashboard.views import VIEWS
 
 POLL_SECONDS = 0.8
+STATES = {
+    "running": "training, step",
+    "stalled": "paused? no new step since step",
+    "crashed": "crashed after step",
+    "closed": "finished, step",
+}
+"""What the header says of the runs of each state, the liveliest first."""
 NAMES = [view.NAME for view in VIEWS]
 CLICKS = {graph: clicked for view in VIEWS for graph, clicked in view.CLICKS.items()}
 
@@ -162,18 +169,21 @@ def register(app: Dash, library: Library) -> None:
         now = new = state.parse(search, NAMES, names)
         marks = (found or {}).get("marks", {})
         latest = max((mark[1] for mark in marks.values() if mark[1] is not None), default=0)
+        opening = library.opening(now.selected(names))
         for button in clicks[handled:]:
-            new = _pressed(button, new, names, screen)
+            new = _pressed(button, new, names, screen, None if opening is None else latest)
         for trigger in ctx.triggered:
             by, value = ctx.triggered_prop_ids.get(trigger["prop_id"]), trigger["value"]
             if by in ("step", "step-number") and value is not None:
                 wanted = max(int(value), 0)
-                new = new.but(step=wanted if wanted < latest else None)
+                follow = wanted >= latest and opening is None
+                new = new.but(step=None if follow else min(wanted, latest))
             elif isinstance(by, str) and by in CLICKS and value:
                 with library.lock:
                     page = read_page(search, screen, library, NAMES)
                     new = new.but(**CLICKS[by](value["points"][0], page))
-        step = latest if new.step is None else min(new.step, latest)
+        step = (latest if opening is None else opening) if new.step is None else new.step
+        step = min(step, latest)
         address = new.search(NAMES[0])
         return (
             address if address != now.search(NAMES[0]) else no_update,
@@ -253,16 +263,22 @@ def register(app: Dash, library: Library) -> None:
 
 
 def _pressed(
-    button: Any, now: state.State, names: list[str], screen: dict[str, Any]
+    button: Any, now: state.State, names: list[str], screen: dict[str, Any], latest: int | None
 ) -> state.State:
-    """Return the state after the button with the id `button` was pressed."""
+    """Return the state after the button with the id `button` was pressed.
+
+    `latest` is the step that the button for it shows, None to follow the runs.
+    """
     key, to = button.get("set") or button["do"], button["to"]
     if key == "run":
         return now.toggled(to, names)
     if key == "theme":
         return now.but(theme="light" if screen["theme"] == "dark" else "dark")
     if key == "step":
-        return now.but(step=None)
+        return now.but(step=latest if to == "latest" else int(to))
+    if key == "finding":
+        step, layer = to.split(",", 1)
+        return now.but(step=int(step), layer=layer or None)
     if key == "layer":
         return now.but(layer=to or None)
     if key == "rows":
@@ -283,10 +299,14 @@ def _run_button(name: str, theme: Theme, library: Library) -> html.Button:
 
 def _live(marks: dict[str, list[Any]]) -> tuple[str, str]:
     """Return in words how far the shown runs are, and the class of the sign before it."""
-    lasts = [mark[1] for mark in marks.values() if mark[1] is not None]
-    if not lasts:
+    if not any(mark[1] is not None for mark in marks.values()):
         return "no step recorded yet", "waiting"
-    running = sum(mark[2] == "running" for mark in marks.values())
-    if running:
-        return f"training, step {max(lasts):,}", "live"
-    return f"finished, step {max(lasts):,}", "finished"
+    said = []
+    for status, words in STATES.items():
+        lasts = [mark[1] for mark in marks.values() if mark[2] == status and mark[1] is not None]
+        if lasts:
+            count = f"{len(lasts)} " if len(marks) > 1 and len(lasts) < len(marks) else ""
+            said.append(f"{count}{words} {max(lasts):,}")
+    statuses = {mark[2] for mark in marks.values()}
+    kind = next((kind for kind in STATES if kind in statuses), "closed")
+    return " · ".join(said), kind

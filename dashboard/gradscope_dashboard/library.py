@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from gradscope.diagnosis.comparison import Comparison, compare
 from gradscope.diagnosis.findings import Diagnosis
-from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.plots import METRICS
 from gradscope.plots.drawn import as_runs
 from gradscope.plots.heatmap import heatmap_info
 from gradscope.plots.speed import speed_info
+from gradscope.plots.summary import Summary, summarise
 from gradscope.runs.loading import discover, load
 from gradscope.runs.run import Run
 from gradscope_dashboard.background import Background
+
+SILENCE_SECONDS = 30
+"""A live run that has written nothing for so long may be paused."""
 
 
 class Library:
@@ -62,6 +68,11 @@ class Library:
         self.rescan()
 
     @property
+    def folder(self) -> Path | None:
+        """Folder in which runs are looked for; None where they were given."""
+        return self._top
+
+    @property
     def names(self) -> list[str]:
         """Names of all runs, in the order in which they were made."""
         return list(self._paths)
@@ -88,7 +99,8 @@ class Library:
         Returns
         -------
         dict
-            Name of a readable run -> [recorded steps, last step or None, status].
+            Name of a readable run -> [recorded steps, last step or None, status]; the status of a
+            live run that has written nothing for a while is "stalled".
         """
         marks: dict[str, list[object]] = {}
         with self.lock:
@@ -103,12 +115,11 @@ class Library:
                             continue
                         steps = run.steps["step"]
                     last = int(steps.iloc[-1]) if len(steps) else None
-                    status = run.status
-                    marks[name] = [len(steps), last, status]
+                    marks[name] = [len(steps), last, _state(run)]
         return marks
 
-    def diagnosis(self, name: str, *, patient: bool = True) -> Diagnosis | None:
-        """Return the newest diagnosis of the run called `name`, None before the first.
+    def summary(self, name: str, *, patient: bool = True) -> Summary | None:
+        """Return the newest summary of the run called `name`, None before the first.
 
         Parameters
         ----------
@@ -120,8 +131,8 @@ class Library:
         if not runs:
             return None
         marks = _marks(runs)
-        found: Diagnosis | None = self._background.get(
-            name, marks, lambda: diagnose(runs[0]), patient=patient
+        found: Summary | None = self._background.get(
+            name, marks, lambda: summarise(runs[0]), patient=patient
         )
         if found is not None and runs[0].status != "running":
             self._background.get(
@@ -132,14 +143,33 @@ class Library:
     def comparison(self, names: Sequence[str]) -> Comparison | None:
         """Return the newest comparison of the runs called `names`, None before the first."""
         runs = self.get(names)
-        diagnoses = [self.diagnosis(name, patient=False) for name in names]
-        known = [diagnosis for diagnosis in diagnoses if diagnosis is not None]
+        summaries = [self.summary(name, patient=False) for name in names]
+        known = [summary.diagnosis for summary in summaries if summary is not None]
         if not runs or len(known) < len(runs):
             return None
         found: Comparison | None = self._background.get(
             tuple(names), _marks(runs), lambda: compare(runs, known), patient=False
         )
         return found
+
+    def opening(self, names: Sequence[str]) -> int | None:
+        """Return the step to open the page at, None for the latest.
+
+        That is where the first of the runs broke, if none of them trains and one ends in values
+        that are not finite: at its last step there is nothing to see.
+        """
+        firsts = []
+        for name in names:
+            summary = self.summary(name, patient=False)
+            if summary is None:
+                continue
+            for run in self.get([name]):
+                if run.status == "running":
+                    return None
+                broke = breaking(summary.diagnosis)
+                if broke is not None:
+                    firsts.append(last_readable(run, broke))
+        return min(firsts, default=None)
 
     @property
     def worked_out(self) -> int:
@@ -197,6 +227,34 @@ class Library:
             yield
         said = [str(warning.message) for warning in caught]
         self._notes.setdefault(name, []).extend(said)
+
+
+def breaking(diagnosis: Diagnosis) -> int | None:
+    """Return the first step with values that are not finite, where the run ends with such ones."""
+    for finding in diagnosis.findings:
+        if finding.severity == "critical" and "first_step" in finding.evidence:
+            return int(finding.evidence["first_step"])
+    return None
+
+
+def last_readable(run: Run, step: int) -> int:
+    """Return `step`, or the recorded one before if no signal is a number any more by then."""
+    steps, signal = run.matrix("signal_norm", max(step - 1000, 0), step)
+    known = np.flatnonzero((np.isfinite(signal) & (signal != 0)).any(axis=1))
+    return int(steps[known[-1]]) if len(known) else step
+
+
+def _state(run: Run) -> str:
+    """Return the status of a run; "stalled" if it lives, but has written nothing for a while."""
+    if run.status != "running":
+        return run.status
+    times = run.steps["time"].to_numpy()
+    usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    try:
+        silent = time.time() - (run.path / "steps").stat().st_mtime
+    except OSError:
+        return "running"
+    return "stalled" if silent > max(SILENCE_SECONDS, 20 * usual) else "running"
 
 
 def _made(path: Path) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from dash import Dash, Input, Output, Patch, State, dcc, html
+from dash import Dash, Input, Output, Patch, State, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 from numpy.typing import NDArray
 
@@ -29,21 +29,23 @@ GRAPH_CONFIG: Any = {
 
 @dataclass(frozen=True)
 class Page:
-    """What the user looks at: the state, its runs, and the colours."""
+    """What the user looks at: the state, its runs, the colours, the step (None is the latest)."""
 
     state: state.State
     names: list[str]
     runs: list[Run]
     theme: Theme
     library: Library
+    step: int | None = None
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and the sentences above it."""
+    """A figure, the sentences above it, and its title where that changes."""
 
     figure: dict[str, Any]
     caption: str
+    title: str | None = None
 
 
 def read_page(search: str | None, screen: dict[str, Any], library: Library, views: Any) -> Page:
@@ -54,7 +56,12 @@ def read_page(search: str | None, screen: dict[str, Any], library: Library, view
     theme = DARK if screen["theme"] == "dark" else LIGHT
     slots = tuple(library.slot(name) for name in shown)
     return Page(
-        wanted, shown, library.get(shown), theme.for_page(slots, bool(screen["narrow"])), library
+        wanted,
+        shown,
+        library.get(shown),
+        theme.for_page(slots, bool(screen["narrow"])),
+        library,
+        library.opening(shown) if wanted.step is None else wanted.step,
     )
 
 
@@ -68,7 +75,7 @@ def chart(graph: str, title: str, *children: Any) -> html.Section:
     return html.Section(
         className="chart",
         children=[
-            html.H2(title),
+            html.H2(title, id=f"{graph}-title"),
             html.P(id=f"{graph}-caption", className="caption"),
             dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": {}}),
             dcc.Store(id=f"{graph}-drawn"),
@@ -97,6 +104,7 @@ def draw_with(
     @app.callback(
         Output(graph, "figure"),
         Output(f"{graph}-caption", "children"),
+        Output(f"{graph}-title", "children"),
         Output(f"{graph}-drawn", "data"),
         Input("url", "search"),
         Input("library", "data"),
@@ -123,21 +131,22 @@ def draw_with(
             page.state.layer,
             screen,
             len(drawing.figure["data"]) > 0,
-            _few_ticks(drawing.figure["layout"]),
+            _labelling(drawing.figure["layout"]),
         ]
+        title = no_update if drawing.title is None else drawing.title
         if drawn != frame:
-            return drawing.figure, drawing.caption, frame
+            return drawing.figure, drawing.caption, title, frame
         content = Patch()
         content["data"] = drawing.figure["data"]
         content["layout"]["annotations"] = drawing.figure["layout"]["annotations"]
         content["layout"]["shapes"] = drawing.figure["layout"]["shapes"]
-        return content, drawing.caption, frame
+        return content, drawing.caption, title, frame
 
 
-def _few_ticks(layout: dict[str, Any]) -> list[int]:
-    """Return how many steps are labelled one by one, an axis each; other steps need new axes."""
-    axes = [layout[name] for name in layout if name.startswith("xaxis")]
-    return [len(axis.get("tickvals", ())) for axis in axes]
+def _labelling(layout: dict[str, Any]) -> list[Any]:
+    """Return how each axis is labelled: other labels need new axes."""
+    axes = [layout[name] for name in layout if name.startswith(("xaxis", "yaxis"))]
+    return [axis.get("dtick", len(axis.get("tickvals", ()))) for axis in axes]
 
 
 def typed(values: NDArray[Any]) -> dict[str, str]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
-from gradscope.arithmetic import Array, last_reading, over_reference
+from gradscope.arithmetic import Array, over_reference
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, drawn_metric
+from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric, path_of
 from gradscope.plots.metrics import metric_named
 from gradscope.plots.profile_picture import ProfileInfo, ProfileLine, profile_figure
 from gradscope.plots.theme import (
@@ -23,7 +21,6 @@ from gradscope.plots.theme import (
 )
 from gradscope.runs.run import Run
 
-TITLE = "How much gradient reaches each layer?"
 WINDOW = 10
 """The band spans this many recorded steps before and after the one drawn."""
 CUT_WINDOW = 100
@@ -62,11 +59,23 @@ def depth_profile_info(
                 values=around[row - first].astype(float),
                 low=low,
                 high=high,
-                cut=_cut(run, data.layers, recorded) if metric == "signal_norm" else None,
+                cut=_cut(run, data, recorded) if metric == "signal_norm" else None,
+                arrives=_arrives(run, data, row),
                 cut_edges="branches" if run.meta.get("cut") == "branches" else "shortcuts",
             )
         )
     return ProfileInfo(chosen, lines, aligned)
+
+
+def _arrives(run: Run, data: DrawnMetric, row: int) -> float:
+    """Return what the verdicts call the early over the late signal at a row; else the first value.
+
+    Of a metric other than the signal it is the first layer's value.
+    """
+    path = path_of(run) if data.column == "signal_norm" else None
+    if path is not None and not np.isnan(path.decades[row]):
+        return float(10 ** path.decades[row])
+    return float(data.values(row, row + 1)[0][0])
 
 
 def _percentiles(values: Array) -> tuple[Array, Array]:
@@ -80,8 +89,8 @@ def _percentiles(values: Array) -> tuple[Array, Array]:
     return low, high
 
 
-def _cut(run: Run, layers: NDArray[Any], step: int) -> Array | None:
-    """Return the newest cut signal up to `step`, over the uncut signal of the output layer then."""
+def _cut(run: Run, data: DrawnMetric, step: int) -> Array | None:
+    """Return the newest cut signal up to `step`, over the late end of the uncut signal then."""
     if run.shortcuts.empty or not run.meta.get("cut", True):
         return None
     before = run.steps["step"].to_numpy()
@@ -94,8 +103,8 @@ def _cut(run: Run, layers: NDArray[Any], step: int) -> Array | None:
     else:
         return None
     last = int(taken[-1])
-    uncut = run.matrix("signal_norm", int(steps[last]), int(steps[last]))[1][:, layers]
-    return over_reference(cut[last, layers], last_reading(uncut)[0])
+    row = data.row(int(steps[last]))
+    return over_reference(cut[last, data.layers], data.late(row, row + 1))
 
 
 CUT_NOTE = (
@@ -108,11 +117,14 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     """Return how to read the figure, in a sentence or two."""
     if info.metric.relative:
         text = (
-            "Each run is divided by its own output layer, so all lines meet at 1 on the right."
-            " A line that falls to the left is a net whose early layers hardly learn."
+            "Each run is divided by its own last hidden layer (or last residual block), where all"
+            " lines meet at 1. A line that falls to the left is a net whose early layers hardly"
+            " learn."
         )
     else:
         text = info.metric.sentence
+    if any((line.low < line.high).any() for line in info.lines):
+        text += f" The band spans 80 % of the {WINDOW} recorded steps before and after."
     cut_edges = dict.fromkeys(line.cut_edges for line in info.lines if line.cut is not None)
     if cut_edges:
         text += " " + CUT_NOTE.format(" or its ".join(cut_edges))
@@ -142,7 +154,7 @@ def depth_profile(
     ----------
     runs : Run or sequence of Run
     metric : str
-        A name in `gradscope.plots.METRICS`; gradients are shown relative to the output layer's.
+        A name in `gradscope.plots.METRICS`; gradients are shown over the last hidden layer's.
     step : int, optional
         The last recorded step up to this one; the latest without it.
     theme : Theme
@@ -157,4 +169,6 @@ def depth_profile(
         If no such metric exists.
     """
     info = depth_profile_info(runs, metric=metric, step=step)
-    return titled(depth_profile_figure(info, theme), TITLE, depth_profile_caption(info), theme)
+    return titled(
+        depth_profile_figure(info, theme), info.metric.question, depth_profile_caption(info), theme
+    )

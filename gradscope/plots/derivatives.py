@@ -27,7 +27,7 @@ from gradscope.plots.theme import (
 from gradscope.runs.run import Run
 
 TITLE = "How much gradient do the activation functions let through?"
-_METRIC = Metric("derivative_mean", layers="activations")
+_METRIC = Metric("derivative_mean", TITLE, layers="activations")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Which way the gradient took: a path from the output to the input, as wide as what arrives.
 
 In a plain net there is one path. Where a residual block splits the gradient, blue is the part
-through the shortcut and orange the part through the branch. Widths are logarithmic and each part
-has its own: norms of parts do not add up.
+through the shortcut and orange the part through the branch. The width of the whole is logarithmic,
+and the parts share it by their energy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import plotly.graph_objects as go
 
-from gradscope.arithmetic import Array, last_reading, over_reference
+from gradscope.arithmetic import Array, over_reference
 from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.plots import lettering
 from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
@@ -90,7 +90,7 @@ def _blocks(run: Run, data: DrawnMetric, row: int) -> tuple[list[DrawnBlock], np
     if not blocks:
         return drawn, inside
     step = int(data.steps[row])
-    output = last_reading(data.read(row, row + 1))[0]
+    output = data.late(row, row + 1)
     read = {name: run.shortcut_matrix(name, step, step)[1][0] for name in (*_NORMS, *_OTHERS)}
     read |= {name: over_reference(read[name], output) for name in _NORMS}
     for block in blocks:
@@ -112,7 +112,8 @@ def flow_map_caption(lanes: list[Lane]) -> str:
     if any(lane.blocks for lane in lanes):
         text += (
             " Where a block splits the gradient, blue goes through the shortcut and orange through"
-            " the branch; the percentage is the shortcut's share of the gradient's energy."
+            " the branch, each as wide as its share of the gradient's energy; the percentage is the"
+            " shortcut's."
         )
     if any(square.layers > 1 for lane in lanes for square in lane.squares):
         text += " A square is a block or a group of layers."

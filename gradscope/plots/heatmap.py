@@ -36,8 +36,8 @@ ROWS_AT_ONCE = 2**12
 """About so many recorded steps are read at a time: a whole column of a long run takes memory."""
 MOST_KEPT = 20
 """Binned pictures that are kept of a run, a megabyte each for 300 layers."""
-LIMIT = 6
-"""The colour scale of a gradient ends this many decades below and above the output layer's."""
+LIMITS = (2, 4, 6, 8, 12, 16, 20)
+"""The colour scale of a gradient ends so many decades below and above the last hidden layer's."""
 
 
 _known: WeakKeyDictionary[Run, dict[tuple[Any, ...], Array]] = WeakKeyDictionary()
@@ -133,11 +133,16 @@ def _binned(data: DrawnMetric, start: int, starts: list[int], stops: list[int]) 
     return farthest
 
 
+def heatmap_title(metric: Metric) -> str:
+    """Return what the figure answers."""
+    return TITLE if metric.relative else f"{metric.label.capitalize()} of each layer at each step"
+
+
 def heatmap_caption(info: HeatmapInfo) -> str:
     """Return how to read the figure, and what the bins hold."""
     if info.metric.relative:
         text = (
-            "Each cell is a layer's gradient over the output layer's: blue is vanishing, red"
+            "Each cell is a layer's gradient over the last hidden layer's: blue is vanishing, red"
             " exploding, no colour is even."
         )
     else:
@@ -198,6 +203,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
                     yshift=-20,
                 )
             )
+    layout["annotations"] += _swatches(info, theme)
     return {"data": data, "layout": layout}
 
 
@@ -233,7 +239,9 @@ def heatmap(
         If no such metric exists.
     """
     info = heatmap_info(runs, metric=metric, first=first, last=last, bins=bins)
-    return titled(heatmap_figure(info, theme), TITLE, heatmap_caption(info), theme)
+    return titled(
+        heatmap_figure(info, theme), heatmap_title(info.metric), heatmap_caption(info), theme
+    )
 
 
 def _cells(
@@ -250,8 +258,8 @@ def _cells(
     drawn = np.isfinite(values) & ((values > 0) | (not metric.log))
     with np.errstate(divide="ignore", invalid="ignore"):
         heights = np.log10(values) if metric.log else values
-    unit = " × output layer" if metric.relative else ""
-    shown_value = "10^%{z:.2f}" if metric.log else "%{z:.3f}"
+    unit = " beside the last hidden layer" if metric.relative else ""
+    shown_value = "%{z:+.1f} decades" if metric.log else "%{z:.3f}"
     cells = [
         {
             **where,
@@ -262,8 +270,8 @@ def _cells(
         }
     ]
     for mask, color, said in (
-        (values == 0, theme.diverging[0][1], "exactly 0"),
-        (np.isposinf(values), theme.diverging[-1][1], "inf"),
+        (values == 0, theme.zero, "exactly 0"),
+        (np.isposinf(values), theme.infinite, "inf"),
         (np.isnan(values), theme.missing, "NaN"),
     ):
         if mask.any() and (metric.log or said != "exactly 0"):
@@ -292,22 +300,50 @@ def _ticks(layers: int) -> list[int]:
     return [0, *(i for i in inner if i > every / 2), layers - 1] if layers > 1 else [0]
 
 
+def _limit(info: HeatmapInfo) -> int:
+    """Return how many decades the colour scale spans, as far as all but odd cells need it."""
+    values = np.concatenate([panel.values.ravel() for panel in info.panels])
+    values = values[np.isfinite(values) & (values > 0)]
+    reach = float(np.percentile(np.abs(np.log10(values)), 99)) if len(values) else 0.0
+    return next((limit for limit in LIMITS if limit >= reach - 0.3), LIMITS[-1])
+
+
+def _swatches(info: HeatmapInfo, theme: Theme) -> list[dict[str, Any]]:
+    """Return the colours of cells that no scale holds, as far as there are any."""
+    said = []
+    for name, color, is_so in (
+        ("exactly 0", theme.zero, lambda values: values == 0),
+        ("inf", theme.infinite, np.isposinf),
+        ("NaN", theme.missing, np.isnan),
+    ):
+        if (info.metric.log or name != "exactly 0") and any(
+            is_so(panel.values).any() for panel in info.panels
+        ):
+            said.append(f'<span style="color: {color}">■</span> {name}')
+    if not said:
+        return []
+    corner = {"x": 1, "xref": "paper", "xanchor": "right", "y": 0, "yref": "paper"}
+    text = "   ".join(said)
+    return [annotation(theme, text, **corner, yanchor="top", yshift=-24, font={"size": 13})]
+
+
 def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:
     """Return the one colour scale of all panels."""
     bar: dict[str, Any] = {"outlinewidth": 0, "thickness": 14, "tickfont": {"size": 12}}
     if theme.narrow:
         bar |= {"orientation": "h", "y": 1.0, "yanchor": "bottom", "ypad": 30, "x": 0.5}
     if info.metric.relative:
-        top, even, bottom = f"10<sup>{LIMIT}</sup>", "1", f"10<sup>−{LIMIT}</sup>"
+        limit = _limit(info)
+        top, even, bottom = f"10<sup>{limit}</sup>", "1", f"10<sup>−{limit}</sup>"
         if not theme.narrow:
             top, even, bottom = f"{top} exploding", f"{even} even", f"{bottom} vanishing"
-        half = LIMIT // 2
+        half = limit // 2
         bar |= {
-            "tickvals": [-LIMIT, -half, 0, half, LIMIT],
+            "tickvals": [-limit, -half, 0, half, limit],
             "ticktext": [bottom, f"10<sup>−{half}</sup>", even, f"10<sup>{half}</sup>", top],
         }
         scale = [list(stop) for stop in theme.diverging]
-        return {"cmin": -LIMIT, "cmax": LIMIT, "colorscale": scale, "colorbar": bar}
+        return {"cmin": -limit, "cmax": limit, "colorscale": scale, "colorbar": bar}
     colors = theme.sequence
     scale = [[i / (len(colors) - 1), color] for i, color in enumerate(colors)]
     bar["title"] = {"text": info.metric.axis_title, "side": "right"}

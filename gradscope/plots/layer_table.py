@@ -27,7 +27,7 @@ def layer_table(runs: Run | Sequence[Run], *, step: int | None = None) -> pd.Dat
     -------
     DataFrame, one row a run and layer
         `run`, `step`, `number` (of the layer, from 1 at the input), `name`, `kind`, `parameters`
-        (count), `signal_norm` and `grad_norm` (both over the output layer's), `update_ratio`,
+        (count), `signal_norm` and `grad_norm` (both over the last hidden layer's), `update_ratio`,
         `weight_norm`, `activation_std`. Worst are the layers whose `signal_norm` is no number,
         infinite or 0, then those that lie farthest from 1.
     """

@@ -25,7 +25,7 @@ from gradscope.plots.theme import (
 HEIGHT = 350
 FEW_LAYERS = 10
 NORMAL = 100.0
-"""Within this factor of the output layer's gradient the background is shaded."""
+"""Within this factor of the last hidden layer's gradient the background is shaded."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class ProfileLine:
         The reading, and the 10th and 90th percentile over the steps around it.
     cut : array, shape (n_layers,), or None
         The signal with the gradient through the cut edges set to zero.
+    arrives : float
+        What of the gradient is left at the first layer, as the verdicts tell it.
     cut_edges : str
         What was cut: `shortcuts` or `branches`.
     """
@@ -60,6 +62,7 @@ class ProfileLine:
     low: Array
     high: Array
     cut: Array | None
+    arrives: float
     cut_edges: str
 
 
@@ -129,7 +132,7 @@ def _traces(
             "customdata": [
                 [
                     layer,
-                    lettering.factor(value) if info.metric.relative else lettering.number(value),
+                    lettering.times(value) if info.metric.relative else lettering.number(value),
                     raw,
                 ]
                 for layer, value, raw in zip(names, line.values, line.names, strict=True)
@@ -161,7 +164,7 @@ def _traces(
                 "x": line.x.tolist(),
                 "y": [value if np.isfinite(value) else floor for value in cut],
                 "customdata": [
-                    [layer, lettering.factor(value), raw]
+                    [layer, lettering.times(value), raw]
                     for layer, value, raw in zip(names, line.cut, line.names, strict=True)
                 ],
                 "mode": "lines",
@@ -182,9 +185,9 @@ def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> li
     """Return each run's name and first value beside the left end of its line, kept apart."""
     said: list[tuple[int, str, float]] = []
     for line in info.lines:
-        value = lettering.factor if info.metric.relative else lettering.number
+        value = lettering.times if info.metric.relative else lettering.number
         name = f"<b>{theme.short(line.run)}</b>"
-        said.append((line.place, f"{name}<br>{value(line.values[0])}", line.values[0]))
+        said.append((line.place, f"{name}<br>{value(line.arrives)}", line.values[0]))
         if line.cut is not None:
             said.append(
                 (
@@ -267,7 +270,7 @@ def _axes(
         layout["annotations"].append(
             annotation(
                 theme,
-                f"within {NORMAL:.0f} × of the output layer",
+                f"within {NORMAL:.0f} × of the last hidden layer",
                 x=1,
                 xref="paper",
                 xanchor="right",

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, drawn_metric
+from gradscope.plots.drawn import as_runs, drawn_metric, path_of
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import drawable, odd_marks
 from gradscope.plots.sampling import extremes
@@ -37,7 +37,7 @@ HEIGHT = 150
 
 @dataclass(frozen=True)
 class SurvivalLine:
-    """The `place`-th given run: `ratio` of the first to the output layer's signal at `steps`.
+    """The `place`-th given run: `ratio` of the first to the last hidden layer's signal at `steps`.
 
     Both have the shape (n_kept_steps,): the ends and extremes of `total` recorded steps.
     """
@@ -50,12 +50,19 @@ class SurvivalLine:
 
 
 def survival_info(runs: Run | Sequence[Run]) -> list[SurvivalLine]:
-    """Return the ratio of the first to the output layer's signal of each run with a step."""
+    """Return the ratio of the first to the last hidden layer's signal of each run with a step.
+
+    It is that of the verdicts, 10 ** `SignalPath.decades`.
+    """
     lines = []
     for place, run in enumerate(as_runs(runs)):
         data = drawn_metric(run, METRICS["signal_norm"])
         if not data.empty:
-            ratio = data.layer(data.layers[0]).astype(float)
+            path = path_of(run)
+            if path is None or np.isnan(path.decades).all():
+                ratio = data.layer(data.layers[0]).astype(float)
+            else:
+                ratio = 10 ** path.decades[: len(data.steps)]
             with np.errstate(divide="ignore"):
                 kept = extremes(np.log10(ratio), POINTS)
             steps = data.steps[kept]
@@ -93,7 +100,7 @@ def survival_figure(
                 "mode": "lines" if len(line.steps) > 1 else "markers",
                 "line": theme.line(line.place, 2),
                 "marker": {"color": theme.line(line.place)["color"]},
-                "customdata": [[lettering.factor(value)] for value in line.ratio],
+                "customdata": [[lettering.times(value)] for value in line.ratio],
                 "hovertemplate": f"step %{{x}}: %{{customdata[0]}}<extra>{name}</extra>",
             }
         )
@@ -140,7 +147,7 @@ def survival_figure(
     layout["annotations"] = [
         annotation(
             theme,
-            "first layer<br>÷ output layer",
+            "first ÷ last<br>hidden layer",
             x=0,
             xref="paper",
             xanchor="right",
@@ -163,7 +170,7 @@ def survival_caption(lines: list[SurvivalLine]) -> str:
 
 
 def survival(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:
-    """Draw the first over the output layer's gradient signal at every step, one line a run.
+    """Draw the first over the last hidden layer's gradient signal at every step, one line a run.
 
     Parameters
     ----------

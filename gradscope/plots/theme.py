@@ -33,8 +33,8 @@ class Theme:
     dark : bool
     text, muted, grid, surface, band : str
         Colours of text, secondary text, grid lines, the page, and the shaded normal range.
-    missing : str
-        Colour of NaN: a grey that the scales do not contain.
+    missing, zero, infinite : str
+        Colours of NaN, of exactly 0 and of inf: none that the scales contain.
     trunk, shortcut, branch, branch_label : str
         Colours of the flow map's paths, and of text about a branch.
     lines, labels : tuple of str
@@ -56,6 +56,8 @@ class Theme:
     surface: str
     band: str
     missing: str
+    zero: str
+    infinite: str
     trunk: str
     shortcut: str
     branch: str
@@ -105,6 +107,8 @@ LIGHT = Theme(
     surface="#ffffff",
     band="rgba(82, 96, 109, 0.08)",
     missing="#adb5bd",
+    zero="#e3b505",
+    infinite="#c2188b",
     trunk="#7b8794",
     shortcut="#0072B2",
     branch="#E69F00",
@@ -131,6 +135,8 @@ DARK = Theme(
     surface="#11181f",
     band="rgba(154, 167, 180, 0.10)",
     missing="#6b7580",
+    zero="#b59a00",
+    infinite="#ff5cc0",
     trunk="#8b98a5",
     shortcut="#56B4E9",
     branch="#F0A93B",

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).parents[2])]
 
-import gradscope
-import synthetic
-from examples import nets
-from gradscope.storage.writer import RunWriter
+import gradscope  # noqa: E402
+import synthetic  # noqa: E402
+from examples import nets  # noqa: E402
+from gradscope.storage.writer import RunWriter  # noqa: E402
 
 Batch = tuple[Tensor, Tensor]
 

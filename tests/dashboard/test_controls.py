@@ -133,7 +133,7 @@ def test_a_click_on_a_chart_opens_a_layers_history(
     browse: Browse, server: Server, view: str, graph: str, selector: str
 ) -> None:
     page = browse(f"{server.url}?view={view}&run=plain-50")
-    page.locator("#cards .verdict strong").wait_for()  # a longer sentence moves the chart down
+    page.locator("#cards .chip").first.wait_for()  # a longer sentence moves the chart down
     drawn(page, graph)
     area = page.locator(f"#{graph} {selector}").first
     box = area.bounding_box()

@@ -21,6 +21,22 @@ window.dash_clientside.gradscope = {
   },
 };
 
+// A server that has ended answers nothing any more: the page says so, and when it is back.
+const ask = window.fetch;
+window.fetch = function (...request) {
+  const say = (gone) => {
+    const banner = document.getElementById("offline");
+    if (banner) banner.hidden = !gone;
+  };
+  return ask.apply(this, request).then(
+    (answer) => (say(false), answer),
+    (error) => {
+      if (error.name !== "AbortError") say(true);
+      throw error;
+    },
+  );
+};
+
 // Turning a phone or resizing a window may change the layout of the figures.
 window.addEventListener("resize", function () {
   const button = document.getElementById("resized");
