@@ -8,11 +8,14 @@ from dash import Dash, Input, Output, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.diagnosis.findings import Finding
-from gradscope.plots import DARK, LIGHT, Theme
+from gradscope.plots import Theme
 from gradscope.plots.summary import Judged, Summary
-from gradscope_dashboard import state
 from gradscope_dashboard.library import Library
+from gradscope_dashboard.page import read_page
 
+FEW = 3
+"""So many runs have a sentence and a remedy each; more have a line each, the worst first."""
+ORDER = ("bad", "unsure", "waiting", "good")
 SIGNS = {"good": "✔", "unsure": "◆", "bad": "▲"}
 
 
@@ -29,11 +32,17 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
     def write(search: str, _: Any, screen: dict[str, Any] | None) -> tuple[list[Any], str]:
         if screen is None:
             raise PreventUpdate
-        theme = DARK if screen["theme"] == "dark" else LIGHT
-        shown = state.parse(search, views, library.names).selected(library.names)
+        page = read_page(search, screen, library, views)
+        shown = library.shown(page.state)
         if not shown:
             return [_invitation(library)], ""
-        return [card(name, library, theme) for name in shown], "many" if len(shown) > 3 else ""
+        places = {name: page.theme.slot(place) for place, name in enumerate(page.names)}
+        slots = {name: places.get(name, library.slot(name)) for name in shown}
+        strips = [card(name, library, page.theme, slots[name]) for name in shown]
+        if len(shown) <= FEW:
+            return strips, ""
+        worst = sorted(strips, key=lambda strip: ORDER.index(strip.className.removeprefix("is-")))
+        return worst, "many"
 
 
 def swatch(slot: int, theme: Theme) -> html.Span:
@@ -42,15 +51,18 @@ def swatch(slot: int, theme: Theme) -> html.Span:
     return html.Span(className="swatch", style={"borderTop": f"3px {style} {theme.color(slot)}"})
 
 
-def card(name: str, library: Library, theme: Theme) -> html.Article:
+def card(name: str, library: Library, theme: Theme, slot: int) -> html.Article:
     """Return the strip of the run called `name`."""
-    title = html.H2([swatch(library.slot(name), theme), name])
+    title = html.H2([swatch(slot, theme), name])
     if (problem := library.problem(name)) is not None:
         content = [html.Strong("▲ Unreadable", className="bad"), html.P(problem)]
         return html.Article([title, *content], className="is-bad")
     summary = library.summary(name)
     if summary is None:
-        return html.Article([title, html.P("… looking at the whole run.", className="caption")])
+        return html.Article(
+            [title, html.P("… looking at the whole run.", className="caption")],
+            className="is-waiting",
+        )
     runs = library.get([name])
     notes = [*summary.diagnosis.notes, *(note for run in runs for note in run.notes)]
     notes = list(dict.fromkeys([*notes, *library.notes(name)]))

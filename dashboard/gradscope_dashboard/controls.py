@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
@@ -12,7 +13,7 @@ from gradscope_dashboard import state
 from gradscope_dashboard.cards import swatch
 from gradscope_dashboard.exports import links
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import aria, read_page
+from gradscope_dashboard.page import MANY, aria, read_page
 from gradscope_dashboard.views import VIEWS
 
 POLL_SECONDS = 0.8
@@ -47,6 +48,14 @@ def controls() -> html.Section:
         **aria(label="what to show"),
         children=[
             html.Div(id="runs", className="choice", role="group", **aria(label="runs")),
+            html.Details(
+                [
+                    html.Summary(id="runs-summary", className="button"),
+                    html.Div(id="runs-table"),
+                ],
+                id="runs-panel",
+            ),
+            dcc.Store(id="chosen"),
             html.Div(
                 [_button("metric", m.name, m.label, m.definition) for m in METRICS.values()],
                 id="metrics",
@@ -105,7 +114,7 @@ def register(app: Dash, library: Library) -> None:
     def poll(_: int, search: str, known_names: Any, known: Any) -> Any:
         """Look for new runs, and for new steps of the selected ones."""
         names = library.rescan()
-        shown = state.parse(search, NAMES, names).selected(names)
+        shown = library.shown(state.parse(search, NAMES, names))
         marks = library.refresh(shown)
         found = {"shown": shown, "marks": marks, "worked_out": library.worked_out}
         return (
@@ -153,6 +162,7 @@ def register(app: Dash, library: Library) -> None:
         Input("step", "value"),
         Input("step-number", "value"),
         Input("clicks", "data"),
+        Input("chosen", "data"),
         *[Input(graph, "clickData", allow_optional=True) for graph in CLICKS],
         State("handled", "data"),
         State("screen", "data"),
@@ -169,9 +179,11 @@ def register(app: Dash, library: Library) -> None:
         now = new = state.parse(search, NAMES, names)
         marks = (found or {}).get("marks", {})
         latest = max((mark[1] for mark in marks.values() if mark[1] is not None), default=0)
-        opening = library.opening(now.selected(names))
+        opening = library.opening(library.shown(now))
         for button in clicks[handled:]:
-            new = _pressed(button, new, names, screen, None if opening is None else latest)
+            new = _pressed(button, new, library, screen, None if opening is None else latest)
+        if isinstance(rest[3], dict) and any(t["prop_id"] == "chosen.data" for t in ctx.triggered):
+            new = new.choosing(list(map(str, rest[3].get("runs") or [])), names)
         for trigger in ctx.triggered:
             by, value = ctx.triggered_prop_ids.get(trigger["prop_id"]), trigger["value"]
             if by in ("step", "step-number") and value is not None:
@@ -196,15 +208,28 @@ def register(app: Dash, library: Library) -> None:
 
     @app.callback(
         Output("runs", "children"),
+        Output("runs-panel", "hidden"),
         Input("names", "data"),
         Input("screen", "data"),
-        State("url", "search"),
     )
-    def list_runs(names: list[str] | None, screen: dict[str, Any] | None, search: str) -> Any:
+    def list_runs(names: list[str] | None, screen: dict[str, Any] | None) -> Any:
+        """Offer a button a run where they are few; of many there is the table."""
         if screen is None or names is None:
             raise PreventUpdate
         theme = DARK if screen["theme"] == "dark" else LIGHT
-        return [_run_button(name, theme, library) for name in names]
+        few = names if len(names) <= MANY else []
+        return [_run_button(name, theme, library) for name in few], len(names) < 2
+
+    @app.callback(
+        Output("runs-summary", "children"),
+        Output("runs-panel", "data-shown"),
+        Input("url", "search"),
+        Input("library", "data"),
+    )
+    def count_runs(search: str, _: Any) -> tuple[str, str]:
+        names = library.names
+        shown = library.shown(state.parse(search, NAMES, names))
+        return f"Runs: {len(shown)} of {len(names)}", json.dumps(shown)
 
     @app.callback(
         Output({"set": ALL, "to": ALL}, "aria-pressed"),
@@ -216,7 +241,7 @@ def register(app: Dash, library: Library) -> None:
         """Show as pressed what is chosen; the buttons themselves stay, and keep the focus."""
         names = library.names
         now = state.parse(search, NAMES, names)
-        chosen = {("run", name) for name in now.selected(names)}
+        chosen = {("run", name) for name in library.shown(now)}
         chosen |= {("metric", now.metric), ("view", now.view)}
         if now.step is None:
             chosen.add(("step", "latest"))
@@ -247,7 +272,7 @@ def register(app: Dash, library: Library) -> None:
         """Offer what can be downloaded: an open menu stays while the runs grow."""
         if names is None:
             raise PreventUpdate
-        return links(search, state.parse(search, NAMES, names).selected(names))
+        return links(search, library.shown(state.parse(search, NAMES, names)))
 
     @app.callback(
         Output("view", "children"),
@@ -263,7 +288,7 @@ def register(app: Dash, library: Library) -> None:
 
 
 def _pressed(
-    button: Any, now: state.State, names: list[str], screen: dict[str, Any], latest: int | None
+    button: Any, now: state.State, library: Library, screen: dict[str, Any], latest: int | None
 ) -> state.State:
     """Return the state after the button with the id `button` was pressed.
 
@@ -271,7 +296,7 @@ def _pressed(
     """
     key, to = button.get("set") or button["do"], button["to"]
     if key == "run":
-        return now.toggled(to, names)
+        return now.toggled(to, library.shown(now), library.names)
     if key == "theme":
         return now.but(theme="light" if screen["theme"] == "dark" else "dark")
     if key == "step":

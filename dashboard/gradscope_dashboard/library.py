@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,10 @@ from gradscope.plots.speed import speed_info
 from gradscope.plots.summary import Summary, summarise
 from gradscope.runs.loading import discover, load
 from gradscope.runs.run import Run
+from gradscope.storage.lock import is_live
+from gradscope.storage.run_json import read_meta
 from gradscope_dashboard.background import Background
+from gradscope_dashboard.state import SHOWN_AT_FIRST, State
 
 SILENCE_SECONDS = 30
 """A live run that has written nothing for so long may be paused."""
@@ -65,6 +70,8 @@ class Library:
         self._problems: dict[str, str] = {}
         self._notes: dict[str, list[str]] = {}
         self._background = Background()
+        self._listing = Background()
+        self._metas: dict[str, tuple[object, dict[str, Any]]] = {}
         self.rescan()
 
     @property
@@ -85,7 +92,15 @@ class Library:
                 made = sorted(found, key=lambda path: (_made(path), path.name))
                 self._paths = {self._name(path): path for path in made}
                 self._runs = {name: run for name, run in self._runs.items() if name in self._paths}
+            if len(self._paths) > SHOWN_AT_FIRST:
+                self._list_ahead()
             return self.names
+
+    def _list_ahead(self) -> None:
+        """Work out the summaries of all runs, which say which is the worst off."""
+        for name, path in self._paths.items():
+            if self._listing.newest(name) is None:
+                self._listing.get(name, (), _summary_of(path), patient=False)
 
     def get(self, names: Sequence[str]) -> list[Run]:
         """Return the runs called `names`, as far as they exist and can be read."""
@@ -140,6 +155,51 @@ class Library:
             )
         return found
 
+    def shown(self, wanted: State) -> list[str]:
+        """Return the names of the runs to show."""
+        return wanted.selected(self.names, self.worst)
+
+    @property
+    def worst(self) -> str | None:
+        """The run that is worst off, None until every run's summary is known."""
+        known = {name: self._listing.newest(name) for name in self.names}
+        if not all(known.values()):
+            return None
+        return max(known, key=lambda name: _badness(known[name]), default=None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row of the table of runs for each; what takes long is None until it is known."""
+        rows = []
+        for name, path in list(self._paths.items()):
+            row: dict[str, Any] = {
+                "name": name,
+                "config": {},
+                "created": "",
+                "status": "unreadable",
+            }
+            mark = _file_marks(path)
+            try:
+                meta = self._metas.get(name)
+                if meta is None or meta[0] != mark:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", GradscopeWarning)
+                        meta = self._metas[name] = (mark, read_meta(path))
+                held = meta[1]
+                row |= {
+                    "config": held.get("config") or {},
+                    "created": str(held.get("created", "")),
+                    "model": str(held.get("model", "")),
+                    "status": "crashed"
+                    if held.get("status") == "running" and not is_live(path)
+                    else str(held.get("status")),
+                }
+            except GradscopeError as error:
+                row["problem"] = str(error)
+            else:
+                row |= _listed(self._listing.get(name, mark, _summary_of(path), patient=False))
+            rows.append(row)
+        return rows
+
     def comparison(self, names: Sequence[str]) -> Comparison | None:
         """Return the newest comparison of the runs called `names`, None before the first."""
         runs = self.get(names)
@@ -155,8 +215,8 @@ class Library:
     def opening(self, names: Sequence[str]) -> int | None:
         """Return the step to open the page at, None for the latest.
 
-        That is where the first of the runs broke, if none of them trains and one ends in values
-        that are not finite: at its last step there is nothing to see.
+        That is where the first of the runs broke, if none of them trains and half of them end in
+        values that are not finite: at their last step there is nothing to see.
         """
         firsts = []
         for name in names:
@@ -169,12 +229,12 @@ class Library:
                 broke = breaking(summary.diagnosis)
                 if broke is not None:
                     firsts.append(last_readable(run, broke))
-        return min(firsts, default=None)
+        return min(firsts) if firsts and 2 * len(firsts) >= len(names) else None
 
     @property
     def worked_out(self) -> int:
         """How many diagnoses and comparisons there have been."""
-        return self._background.finished
+        return self._background.finished + (self.worst is not None)
 
     def problem(self, name: str) -> str | None:
         """Return why the run called `name` cannot be read, None if it can."""
@@ -186,6 +246,7 @@ class Library:
 
     def close(self) -> None:
         """End the background work."""
+        self._listing.close()
         self._background.close()
 
     @property
@@ -227,6 +288,58 @@ class Library:
             yield
         said = [str(warning.message) for warning in caught]
         self._notes.setdefault(name, []).extend(said)
+
+
+def _summary_of(path: Path) -> Callable[[], Summary]:
+    def work() -> Summary:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradscopeWarning)
+            return summarise(load(path))
+
+    return work
+
+
+def _file_marks(path: Path) -> tuple[int, ...]:
+    """Return what differs once a run's folder holds something new."""
+    marks = []
+    for file in (path / "run.json", path / "steps"):
+        with suppress(OSError):
+            marks.append(file.stat().st_mtime_ns)
+    return tuple(marks)
+
+
+def _listed(summary: Summary | None) -> dict[str, Any]:
+    """Return what the table of runs shows of a summary, in what JSON can hold."""
+    if summary is None:
+        return {"verdict": None}
+
+    def finite(value: float) -> float | str:
+        return value if math.isfinite(value) else str(value)
+
+    return {
+        "verdict": summary.flow.words,
+        "tone": summary.tone,
+        "decades": finite(round(summary.diagnosis.decades, 2)),
+        "loss": finite(summary.last_loss),
+        "said": summary.loss.words if summary.loss else "",
+        "spark": [value if math.isfinite(value) else None for value in summary.spark.tolist()],
+        "steps": summary.steps,
+    }
+
+
+def _badness(summary: Summary | None) -> tuple[int, float, float]:
+    """Return what orders runs from well to badly off."""
+    if summary is None:
+        return (0, 0.0, 0.0)
+    tones = {"good": 0, "unsure": 1, "bad": 2}
+    parts = [part for part in (summary.flow, summary.loss, summary.speed) if part is not None]
+    decades = abs(summary.diagnosis.decades)
+    loss = summary.last_loss
+    return (
+        sum(tones[part.tone] for part in parts) + 2 * tones[summary.flow.tone],
+        decades if math.isfinite(decades) else math.inf,
+        loss if math.isfinite(loss) else math.inf,
+    )
 
 
 def breaking(diagnosis: Diagnosis) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from gradscope.plots.plotlyjs import PRIVATE
 from gradscope.runs.run import Run
 from gradscope_dashboard import state
 from gradscope_dashboard.library import Library
+
+MANY = 6
+"""More runs than this are coloured by one of their settings."""
 
 GRAPH_CONFIG: Any = {
     **PRIVATE,
@@ -52,17 +55,40 @@ def read_page(search: str | None, screen: dict[str, Any], library: Library, view
     """Return what the address `search` and the size and colours of the screen ask for."""
     names = library.names
     wanted = state.parse(search, views, names)
-    shown = [name for name in wanted.selected(names) if library.get([name])]
+    shown = [name for name in library.shown(wanted) if library.get([name])]
     theme = DARK if screen["theme"] == "dark" else LIGHT
-    slots = tuple(library.slot(name) for name in shown)
+    runs = library.get(shown)
     return Page(
         wanted,
         shown,
-        library.get(shown),
-        theme.for_page(slots, bool(screen["narrow"])),
+        runs,
+        theme_for(theme, runs, [library.slot(name) for name in shown], bool(screen["narrow"])),
         library,
         library.opening(shown) if wanted.step is None else wanted.step,
     )
+
+
+def theme_for(theme: Theme, runs: Sequence[Run], slots: Sequence[int], narrow: bool) -> Theme:
+    """Return the colours of `runs`: one each, or of many by the setting in which they differ."""
+    theme = theme.for_page(tuple(slots), narrow)
+    if len(runs) <= MANY:
+        return theme
+    key = differing(runs)
+    if key is None:
+        return theme.for_many(list(range(1, len(runs) + 1)), "run")
+    return theme.for_many([run.config.get(key, "none") for run in runs], key)
+
+
+def differing(runs: Sequence[Run]) -> str | None:
+    """Return the setting with the most values among `runs`, a number before a word."""
+    counts: dict[str, int] = {}
+    numbers: dict[str, bool] = {}
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        values = {run.config[key] for run in runs if key in run.config}
+        counts[key] = len(values)
+        numbers[key] = not any(isinstance(value, str) for value in values)
+    best = max(counts, key=lambda key: (numbers[key], counts[key]), default=None)
+    return best if best is not None and counts[best] > 1 else None
 
 
 def aria(**attributes: str) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from gradscope.plots.theme import (
 )
 from gradscope.runs.run import Run
 
+SAID = 4
+"""Of so many runs a caption says what is odd."""
 WINDOW = 10
 """The band spans this many recorded steps before and after the one drawn."""
 CUT_WINDOW = 100
@@ -128,7 +130,7 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     cut_edges = dict.fromkeys(line.cut_edges for line in info.lines if line.cut is not None)
     if cut_edges:
         text += " " + CUT_NOTE.format(" or its ".join(cut_edges))
-    for line in info.lines:
+    for line in info.lines if len(info.lines) <= SAID else ():
         if found := lettering.specials(line.values, zeros=info.metric.log):
             text += f" {line.run} at step {line.step}: {found}."
     return text

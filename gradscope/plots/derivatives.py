@@ -18,6 +18,7 @@ from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
     Theme,
+    add_key,
     annotation,
     axis,
     base_layout,
@@ -124,7 +125,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
             }
         )
         finite = line.values[np.isfinite(line.values)]
-        if len(finite):
+        if len(finite) and not theme.many:
             layout["annotations"].append(
                 annotation(
                     theme,
@@ -154,9 +155,11 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
             layout["annotations"].append(
                 annotation(theme, text, x=0.5, xref="paper", y=bound, yanchor="bottom")
             )
-    layout["margin"]["r"] = 160 if not theme.narrow else 104
+    if not theme.many:
+        layout["margin"]["r"] = 160 if not theme.narrow else 104
     layout["xaxis"] = axis(theme, "depth, input 0 % → output 100 %", range=[0, 100])
     layout["yaxis"] = axis(theme, _METRIC.axis_title, rangemode="tozero")
+    add_key(layout, theme)
     return {"data": data, "layout": layout}
 
 

@@ -19,10 +19,13 @@ from gradscope.plots import lettering
 from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.flow_map_picture import DrawnBlock, Lane, Square, lanes_figure
 from gradscope.plots.metrics import METRICS
+from gradscope.plots.panels import shown_panels
 from gradscope.plots.theme import LIGHT, FigureDict, Theme, nothing_to_show, titled
 from gradscope.runs.run import Run
 
 TITLE = "Which way did the gradient take?"
+SAID = 4
+"""Of so many runs a caption says what is odd."""
 MOST_SQUARES = 60
 """Deeper nets are drawn a block, or a group of layers, at a time."""
 _NORMS = ("total_norm", "shortcut_norm", "branch_norm", "other_norm")
@@ -117,7 +120,9 @@ def flow_map_caption(lanes: list[Lane]) -> str:
         )
     if any(square.layers > 1 for lane in lanes for square in lane.squares):
         text += " A square is a block or a group of layers."
-    for lane in lanes:
+    shown, left_out = shown_panels(lanes)
+    text += left_out
+    for lane in shown if len(shown) <= SAID else ():
         signal = np.array([square.signal for square in lane.squares])
         if found := lettering.specials(signal).replace("layers", "squares"):
             text += f" {lane.run} at step {lane.step}: {found}."
@@ -128,7 +133,7 @@ def flow_map_figure(lanes: list[Lane], theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `lanes` as a dict for plotly, one lane a run."""
     if not lanes:
         return nothing_to_show(theme, "No step has been recorded yet.")
-    return lanes_figure(lanes, theme)
+    return lanes_figure(list(shown_panels(lanes)[0]), theme)
 
 
 def flow_map(

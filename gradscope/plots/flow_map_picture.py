@@ -6,7 +6,7 @@ three runs of fifty layers has a dozen traces and not hundreds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -109,7 +109,7 @@ def lanes_figure(lanes: list[Lane], theme: Theme) -> FigureDict:
     heights = [SPLIT_LANE if lane.blocks else PLAIN_LANE for lane in lanes]
     layout = base_layout(theme, int(sum(heights)) + 60)
     layout["margin"] = {
-        "l": label_margin(theme, (lane.run for lane in lanes)),
+        "l": label_margin(replace(theme, key=()), (lane.run for lane in lanes)),
         "r": 16,
         "t": 12,
         "b": 48,

@@ -15,7 +15,7 @@ from gradscope.arithmetic import Array
 from gradscope.plots import lettering
 from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.metrics import Metric, metric_named
-from gradscope.plots.panels import PanelAxes, in_panels
+from gradscope.plots.panels import PanelAxes, in_panels, rows_of, shown_panels, title_limit
 from gradscope.plots.sampling import bin_starts, farthest_from_one
 from gradscope.plots.theme import (
     LIGHT,
@@ -34,6 +34,8 @@ TITLE = "When and where did it vanish or explode?"
 BINS = 400
 ROWS_AT_ONCE = 2**12
 """About so many recorded steps are read at a time: a whole column of a long run takes memory."""
+SAID = 4
+"""Of so many runs a caption says what is odd."""
 MOST_KEPT = 20
 """Binned pictures that are kept of a run, a megabyte each for 300 layers."""
 LIMITS = (2, 4, 6, 8, 12, 16, 20)
@@ -154,7 +156,9 @@ def heatmap_caption(info: HeatmapInfo) -> str:
             f" Each cell holds the most extreme of about {most.total // len(most.steps)} recorded"
             f" steps ({most.total:,} in {len(most.steps)} cells); zoom in for more."
         )
-    for panel in info.panels:
+    shown, left_out = shown_panels(info.panels)
+    text += left_out
+    for panel in shown[:SAID]:
         if found := lettering.specials(panel.values[:, -1], zeros=info.metric.log):
             text += f" {panel.run} ends with {found}{' (grey)' * found.endswith('NaN')}."
     return text
@@ -164,23 +168,26 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `info` as a dict for plotly, one panel a run."""
     if not info.panels:
         return nothing_to_show(theme, "No step has been recorded yet.")
-    count = len(info.panels)
-    layout = base_layout(theme, 500 if not theme.narrow else 350 * count + 60)
+    panels, _ = shown_panels(info.panels)
+    count = len(panels)
+    rows = rows_of(count, theme)
+    height = 500 if rows == 1 else 210 * rows + 80
+    layout = base_layout(theme, height if not theme.narrow else 350 * count + 60)
     layout["plot_bgcolor"] = theme.missing
-    layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 48}
+    layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 56}
     layout["coloraxis"] = _color_axis(info, theme)
     data: list[dict[str, Any]] = []
-    for axes, panel in in_panels(info.panels, theme, beside=0.03, below=0.09):
+    for axes, panel in in_panels(panels, theme, beside=0.03, below=0.09):
         data += _cells(panel, info.metric, theme, axes)
         # plotly puts the title of a lower panel into the panel
-        x_title = "" if theme.narrow else "step"
-        ticks = _ticks(len(panel.names))
+        x_title = "step" if axes.lowest and not theme.narrow else ""
+        ticks = _ticks(len(panel.names), 10 if rows == 1 or theme.narrow else 5)
         axes.add_to(
             layout,
             step_axis(theme, [panel.steps], x_title, showgrid=False),
             axis(
                 theme,
-                "layer, input on top" if axes.number == 0 else "",
+                "layer, input on top" if axes.leftmost else "",
                 autorange="reversed",
                 type="category",
                 tickmode="array",
@@ -189,7 +196,9 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
                 showgrid=False,
             ),
         )
-        layout["annotations"].append(axes.run_title(theme, panel.run, panel.place))
+        layout["annotations"].append(
+            axes.run_title(theme, panel.run, panel.place, limit=title_limit(count))
+        )
         if theme.narrow:
             layout["annotations"].append(
                 annotation(
@@ -293,9 +302,9 @@ def row_name(place: int, name: str) -> str:
     return f"{place + 1} · {lettering.safe(name)}"
 
 
-def _ticks(layers: int) -> list[int]:
-    """Return about ten rows to number, the first and the last among them."""
-    every = max(round(layers / 10), 1)
+def _ticks(layers: int, about: int) -> list[int]:
+    """Return about so many rows to number, the first and the last among them."""
+    every = max(round(layers / about), 1)
     inner = [i for i in range(every - 1, layers - 1, every) if layers - 1 - i >= every / 2]
     return [0, *(i for i in inner if i > every / 2), layers - 1] if layers > 1 else [0]
 
@@ -324,7 +333,7 @@ def _swatches(info: HeatmapInfo, theme: Theme) -> list[dict[str, Any]]:
         return []
     corner = {"x": 1, "xref": "paper", "xanchor": "right", "y": 0, "yref": "paper"}
     text = "   ".join(said)
-    return [annotation(theme, text, **corner, yanchor="top", yshift=-24, font={"size": 13})]
+    return [annotation(theme, text, **corner, yanchor="top", yshift=-30, font={"size": 13})]
 
 
 def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:

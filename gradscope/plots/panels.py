@@ -15,6 +15,9 @@ from gradscope.plots.theme import FigureDict, Theme, annotation
 
 Item = TypeVar("Item")
 
+MOST_BESIDE = 4
+MOST_PANELS = 12
+
 
 @dataclass(frozen=True)
 class PanelAxes:
@@ -85,7 +88,8 @@ def in_panels(
 ) -> Iterator[tuple[PanelAxes, Item]]:
     """Yield the axes of a panel for each of `items`, and the item.
 
-    The panels lie side by side, or below each other on a narrow page, such as a phone's.
+    The panels lie side by side, in rows of `MOST_BESIDE`, or below each other on a narrow page,
+    such as a phone's.
 
     Parameters
     ----------
@@ -94,16 +98,35 @@ def in_panels(
     beside, below : float
         Share of the figure between two panels that lie so.
     """
-    count, gap = len(items), below if theme.narrow else beside
-    size = (1 - gap * (count - 1)) / count
+    columns = 1 if theme.narrow else min(len(items), MOST_BESIDE)
+    rows = rows_of(len(items), theme)
+    if rows > 1 and not theme.narrow:
+        below = 0.26 / rows
+    wide = (1 - beside * (columns - 1)) / columns
+    high = (1 - below * (rows - 1)) / rows
     for number, item in enumerate(items):
-        start = number * (size + gap)
-        if theme.narrow:
-            across, down = [0.0, 1.0], [max(1 - start - size, 0.0), 1 - start]
-        else:
-            across, down = [start, min(start + size, 1.0)], [0.0, 1.0]
-        leftmost, lowest = number == 0 or theme.narrow, number == count - 1 or not theme.narrow
-        yield PanelAxes(number, across, down, leftmost, lowest), item
+        row, column = divmod(number, columns)
+        left, top = column * (wide + beside), 1 - row * (high + below)
+        across, down = [left, min(left + wide, 1.0)], [max(top - high, 0.0), top]
+        lowest = number + columns >= len(items)
+        yield PanelAxes(number, across, down, column == 0, lowest), item
+
+
+def rows_of(count: int, theme: Theme) -> int:
+    """Return in how many rows so many panels lie."""
+    return count if theme.narrow else -(-count // MOST_BESIDE)
+
+
+def title_limit(count: int) -> int:
+    """Return the letters that a title has room for where so many panels lie side by side."""
+    return 40 if count < MOST_BESIDE else 24
+
+
+def shown_panels(items: Sequence[Item]) -> tuple[Sequence[Item], str]:
+    """Return the first of `items`, as many as a figure has panels for, and what that leaves out."""
+    if len(items) <= MOST_PANELS:
+        return items, ""
+    return items[:MOST_PANELS], f" The first {MOST_PANELS} of {len(items)} runs are drawn."
 
 
 def drawable(values: Array, *, log: bool = True) -> list[float | None]:
@@ -152,7 +175,7 @@ def odd_marks(
             traces.append(
                 {
                     "type": "scatter",
-                    "mode": "markers+text",
+                    "mode": "markers" if theme.many else "markers+text",
                     "text": [*[""] * (len(hit) - 1), said],
                     "textposition": "top left",
                     "textfont": {"color": theme.text, "size": 11},

@@ -14,6 +14,7 @@ from gradscope.plots.panels import odd_marks
 from gradscope.plots.theme import (
     FigureDict,
     Theme,
+    add_key,
     annotation,
     axis,
     base_layout,
@@ -82,8 +83,9 @@ def profile_figure(info: ProfileInfo, theme: Theme) -> FigureDict:
     data: list[dict[str, Any]] = []
     for line in info.lines:
         data += _traces(info, line, theme, floor, ceiling)
-    layout["annotations"] = _labels(info, theme, floor, ceiling)
+    layout["annotations"] = [] if theme.many else _labels(info, theme, floor, ceiling)
     _axes(info, theme, layout, floor, ceiling)
+    add_key(layout, theme)
     return {"data": data, "layout": layout}
 
 
@@ -110,7 +112,7 @@ def _traces(
     drawn = _drawable(line.values, info.metric.log)
     traces: list[dict[str, Any]] = []
     known = np.isfinite(_drawable(line.low, info.metric.log))
-    if known.any():
+    if known.any() and not theme.many:
         traces.append(
             {
                 "type": "scatter",
@@ -155,7 +157,7 @@ def _traces(
         log=info.metric.log,
         name=name,
     )
-    if line.cut is not None:
+    if line.cut is not None and not theme.many:
         cut = _drawable(line.cut, True)
         traces.append(
             {
@@ -184,15 +186,17 @@ def _drawable(values: Array, log: bool) -> Array:
 def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> list[dict[str, Any]]:
     """Return each run's name and first value beside the left end of its line, kept apart."""
     said: list[tuple[int, str, float]] = []
+    lines = len(info.lines) + sum(line.cut is not None for line in info.lines)
+    between, gap = ("<br>", 32) if lines <= 6 else (" ", 17)
     for line in info.lines:
         value = lettering.times if info.metric.relative else lettering.number
         name = f"<b>{theme.short(line.run)}</b>"
-        said.append((line.place, f"{name}<br>{value(line.arrives)}", line.values[0]))
+        said.append((line.place, f"{name}{between}{value(line.arrives)}", line.values[0]))
         if line.cut is not None:
             said.append(
                 (
                     line.place,
-                    f"{line.cut_edges} cut<br>{value(line.cut[0])}",
+                    f"{line.cut_edges} cut{between}{value(line.cut[0])}",
                     line.cut[0],
                 )
             )
@@ -207,7 +211,7 @@ def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> li
     heights = np.array([height_of(value) for _, _, value in said])
     low, high = height_of(floor), height_of(ceiling)
     pixels = (HEIGHT - 70) / max(high - low, 1e-9)
-    shifts = lettering.spread(heights * pixels, 32) - heights * pixels
+    shifts = lettering.spread(heights * pixels, gap) - heights * pixels
     labels = [
         annotation(
             theme,

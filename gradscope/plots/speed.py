@@ -17,7 +17,15 @@ from numpy.typing import NDArray
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import PanelAxes, drawable, in_panels, odd_marks
+from gradscope.plots.panels import (
+    PanelAxes,
+    drawable,
+    in_panels,
+    odd_marks,
+    rows_of,
+    shown_panels,
+    title_limit,
+)
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -36,6 +44,8 @@ from gradscope.runs.run import Run
 TITLE = "How fast does each layer learn?"
 LAYERS = 5
 POINTS = 250
+SAID = 4
+"""Of so many runs a caption says which layers stand still."""
 USUAL = (1e-4, 1e-2)
 """Update speeds that are usually seen in nets that train well (CS231n); advice, not a limit."""
 
@@ -91,7 +101,9 @@ def speed_caption(panels: list[SpeedPanel]) -> str:
     dropped = max((panel.total for panel in panels if panel.total > 2 * POINTS), default=0)
     if dropped:
         text += f" Drawn: the extremes of each of {POINTS} stretches of {dropped:,} steps."
-    return " ".join([text, *filter(None, map(_standing, panels))])
+    shown, left_out = shown_panels(panels)
+    said = [] if len(panels) > SAID else filter(None, map(_standing, shown))
+    return " ".join([text + left_out, *said])
 
 
 def _standing(panel: SpeedPanel) -> str:
@@ -119,7 +131,10 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `panels` as a dict for plotly, one panel a run on one scale."""
     if not panels:
         return nothing_to_show(theme, "No weight update has been recorded yet.")
-    layout = base_layout(theme, 460 if not theme.narrow else 320 * len(panels) + 40)
+    panels, _ = shown_panels(panels)
+    rows = rows_of(len(panels), theme)
+    height = 460 if rows == 1 else 230 * rows + 60
+    layout = base_layout(theme, height if not theme.narrow else 320 * len(panels) + 40)
     layout["margin"]["t"] = 30
     low, high = _range(panels)
     decades = float(np.log10(high / low))
@@ -159,7 +174,9 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
                 "layer": "below",
             }
         )
-        layout["annotations"].append(axes.run_title(theme, panel.run, panel.place))
+        layout["annotations"].append(
+            axes.run_title(theme, panel.run, panel.place, limit=title_limit(len(panels)))
+        )
         height = (layout["height"] - 90) * (axes.down[1] - axes.down[0])
         layout["annotations"] += _labels(panel, theme, axes, (low, high), height)
     return {"data": data, "layout": layout}

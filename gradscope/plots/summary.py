@@ -114,9 +114,9 @@ def _loss(run: Run, steps: NDArray[np.int64], values: NDArray[np.float64]) -> Ju
     usual = int(np.diff(np.append(-1, np.searchsorted(recorded, steps))).max())
     if len(after) > max(usual, 2):  # NaN that is logged reads as what was not logged
         return Judged(f"loss NaN from step {after[0]:,} on", "bad")
-    broken = np.isinf(values)
+    broken = ~np.isfinite(values)
     if broken.any():
-        return Judged(f"loss inf at step {steps[broken][0]:,}", "bad")
+        return Judged(f"loss not finite at step {steps[broken][0]:,}", "bad")
     first, last, top = values[0], values[-1], values.max()
     way = f"loss {number(first)} → {number(last)}"
     if last > ROSE * first:

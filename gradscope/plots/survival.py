@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
     Theme,
+    add_key,
     annotation,
     base_layout,
     label_margin,
@@ -132,6 +133,8 @@ def survival_figure(
             "line": {"color": theme.muted, "width": 1, "dash": "dot"},
         }
     ]
+    if not theme.many:
+        layout["annotations"] = [_axis_label(theme)]
     if marked is not None:
         layout["shapes"].append(
             {
@@ -144,20 +147,14 @@ def survival_figure(
                 "line": {"color": theme.text, "width": 2},
             }
         )
-    layout["annotations"] = [
-        annotation(
-            theme,
-            "first ÷ last<br>hidden layer",
-            x=0,
-            xref="paper",
-            xanchor="right",
-            xshift=-8,
-            y=0.5,
-            yref="paper",
-            align="right",
-        )
-    ]
+    add_key(layout, replace(theme, key=theme.key[:1] and ((" ", theme.surface),), key_title=""))
     return {"data": data, "layout": layout}
+
+
+def _axis_label(theme: Theme) -> dict[str, Any]:
+    place = {"x": 0, "xref": "paper", "xanchor": "right", "y": 0.5, "yref": "paper"}
+    text = "first ÷ last<br>hidden layer"
+    return annotation(theme, text, **place, xshift=-8, align="right")
 
 
 def survival_caption(lines: list[SurvivalLine]) -> str:

@@ -35,7 +35,7 @@ def run_with_losses(path: Path, losses: np.ndarray) -> Run:
         (np.full(40, 2.3), "loss 2.3 → 2.3, hardly falls", "bad"),
         (np.r_[np.linspace(2, 12, 20), np.linspace(12, 1, 40)], "rose between", "unsure"),
         (np.r_[np.linspace(2, 1, 30), np.full(10, np.nan)], "loss NaN from step 30 on", "bad"),
-        (np.r_[np.linspace(2, 1, 30), np.full(10, np.inf)], "loss inf at step 3", "bad"),
+        (np.r_[np.linspace(2, 1, 30), np.full(10, np.inf)], "loss not finite at step 3", "bad"),
     ],
 )
 def test_the_loss_is_judged_beside_the_flow(
