@@ -38,7 +38,7 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
             return [_invitation(library)], ""
         places = {name: page.theme.slot(place) for place, name in enumerate(page.names)}
         slots = {name: places.get(name, library.slot(name)) for name in shown}
-        strips = [card(name, library, page.theme, slots[name]) for name in shown]
+        strips = [card(name, library, page.theme, slots[name], len(shown) <= FEW) for name in shown]
         if len(shown) <= FEW:
             return strips, ""
         worst = sorted(strips, key=lambda strip: ORDER.index(strip.className.removeprefix("is-")))
@@ -51,18 +51,16 @@ def swatch(slot: int, theme: Theme) -> html.Span:
     return html.Span(className="swatch", style={"borderTop": f"3px {style} {theme.color(slot)}"})
 
 
-def card(name: str, library: Library, theme: Theme, slot: int) -> html.Article:
+def card(name: str, library: Library, theme: Theme, slot: int, patient: bool) -> html.Article:
     """Return the strip of the run called `name`."""
     title = html.H2([swatch(slot, theme), name])
     if (problem := library.problem(name)) is not None:
         content = [html.Strong("▲ Unreadable", className="bad"), html.P(problem)]
         return html.Article([title, *content], className="is-bad")
-    summary = library.summary(name)
+    summary = library.summary(name, patient=patient)
     if summary is None:
-        return html.Article(
-            [title, html.P("… looking at the whole run.", className="caption")],
-            className="is-waiting",
-        )
+        said = html.P("… looking at the whole run.", className="caption")
+        return html.Article([title, said], className="is-waiting")
     runs = library.get([name])
     notes = [*summary.diagnosis.notes, *(note for run in runs for note in run.notes)]
     notes = list(dict.fromkeys([*notes, *library.notes(name)]))

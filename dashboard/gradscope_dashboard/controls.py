@@ -236,13 +236,16 @@ def register(app: Dash, library: Library) -> None:
         Input("url", "search"),
         Input("runs", "children"),
         Input("screen", "data"),
+        Input("view", "children"),
     )
-    def press(search: str, _: Any, screen: dict[str, Any] | None) -> list[str]:
+    def press(search: str, _: Any, screen: dict[str, Any] | None, __: Any) -> list[str]:
         """Show as pressed what is chosen; the buttons themselves stay, and keep the focus."""
         names = library.names
         now = state.parse(search, NAMES, names)
         chosen = {("run", name) for name in library.shown(now)}
         chosen |= {("metric", now.metric), ("view", now.view)}
+        if now.log:
+            chosen.add(("log", "1"))
         if now.step is None:
             chosen.add(("step", "latest"))
         if screen and screen["theme"] == "dark":
@@ -306,6 +309,8 @@ def _pressed(
         return now.but(step=int(step), layer=layer or None)
     if key == "layer":
         return now.but(layer=to or None)
+    if key == "log":
+        return now.but(log=not now.log)
     if key == "rows":
         return now.but(rows=now.rows + state.ROWS)
     return now.but(**{key: to})

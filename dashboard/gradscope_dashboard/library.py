@@ -98,9 +98,9 @@ class Library:
 
     def _list_ahead(self) -> None:
         """Work out the summaries of all runs, which say which is the worst off."""
-        for name, path in self._paths.items():
+        for name, path in reversed(self._paths.items()):
             if self._listing.newest(name) is None:
-                self._listing.get(name, (), _summary_of(path), patient=False)
+                self._listing.get(name, _file_marks(path), _summary_of(path), patient=False)
 
     def get(self, names: Sequence[str]) -> list[Run]:
         """Return the runs called `names`, as far as they exist and can be read."""
@@ -146,10 +146,14 @@ class Library:
         if not runs:
             return None
         marks = _marks(runs)
+        listed = self._listing.newest(name)
+        finished = runs[0].status != "running"
+        if listed is not None and listed.steps == len(runs[0].steps) and finished:
+            return listed
         found: Summary | None = self._background.get(
             name, marks, lambda: summarise(runs[0]), patient=patient
         )
-        if found is not None and runs[0].status != "running":
+        if found is not None and runs[0].status != "running" and len(self._paths) <= SHOWN_AT_FIRST:
             self._background.get(
                 ("pictures", name), marks, lambda: _draw_ahead(runs[0]), patient=False
             )

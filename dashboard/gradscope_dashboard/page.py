@@ -96,16 +96,16 @@ def aria(**attributes: str) -> dict[str, Any]:
     return {f"aria-{name}": value for name, value in attributes.items()}
 
 
-def chart(graph: str, title: str, *children: Any) -> html.Section:
-    """Return a titled place for the figure `graph`, its caption, and `children` below."""
+def chart(graph: str, title: str, above: Sequence[Any] = ()) -> html.Section:
+    """Return a titled place for the figure `graph`, its caption, and `above` between them."""
     return html.Section(
         className="chart",
         children=[
             html.H2(title, id=f"{graph}-title"),
             html.P(id=f"{graph}-caption", className="caption"),
+            *above,
             dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": {}}),
             dcc.Store(id=f"{graph}-drawn"),
-            *children,
         ],
     )
 
@@ -155,6 +155,7 @@ def draw_with(
             page.names,
             page.state.metric,
             page.state.layer,
+            page.state.log,
             screen,
             len(drawing.figure["data"]) > 0,
             _labelling(drawing.figure["layout"]),

@@ -41,6 +41,8 @@ class State:
         worst first.
     rows : int
         How many layers the table shows.
+    log : bool
+        Scalars are drawn on a logarithmic scale.
     """
 
     view: str
@@ -51,6 +53,7 @@ class State:
     theme: str | None = None
     sort: str | None = None
     rows: int = ROWS
+    log: bool = False
 
     def but(self, **changes: Any) -> State:
         """Return this state with `changes`."""
@@ -98,6 +101,8 @@ class State:
             value = getattr(self, key)
             if value != at_first:
                 pairs.append((key, value))
+        if self.log:
+            pairs.append(("log", 1))
         return f"?{urlencode(pairs)}" if pairs else ""
 
 
@@ -122,5 +127,6 @@ def parse(search: str | None, views: Sequence[str], runs: Collection[str]) -> St
         layer=last("layer") or None,
         theme=last("theme") if last("theme") in ("light", "dark") else None,
         sort=last("sort") if last("sort").removeprefix("-") in TABLE_COLUMNS else None,
+        log=last("log") == "1",
         rows=min(number("rows", ROWS) or ROWS, MOST_ROWS),
     )

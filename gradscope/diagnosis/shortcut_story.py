@@ -21,8 +21,8 @@ def shortcut_story(run: Run) -> str:
     Returns
     -------
     str
-        Such as `24 shortcuts carry 86-98 % of the gradient's energy; with them cut, 1.2 trillion
-        times less of it would reach the first layer.` Empty where no shortcut was read.
+        Such as `Its 24 shortcuts carry 86-98 % of the gradient's energy; with them cut, 1.2
+        trillion times less of it would reach the first layer.` Empty where no shortcut was read.
     """
     forms = run.shortcuts["form"].to_numpy()
     split = np.flatnonzero(np.isin(forms, SPLIT_FORMS) & run.shortcut_was_read("energy_share"))
@@ -34,8 +34,9 @@ def shortcut_story(run: Run) -> str:
         low, high = np.nanpercentile(np.nanmedian(known, axis=0), [0, 100])
     span = f"{low:.0%}" if round(low, 2) == round(high, 2) else f"{low * 100:.0f}–{high:.0%}"
     count = len(split)
-    text = f"{count} shortcut{'s' * (count != 1)} carr{'y' if count > 1 else 'ies'} {span} of the"
-    return f"{text} gradient's energy{_without(run)}.".replace("%", " %")
+    carry = "shortcuts carry" if count > 1 else "shortcut carries"
+    text = f"Its {count} {carry} {span} of the gradient's energy{_without(run)}."
+    return text.replace("%", " %")
 
 
 def _without(run: Run) -> str:

@@ -12,6 +12,7 @@ from gradscope.plots.heatmap import heatmap
 from gradscope.plots.history import history
 from gradscope.plots.ledger import ledger
 from gradscope.plots.metrics import METRICS, Metric
+from gradscope.plots.scalars import scalars
 from gradscope.plots.speed import speed
 from gradscope.plots.survival import survival
 from gradscope.plots.theme import DARK, LIGHT, Theme
@@ -29,6 +30,7 @@ __all__ = [
     "heatmap",
     "history",
     "ledger",
+    "scalars",
     "speed",
     "survival",
     "training",

@@ -57,6 +57,7 @@ def depth_profile_info(
                 run=run.name,
                 step=recorded,
                 names=data.names,
+                kinds=data.kinds,
                 x=x,
                 values=around[row - first].astype(float),
                 low=low,

@@ -58,7 +58,7 @@ def derivatives_info(runs: Run | Sequence[Run], *, step: int | None = None) -> l
         functions = run.functions
         layers = np.union1d(data.layers, np.array(sorted(functions), dtype=int))
         names = [str(name) for name in run.layers["name"].to_numpy()[layers]]
-        data = replace(data, layers=layers, names=names)
+        data = replace(data, layers=layers, names=names, kinds=[""] * len(names))
         row = data.row(step)
         values = data.values(row, row + 1)[0].astype(float)
         read = run.was_read(_METRIC.name, data.layers)

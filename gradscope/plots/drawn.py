@@ -54,8 +54,8 @@ class DrawnMetric:
     steps : array, shape (n_steps,), int64
     layers : array, shape (n_layers,)
         Index in `Run.layers` of each layer, from input to output.
-    names : list of str
-        The layers' names.
+    names, kinds : list of str
+        The layers' names, and classes.
     relative : bool
         Whether it is drawn over that of the last hidden layer; where the verdicts take a block's
         end for it, over the signal there.
@@ -66,6 +66,7 @@ class DrawnMetric:
     steps: NDArray[np.int64]
     layers: Ints
     names: list[str]
+    kinds: list[str]
     relative: bool
 
     @property
@@ -140,8 +141,9 @@ def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
 def drawn_metric(run: Run, metric: Metric) -> DrawnMetric:
     """Return `metric` of a run; nothing is read of it yet but which layers have it."""
     layers = _layers(run, metric)
-    names = [str(name) for name in run.layers["name"].to_numpy()[layers]]
-    return DrawnMetric(run, metric.name, _read_steps(run), layers, names, metric.relative)
+    table = run.layers
+    names, kinds = (list(map(str, table[key].to_numpy()[layers])) for key in ("name", "kind"))
+    return DrawnMetric(run, metric.name, _read_steps(run), layers, names, kinds, metric.relative)
 
 
 def _read_steps(run: Run) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.arithmetic import Array
-from gradscope.plots import lettering
+from gradscope.plots import identity, lettering
 from gradscope.plots.metrics import Metric
 from gradscope.plots.panels import odd_marks
 from gradscope.plots.theme import (
@@ -18,6 +18,7 @@ from gradscope.plots.theme import (
     annotation,
     axis,
     base_layout,
+    blend,
     label_margin,
     log_axis,
     translucent,
@@ -25,6 +26,9 @@ from gradscope.plots.theme import (
 
 HEIGHT = 350
 FEW_LAYERS = 10
+TAIL = 17
+NAMED = 8
+"""So many layers are named under the axis."""
 NORMAL = 100.0
 """Within this factor of the last hidden layer's gradient the background is shaded."""
 
@@ -40,7 +44,7 @@ class ProfileLine:
     run : str
     step : int
         The recorded step that is drawn.
-    names : list of str
+    names, kinds : list of str
         Layers from input to output.
     x : array, shape (n_layers,)
         Number of the layer from 1, or its relative depth in percent.
@@ -58,6 +62,7 @@ class ProfileLine:
     run: str
     step: int
     names: list[str]
+    kinds: list[str]
     x: Array
     values: Array
     low: Array
@@ -86,6 +91,8 @@ def profile_figure(info: ProfileInfo, theme: Theme) -> FigureDict:
     layout["annotations"] = [] if theme.many else _labels(info, theme, floor, ceiling)
     _axes(info, theme, layout, floor, ceiling)
     add_key(layout, theme)
+    layout["shapes"] += _blocks(info, theme)
+    layout["annotations"] += _role_key(info, theme)
     return {"data": data, "layout": layout}
 
 
@@ -108,7 +115,10 @@ def _traces(
     """Return a run's band, line, marks for what is no number, and cut line."""
     style = theme.line(line.place)
     name = lettering.safe(line.run)
-    names = [lettering.safe(layer) for layer in line.names]
+    names = [
+        identity.title(place, name, kind)
+        for place, (name, kind) in enumerate(zip(line.names, line.kinds, strict=True))
+    ]
     drawn = _drawable(line.values, info.metric.log)
     traces: list[dict[str, Any]] = []
     known = np.isfinite(_drawable(line.low, info.metric.log))
@@ -125,6 +135,10 @@ def _traces(
                 "hoverinfo": "skip",
             }
         )
+    by_role = _role_lines(info, line, drawn, theme)
+    traces += by_role
+    if by_role:  # the way from layer to layer jumps between roles
+        style = {**style, "width": 1, "color": translucent(style["color"], 0.35)}
     traces.append(
         {
             "type": "scatter",
@@ -176,6 +190,87 @@ def _traces(
             }
         )
     return traces
+
+
+def _roles(info: ProfileInfo, line: ProfileLine) -> dict[str, list[int]]:
+    """Return the roles that are a line each: of one run alone, else there are too many lines."""
+    return identity.roles(line.names) if len(info.lines) == 1 else {}
+
+
+def _role_color(theme: Theme, rank: int, count: int) -> str:
+    return blend(theme.sequence, rank / max(count - 1, 1))
+
+
+def _role_lines(
+    info: ProfileInfo, line: ProfileLine, drawn: Array, theme: Theme
+) -> list[dict[str, Any]]:
+    """Return a line for each role that layers play in blocks that repeat."""
+    found = _roles(info, line)
+    return [
+        {
+            "type": "scatter",
+            "name": lettering.safe(role),
+            "x": line.x[places].tolist(),
+            "y": [value if np.isfinite(value) else None for value in drawn[places]],
+            "mode": "lines+markers",
+            "marker": {"size": 6},
+            "line": {"color": _role_color(theme, rank, len(found)), "width": 2.5},
+            "hoverinfo": "skip",
+        }
+        for rank, (role, places) in enumerate(found.items())
+    ]
+
+
+def _role_key(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
+    """Return what the lines of the roles are called."""
+    found = _roles(info, info.lines[0])
+    if not found:
+        return []
+    text = "   ".join(
+        f'<span style="color: {_role_color(theme, rank, len(found))}">━━</span> '
+        f"{lettering.safe(role, 24)}"
+        for rank, role in enumerate(found)
+    )
+    place = {"x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "paper"}
+    return [annotation(theme, text, **place, yanchor="bottom", yshift=8)]
+
+
+def _blocks(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
+    """Return a strip under the lines: the layers of a block side by side in one shade."""
+    if len({tuple(line.names) for line in info.lines}) > 1:
+        return []
+    line = info.lines[0]
+    half = (line.x[1] - line.x[0]) / 2 if len(line.x) > 1 else 0.5
+    strip = {"type": "rect", "yref": "paper", "y0": 0, "y1": 0.014, "line": {"width": 0}}
+    return [
+        {
+            **strip,
+            "x0": float(line.x[group.first] - half),
+            "x1": float(line.x[group.last] + half),
+            "fillcolor": (theme.trunk, theme.grid)[rank % 2],
+        }
+        for rank, group in enumerate(identity.groups(line.names))
+    ]
+
+
+def _name_ticks(info: ProfileInfo, theme: Theme) -> dict[str, Any]:
+    """Return settings of the x axis that name about every eighth of the layers."""
+    line = info.lines[0]
+    if theme.narrow or len({tuple(line.names) for line in info.lines}) > 1:
+        return {}
+    count = len(line.names)
+    few = min(count, NAMED)
+    places = sorted({round(i * (count - 1) / max(few - 1, 1)) for i in range(few)})
+    return {
+        "tickvals": [float(line.x[place]) for place in places],
+        "ticktext": [f"{place + 1}<br>{_tail(line.names[place])}" for place in places],
+        "tickangle": 0,
+    }
+
+
+def _tail(name: str) -> str:
+    """Return the end of a name, which tells more than its beginning."""
+    return lettering.safe(name if len(name) <= TAIL else f"…{name[1 - TAIL :]}")
 
 
 def _drawable(values: Array, log: bool) -> Array:
@@ -237,8 +332,9 @@ def _axes(
     left = min(line.x[0] for line in info.lines)
     right = max(line.x[-1] for line in info.lines)
     edge = max((right - left) * 0.01, 0.5 if left == right else 0)
-    layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True)
-    if not info.aligned and right - left < FEW_LAYERS:
+    names = _name_ticks(info, theme)
+    layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True, **names)
+    if not names and not info.aligned and right - left < FEW_LAYERS:
         layout["xaxis"]["dtick"] = 1  # there is no layer 1.5
     layout["margin"]["l"] = label_margin(theme, (line.run for line in info.lines))
     metric = info.metric
@@ -248,7 +344,7 @@ def _axes(
     else:
         layout["yaxis"] = axis(theme, metric.axis_title, side="right", rangemode="tozero")
     if metric.relative:
-        layout["shapes"] = [
+        layout["shapes"] += [
             {
                 "type": "rect",
                 "xref": "paper",

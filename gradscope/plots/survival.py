@@ -121,7 +121,14 @@ def survival_figure(
         autorangeoptions={"minallowed": min(int(line.steps[0]) for line in lines)},
     )
     decades = float(np.log10(high / low))
-    layout["yaxis"] = log_axis(theme, "", decades, dtick=max(1, round(decades / 3)), side="right")
+    layout["yaxis"] = log_axis(
+        theme,
+        "",
+        decades,
+        dtick=max(1, round(decades / 3)),
+        side="right",
+        range=[np.log10(low) - 0.3, np.log10(high) + 0.3],
+    )
     layout["shapes"] = [
         {
             "type": "line",

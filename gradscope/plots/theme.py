@@ -238,6 +238,8 @@ def base_layout(theme: Theme, height: int) -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": theme.text, "size": 13, "family": "system-ui, sans-serif"},
         "showlegend": False,
+        # a swipe scrolls the page
+        "dragmode": False if theme.narrow else "zoom",
         # Over a transparent page plotly would draw its buttons on a grey slab.
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": theme.muted, "activecolor": theme.text},
         "hoverlabel": {"bgcolor": theme.surface, "font": {"color": theme.text}, "align": "left"},

@@ -66,7 +66,7 @@ def test_a_run_without_steps_has_a_summary(tmp_path: Path) -> None:
 
 def test_the_shortcuts_are_told_in_a_sentence(pair: Path, plain: Run, residual: Run) -> None:
     assert shortcut_story(plain) == ""
-    assert shortcut_story(residual) == "10 shortcuts carry 64 % of the gradient's energy."
+    assert shortcut_story(residual) == "Its 10 shortcuts carry 64 % of the gradient's energy."
 
 
 @pytest.mark.parametrize(
