@@ -41,7 +41,7 @@ _PAGE = Template("""<!doctype html>
 <style>
 :root { --page: #f4f6f9; --card: #fff; --text: #1f2933; --muted: #52606d; --line: #d5dbe3;
   --bad: #b3261e; --good: #0b6b4b; --unsure: #8a5a00; color-scheme: light dark; }
-@media (prefers-color-scheme: dark) and (not print) { :root { --page: #0b1015; --card: #11181f;
+@media screen and (prefers-color-scheme: dark) { :root { --page: #0b1015; --card: #11181f;
   --text: #e6edf3; --muted: #9aa7b4; --line: #2b3642; --bad: #ff8a80; --good: #5fd3a5;
   --unsure: #f0c24b; } }
 body { margin: 0 auto; max-width: 1300px; padding: 16px; background: var(--page);
@@ -73,18 +73,19 @@ footer, .detail { color: var(--muted); font-size: 14px; }
 <script>
 // Each figure is there in light and dark; on paper it is light and as wide as the page.
 const figures = {};
+function draw(id, paper) {
+  const { light, dark, config } = figures[id];
+  const night = !paper && matchMedia("(prefers-color-scheme: dark)").matches;
+  const { data, layout } = JSON.parse(JSON.stringify(night ? dark : light));
+  if (paper) layout.width = 680;
+  Plotly.react(id, data, layout, Object.assign({}, config, { responsive: !paper }));
+}
 function show(id, light, dark, config) {
   figures[id] = { light, dark, config };
-  const night = matchMedia("(prefers-color-scheme: dark)").matches;
-  Plotly.newPlot(id, Object.assign({}, night ? dark : light, { config: config }));
+  draw(id, false);
 }
-addEventListener("beforeprint", () => {
-  for (const [id, { light, config }] of Object.entries(figures)) {
-    const layout = Object.assign({}, light.layout, { width: 680 });
-    Plotly.react(id, light.data, layout, Object.assign({}, config, { responsive: false }));
-  }
-});
-addEventListener("afterprint", () => location.reload());
+addEventListener("beforeprint", () => Object.keys(figures).forEach((id) => draw(id, true)));
+addEventListener("afterprint", () => Object.keys(figures).forEach((id) => draw(id, false)));
 </script>
 </head>
 <body>
@@ -178,10 +179,33 @@ def _figures(runs: list[Run], track: Track) -> Iterator[str]:
     for draw in track(FIGURES):
         figure: go.Figure = draw(runs)
         dark: go.Figure = draw(runs, theme=DARK)
+        heading = _taken_out(figure)
+        _taken_out(dark)
         height = int(figure.layout.height)
         # plotly's JSON escapes what would end the script.
         yield (
-            f'<section tabindex="0"><div id="{draw.__name__}" class="figure"'
+            f'<section tabindex="0">{heading}<div id="{draw.__name__}" class="figure"'
             f' style="height: {height}px"></div><script>show("{draw.__name__}",'
             f" {figure.to_json()}, {dark.to_json()}, {config})</script></section>"
         )
+
+
+def _taken_out(figure: go.Figure) -> str:
+    """Take title and caption out of a figure, and return them as HTML, which wraps on a page."""
+    title = figure.layout.title
+    said, caption = (_plain(text) for text in (title.text, title.subtitle.text))
+    room = 56 + 16 * (title.subtitle.text.count("<br>") + 1)  # as `titled` made it
+    figure.update_layout(
+        title=None,
+        height=figure.layout.height - room,
+        margin_t=figure.layout.margin.t - room,
+        paper_bgcolor="rgba(0,0,0,0)",
+    )
+    return f'<h2>{said}</h2><p class="detail">{caption}</p>'
+
+
+def _plain(text: str) -> str:
+    """Return plotly's text without its markup, as HTML."""
+    for mark in ("<b>", "</b>"):
+        text = text.replace(mark, "")
+    return html.escape(html.unescape(text.replace("<br>", " ")))
