@@ -183,7 +183,10 @@ def register(app: Dash, library: Library) -> None:
         for button in clicks[handled:]:
             new = _pressed(button, new, library, screen, None if opening is None else latest)
         if isinstance(rest[3], dict) and any(t["prop_id"] == "chosen.data" for t in ctx.triggered):
-            new = new.choosing(list(map(str, rest[3].get("runs") or [])), names)
+            if "layer" in rest[3]:
+                new = new.but(layer=str(rest[3]["layer"]))
+            else:
+                new = new.choosing(list(map(str, rest[3].get("runs") or [])), names)
         for trigger in ctx.triggered:
             by, value = ctx.triggered_prop_ids.get(trigger["prop_id"]), trigger["value"]
             if by in ("step", "step-number") and value is not None:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from gradscope.arithmetic import Array, over_reference
 from gradscope.plots import lettering
-from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric, path_of
+from gradscope.plots.drawn import DrawnMetric, arrives, as_runs, drawn_metric
 from gradscope.plots.metrics import metric_named
 from gradscope.plots.profile_picture import ProfileInfo, ProfileLine, profile_figure
 from gradscope.plots.theme import (
@@ -63,22 +63,11 @@ def depth_profile_info(
                 low=low,
                 high=high,
                 cut=_cut(run, data, recorded) if metric == "signal_norm" else None,
-                arrives=_arrives(run, data, row),
+                arrives=arrives(data, row),
                 cut_edges="branches" if run.meta.get("cut") == "branches" else "shortcuts",
             )
         )
     return ProfileInfo(chosen, lines, aligned)
-
-
-def _arrives(run: Run, data: DrawnMetric, row: int) -> float:
-    """Return what the verdicts call the early over the late signal at a row; else the first value.
-
-    Of a metric other than the signal it is the first layer's value.
-    """
-    path = path_of(run) if data.column == "signal_norm" else None
-    if path is not None and not np.isnan(path.decades[row]):
-        return float(10 ** path.decades[row])
-    return float(data.values(row, row + 1)[0][0])
 
 
 def _percentiles(values: Array) -> tuple[Array, Array]:

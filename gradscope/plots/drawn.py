@@ -121,6 +121,17 @@ class DrawnMetric:
         return list(over_reference(values, self.late()[:, None]).T)
 
 
+def arrives(data: DrawnMetric, row: int) -> float:
+    """Return what of the gradient is left at the first layer, as the verdicts tell it.
+
+    Of a metric other than the signal, or where they do not tell it, it is the first layer's value.
+    """
+    path = path_of(data.run) if data.column == "signal_norm" else None
+    if path is not None and not np.isnan(path.decades[row]):
+        return float(10 ** path.decades[row])
+    return float(data.values(row, row + 1)[0][0])
+
+
 def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
     """Return `runs` as a list.
 

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from gradscope.arithmetic import Array, over_reference
 from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.plots import lettering
-from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
+from gradscope.plots.drawn import DrawnMetric, arrives, as_runs, drawn_metric
 from gradscope.plots.flow_map_picture import DrawnBlock, Lane, Square, lanes_figure
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import shown_panels
@@ -71,10 +71,7 @@ def _lane(place: int, run: Run, data: DrawnMetric, row: int) -> Lane:
             x += 1
             squares.append(_square(x, data.names, signal, layer, stop, False))
         layer = stop
-    arrives = squares[0].signal
-    if placed and placed[0].start == 0.5:
-        arrives = placed[0].total
-    return Lane(place, run.name, int(data.steps[row]), squares, placed, x, arrives)
+    return Lane(place, run.name, int(data.steps[row]), squares, placed, x, arrives(data, row))
 
 
 def _square(

@@ -21,6 +21,7 @@ THEMES = ["light", "dark"]
     ("view", "graph", "label"),
     [
         ("depth", "profile", "Depth profile"),
+        ("net", None, "Net"),
         ("flow", "flow", "Flow map"),
         ("heatmap", "heatmap", "Layers × steps"),
         ("speed", "speed", "Speed of learning"),
@@ -40,7 +41,7 @@ def test_every_view_draws_both_runs_and_breaks_no_accessibility_rule(
     page = browse(f"{server.url}?view={view}&theme={theme}", bypass_csp=True)
     if graph:
         drawn(page, graph)
-    place = page.locator(f"#{graph or 'layer-table'}")
+    place = page.locator("#net" if view == "net" else f"#{graph or 'layer-table'}")
     for run in ("plain-50", "residual-50"):
         place.get_by_text(run).first.wait_for()
     page.get_by_role("button", name=label, exact=True, pressed=True).wait_for()

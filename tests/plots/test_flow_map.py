@@ -19,7 +19,7 @@ def test_a_plain_net_is_one_path_that_narrows(plain: Run) -> None:
     assert lane.blocks == []
     signal = [square.signal for square in lane.squares]
     np.testing.assert_allclose(signal, 10.0 ** np.linspace(-12, 0, 11) / 0.9, rtol=1e-5)
-    assert lane.arrives == pytest.approx(1e-12, rel=1e-5)
+    assert lane.arrives == pytest.approx(10 ** (-12 * 0.9), rel=1e-5)
     widths = [width(value) for value in signal]
     assert widths == sorted(widths)
     assert widths[0] == 1.0
