@@ -6,7 +6,7 @@ from dash import Dash, dcc, html
 from flask import Response, request
 
 from gradscope.plots import plotlyjs
-from gradscope_dashboard import cards, controls, exports, history, security
+from gradscope_dashboard import cards, controls, exports, history, security, timeline
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.views import VIEWS
 
@@ -39,6 +39,7 @@ def make_app(library: Library, *, trusted_hosts: list[str] | None = None) -> Das
         view.register(app, library, names)
     cards.register(app, library, names)
     history.register(app, library, names)
+    timeline.register(app, library, names)
     exports.register(app, library, names)
     app.server.add_url_rule(f"/{PLOTLY_JS}", view_func=_plotly_js)
     security.protect(app, trusted_hosts)

@@ -100,7 +100,7 @@ def _details(summary: Summary, name: str, notes: list[str], remedy: str | None) 
     parts = [f"{count} finding{'s' * (count != 1)}"] if count else []
     parts += [f"{len(notes)} note{'s' * (len(notes) != 1)}"] if notes else []
     words = " and ".join(parts)
-    tried = [html.B("Try: "), f"{remedy}. "] if remedy else []
+    tried = [html.Span([html.B("Try: "), f"{remedy}. "], className="try")] if remedy else []
     items: list[Any] = [_finding(finding, name) for finding in diagnosis.findings]
     if diagnosis.start != diagnosis.end:
         items.append(html.Li(f"At the start: {diagnosis.start}; at the end: {diagnosis.end}."))

@@ -55,6 +55,7 @@ def controls() -> html.Section:
                 ],
                 id="runs-panel",
             ),
+            html.Div(id="timeline", role="group", **aria(label="what happened when")),
             dcc.Store(id="chosen"),
             html.Div(
                 [_button("metric", m.name, m.label, m.definition) for m in METRICS.values()],

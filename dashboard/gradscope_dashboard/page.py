@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gradscope.plots import DARK, LIGHT, Theme
 from gradscope.plots.plotlyjs import PRIVATE
+from gradscope.plots.sweep_map import sweep_key
 from gradscope.runs.run import Run
 from gradscope_dashboard import state
 from gradscope_dashboard.library import Library
@@ -73,22 +74,10 @@ def theme_for(theme: Theme, runs: Sequence[Run], slots: Sequence[int], narrow: b
     theme = theme.for_page(tuple(slots), narrow)
     if len(runs) <= MANY:
         return theme
-    key = differing(runs)
+    key = sweep_key(runs)
     if key is None:
         return theme.for_many(list(range(1, len(runs) + 1)), "run")
     return theme.for_many([run.config.get(key, "none") for run in runs], key)
-
-
-def differing(runs: Sequence[Run]) -> str | None:
-    """Return the setting with the most values among `runs`, a number before a word."""
-    counts: dict[str, int] = {}
-    numbers: dict[str, bool] = {}
-    for key in dict.fromkeys(key for run in runs for key in run.config):
-        values = {run.config[key] for run in runs if key in run.config}
-        counts[key] = len(values)
-        numbers[key] = not any(isinstance(value, str) for value in values)
-    best = max(counts, key=lambda key: (numbers[key], counts[key]), default=None)
-    return best if best is not None and counts[best] > 1 else None
 
 
 def aria(**attributes: str) -> dict[str, Any]:

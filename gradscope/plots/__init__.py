@@ -15,6 +15,7 @@ from gradscope.plots.metrics import METRICS, Metric
 from gradscope.plots.scalars import scalars
 from gradscope.plots.speed import speed
 from gradscope.plots.survival import survival
+from gradscope.plots.sweep_map import sweep_map
 from gradscope.plots.theme import DARK, LIGHT, Theme
 from gradscope.plots.training import training
 
@@ -33,5 +34,6 @@ __all__ = [
     "scalars",
     "speed",
     "survival",
+    "sweep_map",
     "training",
 ]

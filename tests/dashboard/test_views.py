@@ -27,6 +27,7 @@ THEMES = ["light", "dark"]
         ("speed", "speed", "Speed of learning"),
         ("why", "ledger", "Why"),
         ("training", "training", "Training"),
+        ("sweep", "sweep", "Sweep"),
         ("layers", None, "Layers"),
     ],
 )

@@ -86,7 +86,7 @@
     const flat = size >= 76;
     const reach = Math.max(0, ...graph.arcs.map((arc) => boxes.filter((box) => box.last >= arc.first && box.first <= arc.last).length));
     const levels = Math.max(0, ...holders.map((holder) => holder.above)) + 1;
-    const [top, high] = [graph.arcs.length ? Math.min(46 + reach * 11, 110) : 14, flat ? 52 : 120];
+    const [top, high] = [graph.arcs.length ? Math.min(58 + reach * 11, 124) : 14, flat ? 52 : 120];
     const middle = top + high / 2;
     const all = values(graph.modules, []).sort((a, b) => a - b);
     const limit = Math.max(all[Math.floor(all.length * 0.97)] || 0, 3);
@@ -115,7 +115,7 @@
       if (arc.share !== null) arcs.get(key).shares.push(arc.share);
     }
     for (const { i, j, names, shares, form } of arcs.values()) {
-      const rise = Math.min(26 + (j - i) * 11, top - 14);
+      const rise = Math.min(26 + (j - i) * 11, top - 30);
       const split = shares.length > 0;
       const mean = shares.reduce((a, b) => a + b, 0) / shares.length;
       const thick = split ? Math.max(width(boxes[i].decades) * mean, 1) : 1.5;
@@ -130,7 +130,7 @@
       path.append(make("title", {}, `shortcut around ${[...new Set(names)].join(", ")}: ${split ? `${said} of the energy` : `${form}, not split`}`));
       behind.append(path);
       if (split && to - from > (said.length > 5 ? 44 : 20)) {
-        front.append(make("text", { x: (from + to) / 2, y: top - rise * 0.87 - thick / 2 + 8, "text-anchor": "middle", class: "small", fill: data.shortcut }, said));
+        front.append(make("text", { x: (from + to) / 2, y: top + 3 - rise * 0.9 - thick / 2 - 4, "text-anchor": "middle", class: "small", fill: data.shortcut }, said));
       }
     }
     // the boxes

@@ -11,6 +11,16 @@ A view is a module with
 To add one, write its module and put it in this list.
 """
 
-from gradscope_dashboard.views import depth, flow, layers, layers_steps, net, speed, training, why
+from gradscope_dashboard.views import (
+    depth,
+    flow,
+    layers,
+    layers_steps,
+    net,
+    speed,
+    sweep,
+    training,
+    why,
+)
 
-VIEWS = [depth, net, flow, layers_steps, speed, why, training, layers]
+VIEWS = [depth, net, flow, layers_steps, speed, why, training, sweep, layers]
