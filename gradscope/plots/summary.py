@@ -12,7 +12,7 @@ from gradscope.diagnosis.comparison import logged_curves
 from gradscope.diagnosis.findings import Diagnosis
 from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.diagnosis.verdict import diagnose
-from gradscope.plots.drawn import drawn_metric
+from gradscope.plots.drawn import DrawnMetric, drawn_metric
 from gradscope.plots.lettering import number
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.sampling import bin_starts
@@ -74,6 +74,16 @@ class Summary:
         """The worst of its parts."""
         tones = [part.tone for part in (self.flow, self.loss, self.speed) if part is not None]
         return next((tone for tone in ("bad", "unsure") if tone in tones), "good")
+
+
+def last_readable_row(data: DrawnMetric) -> int:
+    """Return the last row in which any layer has a number other than 0; the last one if none."""
+    for first in (max(len(data.steps) - 1000, 0), 0):
+        values = data.read(first)
+        known = np.flatnonzero((np.isfinite(values) & (values != 0)).any(axis=1))
+        if len(known):
+            return first + int(known[-1])
+    return len(data.steps) - 1
 
 
 def summarise(run: Run) -> Summary:
