@@ -45,7 +45,6 @@ def card_svg(run: Run, *, theme: Theme = LIGHT) -> str:
     """
     summary = summarise(run)
     tones = _TONES[theme.dark]
-    flow = tones[summary.flow.tone]
     model = f"{run.meta.get('model', '')} · {len(run.layers)} layers · {summary.steps} steps"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}"'
