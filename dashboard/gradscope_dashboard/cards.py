@@ -10,12 +10,13 @@ from dash.exceptions import PreventUpdate
 from gradscope.diagnosis.findings import Finding
 from gradscope.plots import Theme
 from gradscope.plots.summary import Judged, Summary
-from gradscope_dashboard.library import Library
+from gradscope_dashboard.library import Library, state_of
 from gradscope_dashboard.page import read_page
 
 FEW = 3
 """So many runs have a sentence and a remedy each; more have a line each, the worst first."""
 ORDER = ("bad", "unsure", "waiting", "good")
+ENDED = {"crashed": "crashed after step", "stalled": "no new step since step"}
 SIGNS = {"good": "✔", "unsure": "◆", "bad": "▲"}
 
 
@@ -64,10 +65,24 @@ def card(name: str, library: Library, theme: Theme, slot: int, patient: bool) ->
     runs = library.get([name])
     notes = [*summary.diagnosis.notes, *(note for run in runs for note in run.notes)]
     notes = list(dict.fromkeys([*notes, *library.notes(name)]))
+    ended = _ended(library, name)
     return html.Article(
-        [html.Div([title, *_chips(summary)], className="head"), *_words(summary, name, notes)],
-        className=f"is-{summary.tone}",
+        [
+            html.Div([title, *ended, *_chips(summary)], className="head"),
+            *_words(summary, name, notes),
+        ],
+        className=f"is-{summary.tone if summary.tone != 'good' or not ended else 'unsure'}",
     )
+
+
+def _ended(library: Library, name: str) -> list[html.Span]:
+    """Return that a run crashed or has fallen silent, if so."""
+    for run in library.get([name]):
+        status = state_of(run)
+        if status in ENDED and len(run.steps):
+            said = f" {ENDED[status]} {int(run.steps['step'].iloc[-1]):,}"
+            return [html.Span([html.B(SIGNS["bad"]), said], className="chip bad")]
+    return []
 
 
 def _chips(summary: Summary) -> list[html.Span]:

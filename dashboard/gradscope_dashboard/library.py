@@ -130,7 +130,7 @@ class Library:
                             continue
                         steps = run.steps["step"]
                     last = int(steps.iloc[-1]) if len(steps) else None
-                    marks[name] = [len(steps), last, _state(run)]
+                    marks[name] = [len(steps), last, state_of(run)]
         return marks
 
     def summary(self, name: str, *, patient: bool = True) -> Summary | None:
@@ -361,7 +361,7 @@ def last_readable(run: Run, step: int) -> int:
     return int(steps[known[-1]]) if len(known) else step
 
 
-def _state(run: Run) -> str:
+def state_of(run: Run) -> str:
     """Return the status of a run; "stalled" if it lives, but has written nothing for a while."""
     if run.status != "running":
         return run.status

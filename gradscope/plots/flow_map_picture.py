@@ -247,7 +247,7 @@ def _labels(
     lane: Lane, theme: Theme, y: float, stretch: float, longest: float
 ) -> list[dict[str, Any]]:
     """Return the texts about a run: what arrives, where it enters, the shortcuts' shares."""
-    arrives = lettering.times(lane.arrives)
+    arrives = theme.broken(lettering.times(lane.arrives))
     labels = [
         annotation(
             theme,

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
 from gradscope.plots.lettering import safe
-from gradscope.plots.theme import FigureDict, Theme, annotation
+from gradscope.plots.sampling import Band
+from gradscope.plots.theme import FigureDict, Theme, annotation, translucent
 
 Item = TypeVar("Item")
 
@@ -133,6 +134,36 @@ def drawable(values: Array, *, log: bool = True) -> list[float | None]:
     """Return `values` with a gap for each that an axis cannot show."""
     good = np.isfinite(values) & ((values > 0) | (not log))
     return [float(value) if fine else None for value, fine in zip(values, good, strict=True)]
+
+
+def banded(
+    line: dict[str, Any], band: Band | None, color: str, *, filled: bool = True
+) -> list[dict[str, Any]]:
+    """Return a curve's trace as it is, or of a long curve its median in a band of its extremes."""
+    if band is None:
+        return [line]
+    known = ~np.isnan(band.middle)
+    steps = band.steps[known]
+    traces: list[dict[str, Any]] = []
+    if filled and known.any():
+        traces.append(
+            {
+                **{key: line[key] for key in ("name", "xaxis", "yaxis") if key in line},
+                "type": "scatter",
+                "mode": "lines",
+                "x": np.concatenate([steps, steps[::-1]]).tolist(),
+                "y": np.concatenate([band.high[known], band.low[known][::-1]]).tolist(),
+                "fill": "toself",
+                "fillcolor": translucent(color, 0.25),
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+            }
+        )
+    custom = line.get("customdata")
+    medians = {"x": band.steps.tolist(), "y": drawable(band.middle)}
+    if custom is not None and len(custom) != len(band.steps):
+        medians["customdata"] = [custom[0]] * len(band.steps)
+    return [*traces, {**line, **medians}]
 
 
 def odd_marks(

@@ -286,12 +286,13 @@ def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> li
     for line in info.lines:
         value = lettering.times if info.metric.relative else lettering.number
         name = f"<b>{theme.short(line.run)}</b>"
-        said.append((line.place, f"{name}{between}{value(line.arrives)}", line.values[0]))
+        arrives = theme.broken(value(line.arrives))
+        said.append((line.place, f"{name}{between}{arrives}", line.values[0]))
         if line.cut is not None:
             said.append(
                 (
                     line.place,
-                    f"{line.cut_edges} cut{between}{value(line.cut[0])}",
+                    f"{line.cut_edges} cut{between}{theme.broken(value(line.cut[0]))}",
                     line.cut[0],
                 )
             )

@@ -19,6 +19,7 @@ from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import (
     PanelAxes,
+    banded,
     drawable,
     in_panels,
     odd_marks,
@@ -26,7 +27,7 @@ from gradscope.plots.panels import (
     shown_panels,
     title_limit,
 )
-from gradscope.plots.sampling import extremes
+from gradscope.plots.sampling import STRETCHES, Band, band, extremes
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -52,12 +53,16 @@ USUAL = (1e-4, 1e-2)
 
 @dataclass(frozen=True)
 class SpeedCurve:
-    """Update speed of one layer: `number` from 1, `steps` and `values` of shape (n_kept,)."""
+    """Update speed of one layer: `number` from 1, `steps` and `values` of shape (n_kept,).
+
+    `band` is there if it is too long for a line.
+    """
 
     name: str
     number: int
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
+    band: Band | None
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,13 @@ def speed_info(runs: Run | Sequence[Run], *, layers: int = LAYERS) -> list[Speed
             with np.errstate(divide="ignore"):
                 kept = extremes(np.log10(values), POINTS)
             curves.append(
-                SpeedCurve(data.names[column], int(column) + 1, data.steps[kept], values[kept])
+                SpeedCurve(
+                    data.names[column],
+                    int(column) + 1,
+                    data.steps[kept],
+                    values[kept],
+                    band(data.steps, values),
+                )
             )
         panels.append(SpeedPanel(place, run.name, curves, len(data.steps)))
     return panels
@@ -100,7 +111,9 @@ def speed_caption(panels: list[SpeedPanel]) -> str:
     )
     dropped = max((panel.total for panel in panels if panel.total > 2 * POINTS), default=0)
     if dropped:
-        text += f" Drawn: the extremes of each of {POINTS} stretches of {dropped:,} steps."
+        text += (
+            f" Drawn: median and extremes of each of {STRETCHES} stretches of {dropped:,} steps."
+        )
     shown, left_out = shown_panels(panels)
     said = [] if len(panels) > SAID else filter(None, map(_standing, shown))
     return " ".join([text + left_out, *said])
@@ -238,7 +251,7 @@ def _curve(
         "hovertemplate": "<b>%{customdata[0]}</b><br>step %{x}: %{y:.1e}<extra></extra>",
     }
     return [
-        line,
+        *banded(line, curve.band, color),
         *odd_marks(
             curve.steps,
             curve.values,

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs, drawn_metric, path_of
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import drawable, odd_marks
-from gradscope.plots.sampling import extremes
+from gradscope.plots.panels import banded, drawable, odd_marks
+from gradscope.plots.sampling import STRETCHES, Band, band, extremes
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -41,6 +41,7 @@ class SurvivalLine:
     """The `place`-th given run: `ratio` of the first to the last hidden layer's signal at `steps`.
 
     Both have the shape (n_kept_steps,): the ends and extremes of `total` recorded steps.
+    `band` is there if it is too long for a line.
     """
 
     place: int
@@ -48,6 +49,7 @@ class SurvivalLine:
     steps: NDArray[np.int64]
     ratio: NDArray[np.float64]
     total: int
+    band: Band | None
 
 
 def survival_info(runs: Run | Sequence[Run]) -> list[SurvivalLine]:
@@ -67,7 +69,11 @@ def survival_info(runs: Run | Sequence[Run]) -> list[SurvivalLine]:
             with np.errstate(divide="ignore"):
                 kept = extremes(np.log10(ratio), POINTS)
             steps = data.steps[kept]
-            lines.append(SurvivalLine(place, run.name, steps, ratio[kept], len(ratio)))
+            lines.append(
+                SurvivalLine(
+                    place, run.name, steps, ratio[kept], len(ratio), band(data.steps, ratio)
+                )
+            )
     return lines
 
 
@@ -92,19 +98,21 @@ def survival_figure(
     data: list[dict[str, Any]] = []
     for line in lines:
         name = lettering.safe(line.run)
-        data.append(
-            {
-                "type": "scatter",
-                "name": name,
-                "x": line.steps.tolist(),
-                "y": drawable(line.ratio),
-                "mode": "lines" if len(line.steps) > 1 else "markers",
-                "line": theme.line(line.place, 2),
-                "marker": {"color": theme.line(line.place)["color"]},
-                "customdata": [[lettering.times(value)] for value in line.ratio],
-                "hovertemplate": f"step %{{x}}: %{{customdata[0]}}<extra>{name}</extra>",
-            }
-        )
+        curve: dict[str, Any] = {
+            "type": "scatter",
+            "name": name,
+            "x": line.steps.tolist(),
+            "y": drawable(line.ratio),
+            "mode": "lines" if len(line.steps) > 1 else "markers",
+            "line": theme.line(line.place, 2),
+            "marker": {"color": theme.line(line.place)["color"]},
+            "customdata": [[lettering.times(value)] for value in line.ratio],
+            "hovertemplate": f"step %{{x}}: %{{customdata[0]}}<extra>{name}</extra>",
+        }
+        if line.band is not None:
+            curve["customdata"] = [[lettering.times(value)] for value in line.band.middle]
+        color = theme.line(line.place)["color"]
+        data += banded(curve, line.band, color, filled=not theme.many)
         data += odd_marks(
             line.steps,
             line.ratio,
@@ -170,7 +178,10 @@ def survival_caption(lines: list[SurvivalLine]) -> str:
     if not left_out:
         return CAPTION
     most = max(left_out, key=lambda line: line.total)
-    return f"{CAPTION} Drawn: the extremes of each of {POINTS} stretches of {most.total:,} steps."
+    return (
+        f"{CAPTION} Drawn: median and extremes of each of {STRETCHES} stretches of"
+        f" {most.total:,} steps."
+    )
 
 
 def survival(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:

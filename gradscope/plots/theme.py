@@ -105,6 +105,10 @@ class Theme:
         """Return a run's name for the margin of a figure, its markup inert."""
         return safe(name, 11 if self.narrow else 24)
 
+    def broken(self, words: str) -> str:
+        """Return words for the margin of a figure, on two lines where it is narrow."""
+        return words.replace(" × ", "<br>× ") if self.narrow else words
+
     @property
     def many(self) -> bool:
         """Whether the runs are too many for a line style, a band and a label each."""

@@ -235,7 +235,7 @@ def one_layer(folder: Path) -> None:
 
 def deep(folder: Path) -> None:
     torch.manual_seed(0)
-    train(folder / "residual-302", nets.residual(302, 16, nn.ReLU), digits(40), 0.001)
+    train(folder / "residual-302", nets.residual(302, 16), digits(40), 0.01)
 
 
 def empty(folder: Path) -> None:
