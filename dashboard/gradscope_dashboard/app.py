@@ -48,7 +48,7 @@ def make_app(library: Library, *, trusted_hosts: list[str] | None = None) -> Das
 
 def _plotly_js() -> Response:
     """Send plotly.js, which a browser may keep: its address names its version."""
-    if "gzip" in request.accept_encodings:
+    if request.accept_encodings.quality("gzip"):
         response = Response(plotlyjs.compressed(), mimetype="text/javascript")
         response.headers["Content-Encoding"] = "gzip"
     else:

@@ -42,8 +42,11 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         strips = [card(name, library, page.theme, slots[name], len(shown) <= FEW) for name in shown]
         if len(shown) <= FEW:
             return strips, ""
-        worst = sorted(strips, key=lambda strip: ORDER.index(strip.className.removeprefix("is-")))
-        return worst, "many"
+        return sorted(strips, key=_urgency), "many"
+
+
+def _urgency(strip: Any) -> int:
+    return ORDER.index(strip.className.removeprefix("is-"))
 
 
 def swatch(slot: int, theme: Theme) -> html.Span:

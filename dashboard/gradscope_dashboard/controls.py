@@ -14,6 +14,7 @@ from gradscope_dashboard.cards import swatch
 from gradscope_dashboard.exports import links
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import MANY, aria, read_page
+from gradscope_dashboard.state import SHOWN_AT_FIRST
 from gradscope_dashboard.views import VIEWS
 
 POLL_SECONDS = 0.8
@@ -222,7 +223,7 @@ def register(app: Dash, library: Library) -> None:
             raise PreventUpdate
         theme = DARK if screen["theme"] == "dark" else LIGHT
         few = names if len(names) <= MANY else []
-        return [_run_button(name, theme, library) for name in few], len(names) < 2
+        return [_run_button(name, theme, library) for name in few], len(names) <= SHOWN_AT_FIRST
 
     @app.callback(
         Output("runs-summary", "children"),

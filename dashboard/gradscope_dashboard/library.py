@@ -146,7 +146,7 @@ class Library:
         if not runs:
             return None
         marks = _marks(runs)
-        listed = self._listing.newest(name)
+        listed: Summary | None = self._listing.newest(name)
         finished = runs[0].status != "running"
         if listed is not None and listed.steps == len(runs[0].steps) and finished:
             return listed

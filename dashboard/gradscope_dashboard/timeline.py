@@ -74,5 +74,5 @@ def _row(name: str, events: list[Event], last: int, theme: Theme, place: int) ->
                 **aria(label=f"{name}, step {event.step:,}: {event.words}"),
             )
         )
-    label = html.Span([swatch(theme.slot(place), theme), name], className="caption")
-    return html.Div([html.Div(points), label], className="row")
+    whose = html.Span([swatch(theme.slot(place), theme), name], className="caption")
+    return html.Div([html.Div(points), whose], className="row")

@@ -130,7 +130,7 @@ def flow_map_figure(lanes: list[Lane], theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `lanes` as a dict for plotly, one lane a run."""
     if not lanes:
         return nothing_to_show(theme, "No step has been recorded yet.")
-    return lanes_figure(list(shown_panels(lanes)[0]), theme)
+    return lanes_figure(shown_panels(lanes)[0], theme)
 
 
 def flow_map(

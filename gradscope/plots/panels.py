@@ -123,7 +123,7 @@ def title_limit(count: int) -> int:
     return 40 if count < MOST_BESIDE else 24
 
 
-def shown_panels(items: Sequence[Item]) -> tuple[Sequence[Item], str]:
+def shown_panels(items: list[Item]) -> tuple[list[Item], str]:
     """Return the first of `items`, as many as a figure has panels for, and what that leaves out."""
     if len(items) <= MOST_PANELS:
         return items, ""

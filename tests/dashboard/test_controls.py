@@ -17,10 +17,10 @@ from pages import PROFILE, Browse, Serve, drawn, traces, x_range, zoom
 def test_runs_are_shown_and_hidden(browse: Browse, server: Server) -> None:
     page = browse(server.url)
     drawn(page, "profile")
-    page.get_by_role("button", name="plain-50").click()
+    page.get_by_role("button", name="plain-50", exact=True).click()
     page.wait_for_function(f"() => !{PROFILE}.data.some(trace => trace.name == 'plain-50')")
     assert "run=residual-50" in page.url
-    page.get_by_role("button", name="plain-50", pressed=False).wait_for()
+    page.get_by_role("button", name="plain-50", exact=True, pressed=False).wait_for()
 
 
 def test_another_quantity_is_shown(browse: Browse, server: Server) -> None:

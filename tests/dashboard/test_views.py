@@ -110,7 +110,7 @@ def test_a_run_that_went_wrong_has_a_sensible_page(
         "empty": "No step has been recorded yet.",
         "one-step": "finished, step 0",
         "all-nan": "at step 4: 3 of 5 layers NaN",
-        "exploded": "at step 4: 3 of 5 layers inf",
+        "exploded": "at step 0: 3 of 5 layers inf",
         "broken": "Unreadable",
     }
     page = browse(f"{dashboard(odd_runs)}?run={run}")
