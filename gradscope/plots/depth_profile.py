@@ -56,6 +56,7 @@ def depth_profile_info(
                 place=place,
                 run=run.name,
                 step=recorded,
+                layers=data.layers.tolist(),
                 names=data.names,
                 kinds=data.kinds,
                 x=x,

@@ -54,8 +54,10 @@ class HeatmapPanel:
     place : int
         Which of the given runs it is.
     run : str
+    layers : list of int
+        Indices in `Run.layers`, input first.
     names : list of str
-        Layers, input first.
+        The layers' names.
     steps : array, shape (n_bins,)
         First recorded step of each bin.
     values : array, shape (n_layers, n_bins)
@@ -66,6 +68,7 @@ class HeatmapPanel:
 
     place: int
     run: str
+    layers: list[int]
     names: list[str]
     steps: NDArray[np.int64]
     values: Array
@@ -103,7 +106,10 @@ def heatmap_info(
         starts = bin_starts(stop - start, bins)
         farthest = _farthest(run, chosen, data, start, stop, starts)
         steps = data.steps[start + starts]
-        panels.append(HeatmapPanel(place, run.name, data.names, steps, farthest, stop - start))
+        layers = data.layers.tolist()
+        panels.append(
+            HeatmapPanel(place, run.name, layers, data.names, steps, farthest, stop - start)
+        )
     return HeatmapInfo(chosen, panels)
 
 
@@ -191,8 +197,8 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
                 autorange="reversed",
                 type="category",
                 tickmode="array",
-                tickvals=[row_name(i, panel.names[i]) for i in ticks],
-                ticktext=[str(i + 1) for i in ticks],
+                tickvals=[row_name(panel.layers[i], panel.names[i]) for i in ticks],
+                ticktext=[str(panel.layers[i]) for i in ticks],
                 showgrid=False,
             ),
         )
@@ -260,7 +266,7 @@ def _cells(
     where = {
         "type": "heatmap",
         "x": panel.steps.tolist(),
-        "y": [row_name(i, panel.names[i]) for i in range(len(panel.names))],
+        "y": [row_name(*row) for row in zip(panel.layers, panel.names, strict=True)],
         **axes.of_trace,
     }
     values = panel.values
@@ -297,9 +303,9 @@ def _cells(
     return cells
 
 
-def row_name(place: int, name: str) -> str:
-    """Return what the row of the `place`-th layer, from 0, is called: `1 · conv1`."""
-    return f"{place + 1} · {lettering.safe(name)}"
+def row_name(layer: int, name: str) -> str:
+    """Return what the row of a layer is called, by its index and name: `0 · conv1`."""
+    return f"{layer} · {lettering.safe(name)}"
 
 
 def _ticks(layers: int, about: int) -> list[int]:

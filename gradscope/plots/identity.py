@@ -22,9 +22,9 @@ class Group(NamedTuple):
     last: int
 
 
-def title(place: int, name: str, kind: str) -> str:
-    """Return what the layer at `place`, from 0, is called: `19 · blocks.4.fc1 (Linear)`."""
-    return f"{place + 1} · {safe(name)} ({safe(kind, 24)})"
+def title(layer: int, name: str, kind: str) -> str:
+    """Return what the layer with the index `layer` is called: `19 · blocks.4.fc1 (Linear)`."""
+    return f"{layer} · {safe(name)} ({safe(kind, 24)})"
 
 
 def groups(names: Sequence[str]) -> list[Group]:

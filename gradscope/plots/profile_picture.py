@@ -44,6 +44,8 @@ class ProfileLine:
     run : str
     step : int
         The recorded step that is drawn.
+    layers : list of int
+        Indices in `Run.layers`.
     names, kinds : list of str
         Layers from input to output.
     x : array, shape (n_layers,)
@@ -61,6 +63,7 @@ class ProfileLine:
     place: int
     run: str
     step: int
+    layers: list[int]
     names: list[str]
     kinds: list[str]
     x: Array
@@ -116,8 +119,8 @@ def _traces(
     style = theme.line(line.place)
     name = lettering.safe(line.run)
     names = [
-        identity.title(place, name, kind)
-        for place, (name, kind) in enumerate(zip(line.names, line.kinds, strict=True))
+        identity.title(layer, name, kind)
+        for layer, name, kind in zip(line.layers, line.names, line.kinds, strict=True)
     ]
     drawn = _drawable(line.values, info.metric.log)
     traces: list[dict[str, Any]] = []
@@ -263,7 +266,7 @@ def _name_ticks(info: ProfileInfo, theme: Theme) -> dict[str, Any]:
     places = sorted({round(i * (count - 1) / max(few - 1, 1)) for i in range(few)})
     return {
         "tickvals": [float(line.x[place]) for place in places],
-        "ticktext": [f"{place + 1}<br>{_tail(line.names[place])}" for place in places],
+        "ticktext": [f"{line.layers[place]}<br>{_tail(line.names[place])}" for place in places],
         "tickangle": 0,
     }
 

@@ -53,7 +53,7 @@ USUAL = (1e-4, 1e-2)
 
 @dataclass(frozen=True)
 class SpeedCurve:
-    """Update speed of one layer: `number` from 1, `steps` and `values` of shape (n_kept,).
+    """Update speed of one layer: `number` in `Run.layers`, `steps` and `values` of shape (n_kept,).
 
     `band` is there if it is too long for a line.
     """
@@ -92,7 +92,7 @@ def speed_info(runs: Run | Sequence[Run], *, layers: int = LAYERS) -> list[Speed
             curves.append(
                 SpeedCurve(
                     data.names[column],
-                    int(column) + 1,
+                    int(data.layers[column]),
                     data.steps[kept],
                     values[kept],
                     band(data.steps, values),
@@ -280,7 +280,9 @@ def _labels(
     labels = []
     for rank, (curve, at, shift) in enumerate(zip(panel.curves, heights, shifts, strict=True)):
         share = rank / max(len(panel.curves) - 1, 1)
-        end = {0.0: "layer 1, input", 1.0: f"{curve.number}, output"}.get(share, str(curve.number))
+        end = {0.0: f"layer {curve.number}, input", 1.0: f"{curve.number}, output"}.get(
+            share, str(curve.number)
+        )
         labels.append(
             annotation(
                 theme,

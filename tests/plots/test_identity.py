@@ -12,7 +12,7 @@ GPT = [
 
 
 def test_a_layer_is_told_by_number_name_and_class() -> None:
-    assert title(18, "blocks.4.fc1", "Linear") == "19 · blocks.4.fc1 (Linear)"
+    assert title(19, "blocks.4.fc1", "Linear") == "19 · blocks.4.fc1 (Linear)"
 
 
 def test_neighbours_of_a_numbered_block_are_a_group() -> None:

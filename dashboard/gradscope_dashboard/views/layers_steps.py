@@ -95,8 +95,8 @@ def table(page: Page) -> pd.DataFrame:
 
 def _layer_at(point: dict[str, Any], page: Page) -> dict[str, Any]:
     for panel in heatmap_info(page.runs, metric=page.state.metric, bins=1).panels:
-        for place, name in enumerate(panel.names):
-            if row_name(place, name) == point["y"]:
+        for layer, name in zip(panel.layers, panel.names, strict=True):
+            if row_name(layer, name) == point["y"]:
                 return {"layer": name}
     return {}
 
