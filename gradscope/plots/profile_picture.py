@@ -332,11 +332,12 @@ def _axes(
     info: ProfileInfo, theme: Theme, layout: FigureDict, floor: float, ceiling: float
 ) -> None:
     """Add both axes and, for a gradient, the shaded normal range."""
-    title = "depth, input 0 % → output 100 %" if info.aligned else "layer, input → output"
+    names = _name_ticks(info, theme)
+    what = "layer" if names else "weight layer"
+    title = "depth, input 0 % → output 100 %" if info.aligned else f"{what}, input → output"
     left = min(line.x[0] for line in info.lines)
     right = max(line.x[-1] for line in info.lines)
     edge = max((right - left) * 0.01, 0.5 if left == right else 0)
-    names = _name_ticks(info, theme)
     layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True, **names)
     if not names and not info.aligned and right - left < FEW_LAYERS:
         layout["xaxis"]["dtick"] = 1  # there is no layer 1.5

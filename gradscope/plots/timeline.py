@@ -111,5 +111,5 @@ def _verdicts(diagnosis: Diagnosis, last: int) -> Iterator[Event]:
             yield Event(first, "broken", f"first value that is not finite{where}", "NaN or inf")
             continue
         yield Event(first, "verdict", f"{finding.verdict} from here on", finding.verdict)
-        if end < last:
+        if finding.severity == "warning" and end < last:  # others hold to the end
             yield Event(end, "verdict", f"{finding.verdict} ends", f"{finding.verdict} ends")

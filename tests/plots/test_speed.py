@@ -34,4 +34,4 @@ def test_a_layer_without_a_speed_is_labelled_where_its_marks_are(tmp_path: Path)
     marks = max(trace["y"][0] for trace in figure["data"] if "markers" in trace["mode"])
     (label,) = [a for a in figure["layout"]["annotations"] if a["text"] == "layer 0, input"]
     assert label["y"] == pytest.approx(np.log10(marks))
-    assert "nan: layers 1, 2, 3 and 4 with NaN or inf." in speed_caption(speed_info(run))
+    assert "nan: layers 0, 2, 4 and 6 with NaN or inf." in speed_caption(speed_info(run))

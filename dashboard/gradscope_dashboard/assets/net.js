@@ -118,7 +118,7 @@
       const rise = Math.min(26 + (j - i) * 11, top - 30);
       const split = shares.length > 0;
       const mean = shares.reduce((a, b) => a + b, 0) / shares.length;
-      const thick = split ? Math.max(width(boxes[i].decades) * mean, 1) : 1.5;
+      const thick = split ? Math.max(width(boxes[i].decades) * mean * Math.min(1, size / 50), 1) : 1.5;
       const [from, to] = [left(i) + thick / 2, left(j) + size - thick / 2];
       const path = make("path", {
         d: `M ${from} ${top + 12} C ${from} ${top - rise * 1.2}, ${to} ${top - rise * 1.2}, ${to} ${top + 12}`,
@@ -129,7 +129,7 @@
       const said = low === high ? `${low} %` : `${low}–${high} %`;
       path.append(make("title", {}, `shortcut around ${[...new Set(names)].join(", ")}: ${split ? `${said} of the energy` : `${form}, not split`}`));
       behind.append(path);
-      if (split && to - from > (said.length > 5 ? 44 : 20)) {
+      if (split && left(j) + size - left(i) > (said.length > 5 ? 62 : 30)) {
         front.append(make("text", { x: (from + to) / 2, y: top + 3 - rise * 0.9 - thick / 2 - 4, "text-anchor": "middle", class: "small", fill: data.shortcut }, said));
       }
     }
