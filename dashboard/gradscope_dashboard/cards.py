@@ -9,7 +9,7 @@ from dash.exceptions import PreventUpdate
 
 from gradscope.diagnosis.findings import Finding
 from gradscope.plots import Theme
-from gradscope.plots.summary import Judged, Summary
+from gradscope.plots.summary import Summary
 from gradscope_dashboard.library import Library, state_of
 from gradscope_dashboard.page import read_page
 
@@ -90,12 +90,9 @@ def _ended(library: Library, name: str) -> list[html.Span]:
 
 def _chips(summary: Summary) -> list[html.Span]:
     """Return what is judged, the worst first."""
-    flow = Judged(f"Gradient flow: {summary.flow.words}", summary.flow.tone)
-    parts = [part for part in (flow, summary.loss, summary.speed) if part is not None]
-    parts.sort(key=lambda part: ("bad", "unsure", "good").index(part.tone))
     return [
         html.Span([html.B(SIGNS[part.tone]), f" {part.words}"], className=f"chip {part.tone}")
-        for part in parts
+        for part in summary.parts
     ]
 
 

@@ -321,7 +321,7 @@ def _listed(summary: Summary | None) -> dict[str, Any]:
         return value if math.isfinite(value) else str(value)
 
     return {
-        "verdict": summary.flow.words,
+        "verdict": summary.diagnosis.verdict.partition(":")[0],
         "tone": summary.tone,
         "decades": finite(round(summary.diagnosis.decades, 2)),
         "loss": finite(summary.last_loss),
@@ -336,11 +336,10 @@ def _badness(summary: Summary | None) -> tuple[int, float, float]:
     if summary is None:
         return (0, 0.0, 0.0)
     tones = {"good": 0, "unsure": 1, "bad": 2}
-    parts = [part for part in (summary.flow, summary.loss, summary.speed) if part is not None]
     decades = abs(summary.diagnosis.decades)
     loss = summary.last_loss
     return (
-        sum(tones[part.tone] for part in parts) + 2 * tones[summary.flow.tone],
+        sum(tones[part.tone] for part in summary.parts) + 2 * tones[summary.flow.tone],
         decades if math.isfinite(decades) else math.inf,
         loss if math.isfinite(loss) else math.inf,
     )

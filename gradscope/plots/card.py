@@ -53,11 +53,9 @@ def card_svg(run: Run, *, theme: Theme = LIGHT) -> str:
         f'<rect width="16" height="{HEIGHT}" fill="{tones[summary.tone]}"/>',
         _text(_LEFT, 62, _cut(run.name, 44), 30, theme.text, bold=True),
         _text(_RIGHT, 62, _cut(model, 50), 20, theme.muted, anchor="end"),
-        _text(
-            _LEFT, 120, f"Gradient flow: {summary.flow.words}", 44, tones[summary.flow.tone], True
-        ),
+        _text(_LEFT, 120, summary.flow.words, 44, tones[summary.flow.tone], True),
     ]
-    beside = [part for part in (summary.loss, summary.speed) if part is not None]
+    beside = [part for part in summary.parts if part is not summary.flow]
     x = _LEFT
     for part in beside:
         parts.append(_text(x, 158, part.words, 22, tones[part.tone], bold=True))

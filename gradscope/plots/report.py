@@ -24,7 +24,7 @@ from gradscope.plots import (
     training,
 )
 from gradscope.plots.drawn import as_runs
-from gradscope.plots.summary import Judged, summarise
+from gradscope.plots.summary import summarise
 from gradscope.plots.theme import DARK, LIGHT
 from gradscope.runs.run import Run
 
@@ -142,11 +142,8 @@ def _card(run: Run, place: int) -> str:
     summary = summarise(run)
     diagnosis = summary.diagnosis
     escape = html.escape
-    flow = Judged(f"Gradient flow: {summary.flow.words}", summary.flow.tone)
     chips = "".join(
-        f'<span class="chip {part.tone}">{escape(part.words)}</span>'
-        for part in (flow, summary.loss, summary.speed)
-        if part is not None
+        f'<span class="chip {part.tone}">{escape(part.words)}</span>' for part in summary.parts
     )
     items = "".join(
         f"<li><b>{escape(f.verdict)}</b> ({f.severity}, steps {f.steps[0]}–{f.steps[1]}):"

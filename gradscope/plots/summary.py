@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.diagnosis.comparison import logged_curves
-from gradscope.diagnosis.findings import Diagnosis
+from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis
 from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.plots.drawn import DrawnMetric, drawn_metric
@@ -20,6 +20,18 @@ from gradscope.runs.run import Run
 from gradscope.wording import amount
 
 Tone = Literal["good", "unsure", "bad"]
+
+FLOW = frozenset(
+    {
+        "vanishing",
+        "exploding",
+        "vanishing-through-time",
+        "exploding-through-time",
+        "dead",
+        "disconnected",
+    }
+)
+"""Verdicts about the flow of the gradient."""
 
 STUCK, ROSE = 0.97, 1.2
 """A loss that ends above these shares of its first value is stuck, or rose."""
@@ -47,7 +59,9 @@ class Summary:
     ----------
     diagnosis : Diagnosis
     flow : Judged
-        The verdict, about the flow of the gradient alone.
+        `Gradient flow: healthy`, about that alone.
+    verdict : Judged or None
+        The verdict, where it is about something else.
     loss, speed : Judged or None
         None where no loss was logged, no update was read.
     shortcuts : str
@@ -62,6 +76,7 @@ class Summary:
 
     diagnosis: Diagnosis
     flow: Judged
+    verdict: Judged | None
     loss: Judged | None
     speed: Judged | None
     shortcuts: str
@@ -70,9 +85,16 @@ class Summary:
     steps: int
 
     @property
+    def parts(self) -> list[Judged]:
+        """What is judged, the worst first."""
+        parts = (self.verdict, self.flow, self.loss, self.speed)
+        order = ("bad", "unsure", "good")
+        return sorted((part for part in parts if part), key=lambda part: order.index(part.tone))
+
+    @property
     def tone(self) -> Tone:
         """The worst of its parts."""
-        tones = [part.tone for part in (self.flow, self.loss, self.speed) if part is not None]
+        tones = [part.tone for part in self.parts]
         return next((tone for tone in ("bad", "unsure") if tone in tones), "good")
 
 
@@ -90,14 +112,19 @@ def summarise(run: Run) -> Summary:
     """Return what there is to say of `run` in short; it reads the whole of it."""
     diagnosis = diagnose(run)
     verdict = diagnosis.verdict.partition(":")[0]
-    tones: dict[str, Tone] = {"healthy": "good", "cannot tell": "unsure"}
+    ill = [f.verdict for f in diagnosis.findings if f.severity != "information"]
+    flow = next((found for found in ill if found in FLOW), "healthy")
+    flow = verdict if verdict == CANNOT_TELL else flow
+    tones: dict[str, Tone] = {"healthy": "good", CANNOT_TELL: "unsure"}
+    other = verdict not in FLOW and verdict not in tones
     steps, values = _training_loss(run)
     kept = np.append(bin_starts(len(values), SPARK), len(values) - 1)
     ends = values[kept] if len(values) else values
     loss = _loss(run, steps, values)
     return Summary(
         diagnosis,
-        Judged(verdict, tones.get(verdict, "bad")),
+        Judged(f"Gradient flow: {flow}", tones.get(flow, "bad")),
+        Judged(verdict.replace("-", " ").capitalize(), "bad") if other else None,
         loss,
         _speed(run, loss),
         shortcut_story(run),

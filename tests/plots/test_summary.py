@@ -42,7 +42,8 @@ def test_the_loss_is_judged_beside_the_flow(
     tmp_path: Path, losses: np.ndarray, words: str, tone: str
 ) -> None:
     summary = summarise(run_with_losses(tmp_path / "run", losses))
-    assert summary.flow.words == ("exploding" if np.isinf(losses).any() else "healthy")
+    flow = "exploding" if np.isinf(losses).any() else "healthy"
+    assert summary.flow.words == f"Gradient flow: {flow}"
     assert summary.loss is not None
     assert words in summary.loss.words
     assert summary.loss.tone == tone == summary.tone
@@ -82,3 +83,12 @@ def test_the_shortcuts_are_told_in_a_sentence(pair: Path, plain: Run, residual: 
 )
 def test_charts_say_factors_in_the_words_of_the_verdicts(value: float, words: str) -> None:
     assert times(value) == words
+
+
+def test_a_verdict_about_something_else_stands_beside_a_healthy_flow(tmp_path: Path) -> None:
+    layers = chain(5)
+    readings = {"signal_norm": falling(len(layers), 0.1, 40), "saturated_fraction": 0.9}
+    summary = summarise(make_run(tmp_path / "run", layers, readings))
+    assert summary.diagnosis.verdict == "saturated"
+    assert [part.words for part in summary.parts[:2]] == ["Saturated", "Gradient flow: healthy"]
+    assert summary.tone == "bad"

@@ -36,7 +36,7 @@ def sweep(tmp_path: Path) -> list[Run]:
         run_of(tmp_path, 0.1, 0.0, rises),
         run_of(tmp_path, 1e-3, 0.2, falls),
         run_of(tmp_path, 1e-2, 0.1, falls - 0.1),
-        run_of(tmp_path, 1e-4, 4.0, falls),
+        run_of(tmp_path, 1e-4, 8.0, falls),
     ]
 
 
@@ -47,7 +47,7 @@ def test_runs_are_ordered_by_the_setting_in_which_they_differ(sweep: list[Run]) 
     assert info.good == [False, True, True, False]
     np.testing.assert_allclose(info.loss, [0.5, 0.5, 0.4, 9], rtol=0.05)
     np.testing.assert_allclose(info.speed[0], info.values, rtol=1e-5)
-    np.testing.assert_allclose(np.log10(info.signal[0]), [-4, -0.2, -0.1, 0], atol=0.5)
+    np.testing.assert_allclose(np.log10(info.signal[0]), [-8, -0.2, -0.1, 0], atol=0.5)
 
 
 def test_the_trainable_settings_are_outlined_and_told(sweep: list[Run]) -> None:
