@@ -41,6 +41,12 @@ found numerically, SELU's is scale * alpha, from the left at 0.
 BOTH_SIDES = frozenset({"hardsigmoid", "hardtanh", "sigmoid", "softsign", "tanh"})
 """Kinds that flatten out on both sides: only these saturate, the others are off on one side."""
 
+GATES = frozenset({"hardsigmoid", "sigmoid"})
+"""Kinds that gates are made of."""
+
+RECURRENT = frozenset({"gru", "grucell", "lstm", "lstmcell", "rnn", "rnncell"})
+"""Kinds of layers through which the gradient goes from time step to time step."""
+
 _ACTIVATION = re.compile(
     r"(activation|relu\d?|gelu|silu|swish|swiglu|mish|sigmoid|tanh|softplus|softsign|elu"
     r"|softmax|threshold|shrink|sine?|snake)$"

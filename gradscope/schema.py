@@ -2,7 +2,7 @@
 
 A run is a folder::
 
-    runs/NAME/run.json                  what was watched: layers, shortcuts, settings, state
+    runs/NAME/run.json                  what was watched: layers, shortcuts, edges, settings, state
     runs/NAME/layers/part-*.parquet     LAYER_READINGS, every layer at every recorded step
     runs/NAME/shortcuts/part-*.parquet  SHORTCUT_READINGS, every shortcut at every recorded step
     runs/NAME/steps/part-*.parquet      STEPS, one row a recorded step
@@ -84,7 +84,7 @@ def by_name(*tables: Table) -> dict[str, Column]:
     return {column.name: column for table in tables for column in table}
 
 
-# --- what was watched: kept in run.json, returned as Run.layers and Run.shortcuts -------------
+# --- what was watched: kept in run.json, returned as Run.layers, .shortcuts, .edges -----------
 
 LAYERS: Table = (
     Column("layer", "int32", "", "index of the layer, 0.. in the order of first execution"),
@@ -97,7 +97,20 @@ LAYERS: Table = (
         "how many layers with a weight matrix or kernel ran up to and including this one",
     ),
     Column("parameters", "int64", "elements", "trainable and frozen elements owned by the module"),
+    Column(
+        "training",
+        "str",
+        "",
+        "what the recorded steps have shown of its parameters, one or more words with commas:"
+        " `trained`; `frozen` (requires_grad is False); `no optimizer` (no torch.optim.Optimizer"
+        " holds them); `no gradient` (none has come in any recorded step). Where parameters differ,"
+        " their names stand behind: `trained (weight), frozen (bias)`. Empty without parameters and"
+        " where nothing is known. What an optimizer holds that is no torch.optim.Optimizer is not",
+    ),
 )
+
+TRAINING = LAYERS[-1].name
+"""Column of LAYERS that runs of gradscope 0.1 lack: empty there. Frame and CSV are without it."""
 
 FUNCTION = "function"
 """Key of a layer in run.json, beside LAYERS: class name of the activation that a function called on
@@ -124,6 +137,27 @@ SHORTCUTS: Table = (
     ),
 )
 
+EDGES: Table = (
+    Column("source", "int32", "", "layer that the data come from"),
+    Column(
+        "target",
+        "int32",
+        "",
+        "layer that they go to, with no recorded layer between; -1 for what the model returns, or"
+        " leaves for a loss to take",
+    ),
+)
+"""Between which layers data flow, told by the autograd graphs of all forwards that were recorded.
+
+It is the gradient that flows: there is no edge through `detach()`, nor to or from frozen layers
+that no gradient passes. Edges may go in circles: a layer that is called several times in a forward
+(a shared module, a recurrent cell) is one layer, and one that owns parameters and holds other
+layers stands wherever its own parameters enter. Of more than 32 layers that lead directly to one,
+as in a stream of residual sums, those farther back are left out that lead there by way of others,
+too. Called by parts, a part returns to the loss what no other part takes. No edges: a run of an
+older gradscope, a model that ran compiled throughout, or a note says why.
+"""
+
 # --- what was read: one row a step, a (step, layer) or a (step, shortcut) ----------------------
 
 STEPS: Table = (
@@ -139,6 +173,14 @@ STEPS: Table = (
     ),
     Column("clipped_grad_norm", "float64", "loss/weight", "the same as the optimizer got it"),
     Column("loss_scale", "float64", "", "factor of the loss scaler, 1 without one"),
+    Column(
+        "learning_rate",
+        "float64",
+        "",
+        "largest `lr` among the groups of parameters of the model that optimizers stepped with, as"
+        " they got it: 0 only where it is 0 for all; NaN where no torch.optim.Optimizer has told"
+        " of the step. `log(learning_rate=...)` takes its place",
+    ),
 )
 
 LAYER_METRICS: Table = (
@@ -232,6 +274,29 @@ LAYER_METRICS: Table = (
         " part of its curve, where hardly any gradient passes",
         combine="mean",
         label="saturation",
+    ),
+    Column(
+        "dead_fraction",
+        "float32",
+        "share",
+        "share of the units (channels of a convolution, features otherwise) of a rectifier, ReLU to"
+        " GELU and SiLU, that were never above 0 at any look of a window. A look is taken at every"
+        " 8th recorded step, at 16 samples and 16 places of each, others every time; a window has"
+        " the latest 4 to 8 looks, fewer at first. NaN between looks, for other activations, and"
+        " where a model runs compiled; the mean over processes",
+        combine="mean",
+        label="dead units",
+    ),
+    Column(
+        "sample_spread",
+        "float32",
+        "share",
+        "root of the share of the variance of the layer's output that lies between samples, at the"
+        " same element, in all of it: near 0, all samples look alike, 1 where elements do not"
+        " differ but by the sample. Of 16 samples along the first dimension, and 256 elements of"
+        " each, at the looks of dead_fraction; NaN of one sample and where nothing varies",
+        combine="mean",
+        label="spread between samples",
     ),
     Column(
         "cut_signal_norm",
@@ -345,7 +410,7 @@ DERIVED_METRICS: Table = (
 FRAME: Table = (
     LAYER_READINGS[0],
     LAYER_READINGS[1],
-    *LAYERS[1:],
+    *LAYERS[1:-1],
     *LAYER_METRICS,
     *DERIVED_METRICS,
 )
@@ -361,11 +426,19 @@ TABLES: dict[str, Table] = {
 VERDICTS = (
     "vanishing",
     "exploding",
+    "vanishing-through-time",
+    "exploding-through-time",
     "dead",
     "disconnected",
+    "not-updated",
+    "accumulated",
     "collapsed",
     "saturated",
     "scaled-clipping",
+    "output",
+    "experts",
+    "tiny-batch",
+    "unstable",
     "shattered",
     "shortcut-dominated",
     "reparameterised",

@@ -10,6 +10,8 @@ _LARGE = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousan
 
 def amount(value: float) -> str:
     """Return a large factor in words: `634 thousand`, `3.0`, `1.2 million`, `10^21`."""
+    if not math.isfinite(value):
+        return "infinitely many" if value > 0 else "?"
     if value >= 1e15:
         return f"10^{round(math.log10(value))}"
     for size, name in _LARGE:
@@ -22,7 +24,7 @@ def amount(value: float) -> str:
 def compared(decades: float) -> str:
     """Return what log10(early / late gradient) means: `634 thousand times less gradient than`."""
     if math.isinf(decades):
-        return "no gradient at all, beside that of" if decades < 0 else "infinitely more than"
+        return "none of the gradient of" if decades < 0 else "infinitely more gradient than"
     if abs(decades) < 0.18:  # a factor of 1.5
         return "about as much gradient as"
     # 10 ** decades overflows beyond 308
@@ -30,10 +32,25 @@ def compared(decades: float) -> str:
     return f"{times} times {'more' if decades > 0 else 'less'} gradient than"
 
 
+def layer_label(index: int, name: str, kind: str) -> str:
+    """Return what a layer is called everywhere: `19 · blocks.4.fc1 (Linear)`."""
+    return f"{index} · {name} ({kind})"
+
+
+def layers_labelled(labels: Sequence[str]) -> str:
+    """Return labels as those of layers: `layer 3 · fc1 (Linear)`, `layers A, B`, as `listed`."""
+    return f"layer{'s' * (len(labels) != 1)} {listed(labels)}"
+
+
 def layers_named(names: Sequence[str]) -> str:
     """Return names as those of layers: `layer 'fc1'`, `layers 'a', 'b'`, as `listed`."""
     quoted = listed([f"'{name}'" for name in names])
     return f"layer{'s' * (len(names) != 1)} {quoted}"
+
+
+def capitalised(sentence: str) -> str:
+    """Return `sentence` with a capital first letter, the rest as it is."""
+    return sentence[:1].upper() + sentence[1:]
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

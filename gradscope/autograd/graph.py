@@ -8,6 +8,7 @@ because node objects live for one step only; two steps of one structure number t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,8 @@ Value = tuple[int, int]
 
 Edge = tuple[int, int]
 """(walk index of the consumer, position among its inputs)."""
+
+_VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
 
 
 class Call(NamedTuple):
@@ -187,6 +190,21 @@ def fingerprint(graph: Graph, calls: Sequence[Call] = ()) -> int:
     else:
         made = tuple([(call.name, call.start - base, call.stop - base) for call in calls])
     return hash((graph.structure.digest, made))
+
+
+def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
+    """Return where the value of `edge` is in `graph`, None if it is not there.
+
+    A view that was noted before its base was changed in place has left the graph: then it is the
+    base that is meant.
+    """
+    node, slot = edge
+    while node not in graph.index:
+        base, base_slot = node.next_functions[0] if _VIEW.search(node.name()) else (None, 0)
+        if base is None:
+            return None
+        node, slot = base, base_slot
+    return graph.index[node], slot
 
 
 def contains(outer: Call, inner: Call) -> bool:

@@ -33,6 +33,7 @@ from gradscope.capture.rows import Key, OfLayer
 from gradscope.capture.steps import Step, Steps
 from gradscope.capture.structures import Structures
 from gradscope.capture.tapped import Taps
+from gradscope.capture.units import Units
 from gradscope.capture.updates import Updates
 from gradscope.wording import layers_named
 
@@ -122,6 +123,7 @@ class Calls:
             faults,
         )
         self._structures = Structures(catalogue, faults, steps.start, self._meet)
+        self._units = Units(faults)
         self._outermost = {0}  # modules that were called from outside the model
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
         self._forward: Forward | None = None
@@ -201,7 +203,8 @@ class Calls:
             self._steps.current.forwarded.add(number)
             return None
         self._outermost.add(number)
-        self._forward = Forward(self._expected.get(number))
+        self._units.begin(self._steps.current.number // self._steps.every)
+        self._forward = Forward(self._expected.get(number), self._units)
         if self._compiled:
             self._taps.forward_begins()
         return self._forward
@@ -242,6 +245,8 @@ class Calls:
             self._supply(plan, graph, forward)
         if plan.functions:
             self._read_functions(plan, graph, forward)
+        if self._units.is_on:
+            self._units.read(forward.readings)
         forward.readings.read_waiting()
         if plan.trust.lost:
             plan.trust.lost = False
@@ -266,7 +271,7 @@ class Calls:
 
     @guarded("activations called as functions")
     def _read_functions(self, plan: Plan, graph: Graph, forward: Forward) -> None:
-        read_functions(plan.functions, graph, forward.readings)
+        read_functions(plan.functions, graph, forward.readings, self._units)
 
     def _gradient_failed(self, keys: Sequence[Key], error: Exception) -> None:
         names = {self._modules.info(key.module).name for key in keys if isinstance(key, OfLayer)}

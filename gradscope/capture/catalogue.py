@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gradscope.capture.edge_list import EdgeList
+from gradscope.schema import TRAINING
+
 Json = dict[str, Any]
 
 _SHORTCUT_NAMES = ("name", "form", "split", "join", "branch")
@@ -43,13 +46,19 @@ class Catalogue:
 
     Parameters
     ----------
-    layers, shortcuts : rows of run.json
+    layers, shortcuts, edges : rows of run.json
         Those of a run that is resumed.
     """
 
-    def __init__(self, layers: Sequence[Json] = (), shortcuts: Sequence[Json] = ()) -> None:
-        self.layers = list(layers)
+    def __init__(
+        self,
+        layers: Sequence[Json] = (),
+        shortcuts: Sequence[Json] = (),
+        edges: Sequence[Json] = (),
+    ) -> None:
+        self.layers = [{TRAINING: "", **row} for row in layers]
         self.shortcuts = list(shortcuts)
+        self.edges = EdgeList(edges)
         self.changes = 0  # of what run.json lists
         self.layer_of: dict[int, int] = {}
         self.function_of: dict[int, str] = {}  # module -> activation called on its output
@@ -137,6 +146,7 @@ class Catalogue:
                 "kind": info.kind,
                 "depth": depth,
                 "parameters": info.parameters,
+                TRAINING: "",
             }
             if info.module in self.function_of:
                 row["function"] = self.function_of[info.module]
@@ -157,6 +167,18 @@ class Catalogue:
             if name in names - new and self.layers[number]["name"] == name:
                 self.layers[number]["name"] = f"{name} (removed)"
                 self.changes += 1
+
+    def set_training(self, of: Mapping[int, str]) -> None:
+        """Say of the parameters of modules what `schema.LAYERS` has of a layer's `training`."""
+        for module, words in of.items():
+            number = self.layer_of.get(module)
+            if number is not None and self.layers[number][TRAINING] != words:
+                self.layers[number][TRAINING] = words
+                self.changes += 1
+
+    def edge_rows(self) -> list[dict[str, int]]:
+        """Return the edges between the layers that have a number by now."""
+        return self.edges.rows(dict(self.layer_of))
 
     def add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
         """Return the number of each shortcut, given now where it is met for the first time."""

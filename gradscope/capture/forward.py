@@ -21,6 +21,7 @@ from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
 from gradscope.capture.readings import Read, Readings
+from gradscope.capture.units import Units
 
 NodeSlot = tuple[Node, int]
 """Where the gradient of a tensor arrives."""
@@ -38,11 +39,14 @@ class Forward:
     expected : Plan, optional
         Of the previous forward: where to find the tensors that joins add up. Without one, the
         inputs and outputs of every module are measured.
+    units : Units, optional
+        Looks at outputs, where it is on.
     """
 
-    def __init__(self, expected: Plan | None) -> None:
+    def __init__(self, expected: Plan | None, units: Units | None = None) -> None:
         self.modules: list[ModuleInfo] = []
         self.readings = Readings(None if expected is None else expected.trust)
+        self._units = units if units is not None and units.is_on else None
         self._calls: list[Call | None] = []
         self._expected = expected
         self._open: list[OpenCall] = []
@@ -156,6 +160,8 @@ class Forward:
         tensors: Sequence[Tensor],
     ) -> None:
         activation = module if info.is_activation else None
+        if self._units is not None and tensors:
+            self._units.take(info, tensors[0])
         for position, tensor in enumerate(tensors):
             place = ordinal, "out", position
             z = args[0] if activation is not None and args else None

@@ -19,6 +19,7 @@ from gradscope.autograd import torch_internals
 from gradscope.autograd.graph import Call, Edge, Graph, Origins, Value
 from gradscope.autograd.torch_internals import saved
 from gradscope.capture.readings import Readings
+from gradscope.capture.units import Units
 from gradscope.kinds import group
 from gradscope.measure.activations import sample
 
@@ -131,9 +132,16 @@ def module_of(function: Function, graph: Graph) -> nn.Module:
     return _MODULES[function.kind](graph.nodes[function.node])
 
 
-def read_functions(functions: Sequence[Function], graph: Graph, readings: Readings) -> None:
+def read_functions(
+    functions: Sequence[Function], graph: Graph, readings: Readings, units: Units
+) -> None:
     """Add `derivative_mean`, `zero_fraction` and `saturated_fraction` of each function."""
     for function in functions:
+        if units.is_on:
+            node = graph.nodes[function.node]
+            kept = "result" if torch_internals.has_saved(node, "result") else "self"
+            if (x := _saved(node, kept)) is not None:
+                units.take_function(function.layer, function.name, x)
         read = _input_and_output(graph.nodes[function.node], function.kind)
         if read is None:
             continue

@@ -6,7 +6,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable
 from operator import is_
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class Parameters:
         self.wide = False  # whether some are float64
         self.shared: set[int] = set()  # places that several optimizers update in one step
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have made a step
+        self.touched: set[int] = set()  # places that had a gradient in a recorded step
+        self.listed: list[tuple[int, str, int | None]] = []  # all: module, name, place if it trains
+        self.changes = 0
+        self._touched_names: set[tuple[int, str]] = set()
         self.ends_are_told = True  # of backwards: what an optimizer shows first was not clipped
         self._found: list[Tensor | None] = []
         self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
@@ -70,12 +74,21 @@ class Parameters:
         if found_as == self._found_as and all(map(is_, found, self._found)):
             return
         self._found, self._found_as = found, found_as
+        self._touched_names |= {
+            (m, name) for m, name, place in self.listed if place in self.touched
+        }
+        self.listed = []
+        names = [n for _, module in modules for n in layers.held_parameters(module)]
         tensors: list[Tensor] = []
         owners: list[tuple[int, ...]] = []
         place: dict[int, int] = {}
-        for number, parameter, trains in zip(numbers, found, states, strict=True):
-            if parameter is None or not trains or layers.is_lazy(parameter):
+        for number, name, parameter, trains in zip(numbers, names, found, states, strict=True):
+            if parameter is None or layers.is_lazy(parameter):
                 continue
+            if not trains:
+                self.listed.append((number, name, None))
+                continue
+            self.listed.append((number, name, place.get(id(parameter), len(tensors))))
             known = place.get(id(parameter))
             if known is None:
                 place[id(parameter)] = len(tensors)
@@ -83,6 +96,10 @@ class Parameters:
                 owners.append((number,))
             else:
                 owners[known] += (number,)
+        self.changes += 1
+        self.touched = {
+            at for m, n, at in self.listed if at is not None and (m, n) in self._touched_names
+        }
         self._layouts.clear()
         self._places.clear()
         self.shared.clear()
@@ -99,6 +116,10 @@ class Parameters:
                 self._places.clear()
             places = self._places[held] = tuple(self._place[p] for p in held if p in self._place)
         return places
+
+    def holds(self, group: dict[str, Any]) -> bool:
+        """Whether one of the parameters is in `group` of an optimizer."""
+        return any(id(p) in self._place for p in group["params"])
 
     def copy_of(self, weight: Tensor, place: int) -> Tensor:
         """Return memory for a copy of `weight`, in a dtype in which differences do not round."""
@@ -317,7 +338,10 @@ class ParameterReadings:
 
     def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
         tensors = self._parameters.tensors
-        return {i: g for i in places if (g := tensors[i].grad) is not None}
+        found = {i: g for i in places if (g := tensors[i].grad) is not None}
+        if len(self._parameters.touched) < len(tensors):
+            self._parameters.touched.update(found)
+        return found
 
     def _copy_weights(self, places: Places) -> list[_Norms]:
         result = []

@@ -6,7 +6,6 @@ structure; the nodes themselves are not.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from torch.autograd.graph import Node
 
-from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value
+from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value, locate
 from gradscope.autograd.joins import Join
 from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
 from gradscope.capture.functions import Function
@@ -49,7 +48,6 @@ class Operand(NamedTuple):
 
 
 Way = Literal["shortcut", "branch", "other"]
-_VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
 
 
 @dataclass
@@ -242,21 +240,6 @@ def within(graph: Graph, call: Call, edges: Sequence[Edge]) -> list[Edge]:
     with suppress(Unavailable):
         return [e for e in edges if call.start <= sequence_number(graph.nodes[e[0]]) < call.stop]
     return []
-
-
-def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
-    """Return where the value of `edge` is in `graph`, None if it is not there.
-
-    A view that was noted before its base was changed in place has left the graph: then it is the
-    base that is meant.
-    """
-    node, slot = edge
-    while node not in graph.index:
-        base, base_slot = node.next_functions[0] if _VIEW.search(node.name()) else (None, 0)
-        if base is None:
-            return None
-        node, slot = base, base_slot
-    return graph.index[node], slot
 
 
 def position(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.optim.optimizer import Optimizer
 
+from gradscope.capture.audit import Audit
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.modules import Modules
@@ -67,6 +68,7 @@ class Step:
         self.parameters: ParameterReadings | None = None
         self.readings = Readings()
         self.scalars: dict[str, float] = {}
+        self.learning_rate = -math.inf  # the largest so far
 
     def was_made_by(self, optimizer: Optimizer) -> bool:
         """Whether `optimizer` has stepped, or its step was skipped."""
@@ -74,7 +76,10 @@ class Step:
 
     def row(self, wide: bool) -> Row:
         """Return everything that was read; `wide` as in Row."""
-        row = Row(self.number, self.ended, self.skipped, wide, scalars=self.scalars)
+        scalars = self.scalars
+        if self.learning_rate > -math.inf:
+            scalars = {"learning_rate": self.learning_rate, **scalars}
+        row = Row(self.number, self.ended, self.skipped, wide, scalars=scalars)
         for gradients in self.gradients if not self.is_doubtful else ():
             row.segments += gradients.readings.segments()
             row.sums += gradients.readings.sums()
@@ -146,6 +151,7 @@ class Steps:
         self._parameters = parameters
         self._catalogue = catalogue
         self._emit = emit
+        self._audit = Audit(parameters, catalogue)
         self._numbered = (0, 0)
         self._trainer = -1  # the thread that trains
 
@@ -216,6 +222,13 @@ class Steps:
             number = value.item() if isinstance(value, Tensor) else value
             self.current.scalars[name] = float(number)
 
+    def note_learning_rate(self, rate: float | Tensor | None) -> None:
+        """Note the rate that an optimizer makes the current step with."""
+        if isinstance(rate, Tensor):
+            self.current.readings.add(rate, (OfStep("learning_rate"),))
+        elif rate is not None:
+            self.current.learning_rate = max(self.current.learning_rate, rate)
+
     @guarded("a row")
     def _emit_row(self, step: Step) -> None:
         for gradients in (*step.gradients, *step.tapped):
@@ -223,10 +236,15 @@ class Steps:
         if step.parameters is not None:
             step.parameters.finish()
         self._number_layers()
+        self._look_through_parameters()
         for sentence in gpu_kernel.problems():
             self.faults.tell(sentence)
         self._emit(step.row(self._parameters.wide))
         self.rows += 1
+
+    @guarded("which parameters are trained")
+    def _look_through_parameters(self) -> None:
+        self._audit.update(self.told_by_hooks)
 
     def _number_layers(self) -> None:
         """Give numbers to the layers that were met, while the model is sure to be there."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from gradscope.autograd.graph import Call, Graph, fingerprint
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.capture.catalogue import Catalogue, ShortcutInfo, occurrences
-from gradscope.capture.faults import Faults
+from gradscope.capture.edges import EdgeFinder
+from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.forward import Forward
 from gradscope.capture.functions import find_functions
 from gradscope.capture.plan import Plan, make_plan, position
@@ -20,6 +21,7 @@ ANALYSIS_SHARE = 0.02
 """Share of a training's time, after the first seconds, that the analysis of structures may take."""
 
 _JOINS = "shortcuts"
+_EDGES = "the flow of data from layer to layer"
 _FUNCTIONS = "activations called as functions"
 
 
@@ -45,7 +47,8 @@ class Structures:
         self._start = start
         self._meet = meet
         self._plans: dict[int, Plan] = {}
-        self._analysis = 0.0  # seconds spent on looking for joins
+        self._edges = EdgeFinder(catalogue)
+        self._analysis = 0.0  # seconds spent on looking for joins and edges
 
     def plan(self, graph: Graph, forward: Forward, calls: Sequence[Call]) -> Plan:
         """Return where to tap `graph`, which `forward` has left with `calls`."""
@@ -56,6 +59,7 @@ class Structures:
         self._plans[structure] = plan  # the last one used stands last
         if len(self._plans) > PLANS:
             del self._plans[next(iter(self._plans))]
+        self._follow(forward.modules[0].number, calls[0])
         return plan
 
     def _make(self, graph: Graph, forward: Forward) -> Plan:
@@ -72,6 +76,7 @@ class Structures:
         )
         plan = make_plan(graph, calls, layers, joins, numbers)
         self._add_functions(plan, graph, forward)
+        self._add_edges(graph, forward)
         return plan
 
     def _joins(self, graph: Graph, forward: Forward) -> list[Join]:
@@ -82,10 +87,11 @@ class Structures:
         begun = time.monotonic()
         if self.faults.is_off(_JOINS):
             return []
-        if self._analysis > 5 + ANALYSIS_SHARE * (begun - self._start):
+        if self._is_short_of_time(begun):
             self.faults.tell(
-                "the structure of the model changes all the time: shortcuts are looked for in some"
-                f" of the structures only, so that this takes {ANALYSIS_SHARE:.0%} of the time"
+                "the structure of the model changes all the time: shortcuts and the flow of data"
+                " between layers are looked for in some of the structures only, so that this takes"
+                f" {ANALYSIS_SHARE:.0%} of the time"
             )
             return []
         try:
@@ -93,6 +99,25 @@ class Structures:
         except Exception as error:
             self.faults.report(_JOINS, error)
             return []
+        finally:
+            self._analysis += time.monotonic() - begun
+
+    def _is_short_of_time(self, now: float) -> bool:
+        return self._analysis > 5 + ANALYSIS_SHARE * (now - self._start)
+
+    @guarded(_EDGES)
+    def _follow(self, module: int, call: Call) -> None:
+        self._edges.follow(module, call)
+
+    def _add_edges(self, graph: Graph, forward: Forward) -> None:
+        """Look for the layers between which data flow, within the same share of the time."""
+        begun = time.monotonic()
+        if self.faults.is_off(_EDGES) or self._is_short_of_time(begun):
+            return
+        try:
+            self._edges.add(graph, forward)
+        except Exception as error:
+            self.faults.report(_EDGES, error)
         finally:
             self._analysis += time.monotonic() - begun
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from torch import nn
 
 from gradscope.autograd import torch_internals
-from gradscope.autograd.graph import Call, Edge, Graph, Value
+from gradscope.autograd.graph import Call, Edge, Graph, Value, locate
 from gradscope.capture.functions import module_of
 from gradscope.capture.modules import ModuleInfo
-from gradscope.capture.plan import Operand, Place, Plan, locate, within
+from gradscope.capture.plan import Operand, Place, Plan, within
 from gradscope.capture.rows import Key, OfLayer, OfShortcut
 from gradscope.capture.taps import Slope
 from gradscope.measure import activations

@@ -5,7 +5,6 @@ Optimizers and loss scalers report here. An optimizer that reports nothing is fo
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +14,10 @@ from torch.optim.optimizer import Optimizer
 
 from gradscope import measure
 from gradscope.autograd.torch_internals import handed_by_scaler, is_capturing, scale_of
+from gradscope.capture.audit import all_optimizers
 from gradscope.capture.backward import Backwards
 from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.learning_rate import learning_rate
 from gradscope.capture.modules import Modules
 from gradscope.capture.parameters import Parameters
 from gradscope.capture.steps import Steps
@@ -80,6 +81,9 @@ class Updates:
         for name, value in handed_by_scaler(optimizer).items():
             self._steps.log(name, value)
         self._steps.parameter_readings().before_step(optimizer)
+        self._steps.note_learning_rate(
+            learning_rate([g for g in optimizer.param_groups if self._parameters.holds(g)])
+        )
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read what a step of an optimizer of the model has changed."""
@@ -125,9 +129,7 @@ class Updates:
         One that perturbs the weights before it steps, as for sharpness-aware minimisation, is none
         without hooks.
         """
-        # by their type: to ask a proxy of what is gone for its class would raise
-        found = [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]
-        return any(self._parameters.of(optimizer) for optimizer in found)
+        return any(self._parameters.of(optimizer) for optimizer in all_optimizers())
 
     # --- loss scalers ---------------------------------------------------------------------------
 

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import html
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from gradscope.diagnosis.curves import Curve, logged_curves
 from gradscope.diagnosis.findings import Diagnosis
-from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
@@ -33,37 +31,6 @@ WORSE_LOSS = 1.25
 
 OVERFITTING = 0.05
 """Growth of the gap, validation less training loss, as a share of the first training loss."""
-
-_TRAINING = {"train", "training", "trn"}
-_VALIDATION = {"val", "valid", "validation", "test", "eval", "dev", "holdout"}
-_MEASURES = {
-    "loss": "loss",
-    "nll": "loss",
-    "ce": "loss",
-    "xent": "loss",
-    "mse": "loss",
-    "perplexity": "loss",
-    "error": "error",
-    "err": "error",
-    "acc": "accuracy",
-    "accuracy": "accuracy",
-    "acc1": "accuracy",
-    "top1": "accuracy",
-}
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A logged scalar over the steps at which it was logged, smoothed by a running median."""
-
-    column: str
-    steps: NDArray[np.int64]
-    values: Floats
-
-    def at(self, step: int) -> float:
-        """Return the value at the last logged step up to `step`, NaN before the first."""
-        index = int(np.searchsorted(self.steps, step, side="right")) - 1
-        return float(self.values[index]) if index >= 0 else np.nan
 
 
 @dataclass(frozen=True)
@@ -195,54 +162,6 @@ def compare(runs: Sequence[Run], diagnoses: Sequence[Diagnosis] | None = None) -
                 " with scope.log(val_loss=loss)"
             )
     return Comparison(table, tuple(observations), tuple(notes))
-
-
-def logged_curves(run: Run) -> dict[tuple[str, str], Curve]:
-    """Return the losses and errors among a run's logged scalars, told by their names.
-
-    Returns
-    -------
-    dict of (`train` or `val`, `loss` or `error`) to Curve
-        An accuracy is turned into an error; percentages into shares.
-    """
-    steps = run.steps
-    curves: dict[tuple[str, str], Curve] = {}
-    for column in steps.columns:
-        meaning = _meaning(str(column))
-        if meaning is None:
-            continue
-        part, measure = meaning
-        logged = steps[column].to_numpy(dtype=np.float64)
-        rows = np.flatnonzero(~np.isnan(logged))
-        if len(rows) == 0:
-            continue
-        values = logged[rows]
-        if measure != "loss":
-            values = values / 100 if np.nanmax(values) > 1.5 else values
-            values = 1 - values if measure == "accuracy" else values
-            measure = "error"
-        window = min(max(len(values) // 20, 1), 20)
-        smooth = pd.Series(values).rolling(window, min_periods=1).median().to_numpy()
-        if (part, measure) not in curves:
-            number = steps["step"].to_numpy(dtype=np.int64)[rows]
-            curves[part, measure] = Curve(str(column), number, smooth)
-    return curves
-
-
-def _meaning(column: str) -> tuple[str, str] | None:
-    """Return what a logged scalar is, (`train` or `val`, measure), or None if neither."""
-    if column in ("loss_scale", "grad_norm", "clipped_grad_norm"):
-        return None
-    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", column)
-    words = re.findall(r"[a-z]+\d*", spaced.lower())
-    measures = [_MEASURES[word] for word in words if word in _MEASURES]
-    if not measures:
-        return None
-    if any(word in _VALIDATION for word in words):
-        return "val", measures[-1]
-    if any(word in _TRAINING for word in words) or len(words) == 1:
-        return "train", measures[-1]
-    return None
 
 
 def _table(

@@ -16,9 +16,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.signal_path import Floats, SignalPath, signal_path
-from gradscope.kinds import canonical
+from gradscope import schema
+from gradscope.arithmetic import over_reference
+from gradscope.diagnosis.curves import Curve, logged_curves
+from gradscope.diagnosis.signal_path import (
+    Floats,
+    SignalPath,
+    edges_of,
+    is_weight_layer,
+    signal_path,
+)
+from gradscope.kinds import RECURRENT, canonical
 from gradscope.runs.run import Run
+from gradscope.wording import layer_label, layers_labelled
 
 WINDOW = 20
 """Recorded steps that a median takes at least, where the run has as many."""
@@ -72,6 +82,80 @@ class Evidence:
         return [str(name) for name in self.layers["name"]]
 
     @cached_property
+    def labels(self) -> list[str]:
+        """What each layer is called in sentences: `19 · blocks.4.fc1 (Linear)`."""
+        kinds = [str(kind) for kind in self.layers["kind"]]
+        return [layer_label(i, *of) for i, of in enumerate(zip(self.names, kinds, strict=True))]
+
+    def named(self, layers: Mask | NDArray[np.int64] | list[int]) -> str:
+        """Return layers, a mask or indices, in words: `layers 0 · fc0 (Linear), 2 · ...`."""
+        return layers_labelled([self.labels[i] for i in np.arange(len(self.labels))[layers]])
+
+    @cached_property
+    def weights(self) -> Mask:
+        """Which layers have a weight matrix or kernel."""
+        return is_weight_layer(self.layers)
+
+    @cached_property
+    def owners(self) -> Mask:
+        """Which layers own parameters."""
+        return np.asarray(self.layers["parameters"].to_numpy() > 0)
+
+    @cached_property
+    def sources(self) -> dict[int, list[int]]:
+        """The layers that each layer reads; empty where no flow was recorded."""
+        found: dict[int, list[int]] = {}
+        for source, target in edges_of(self.run).tolist():
+            if source < target:
+                found.setdefault(target, []).append(source)
+        return found
+
+    @cached_property
+    def outputs(self) -> Mask:
+        """Which layers no other one reads; where no flow was recorded, from the last weights on."""
+        count = len(self.layers)
+        edges = edges_of(self.run)
+        if len(edges):
+            read = edges[(edges[:, 1] >= 0) & (edges[:, 0] != edges[:, 1]), 0]
+            return np.asarray(~np.isin(np.arange(count), read))
+        last = self.path.layers[-1] if self.path is not None else count
+        return np.asarray(np.arange(count) >= last)
+
+    def looks(self, column: str) -> Floats:
+        """Return a metric that is read at some steps only, at those, (looks, layers)."""
+        if column not in schema.names(schema.LAYER_METRICS):
+            return np.zeros((0, len(self.layers)))
+        steps = self.rows[:: max(len(self.rows) // ROWS_AT_ONCE, 1)]
+        read = self.at(column, steps)
+        return np.asarray(read[~np.isnan(read).all(axis=1)])
+
+    def audit(self, word: str) -> Mask:
+        """Return of which layers all parameters are `word`: frozen, no optimizer, no gradient."""
+        told = [{*str(words).split(", ")} for words in self.layers["training"]]
+        return np.array([word in words for words in told], dtype=bool)
+
+    @cached_property
+    def audited(self) -> bool:
+        """Whether the run says of its layers' parameters what trains them."""
+        return bool((self.layers["training"].astype(str) != "").any())
+
+    @cached_property
+    def recurrent(self) -> Mask:
+        """Which layers hand a state on from one time step to the next."""
+        kinds = [canonical(str(kind)) for kind in self.layers["kind"]]
+        return np.array([kind in RECURRENT for kind in kinds], dtype=bool)
+
+    @cached_property
+    def speed(self) -> Floats:
+        """Update speed of each layer, ||dW|| / ||W|| a step, median in each window."""
+        return over_reference(self.median("update_norm"), self.median("weight_norm"))
+
+    @cached_property
+    def loss(self) -> Curve | None:
+        """The training loss, where it was logged."""
+        return logged_curves(self.run).get(("train", "loss"))
+
+    @cached_property
     def activations(self) -> list[str]:
         """For each layer the activation that is read there: itself or a function on its output."""
         functions = self.run.functions
@@ -98,8 +182,16 @@ class Evidence:
     def infinite(self, column: str) -> Mask:
         """Return in which of `rows` any layer's reading of a metric is infinite, (R,)."""
         pieces = np.array_split(self.rows, len(self.rows) // ROWS_AT_ONCE + 1)
-        read = (self._at(self.run.matrix, column, rows) for rows in pieces if len(rows))
+        read = (self.at(column, rows) for rows in pieces if len(rows))
         return np.concatenate([np.zeros(0, bool), *(np.isinf(v).any(axis=1) for v in read)])
+
+    def at(self, column: str, rows: NDArray[np.int64]) -> Floats:
+        """Return a metric of all layers at recorded steps, given as ascending rows of `steps`."""
+        return self._at(self.run.matrix, column, rows).astype(np.float64)
+
+    def step(self, row: int) -> int:
+        """Return the number of the step in a row of `steps`."""
+        return int(self.steps["step"].iloc[row])
 
     def span(self, windows: Mask) -> tuple[int, int]:
         """Return the first and the last step of the marked windows."""
@@ -151,9 +243,8 @@ def running_median(values: Floats) -> Floats:
     """
     window = min(WINDOW, len(values))
     views = np.lib.stride_tricks.sliding_window_view(values, window)
-    with np.errstate(invalid="ignore"):  # the mean of -inf and inf, two middle values
-        medians: Floats = np.median(views, axis=1)
-    return medians
+    ordered = np.sort(views, axis=1)
+    return _between(ordered[:, (window - 1) // 2], ordered[:, window // 2])
 
 
 def column_medians(values: Floats) -> Floats:
@@ -164,10 +255,15 @@ def column_medians(values: Floats) -> Floats:
     ordered = np.sort(values, axis=0)  # NaN comes last
     counts = (~np.isnan(ordered)).sum(axis=0)
     below, above = np.maximum(counts - 1, 0) // 2, np.minimum(counts // 2, len(values) - 1)
-    with np.errstate(invalid="ignore"):  # the mean of -inf and inf, two middle values
-        pair = [np.take_along_axis(ordered, at[None], axis=0)[0] for at in (below, above)]
-        medians: Floats = np.where(below == above, pair[0], (pair[0] + pair[1]) / 2)
-    return medians
+    return _between(*(np.take_along_axis(ordered, at[None], axis=0)[0] for at in (below, above)))
+
+
+def _between(low: Floats, high: Floats) -> Floats:
+    """Return the mean of the two middle values; where one of them is infinite, the other one."""
+    with np.errstate(invalid="ignore"):
+        middle: Floats = (low + high) / 2
+    middle = np.where(np.isinf(low), high, np.where(np.isinf(high), low, middle))
+    return np.where(np.isnan(low) | np.isnan(high), np.nan, middle)
 
 
 def _highest(values: Floats) -> Floats:

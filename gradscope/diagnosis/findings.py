@@ -17,6 +17,41 @@ CANNOT_TELL = "cannot tell"
 ADVISORY = frozenset({"shortcut-dominated", "reparameterised", "update-speed"})
 """Verdicts that are no faults; of the others mere information tells of the first step alone."""
 
+FLOW = frozenset(
+    {
+        "vanishing",
+        "exploding",
+        "dead",
+        "disconnected",
+        "vanishing-through-time",
+        "exploding-through-time",
+    }
+)
+"""Verdicts about the flow of the gradient."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run to look at a finding first.
+
+    Attributes
+    ----------
+    step : int
+        The recorded step in which it shows first.
+    layer : int or None
+        Index in `Run.layers`; None where it is about no layer in particular.
+    column : str
+        The metric that shows it, one of `schema.LAYER_METRICS`, of `schema.DERIVED_METRICS`, or of
+        `Run.steps`.
+    phase : str
+        `forward`, `backward`, `update` (the optimizer's step) or `loss`.
+    """
+
+    step: int
+    layer: int | None
+    column: str
+    phase: Literal["forward", "backward", "update", "loss"]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -39,6 +74,8 @@ class Finding:
         The numbers that it rests on.
     remedies : tuple of str
         What fits its cause, the most promising first.
+    place : Place or None
+        Where to look first; None of what is about no step.
     """
 
     verdict: str
@@ -48,6 +85,7 @@ class Finding:
     steps: tuple[int, int]
     evidence: dict[str, float] = field(default_factory=dict)
     remedies: tuple[str, ...] = ()
+    place: Place | None = None
 
     def __str__(self) -> str:
         """Return the finding as a short paragraph."""
@@ -80,6 +118,9 @@ class Diagnosis:
         gradient's flow; it does not promise that the net will train well.
     summary : str
         The verdict in one sentence.
+    beside : tuple of str
+        What else there is to say of the run as a whole, a sentence each: the gradient's flow where
+        the summary is of something else, the loss, the update speed, the shortcuts.
     start, end : str
         The verdict about the first and about the last recorded steps, each by itself.
     decades : float
@@ -89,6 +130,8 @@ class Diagnosis:
     findings : tuple of Finding, the most serious first
     notes : tuple of str
         What limits the diagnosis.
+    settings : tuple of str
+        Numbers for the training's settings that its readings suggest, a sentence each.
     """
 
     run: str
@@ -101,6 +144,17 @@ class Diagnosis:
     late_signal: float
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    beside: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+
+    @property
+    def flow(self) -> str:
+        """The verdict about the flow of the gradient alone, whatever else is wrong."""
+        for finding in self.findings:
+            if finding.severity != "information" and finding.verdict in FLOW:
+                return finding.verdict
+        unknown = self.verdict.startswith(CANNOT_TELL)
+        return self.verdict if unknown else "healthy"
 
     @property
     def verdicts(self) -> frozenset[str]:
@@ -112,11 +166,13 @@ class Diagnosis:
 
     def __str__(self) -> str:
         """Return the diagnosis as text for a terminal."""
-        lines = [f"{self.run}: {self.verdict}", self.summary]
+        lines = [f"{self.run}: {self.verdict}", self.summary, *self.beside]
         lines.append(f"at the start: {self.start}; at the end: {self.end}")
         lines += [f"note: {note}" for note in self.notes]
         for finding in self.findings:
             lines += ["", str(finding)]
+        if self.settings:
+            lines += ["", "settings", *(f"  {sentence}" for sentence in self.settings)]
         return "\n".join(lines)
 
     def to_frame(self) -> pd.DataFrame:
@@ -156,7 +212,8 @@ class Diagnosis:
         """Return the diagnosis for a notebook; layer names are text there, never markup."""
         escape = html.escape
         parts = [
-            f"<p><b>{escape(self.run)}: {escape(self.verdict)}</b><br>{escape(self.summary)}<br>"
+            f"<p><b>{escape(self.run)}: {escape(self.verdict)}</b><br>"
+            f"{'<br>'.join(escape(line) for line in (self.summary, *self.beside))}<br>"
             f"at the start: {escape(self.start)}; at the end: {escape(self.end)}</p>"
         ]
         parts += [f"<p><i>note: {escape(note)}</i></p>" for note in self.notes]
@@ -168,4 +225,5 @@ class Diagnosis:
                 f"<p>{escape(finding.sentence)}<br>{escape(listed(finding.layers))}<br>"
                 f"<code>{escape(finding.evidence_text)}</code></p><ul>{remedies}</ul></details>"
             )
+        parts += [f"<p>{escape(sentence)}</p>" for sentence in self.settings]
         return "".join(parts)

@@ -17,6 +17,7 @@ from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
 from gradscope.diagnosis.signal_path import (
     Floats,
+    Ints,
     SignalPath,
     is_weight_layer,
     log10,
@@ -92,7 +93,8 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
     )
     gains = log10(over_reference(at_input, at_output))
     weights = is_weight_layer(layers)
-    blocks = residual_blocks(run)
+    along = set(path.along.tolist())
+    blocks = [b for b in residual_blocks(run) if along & set(range(b.first, b.after))]
     totals, passed = (_at_blocks(run, c, blocks, step) for c in ("total_norm", "shortcut_norm"))
     functions = run.functions
     start, early = _start(run, path, row)
@@ -104,19 +106,19 @@ def _at_row(run: Run, path: SignalPath, row: int) -> pd.DataFrame:
     for index in range(len(layers)):
         for number, block in enumerate(blocks):
             if block.first == index:
-                out = _behind(number, blocks, totals, passed, at_input)
+                out = _behind(number, blocks, totals, passed, at_input, path.along)
                 gain = log10(over_reference(totals[number : number + 1], np.array([out])))[0]
                 kind = f"{block.form} shortcut"
                 rows.append([None, block.name, kind, "shortcut", gain, start < index <= end])
         name, kind = str(layers["name"].iloc[index]), str(layers["kind"].iloc[index])
         inside = any(block.first <= index < block.after for block in blocks)
-        on_path = start < index <= end and not inside
+        on_path = start < index <= end and not inside and index in along
         what = group(kind, bool(weights[index]))
         rows.append([index, name, kind, what, gains[index], on_path])
         if index in functions:
-            behind = _at_next(index, blocks, totals, at_input)
+            behind = _at_next(index, blocks, totals, at_input, path.along)
             gain = log10(over_reference(at_output[index : index + 1], np.array([behind])))[0]
-            on_path = first_function <= index <= last_function and not inside
+            on_path = first_function <= index <= last_function and not inside and index in along
             rows.append([None, name, functions[index], "activation", gain, on_path])
     frame = pd.DataFrame(rows, columns=COLUMNS)
     frame["on_path"] &= np.isfinite(frame["gain"])
@@ -148,7 +150,12 @@ def _at_blocks(run: Run, column: str, blocks: list[Block], step: int) -> Floats:
 
 
 def _behind(
-    number: int, blocks: list[Block], totals: Floats, passed: Floats, at_input: Floats
+    number: int,
+    blocks: list[Block],
+    totals: Floats,
+    passed: Floats,
+    at_input: Floats,
+    along: Ints,
 ) -> float:
     """Return the gradient at a block's output, or else at the next block's or layer's input.
 
@@ -157,15 +164,18 @@ def _behind(
     block = blocks[number]
     if block.form == "identity":
         return float(passed[number])
-    return _at_next(block.after - 1, blocks, totals, at_input)
+    return _at_next(block.after - 1, blocks, totals, at_input, along)
 
 
-def _at_next(index: int, blocks: list[Block], totals: Floats, at_input: Floats) -> float:
-    """Return the gradient at the input of what follows layer `index`: a block or a layer."""
+def _at_next(
+    index: int, blocks: list[Block], totals: Floats, at_input: Floats, along: Ints
+) -> float:
+    """Return the gradient at the input of the block or layer that follows `index` on the path."""
     for number, block in enumerate(blocks):
         if block.first == index + 1:
             return float(totals[number])
-    return float(at_input[index + 1]) if index + 1 < len(at_input) else np.nan
+    following = along[along > index]
+    return float(at_input[following[0]]) if len(following) else np.nan
 
 
 def decades_by_group(frame: pd.DataFrame) -> dict[str, float]:

@@ -1,11 +1,12 @@
 """How much gradient arrives early in a net, compared with late: the depth profile in one number.
 
 The decades D = log10(early / late) of the signal norm ||dL/d(output)||, early at the first hidden
-layer, late at the last one: negative where the gradient vanishes toward the input, positive where
-it explodes. A scaling of the loss cancels out. Weight layers stand for the depth, activations and
-normalisations between them do not count as steps of their own. In a residual net the layers of a
-branch see only the branch's part of the gradient, so there the ends are the first block's input
-and the last block's output, where both parts are together, unless layers lie outside of them.
+layer, late at the last one on the same path to the loss: negative where the gradient vanishes
+toward the input, positive where it explodes. A scaling of the loss cancels out. Weight layers stand
+for the depth, activations and normalisations between them do not count as steps of their own. In a
+residual net the layers of a branch see only the branch's part of the gradient, so there the ends
+are the first block's input and the last block's output, where both parts are together, unless
+layers lie outside of them.
 
 Where a hidden layer ends is a matter of taste: before or behind its activation. Both are looked
 at, and the one that says less counts, as long as they are alike; an activation makes a difference
@@ -17,6 +18,7 @@ tell of vanishing; the latter's variance can stay constant across layers while t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,11 +28,17 @@ from numpy.typing import NDArray
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import Block, residual_blocks
+from gradscope.diagnosis.main_path import along, depth, main_paths
+from gradscope.kinds import GATES, RECURRENT, canonical
 from gradscope.runs.run import Run
-from gradscope.wording import layers_named
+from gradscope.wording import layer_label
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+LOOKED_AT = 64
+"""First recorded steps that tell which way the gradient takes."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,14 @@ class SignalPath:
     steps : int64 (S,)
     layers : int64 (n,)
         Indices of the hidden weight layers and the output layer, from input to output.
+    along : int64 (m,)
+        All layers on the path, the activations and normalisations between those, too.
+    depth : int
+        How many such layers lie between the two ends, those of parallel branches, too.
     early, late : float64 (S,), loss/activation
         Signal at the first and the last point of the path.
     early_name, late_name : str
-        What they are, in words: `layer 'fc1'`, `the input of block 'b3'`.
+        What they are, in words: `layer 2 · fc1 (Linear)`, `the input of block 'b3'`.
     start, end : int
         The layers start < index <= end lie between the two ends.
     start_behind, end_behind : bool
@@ -58,6 +70,8 @@ class SignalPath:
 
     steps: Ints
     layers: Ints
+    along: Ints
+    depth: int
     early: Floats
     late: Floats
     early_name: str
@@ -102,7 +116,74 @@ def signal_path(run: Run) -> SignalPath | None:
     else:
         return None
 
-    chosen = np.flatnonzero(points)
+    found = [_along(run, *chosen) for chosen in _chosen(run, np.flatnonzero(points))]
+    return max(found, key=_how_far)
+
+
+def _chosen(run: Run, points: Ints) -> list[tuple[Ints, Ints, int]]:
+    """Return the points on each path to judge, all layers on it, and how deep the net is there.
+
+    Where no flow was recorded that is everything, in the order of execution.
+    """
+    pairs = edges_of(run)
+    if len(pairs) == 0:
+        return [(points, np.arange(len(run.layers)), len(points))]
+    carried, norm, mean, std = (
+        _middle(run.matrix(column)[1][:LOOKED_AT])
+        for column in ("input_signal_norm", "activation_norm", "activation_mean", "activation_std")
+    )
+    elements = over_reference(norm**2, mean**2 + std**2)
+    points = points[~np.isin(points, _before_gates(run, pairs))]
+    paths = main_paths(pairs, points, carried, elements)
+    return [(path, along(pairs, path, points), depth(pairs, path, points)) for path in paths]
+
+
+def edges_of(run: Run) -> Ints:
+    """Return the flow of data from layer to layer, (E, 2): source, target; -1 for the output."""
+    return np.asarray(run.edges[["source", "target"]].to_numpy(dtype=np.int64))
+
+
+def _before_gates(run: Run, edges: Ints) -> list[int]:
+    """Return the layers whose output, behind a sigmoid, only multiplies what goes on elsewhere.
+
+    Whatever reads it reads something else, too.
+    """
+    kinds = dict(enumerate(map(str, run.layers["kind"]))) | run.functions
+    sigmoids = {i for i, kind in kinds.items() if canonical(kind) in GATES}
+    reads: dict[int, set[int]] = defaultdict(set)
+    read_by: dict[int, set[int]] = defaultdict(set)
+    for source, target in edges.tolist():
+        read_by[source].add(target)
+        reads[target].add(source)
+    found = []
+    for layer in list(read_by):
+        gate = layer if layer in sigmoids else next(iter(read_by[layer] & sigmoids), None)
+        if gate is None or (gate != layer and read_by[layer] != {gate}):
+            continue
+        if gate == layer and layer not in run.functions:
+            continue
+        readers = read_by[gate]
+        if readers and -1 not in readers and all(len(reads[reader]) > 1 for reader in readers):
+            found.append(layer)
+    return found
+
+
+def _middle(values: NDArray[np.floating]) -> Floats:
+    """Return the middle reading of each layer, NaN where there is none."""
+    ordered = np.sort(values.astype(np.float64), axis=0)  # NaN comes last
+    known = (~np.isnan(ordered)).sum(axis=0)
+    return np.asarray(ordered[np.maximum(known - 1, 0) // 2, np.arange(ordered.shape[1])])
+
+
+def _how_far(path: SignalPath) -> float:
+    """Return how far the gradient changes along a path, in the middle of the run."""
+    known = path.decades[~np.isnan(path.decades)]
+    return abs(float(np.sort(known)[len(known) // 2])) if len(known) else -1.0
+
+
+def _along(run: Run, chosen: Ints, every: Ints, deep: int) -> SignalPath:
+    """Return the signal along the points `chosen`, from input to output, past layers `every`."""
+    layers = run.layers
     hidden = chosen[:-1] if len(chosen) > 1 else chosen
     # each end twice: at the layer's output, and behind its activation, where the next one begins
     second = chosen[min(1, len(chosen) - 1)]
@@ -117,10 +198,13 @@ def signal_path(run: Run) -> SignalPath | None:
         _End(at_input[1], int(chosen[-1]) - 1, True, _named(layers, hidden[-1])),
     ]
     blocks = residual_blocks(run) if len(chosen) > 1 else []
+    blocks = [b for b in blocks if ((chosen >= b.first) & (chosen < b.after)).any()]
+    blocks = [b for b in blocks if not _in_time(run, b)]
     if blocks and (hidden < blocks[0].first).sum() <= 1:
-        early = [_before(run, blocks[0])] * 2
+        stem = at_output[0] if hidden[0] < blocks[0].first else None
+        early = [_or_else(_before(run, blocks[0]), stem)] * 2
     if blocks and hidden[-1] < blocks[-1].after:
-        late = [_behind(run, blocks[-1])] * 2
+        late = [_or_else(_behind(run, blocks[-1]), at_input[1])] * 2
     before, behind = (
         _decades(run, chosen, a.signal, b.signal) for a, b in zip(early, late, strict=True)
     )
@@ -128,6 +212,8 @@ def signal_path(run: Run) -> SignalPath | None:
     return SignalPath(
         steps,
         chosen,
+        every,
+        deep,
         early[which].signal,
         late[which].signal,
         early[which].name,
@@ -179,6 +265,20 @@ def _behind(run: Run, block: Block) -> _End:
     return _End(np.asarray(passed, dtype=np.float64), block.after - 1, True, name)
 
 
+def _in_time(run: Run, block: Block) -> bool:
+    """Whether a block lies between two time steps of a recurrent layer, not in depth."""
+    branch = str(run.shortcuts["branch"].iloc[block.shortcut])
+    kinds = run.layers["kind"][run.layers["name"] == branch]
+    return any(canonical(str(kind)) in RECURRENT for kind in kinds)
+
+
+def _or_else(end: _End, neighbour: Floats | None) -> _End:
+    """Return `end`, at steps that left its block out with the signal of the layer next to it."""
+    if neighbour is None:
+        return end
+    return end._replace(signal=np.where(np.isnan(end.signal), neighbour, end.signal))
+
+
 def _says_less(decades: Floats, other: Floats) -> bool:
     """Whether `decades` is alike `other`, but closer to 0, in the middle of the run."""
     both = np.isfinite(decades) & np.isfinite(other)
@@ -189,7 +289,8 @@ def _says_less(decades: Floats, other: Floats) -> bool:
 
 
 def _named(layers: pd.DataFrame, index: int) -> str:
-    return layers_named([str(layers["name"].iloc[index])])
+    name, kind = str(layers["name"].iloc[index]), str(layers["kind"].iloc[index])
+    return f"layer {layer_label(int(index), name, kind)}"
 
 
 def _decades(run: Run, layers: Ints, early: Floats, late: Floats) -> Floats:

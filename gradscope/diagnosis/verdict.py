@@ -7,26 +7,50 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradscope.diagnosis.beside import beside, flow_in_words, settings
 from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis, Finding
-from gradscope.diagnosis.rules import blocks, clipping, layers, vanishing
-from gradscope.diagnosis.signal_path import SignalPath, composites, is_weight_layer
+from gradscope.diagnosis.rules import (
+    accumulated,
+    blocks,
+    clipping,
+    collapsed,
+    dead,
+    disconnected,
+    experts,
+    flow,
+    loss,
+    non_finite,
+    not_updated,
+    output,
+    saturated,
+    through_time,
+    tiny_batch,
+    update_speed,
+)
+from gradscope.diagnosis.signal_path import SignalPath, composites
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
 from gradscope.schema import VERDICTS
-from gradscope.wording import compared, listed
 
 RULES = (
-    vanishing.non_finite,
-    vanishing.flow,
-    layers.dead,
-    layers.disconnected,
-    layers.collapsed,
-    layers.saturated,
+    non_finite.non_finite,
+    not_updated.not_updated,
+    accumulated.accumulated,
+    flow.flow,
+    through_time.through_time,
+    dead.dead,
+    disconnected.disconnected,
+    collapsed.collapsed,
+    saturated.saturated,
+    output.output,
+    experts.starved_experts,
+    tiny_batch.tiny_batch,
     clipping.scaled_clipping,
+    loss.unstable,
+    update_speed.update_speed,
     blocks.shortcut_dominated,
     blocks.reparameterised,
-    layers.update_speed,
 )
 
 GRAVEST_FIRST = (
@@ -34,9 +58,18 @@ GRAVEST_FIRST = (
     "dead",
     "disconnected",
     "vanishing",
-    "collapsed",
-    "saturated",
+    "exploding-through-time",
+    "vanishing-through-time",
+    "not-updated",
+    "accumulated",
     "scaled-clipping",
+    "output",
+    "collapsed",
+    "unstable",
+    "saturated",
+    "experts",
+    "tiny-batch",
+    "update-speed",
 )
 """Verdicts that a run can have as a whole, beside `healthy`."""
 
@@ -66,25 +99,35 @@ def diagnose(run: Run) -> Diagnosis:
     Notes
     -----
     =============== =====================================================================
-    vanishing       early gradient <= 1/100 of the late one, by the running median
-    exploding       early gradient >= 100 times the late one, or values that are not finite
+    vanishing       early gradient <= 1/100 of the late one, by the running median, and early
+                    layers that move slower, too
+    exploding       early gradient >= 100 times the late one (deep nets: .065 decades a layer), or
+                    values that are not finite
+    ...-through-time  likewise, over the time steps of a recurrent layer
     dead            an activation's outputs are 0 for 99 % or more of units and samples
-    disconnected    a gradient of exactly 0 that is no underflow
-    collapsed       a hidden layer's outputs are all nearly the same number
-    saturated       over half of an activation's units with |phi'| < 0.1 of its maximum
+    disconnected    a gradient of exactly 0 that is no underflow, or no path from the loss
+    not-updated     weights that get a gradient and never move
+    accumulated     gradients that still hold those of earlier steps
     scaled-clipping gradients clipped before `unscale_`: the optimizer gets threshold / scale
+    collapsed       a hidden layer's outputs are all nearly the same number
+    unstable        a loss that rose, or jumped, under steps too large for the weights
+    output          an activation before a loss that applies it itself, or targets out of its reach
+    experts         experts that get next to no gradient
+    tiny-batch      a BatchNorm over fewer than four values a channel
+    saturated       over half of an activation's units with |phi'| < 0.1 of its maximum
+    update-speed    steps of a tenth of the weights' size, or of next to nothing of it
     =============== =====================================================================
 
     These decide the verdict, in the order of their gravity. For information only:
-    shortcut-dominated and reparameterised blocks, update speeds out of the usual band, and what
-    was so at the first step alone.
+    shortcut-dominated and reparameterised blocks, a loss of gradient that the optimizer makes up
+    for, and what was so at the first step alone.
     """
     if not isinstance(run, Run):
         raise GradscopeError(
             f"diagnose() takes a Run, got {type(run).__name__}; read one with gradscope.load(path)"
         )
     evidence = Evidence(run)
-    found = list(itertools.chain.from_iterable(rule(evidence) for rule in RULES))
+    found = _agreeing(list(itertools.chain.from_iterable(rule(evidence) for rule in RULES)))
     found.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), _gravity(finding)))
     unknown = _unknown(evidence)
     verdict = _headline([f for f in found if f.severity != "information"], unknown)
@@ -93,6 +136,7 @@ def diagnose(run: Run) -> Diagnosis:
         run=run.name,
         verdict=verdict,
         summary=_summary(evidence, verdict, decades, found),
+        beside=tuple(beside(evidence, found, verdict, decades)),
         # the first step's, also what passed with it, which is mere information for the whole
         start=_headline([f for f in found if _covers(f, evidence, 0)], unknown),
         end=_headline(
@@ -103,7 +147,17 @@ def diagnose(run: Run) -> Diagnosis:
         late_signal=late,
         findings=tuple(found),
         notes=tuple(_notes(evidence)),
+        settings=tuple(settings(evidence, found)),
     )
+
+
+def _agreeing(found: list[Finding]) -> list[Finding]:
+    """Return the findings without those that another one explains, and whose remedies differ."""
+    verdicts = {finding.verdict for finding in found if finding.severity != "information"}
+    explained: set[str] = set()
+    if verdicts & {"scaled-clipping", "not-updated"}:
+        explained.add("update-speed")  # steps are small as the gradient is gone
+    return [finding for finding in found if finding.verdict not in explained]
 
 
 def _gravity(finding: Finding) -> int:
@@ -146,7 +200,7 @@ def _unknown(evidence: Evidence) -> str | None:
         return "no signal recorded at both ends of the net"
     unread = _unread(evidence, path)
     if unread and unread[0] < path.layers[0]:
-        return f"no signal recorded at the first layers, such as {evidence.names[unread[0]]}"
+        return f"no signal recorded at the first layers, such as {evidence.labels[unread[0]]}"
     return None
 
 
@@ -159,7 +213,7 @@ def _unread(evidence: Evidence, path: SignalPath) -> list[int]:
         np.asarray(~np.isnan(evidence.median(column)).all(axis=0), dtype=bool)
         for column in ("grad_norm", "signal_norm")
     )
-    weights = is_weight_layer(evidence.layers)
+    weights = evidence.weights
     covered = [f"{name}." for name, known in zip(evidence.names, read, strict=True) if known]
     unread = weights & learns & ~read & ~composites(evidence.layers, weights & read)
     return [
@@ -185,12 +239,7 @@ def _summary(evidence: Evidence, verdict: str, decades: float, found: Sequence[F
             return finding.sentence
     if verdict.startswith(CANNOT_TELL):
         return f"{verdict[0].upper()}{verdict[1:]}."
-    assert evidence.path is not None
-    early, late = evidence.path.early_name, evidence.path.late_name
-    if early == late:
-        which = "only hidden layer" if len(evidence.path.layers) > 1 else "only layer"
-        return f"Gradient flow healthy: {early} is the {which}, there is no depth to lose it in."
-    return f"Gradient flow healthy: {early} gets {compared(decades)} {late}."
+    return flow_in_words(evidence, decades)
 
 
 def _notes(evidence: Evidence) -> list[str]:
@@ -199,11 +248,18 @@ def _notes(evidence: Evidence) -> list[str]:
     if 0 < len(evidence.rows) < WINDOW:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
+    joins = set(evidence.run.shortcuts["branch"])
+    unseen = evidence.recurrent & np.array([name not in joins for name in evidence.names], bool)
+    if unseen.any():
+        named = evidence.named(unseen)
+        notes.append(
+            f"What becomes of the gradient from time step to time step in {named} was not recorded."
+        )
     skipped = int(evidence.steps["skipped"].sum())
     if skipped > len(evidence.rows):
         notes.append(f"The loss scaler skipped {skipped} of {len(evidence.steps)} recorded steps.")
     unread = _unread(evidence, evidence.path) if evidence.path is not None else []
     if unread:
-        names = listed([evidence.names[i] for i in unread])
-        notes.append(f"No signal was recorded at {names}: nothing is known of the gradient there.")
+        named = evidence.named(unread)
+        notes.append(f"No signal was recorded at {named}: nothing is known of the gradient there.")
     return notes + list(evidence.run.notes)

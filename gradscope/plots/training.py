@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.comparison import logged_curves
+from gradscope.diagnosis.curves import logged_curves
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs
 from gradscope.plots.panels import PanelAxes, in_panels

@@ -40,8 +40,8 @@ class RunFolder:
         What `run.json` holds.
     id : str
         What it calls the run: parts of another one are left out.
-    layers, shortcuts : DataFrame
-        The columns of `schema.LAYERS` and `schema.SHORTCUTS`.
+    layers, shortcuts, edges : DataFrame
+        The columns of `schema.LAYERS`, `schema.SHORTCUTS` and `schema.EDGES`.
     steps : DataFrame
         The columns of `schema.STEPS`, then the logged scalars.
     """
@@ -114,6 +114,7 @@ class RunFolder:
         self.meta: dict[str, Any] = frames.cleaned(read_meta(self.path))
         self.layers = frames.listed(file, self.meta["layers"], schema.LAYERS)
         self.shortcuts = frames.listed(file, self.meta["shortcuts"], schema.SHORTCUTS)
+        self.edges = frames.listed(file, self.meta["edges"], schema.EDGES)
         self._seen = seen
         if self.meta["lost"]:
             self.tell(f"{self.path}: {lost_words(self.meta['lost'])}")

@@ -14,8 +14,10 @@ from gradscope.errors import GradscopeError
 
 
 def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
-    """Return the layers or shortcuts that `run.json` lists, with the columns of `table`."""
+    """Return the layers, shortcuts or edges `run.json` lists, with the columns of `table`."""
     try:
+        if table is schema.LAYERS:
+            rows = [{schema.TRAINING: "", **row} for row in rows]
         columns = {
             column.name: pd.Series(
                 [
@@ -27,7 +29,7 @@ def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
             for column in table
         }
         frame = pd.DataFrame(columns)
-        if frame.iloc[:, 0].tolist() != list(range(len(frame))):
+        if table is not schema.EDGES and frame.iloc[:, 0].tolist() != list(range(len(frame))):
             raise ValueError(f"`{table[0].name}` does not count from 0")
         if "position" in frame and not frame["position"].dropna().between(0, 1).all():
             raise ValueError("`position` is not between 0 and 1")
@@ -79,7 +81,7 @@ def joined(layers: pd.DataFrame, steps: np.ndarray, metrics: dict[str, np.ndarra
         "relative_signal": relative(metrics["signal_norm"]),
     }
     frame = readings("layer", steps, len(layers), metrics)
-    for place, column in enumerate(schema.names(schema.LAYERS)[1:], start=2):
+    for place, column in enumerate(schema.names(schema.LAYERS)[1:-1], start=2):
         repeated = layers[column].take(frame["layer"].to_numpy())
         frame.insert(place, column, repeated.reset_index(drop=True))
     return frame

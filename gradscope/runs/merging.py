@@ -80,6 +80,7 @@ def merge(
         writer.update(
             layers=layers.rows,
             shortcuts=shortcuts.rows,
+            edges=_edges(runs, layers.numbers),
             notes=_notes(runs, sum(not common.equals(s.index) for s in steps)),
             merged=len(runs),
         )
@@ -149,6 +150,16 @@ class _Union:
             wide = read[0][place].dtype == np.float64
             result[column.name] = out if wide else out.astype(np.float32)
         return result
+
+
+def _edges(runs: Sequence[Run], numbers: Sequence[Sequence[int]]) -> list[dict[str, int]]:
+    """Return the edges of all ranks; `numbers` are those of each rank's layers in the union."""
+    found = {
+        (numbered[source], numbered[target] if target >= 0 else target)
+        for run, numbered in zip(runs, numbers, strict=True)
+        for source, target in run.edges.itertuples(index=False)
+    }
+    return [{"source": source, "target": target} for source, target in sorted(found)]
 
 
 def _copies(run: Run, listed: pd.DataFrame) -> np.ndarray:

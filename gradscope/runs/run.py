@@ -123,6 +123,11 @@ class Run:
         return self._folder.shortcuts.copy()
 
     @property
+    def edges(self) -> pd.DataFrame:
+        """One row for each two layers between which data flow, the columns of `schema.EDGES`."""
+        return self._folder.edges.copy()
+
+    @property
     def steps(self) -> pd.DataFrame:
         """One row a recorded step: the columns of `schema.STEPS`, then the logged scalars."""
         with self._lock:

@@ -200,5 +200,6 @@ def _steps(
         "grad_norm": totals.get("grad_norm", nothing),
         "clipped_grad_norm": totals.get("clipped_grad_norm", nothing),
         "loss_scale": scale,
+        "learning_rate": nothing,
     }
     return columns | scalars

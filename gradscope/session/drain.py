@@ -302,6 +302,11 @@ class Drain:
         layers, shortcuts = self._catalogue.layers, self._catalogue.shortcuts
         now = (self._catalogue.changes, len(self._notes), len(self._marks))
         if now != self._written:
-            notes, marks = list(self._notes), list(self._marks)
-            self._writer.update(layers=layers, shortcuts=shortcuts, notes=notes, marks=marks)
+            self._writer.update(
+                layers=layers,
+                shortcuts=shortcuts,
+                edges=self._catalogue.edge_rows(),
+                notes=list(self._notes),
+                marks=list(self._marks),
+            )
             self._written = now

@@ -38,6 +38,7 @@ class Opened(NamedTuple):
     elapsed: float
     layers: list[dict[str, Any]]
     shortcuts: list[dict[str, Any]]
+    edges: list[dict[str, Any]]
     notes: list[str]
     marks: list[dict[str, Any]]
     problem: str = ""
@@ -116,10 +117,8 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
         return _opened(writer, None)
     ranks.connect()
     held = {} if writer is None else _opened(writer, None)._asdict()
-    told = {
-        key: held.get(key)
-        for key in ("next_step", "elapsed", "layers", "shortcuts", "notes", "marks")
-    }
+    shared = ("next_step", "elapsed", "layers", "shortcuts", "edges", "notes", "marks")
+    told = {key: held.get(key) for key in shared}
     is_new = writer is not None and writer.is_new
     told = json.loads(ranks.broadcast(json.dumps(told)))
     return Opened(path, writer, ranks, is_new, **told, problem=ranks.problem)
@@ -153,12 +152,12 @@ def _alone(ranks: Ranks, path: Path, writer: RunWriter | None) -> Opened:
         " same model to have those of all"
     )
     if writer is None:
-        return Opened(path, None, None, False, 0, 0.0, [], [], [], [], note)
+        return Opened(path, None, None, False, 0, 0.0, [], [], [], [], [], note)
     return _opened(writer, None)._replace(problem=note)
 
 
 def _opened(writer: RunWriter, ranks: Ranks | None) -> Opened:
-    lists = (writer.meta[key] for key in ("layers", "shortcuts", "notes", "marks"))
+    lists = (writer.meta[key] for key in ("layers", "shortcuts", "edges", "notes", "marks"))
     return Opened(
         writer.path, writer, ranks, writer.is_new, writer.next_step, writer.elapsed, *lists
     )
@@ -178,11 +177,12 @@ def _open(model: nn.Module, path: Path, meta: Meta, resume: bool) -> RunWriter:
     if resume and os.path.exists(path / META_NAME):
         old = read_meta(path)
         try:
-            known = Catalogue(old["layers"], old["shortcuts"])
+            known = Catalogue(old["layers"], old["shortcuts"], old["edges"])
             difference = known.difference(Modules(model).layers())
         except (LookupError, TypeError) as error:
             raise GradscopeError(
-                f"{path / META_NAME}: broken, its lists of layers and shortcuts cannot be read"
+                f"{path / META_NAME}: broken, its lists of layers, shortcuts and edges cannot"
+                " be read"
             ) from error
         if difference:
             raise GradscopeError(

@@ -59,7 +59,7 @@ class Scope:
         }
         opened = open_run(model, path, meta, resume, every_rank)
         self.path = opened.path
-        catalogue = Catalogue(opened.layers, opened.shortcuts)
+        catalogue = Catalogue(opened.layers, opened.shortcuts, opened.edges)
         self._drain = Drain(
             catalogue,
             opened.writer,

@@ -19,7 +19,7 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.storage import parts
 
 META_NAME = "run.json"
-LISTS = ("layers", "shortcuts", "notes", "lost", "marks")
+LISTS = ("layers", "shortcuts", "edges", "notes", "lost", "marks")
 """Keys of `run.json` that hold lists, empty where there is nothing to list."""
 
 Meta = dict[str, Any]

@@ -38,6 +38,9 @@ def test_norms_over_two_processes_equal_the_single_process(kind, whole, trained)
     assert run.layers.name.tolist() == whole.layers.name.tolist()
     assert run.layers.kind.tolist() == whole.layers.kind.tolist()
     assert run.layers.parameters.tolist() == whole.layers.parameters.tolist()
+    assert run.layers.training.tolist() == whole.layers.training.tolist()
+    assert len(run.edges)
+    assert run.edges.equals(whole.edges)
     both, alone = run.frame(), whole.frame()
     for column in (
         "grad_norm",

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradscope.diagnosis.comparison import Comparison, compare, logged_curves
+from gradscope.diagnosis.comparison import Comparison, compare
+from gradscope.diagnosis.curves import logged_curves
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
 from handmade import chain, falling, make_run

@@ -25,7 +25,10 @@ def diagnosed(path: Path, spec: Spec) -> gradscope.Diagnosis:
     """Watch the net of `spec` at its initial weights for some batches."""
     torch.manual_seed(spec.seed)
     model = zoo.Net(spec)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    # slow, so that the net stays what it is at first, but not so slow that it does not move
+    rate = 1e-7 if spec.init == "large" else 1e-4
+    rate /= spec.scale * (spec.batch if spec.loss == "sum" else 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
     with gradscope.watch(model, run=path):
         for _ in range(STEPS):
             x, target = zoo.batch_of(spec)
@@ -131,8 +134,11 @@ def test_the_ledger_of_a_sigmoid_net_adds_up_and_names_sigmoids_and_weights(tmp_
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [
-        ([nn.Linear(32, 10)], "layer '0' is the only layer"),
-        ([nn.Linear(32, 9), nn.Tanh(), nn.Linear(9, 10)], "layer '0' is the only hidden layer"),
+        ([nn.Linear(32, 10)], "layer 0 · 0 (Linear) is the only layer"),
+        (
+            [nn.Linear(32, 9), nn.Tanh(), nn.Linear(9, 10)],
+            "layer 0 · 0 (Linear) is the only hidden layer",
+        ),
     ],
     ids=["one layer", "two layers"],
 )

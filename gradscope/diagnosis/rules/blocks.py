@@ -6,17 +6,22 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.evidence import WINDOW, Evidence
+from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.signal_path import Floats
+from gradscope.diagnosis.speed import some_rows
 from gradscope.wording import listed
 
-DOMINATED = (0.99, 0.1)
+DOMINATED = (0.9999, 0.01)
 """Energy share of the shortcut above which, and forward branch ratio below which, it dominates."""
+
+TRAINED = 100
+"""Recorded steps from which on a branch had the time to grow."""
 
 
 def shortcut_dominated(evidence: Evidence) -> Iterator[Finding]:
     """Find blocks that pass almost everything through the shortcut after training."""
-    if len(evidence.rows) < WINDOW or evidence.run.shortcuts.empty:
+    if len(evidence.rows) < TRAINED or evidence.run.shortcuts.empty:
         return
     share = evidence.shortcut_median("energy_share")[-1]
     ratio = evidence.shortcut_median("branch_ratio")[-1]
@@ -38,7 +43,10 @@ def shortcut_dominated(evidence: Evidence) -> Iterator[Finding]:
                 "energy_share": float(np.median(share[dominated])),
                 "branch_ratio": float(np.median(ratio[dominated])),
             },
-            ("a shallower net may do as well", "train longer, or raise the branches' scale"),
+            (
+                "if they stay like that to the end of training, a net without them does as well",
+                "raise the branches' scale at the start, where it is small",
+            ),
         )
 
 
@@ -54,19 +62,22 @@ def reparameterised(evidence: Evidence) -> Iterator[Finding]:
     shortcuts = evidence.run.shortcuts
     if shortcuts.empty or not evidence.windows:
         return
-    via_shortcut = evidence.shortcut_median("shortcut_norm")
-    via_branch = evidence.shortcut_median("branch_norm")
-    at_output, at_input = evidence.median("signal_norm"), evidence.median("input_signal_norm")
+    rows = some_rows(evidence)
+    at_output, at_input = (evidence.at(c, rows) for c in ("signal_norm", "input_signal_norm"))
+    via_shortcut, via_branch = (
+        evidence.run.shortcut_matrix(c)[1][rows] for c in ("shortcut_norm", "branch_norm")
+    )
     single: list[str] = []
     for index in np.flatnonzero(shortcuts["form"] == "identity"):
         branch = str(shortcuts["branch"].iloc[index])
         layers = [i for i, name in enumerate(evidence.names) if f"{name}.".startswith(f"{branch}.")]
-        if not layers:
+        if not layers or not evidence.owners[layers[0]]:
             continue
-        layer = layers[0]
-        linear = np.isclose(at_output[:, layer], via_shortcut[:, index], rtol=1e-3, atol=0)
-        linear &= np.isclose(at_input[:, layer], via_branch[:, index], rtol=1e-3, atol=0)
-        if linear.all() and evidence.layers["parameters"].iloc[layer] > 0:
+        pairs = (
+            (at_output[:, layers[0]], via_shortcut[:, index]),
+            (at_input[:, layers[0]], via_branch[:, index]),
+        )
+        if all(_equal(one, other) for one, other in pairs):
             single.append(str(shortcuts["name"].iloc[index]))
     if single:
         yield Finding(
@@ -79,3 +90,11 @@ def reparameterised(evidence: Evidence) -> Iterator[Finding]:
             {"blocks": float(len(single))},
             ("put two or more layers and an activation into each branch",),
         )
+
+
+def _equal(one: Floats, other: Floats) -> bool:
+    """Whether two readings are one and the same number at each step at which there are both."""
+    known = np.isfinite(one) & np.isfinite(other)
+    both = known & (one > 0) & (other > 0)
+    same = np.isclose(one[both], other[both], rtol=1e-4, atol=0)
+    return bool(both.any() and same.all() and both.sum() > known.sum() / 2)

@@ -1,0 +1,149 @@
+"""Disconnected: layers that no gradient reaches, though one leaves the output."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.diagnosis.evidence import Evidence, Mask
+from gradscope.diagnosis.findings import Finding, Place
+from gradscope.diagnosis.rules.dead import starts_at_zero, switched_off
+from gradscope.diagnosis.rules.marks import any_behind, first_place, names_of, severity_of
+from gradscope.diagnosis.rules.saturated import flat_behind
+from gradscope.diagnosis.signal_path import Floats
+from gradscope.wording import capitalised
+
+AGAIN = 2
+"""Recorded steps at which a gradient must be 0: much starts at zero, and moves with one step."""
+
+_COPY = re.compile(
+    r"target|teacher|momentum|(^|[._])(ema|shadow|average|reference|ref|old)([._]|$)"
+)
+"""Names of copies of a net, from which others learn and which learn by no gradient."""
+
+
+def disconnected(evidence: Evidence) -> Iterator[Finding]:
+    """Find layers with a gradient of exactly 0, and such as have no path from the loss at all."""
+    yield from _zero(evidence)
+    yield from _without_path(evidence)
+
+
+def _zero(evidence: Evidence) -> Iterator[Finding]:
+    """Find gradients that are exactly 0 where nothing small explains it.
+
+    A zero that follows from a gradient too small for its number format is vanishing, one behind
+    a switched-off or flat layer belongs to that layer, and one behind weights that are all zero,
+    as a branch may start, passes with the first step.
+    """
+    path = evidence.path
+    if path is None or len(evidence.rows) < AGAIN:
+        return
+    signal = evidence.highest("signal_norm")
+    output = signal[:, path.layers[-1]]
+    cut = (signal == 0) & (output > 0)[:, None] & ~_underflowed(evidence, signal)
+    cut &= ~any_behind(switched_off(evidence)) & ~any_behind(_zero_weights(evidence))
+    cut &= ~any_behind(flat_behind(evidence)) & ~starts_at_zero(evidence)
+    cut &= evidence.owners
+    if not cut.any():
+        return
+    layers: Mask = np.any(cut, axis=0)
+    yield Finding(
+        "disconnected",
+        severity_of(cut),
+        f"No gradient at all reaches {evidence.named(layers)}: not a small one, exactly 0.",
+        names_of(evidence, layers),
+        evidence.span(np.any(cut, axis=1)),
+        {"layers": float(layers.sum())},
+        (
+            "look for detach(), no_grad() or a multiplication by 0 between these layers and the"
+            " loss",
+            "if functional ReLUs follow on a sum, check that their units are not all off",
+        ),
+        first_place(evidence, cut, "signal_norm", "backward"),
+    )
+
+
+def _without_path(evidence: Evidence) -> Iterator[Finding]:
+    """Find weights that an optimizer holds and that never had a gradient.
+
+    Their steps are exactly 0: an optimizer leaves alone what has no gradient.
+    """
+    if not evidence.windows:
+        return
+    had, held = (evidence.run.was_read(column) for column in ("grad_norm", "weight_norm"))
+    still = (np.nan_to_num(evidence.highest("update_norm"), nan=0) == 0).all(axis=0)
+    still &= evidence.run.was_read("update_norm")
+    without: Mask = evidence.owners & held & ~had & still
+    if evidence.audited:
+        without &= evidence.audit("no gradient") & ~evidence.audit("no optimizer")
+    reached = np.flatnonzero(evidence.owners & had)
+    if not without.any() or len(reached) == 0:
+        return
+    ran = evidence.run.was_read("activation_norm")
+    first = without & (np.arange(len(without)) < reached[0])
+    meant = np.array([_COPY.search(name) is not None for name in evidence.names], dtype=bool)
+    first &= ~meant
+    first &= ran | (len(evidence.rows) >= AGAIN) | without[np.flatnonzero(evidence.owners)[0]]
+    steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    if first.any():
+        last = int(np.flatnonzero(first)[-1])
+        end = "ends before" if ran[first].any() else "does not lead beyond"
+        yield Finding(
+            "disconnected",
+            "critical",
+            f"No gradient ever reached {evidence.named(first)}, the first of the net, though an"
+            f" optimizer holds the weights: the path from the loss {end} layer"
+            f" {evidence.labels[reached[0]]}"
+            + (
+                "."
+                if ran[first].any()
+                else ", and what comes before runs under no_grad(), if at all."
+            ),
+            names_of(evidence, first),
+            steps,
+            {"layers": float(first.sum())},
+            (
+                f"look between {evidence.labels[last]} and {evidence.labels[reached[0]]} for"
+                " detach(), .data, no_grad(), argmax, .item() or numpy",
+                "if these layers are meant to stay as they are, freeze them (requires_grad_(False))"
+                " and leave them out of the optimizer",
+            ),
+            Place(steps[0], last, "signal_norm", "backward"),
+        )
+    rest = without & ~first
+    if rest.any():
+        words = (
+            "it did not run, or under no_grad()"
+            if not ran[rest].any()
+            else "the loss does not use what comes out"
+        )
+        yield Finding(
+            "disconnected",
+            "information",
+            f"{capitalised(evidence.named(rest))} never had a gradient: {words}.",
+            names_of(evidence, rest),
+            steps,
+            {"layers": float(rest.sum())},
+            ("take out what is not used, or add its output to the loss",),
+            Place(steps[0], int(np.flatnonzero(rest)[0]), "signal_norm", "backward"),
+        )
+
+
+def _zero_weights(evidence: Evidence) -> Mask:
+    """Return which layers own parameters that are all zero, (windows, layers)."""
+    return np.asarray((evidence.median("weight_norm") == 0) & evidence.owners)
+
+
+def _underflowed(evidence: Evidence, signal: Floats) -> Mask:
+    """Return which zeros lie before a layer that had lost two decades already."""
+    assert evidence.path is not None
+    chain = signal[:, evidence.path.layers]
+    result = np.zeros(signal.shape, dtype=bool)
+    for window, values in enumerate(chain):
+        arrived = np.flatnonzero(values > 0)
+        late = np.nanmax(evidence.path.late[evidence.windows[window]], initial=0)
+        if len(arrived) and values[arrived[0]] <= 0.01 * late:
+            result[window, : evidence.path.layers[arrived[0]]] = True
+    return result

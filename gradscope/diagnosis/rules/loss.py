@@ -1,0 +1,159 @@
+"""Unstable: a loss that rises or jumps, and the layer in which that began."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.arithmetic import over_reference
+from gradscope.diagnosis.evidence import Evidence, column_medians
+from gradscope.diagnosis.findings import Finding, Place, Severity
+from gradscope.diagnosis.rules import remedies
+from gradscope.diagnosis.signal_path import Floats
+from gradscope.diagnosis.speed import FAST
+from gradscope.wording import amount
+
+ROSE = 2.0
+"""Factor of the loss at the end over the first that is no noise."""
+
+STAYS = 0.5
+"""Share of the highest loss above which it has not begun to come down again: with BatchNorm it
+does, though first steps may change weights by many times their size."""
+
+PEAK = 3.0
+"""Factor of the highest loss over the first."""
+
+JUMP = 5.0
+"""Factor over the median of the steps before that is a jump of the loss; of the gradient, twice."""
+
+EARLIER = 20
+"""Recorded steps that a step is compared with, fewer than a third of them are too few."""
+
+
+def unstable(evidence: Evidence) -> Iterator[Finding]:
+    """Find a loss that rose under steps too large for the weights, and the first spike.
+
+    A loss may rise in health, a generator's or a critic's: it is said where the steps that were
+    made before the rise changed a weight layer by a tenth of its size or more.
+    """
+    rise = _rise(evidence)
+    if rise is not None:
+        yield rise
+    else:
+        yield from _spike(evidence)
+
+
+def _rise(evidence: Evidence) -> Finding | None:
+    loss = evidence.loss
+    if loss is None or len(evidence.rows) < 3:
+        return None
+    raw, steps = loss.raw, loss.steps
+    known = np.isfinite(raw)
+    if known.sum() < 3:
+        return None
+    raw, steps = raw[known], steps[known]
+    first, end = float(raw[0]), float(np.median(raw[-max(len(raw) // 5, 1) :]))
+    peak = int(raw.argmax())
+    worst = float(raw[peak])
+    if not (first > 0 and worst > PEAK * first):
+        return None
+    numbers = evidence.steps["step"].to_numpy()
+    rows = evidence.rows[numbers[evidence.rows] < steps[peak]][:64]
+    if len(rows) == 0:
+        return None
+    speed = over_reference(evidence.at("update_norm", rows), evidence.at("weight_norm", rows))
+    speed[:, ~evidence.weights | (evidence.at("weight_norm", rows[:1])[0] == 0)] = np.nan
+    fast = np.nan_to_num(speed) > FAST
+    if not fast.any():
+        return None
+    row = int(np.flatnonzero(fast.any(axis=1))[0])
+    layer = int(np.nanargmax(speed[row]))
+    rising = peak >= 0.75 * len(raw)
+    stays = end > ROSE * first and (rising or end > STAYS * worst)
+    stays &= len(evidence.rows) >= EARLIER or len(evidence.steps) > len(evidence.rows)
+    severity: Severity = "critical" if stays else "information"
+    words = f"rose from {first:.3g} to {worst:.3g} at step {steps[peak]}"
+    words += f", and is {end:.3g} at the end" if steps[peak] != steps[-1] else ""
+    most = float(speed[row, layer])
+    return Finding(
+        "unstable",
+        severity,
+        f"The loss {words}: step {numbers[rows[row]]} changed the weights of layer"
+        f" {evidence.labels[layer]} by {remedies.of_size(most)}.",
+        (evidence.names[layer],),
+        (int(numbers[rows[row]]), int(steps[-1] if stays else steps[peak])),
+        {"first_loss": first, "highest_loss": worst, "last_loss": end, "update_ratio": most},
+        (remedies.lower_rate(evidence), remedies.clip(evidence, int(steps[peak]))),
+        Place(int(numbers[rows[row]]), layer, "update_ratio", "update"),
+    )
+
+
+def _spike(evidence: Evidence) -> Iterator[Finding]:
+    """Find the highest jump of the gradient's norm beside one of the loss, and who went first."""
+    rows = evidence.rows
+    if len(rows) <= EARLIER // 3:
+        return
+    norms = evidence.steps["grad_norm"].to_numpy(dtype=np.float64)[rows]
+    jump = _jumps(norms)
+    if evidence.loss is not None:
+        raw = evidence.steps[evidence.loss.column].to_numpy(dtype=np.float64)[rows]
+        jump = np.where((_jumps(raw) > JUMP) & (raw > np.nanmax(raw[:1], initial=-np.inf)), jump, 0)
+    jump[~np.isfinite(jump)] = 0
+    at = int(jump.argmax())
+    if jump[at] <= 2 * JUMP:
+        return
+    layer, column, words = _went_first(evidence, at)
+    step = evidence.step(rows[at])
+    after = norms[at + 1 : at + 4]
+    passed = bool((after < norms[at] / JUMP).any())
+    yield Finding(
+        "unstable",
+        "information" if passed or evidence.loss is None else "warning",
+        f"The gradient's norm jumped to {norms[at]:.2g} at step {step}, {amount(jump[at])} times"
+        f" its median{', for that step alone' if passed else ''}. {words}",
+        () if layer is None else (evidence.names[layer],),
+        (step, step),
+        {"grad_norm": float(norms[at]), "over_median": float(jump[at])},
+        (
+            remedies.clip(evidence, step),
+            "look at the batch of this step"
+            if column == "activation_norm"
+            else "warm the learning rate up, or lower it",
+        ),
+        Place(step, layer, column, "forward" if column == "activation_norm" else "backward"),
+    )
+
+
+def _jumps(values: Floats) -> Floats:
+    """Return each value over the median of those before it, 0 where there are too few."""
+    found = np.zeros(len(values))
+    for i in range(EARLIER // 3, len(values)):
+        before = values[max(i - EARLIER, 0) : i]
+        before = before[np.isfinite(before)]
+        if len(before) >= EARLIER // 3:
+            middle = float(np.median(before))
+            found[i] = values[i] / middle if middle > 0 else 0
+    return found
+
+
+def _went_first(evidence: Evidence, at: int) -> tuple[int | None, str, str]:
+    """Return the layer in which a spike began, the metric that shows it, and that in words."""
+    rows = evidence.rows[max(at - EARLIER, 0) : at + 1]
+    for column, order, what in (
+        ("activation_norm", 1, "output"),
+        ("signal_norm", -1, "gradient signal"),
+        ("grad_norm", -1, "weights' gradient"),
+    ):
+        values = evidence.at(column, rows)
+        grown = over_reference(values[-1], column_medians(values[:-1]))
+        layers = np.flatnonzero(np.nan_to_num(grown) > 3)
+        if len(layers):
+            layer = int(layers[::order][0])
+            return (
+                layer,
+                column,
+                f"It began in the {what} of layer {evidence.labels[layer]}, which grew"
+                f" {amount(float(grown[layer]))} times.",
+            )
+    return None, "grad_norm", "No single layer stands out."

@@ -1,0 +1,144 @@
+"""Not updated: a gradient arrives, and the weights never move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.diagnosis.evidence import Evidence, Mask
+from gradscope.diagnosis.findings import Finding, Place, Severity
+from gradscope.diagnosis.rules.marks import names_of
+from gradscope.wording import amount, capitalised
+
+ENOUGH = 3
+"""Recorded steps without a move before it is said: a warm-up may start at a learning rate of 0."""
+
+NEXT_TO_NOTHING = 1e-9
+"""Share of the largest gradient below which a step is lost in rounding."""
+
+
+def not_updated(evidence: Evidence) -> Iterator[Finding]:
+    """Find weights that no optimizer holds, and such as its steps leave where they are."""
+    if not evidence.windows:
+        return
+    run = evidence.run
+    got = evidence.owners & np.asarray((np.nan_to_num(evidence.median("grad_norm")) > 0).any(0))
+    held = run.was_read("weight_norm") & run.was_read("update_norm")
+    if not held.any():
+        return
+    unheld = got & ~run.was_read("weight_norm")
+    if evidence.audited:
+        unheld &= evidence.audit("no optimizer")
+    yield from _unheld(evidence, unheld)
+    yield from _frozen(evidence)
+    moved = np.asarray((np.nan_to_num(evidence.highest("update_norm"), nan=1) > 0).any(axis=0))
+    # what gets next to nothing beside others has another fault
+    grad = np.nan_to_num(evidence.median("grad_norm")).max(axis=0)
+    got &= grad > NEXT_TO_NOTHING * grad.max(initial=0)
+    yield from _unmoved(evidence, got & held & ~moved, got & held)
+
+
+def _unheld(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
+    if not layers.any():
+        return
+    one = layers.sum() == 1
+    yield Finding(
+        "not-updated",
+        "critical",
+        f"No optimizer holds the weights of {evidence.named(layers)}: a gradient arrives at every"
+        f" step, and {'it stays as it was' if one else 'they stay as they were'}.",
+        names_of(evidence, layers),
+        _steps(evidence),
+        {"layers": float(layers.sum())},
+        (
+            "hand model.parameters() to the optimizer after the model is complete: layers that"
+            " were added or replaced later need optimizer.add_param_group",
+            "if they are meant to stay as they are, freeze them: requires_grad_(False) saves their"
+            " backward pass",
+        ),
+        _place(evidence, layers, "grad_norm"),
+    )
+
+
+def _frozen(evidence: Evidence) -> Iterator[Finding]:
+    """Tell of what is frozen: it is meant, or was forgotten."""
+    layers = evidence.audit("frozen")
+    if not layers.any():
+        return
+    number = int(evidence.layers["parameters"].to_numpy()[layers].sum())
+    yield Finding(
+        "not-updated",
+        "information",
+        f"{capitalised(evidence.named(layers))} {'is' if layers.sum() == 1 else 'are'} frozen"
+        f" (requires_grad is False), {amount(number)} parameters of"
+        f" {amount(int(evidence.layers['parameters'].sum()))}.",
+        names_of(evidence, layers),
+        _steps(evidence),
+        {"layers": float(layers.sum()), "parameters": float(number)},
+        ("if they are meant to learn: requires_grad_(True), before the optimizer is made",),
+        _place(evidence, layers, "weight_norm"),
+    )
+
+
+def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
+    """Tell whose step it was that did nothing: of all that is held, or of a part."""
+    if not layers.any():
+        return
+    whole = bool(layers[held].all())
+    left = evidence.highest("clipped_grad_norm")[:, layers]
+    thrown = bool((np.nan_to_num(left) == 0).all())
+    if not thrown and len(evidence.rows) < ENOUGH:
+        return
+    most = layers[held & evidence.weights].mean() > 0.5 if (held & evidence.weights).any() else True
+    severity: Severity = "critical" if whole or thrown else "warning" if most else "information"
+    which = "any layer" if whole else evidence.named(layers)
+    if thrown:
+        sentence = (
+            f"The gradient of {which} was gone before the optimizer's step, and no weight moved:"
+            " the backward pass made one, and the optimizer got none."
+        )
+        remedies: tuple[str, ...] = (
+            "move zero_grad() before the backward pass, or after the step: between backward and"
+            " step it throws the gradient away",
+        )
+    else:
+        rate = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[evidence.rows]
+        rate = rate[~np.isnan(rate)]
+        why = (
+            "its learning rate is 0 there, or its steps are smaller than their number format holds"
+        )
+        remedies = (
+            "print optimizer.param_groups[0]['lr'] in the loop: the learning rate may be 0, or a"
+            " scheduler have brought it there",
+            "if the weights are in float16 or bfloat16, keep them in float32 and train under"
+            " torch.autocast: a step below 0.4% of a bfloat16 weight is lost",
+        )
+        if len(rate) and (rate == 0).all():
+            why, remedies = "its learning rate is 0", remedies[:1]
+        elif len(rate) and whole:
+            why = (
+                f"at a learning rate of {np.median(rate):.2g} its steps are smaller than their"
+                " number format holds"
+            )
+            remedies = remedies[1:]
+        sentence = f"The optimizer steps, and the weights of {which} do not change at all: {why}."
+    yield Finding(
+        "not-updated",
+        severity,
+        sentence,
+        names_of(evidence, layers),
+        _steps(evidence),
+        {"layers": float(layers.sum()), "of": float(held.sum())},
+        remedies,
+        _place(evidence, layers, "update_norm"),
+    )
+
+
+def _steps(evidence: Evidence) -> tuple[int, int]:
+    return evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])
+
+
+def _place(evidence: Evidence, layers: Mask, column: str) -> Place:
+    first = int(np.flatnonzero(layers)[0])
+    return Place(evidence.step(evidence.rows[0]), first, column, "update")

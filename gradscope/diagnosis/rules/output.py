@@ -1,0 +1,175 @@
+"""Output: a last activation that does not fit the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.arithmetic import over_reference
+from gradscope.diagnosis.evidence import Evidence, column_medians
+from gradscope.diagnosis.findings import Finding, Place
+from gradscope.diagnosis.signal_path import Floats
+from gradscope.diagnosis.speed import some_rows
+
+TWICE = 1.3
+"""The gradient at a probability over the loss: e at least where the loss takes its logarithm, and
+1.2 at most where the loss takes it for a logit, and normalises once more."""
+
+WIDTHS = {"tanh": 2.0, "softsign": 2.0, "hardtanh": 2.0, "sigmoid": 1.0, "hardsigmoid": 1.0}
+"""Bounded activations, and how far apart their largest and smallest values are."""
+
+OUT_OF_REACH = 1.5
+"""Loss over gradient, in widths of the output: for squares half, for absolutes all of how far the
+targets are away, so at most 1 where they can be reached."""
+
+FROM_START = 0.75
+"""Saturated share of an output at the first step that is no success of the training."""
+
+FELL = 0.1
+"""Share by which the loss has to fall for an output to be on its way."""
+
+FEWEST = 5
+
+
+def output(evidence: Evidence) -> Iterator[Finding]:
+    """Find a softmax or sigmoid that the loss applies again, and outputs out of reach or stuck.
+
+    What tells them apart is the gradient at the output beside the loss, for one element or sample:
+    no scale of the loss moves that.
+    """
+    layer = _last_activation(evidence)
+    if layer is None:
+        return
+    kind = evidence.activations[layer]
+    rows = some_rows(evidence)
+    over_loss = _gradient_over_loss(evidence, layer, kind, rows)
+    known = over_loss[np.isfinite(over_loss)]
+    steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    place = Place(steps[0], layer, "signal_norm", "loss")
+    label = evidence.labels[layer]
+    names = (evidence.names[layer],)
+    if kind in ("softmax", "sigmoid") and len(known) and np.median(known) < TWICE:
+        ratio = float(np.median(known))
+        if kind == "softmax" or ratio > 0.2:
+            fit = "cross_entropy" if kind == "softmax" else "binary_cross_entropy_with_logits"
+            yield Finding(
+                "output",
+                "critical",
+                f"The output passes {kind} twice: layer {label} gives probabilities, and the loss"
+                f" takes them for logits. The gradient there is {ratio:.2g} of the loss, where a"
+                " logarithm makes it 2.7 or more.",
+                names,
+                steps,
+                {"gradient_over_loss": ratio},
+                (
+                    f"remove the {kind} from the model: {fit} takes logits",
+                    "or keep it, and use the loss that takes probabilities"
+                    + (" (nll_loss of their logarithm)" if kind == "softmax" else " (BCELoss)"),
+                ),
+                place,
+            )
+            return
+    yield from _out_of_reach(evidence, layer, kind, known, place)
+    yield from _stuck(evidence, layer, kind, place)
+
+
+def _out_of_reach(
+    evidence: Evidence, layer: int, kind: str, over_loss: Floats, place: Place
+) -> Iterator[Finding]:
+    if kind not in WIDTHS or len(over_loss) < FEWEST or _falls(evidence):
+        return
+    away = 1 / np.maximum(over_loss, 1e-30) / WIDTHS[kind]
+    if not (away > OUT_OF_REACH).all() or not _is_only_head(evidence, layer):
+        return
+    yield Finding(
+        "output",
+        "critical",
+        f"The output of layer {evidence.labels[layer]} cannot reach its targets: they are"
+        f" {np.median(away):.2g} times the width of what {kind} can give away from it, and"
+        " the loss does not fall.",
+        (evidence.names[layer],),
+        (place.step, evidence.step(evidence.rows[-1])),
+        {"widths_away": float(np.median(away))},
+        (
+            f"remove the last activation, {kind}: a linear output has no range",
+            f"or bring the targets into the range of {kind}: normalise them",
+        ),
+        place,
+    )
+
+
+def _stuck(evidence: Evidence, layer: int, kind: str, place: Place) -> Iterator[Finding]:
+    if kind not in WIDTHS:
+        return
+    share = evidence.at("saturated_fraction", evidence.rows[:1])[0, layer]
+    if not share > FROM_START or not evidence.median("saturated_fraction")[-1, layer] > FROM_START:
+        return
+    yield Finding(
+        "saturated",
+        "warning",
+        f"{share:.0%} of the output of layer {evidence.labels[layer]} is saturated from the first"
+        " step on: whatever the loss says, next to nothing of it gets through.",
+        (evidence.names[layer],),
+        (place.step, evidence.step(evidence.rows[-1])),
+        {"saturated_fraction": float(share)},
+        (
+            "start the last weight layer from smaller weights, and normalise what comes into it",
+            "use the loss that takes logits (cross-entropy) in place of activation and squares",
+        ),
+        Place(place.step, layer, "saturated_fraction", "forward"),
+    )
+
+
+def _last_activation(evidence: Evidence) -> int | None:
+    """Return the activation behind the last weight layer that ran, None if there is none."""
+    called = np.flatnonzero(evidence.run.was_read("activation_norm"))
+    weights = called[evidence.weights[called]]
+    if len(called) == 0 or len(weights) == 0 or len(evidence.rows) == 0:
+        return None
+    last = int(called[-1])
+    if last == int(weights[-1]):
+        return last if last in evidence.run.functions else None
+    return last if last == int(weights[-1]) + 1 or last > int(weights[-1]) else None
+
+
+def _gradient_over_loss(evidence: Evidence, layer: int, kind: str, rows: np.ndarray) -> Floats:
+    """Return the gradient at an element (softmax: at a sample's) over the loss, (rows,).
+
+    The number of elements follows from the output's norm, mean and standard deviation; a softmax
+    has 1 / mean of them for each sample.
+    """
+    if evidence.loss is None:
+        return np.full(len(rows), np.nan)
+    if layer in evidence.run.functions:  # what is read there is before the function
+        return np.full(len(rows), np.nan)
+    signal, norm, mean, std = (
+        evidence.at(column, rows)[:, layer]
+        for column in ("signal_norm", "activation_norm", "activation_mean", "activation_std")
+    )
+    loss = evidence.steps[evidence.loss.column].to_numpy(dtype=np.float64)[rows]
+    each = mean if kind == "softmax" else np.ones_like(mean)
+    count = over_reference(norm**2 * each, mean**2 + std**2)
+    return over_reference(signal * np.sqrt(count), np.where(loss > 0, loss, np.nan))
+
+
+def _falls(evidence: Evidence) -> bool:
+    loss = evidence.loss
+    if loss is None:
+        return True
+    values = loss.raw[np.isfinite(loss.raw)]
+    third = max(len(values) // 4, 1)
+    return bool(np.median(values[-third:]) < (1 - FELL) * np.median(values[:third]))
+
+
+def _is_only_head(evidence: Evidence, layer: int) -> bool:
+    """Whether what comes before hands its output to nothing else: all gradient comes from here."""
+    weights = np.flatnonzero(evidence.weights[: layer + 1])
+    if len(weights) < 2:
+        return True
+    rows = some_rows(evidence)
+    signal, into = (evidence.at(column, rows) for column in ("signal_norm", "input_signal_norm"))
+    before = column_medians(
+        over_reference(signal[:, weights[-1] - 1], into[:, weights[-1]])[:, None]
+    )
+    return bool(np.isclose(before[0], 1, rtol=0.02))

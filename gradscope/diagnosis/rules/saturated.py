@@ -1,0 +1,99 @@
+"""Saturated: sigmoids, tanhs and the like that work mostly where they are flat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.diagnosis.evidence import Evidence, Mask, column_medians
+from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.rules.marks import first_place, names_of
+from gradscope.diagnosis.speed import is_fast
+from gradscope.kinds import BOTH_SIDES, GATES, canonical
+
+SATURATED = 0.5
+"""Share of an activation's elements with |phi'| below a tenth of its maximum."""
+
+FLAT = 0.9
+"""Share from which on a zero behind the layer is its doing."""
+
+_CELLS = frozenset({"lstmcell", "grucell", "lstm", "gru"})
+
+
+def saturated(evidence: Evidence) -> Iterator[Finding]:
+    """Find hidden activations that are flat for more than half of their units; gates may be."""
+    if evidence.path is None or not evidence.windows:
+        return
+    share = evidence.median("saturated_fraction")
+    flat = (share > SATURATED) & _levels_off(evidence) & ~evidence.outputs
+    if not flat.any():
+        return
+    layers: Mask = np.any(flat, axis=0)
+    slope = column_medians(evidence.median("derivative_mean")[flat])
+    yield Finding(
+        "saturated",
+        "warning",
+        f"Up to {np.nanmax(share[flat]):.0%} of the units of {evidence.named(layers)} work where"
+        " their activation function is flat, and pass on next to no gradient.",
+        names_of(evidence, layers),
+        evidence.span(np.any(flat, axis=1)),
+        {
+            "saturated_fraction": float(np.nanmedian(share[flat])),
+            "derivative_mean": float(slope),
+        },
+        tuple(_remedies(evidence, flat)),
+        first_place(evidence, flat, "saturated_fraction", "forward"),
+    )
+
+
+def flat_behind(evidence: Evidence) -> Mask:
+    """Return which activations are so flat that gradients underflow in them, (windows, layers)."""
+    return np.asarray(evidence.highest("saturated_fraction") > FLAT)
+
+
+def gates(evidence: Evidence) -> Mask:
+    """Return which layers are gates, sigmoids that multiply, or parts of a cell that has gates.
+
+    What a gate hands back is not what a later layer got. Where a cell has gates, its tanh is one of
+    its parts, and may be flat: what is remembered, is.
+    """
+    found = np.array([kind in GATES for kind in evidence.activations], dtype=bool)
+    found &= ~_handed_on(evidence)
+    cells = {_parent(evidence.names[i]) for i in np.flatnonzero(found)} - {""}
+    both = np.array([kind in BOTH_SIDES for kind in evidence.activations], dtype=bool)
+    in_cell = np.array([_parent(name) in cells for name in evidence.names], dtype=bool)
+    return np.asarray(found | (both & in_cell))
+
+
+def _levels_off(evidence: Evidence) -> Mask:
+    """Return which layers are activations that flatten out on both sides, and no gates."""
+    kinds = [canonical(str(kind)) for kind in evidence.layers["kind"]]
+    both = np.array([kind in BOTH_SIDES for kind in evidence.activations], dtype=bool)
+    both &= np.array([kind not in _CELLS for kind in kinds], dtype=bool)
+    return np.asarray(both & ~gates(evidence))
+
+
+def _handed_on(evidence: Evidence) -> Mask:
+    """Return which layers' output went unchanged into a later layer, as its gradient says."""
+    out, into = evidence.median("signal_norm"), evidence.median("input_signal_norm")
+    handed = np.zeros(out.shape[1], dtype=bool)
+    for layer in range(out.shape[1]):
+        same = np.isclose(into[:, layer + 1 :], out[:, layer, None], rtol=1e-3, atol=0)
+        handed[layer] = (same & (out[:, layer, None] > 0)).any()
+    functions = np.array([i in evidence.run.functions for i in range(len(handed))], dtype=bool)
+    return np.asarray(handed | functions)
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _remedies(evidence: Evidence, flat: Mask) -> Iterator[str]:
+    if not flat[0].any() and is_fast(evidence):
+        yield "lower the learning rate: these units were not flat at the start"
+    elif flat[0].any():
+        yield "start from smaller weights (Xavier), and normalise the inputs"
+    if not any("norm" in kind for kind in evidence.kinds):
+        yield "put a normalisation before these activations"
+    yield "use ReLU or GELU instead"

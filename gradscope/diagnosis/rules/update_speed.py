@@ -1,0 +1,115 @@
+"""Update speeds at which a training gets nowhere: far too large, or next to none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.arithmetic import over_reference
+from gradscope.diagnosis.evidence import WINDOW, Evidence
+from gradscope.diagnosis.findings import Finding, Place
+from gradscope.diagnosis.rules import remedies
+from gradscope.diagnosis.speed import FAST, typical_speed
+from gradscope.wording import amount
+
+SLOW = 1e-6
+"""Update speed of the fastest weight layer at which nothing is learnt, whatever the loss does."""
+
+SLUGGISH = 3e-5
+"""Update speed of the fastest weight layer that is too slow where the loss does not move."""
+
+STILL = 0.01
+"""Share by which a loss has to fall to have moved."""
+
+FELL = 0.8
+"""Share of the loss at first below which it fell, whatever the steps were."""
+
+OVERCLIPPED = 1e-2
+"""Share of the gradient that clipping leaves where it, and not the rate, is what is too small."""
+
+
+def update_speed(evidence: Evidence) -> Iterator[Finding]:
+    """Find steps that are too large or too small for any training.
+
+    Stanford CS231n, Neural Networks part 3, calls ratios of updates to weights around 1e-3 usual;
+    trainings that go well range from 1e-5 to some 1e-2.
+    """
+    if len(evidence.rows) < WINDOW:
+        return
+    speed = typical_speed(evidence)
+    known = np.isfinite(speed) & (speed > 0)
+    if not known.any():
+        return
+    middle, most = float(np.median(speed[known])), float(speed[known].max())
+    weights = np.flatnonzero(evidence.weights)
+    steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    if middle > FAST and not _falls(evidence):
+        layer = int(weights[known][speed[known].argmax()])
+        yield Finding(
+            "update-speed",
+            "warning",
+            f"A step changes half of the weight layers by {middle:.0%} of their size or more: what"
+            " one step learns, the next one overwrites.",
+            tuple(evidence.names[i] for i in weights[np.nan_to_num(speed) > FAST]),
+            steps,
+            {"update_ratio": middle},
+            (remedies.lower_rate(evidence),),
+            Place(steps[0], layer, "update_ratio", "update"),
+        )
+    elif most < SLOW or (most < SLUGGISH and _stands_still(evidence)):
+        layer = int(weights[known][speed[known].argmax()])
+        cause, advice = _against_slow(evidence, most)
+        yield Finding(
+            "update-speed",
+            "warning",
+            f"A step changes even the fastest layer, {evidence.labels[layer]}, by {most:.1e} of its"
+            f" size only: at that speed nothing is learnt. {cause}".rstrip(),
+            tuple(evidence.names[i] for i in weights[known]),
+            steps,
+            {"update_ratio": most},
+            (advice,),
+            Place(steps[0], layer, "update_ratio", "update"),
+        )
+
+
+def _falls(evidence: Evidence) -> bool:
+    """Whether the logged loss is at the end well below what it was at first."""
+    loss = evidence.loss
+    if loss is None or len(loss.raw) < WINDOW:
+        return False
+    third = len(loss.raw) // 3
+    first, last = np.nanmedian(loss.raw[:third]), np.nanmedian(loss.raw[-third:])
+    return bool(last < FELL * first)
+
+
+def _stands_still(evidence: Evidence) -> bool:
+    """Whether the logged loss, smoothed, is at the end what it was at first."""
+    loss = evidence.loss
+    if loss is None or len(loss.raw) < WINDOW:
+        return False
+    third = len(loss.raw) // 3
+    first, last = np.nanmedian(loss.raw[:third]), np.nanmedian(loss.raw[-third:])
+    return bool(last > first * (1 - STILL) if first > 0 else last >= first)
+
+
+def _against_slow(evidence: Evidence, most: float) -> tuple[str, str]:
+    steps = evidence.steps.iloc[evidence.rows]
+    whole, left = (
+        steps[column].to_numpy(dtype=np.float64) for column in ("grad_norm", "clipped_grad_norm")
+    )
+    kept = over_reference(left, whole)
+    kept = kept[np.isfinite(kept)]
+    if len(kept) and np.median(kept) < OVERCLIPPED:
+        less = amount(1 / max(float(np.median(kept)), 1e-300))
+        return (
+            f"Clipping leaves {less} times less of the gradient than there is.",
+            remedies.clip(evidence) + f", instead of {np.median(left[np.isfinite(left)]):.2g}",
+        )
+    factor = 10.0 ** np.floor(np.log10(1e-3 / most))
+    rate = steps["learning_rate"].to_numpy(dtype=np.float64)
+    rate = rate[rate > 0]
+    if len(rate):
+        middle = float(np.median(rate))
+        return "", f"raise the learning rate, from {middle:.2g} to as much as {middle * factor:.2g}"
+    return "", f"raise the learning rate, by a factor of up to {amount(factor)}"
