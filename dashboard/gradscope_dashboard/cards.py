@@ -66,13 +66,14 @@ def card(name: str, library: Library, theme: Theme, slot: int, patient: bool) ->
         said = html.P("… looking at the whole run.", className="caption")
         return html.Article([title, said], className="is-waiting")
     runs = library.get([name])
+    layers = [str(layer) for run in runs for layer in run.layers["name"]]
     notes = [*summary.diagnosis.notes, *(note for run in runs for note in run.notes)]
     notes = list(dict.fromkeys([*notes, *library.notes(name)]))
     ended = _ended(library, name)
     return html.Article(
         [
             html.Div([title, *ended, *_chips(summary)], className="head"),
-            *_words(summary, name, notes),
+            *_words(summary, name, notes, layers),
         ],
         className=f"is-{summary.tone if summary.tone != 'good' or not ended else 'unsure'}",
     )
@@ -96,7 +97,7 @@ def _chips(summary: Summary) -> list[html.Span]:
     ]
 
 
-def _words(summary: Summary, name: str, notes: list[str]) -> list[Any]:
+def _words(summary: Summary, name: str, notes: list[str], layers: list[str]) -> list[Any]:
     """Return the sentence for the verdict, the first remedy, and what there is to open."""
     diagnosis = summary.diagnosis
     sentence = " ".join(filter(None, [diagnosis.summary, summary.shortcuts]))
@@ -104,11 +105,13 @@ def _words(summary: Summary, name: str, notes: list[str]) -> list[Any]:
     grave = [f for f in diagnosis.findings if f.severity != "information"]
     remedy = next((f.remedies[0] for f in grave if f.remedies), None)
     if diagnosis.findings or notes:
-        content.append(_details(summary, name, notes, remedy))
+        content.append(_details(summary, name, notes, remedy, layers))
     return content
 
 
-def _details(summary: Summary, name: str, notes: list[str], remedy: str | None) -> html.Details:
+def _details(
+    summary: Summary, name: str, notes: list[str], remedy: str | None, layers: list[str]
+) -> html.Details:
     """Return all findings, each with a way to where it shows, what to try, and the notes."""
     diagnosis = summary.diagnosis
     count = len(diagnosis.findings)
@@ -116,22 +119,26 @@ def _details(summary: Summary, name: str, notes: list[str], remedy: str | None) 
     parts += [f"{len(notes)} note{'s' * (len(notes) != 1)}"] if notes else []
     words = " and ".join(parts)
     tried = [html.Span([html.B("Try: "), f"{remedy}. "], className="try")] if remedy else []
-    items: list[Any] = [_finding(finding, name) for finding in diagnosis.findings]
+    items: list[Any] = [_finding(finding, name, layers) for finding in diagnosis.findings]
+    items += [html.Li(sentence) for sentence in diagnosis.settings]
     if diagnosis.start != diagnosis.end:
         items.append(html.Li(f"At the start: {diagnosis.start}; at the end: {diagnosis.end}."))
     items += [html.Li(f"note: {note}") for note in notes]
     return html.Details([html.Summary([*tried, html.Span(words)]), html.Ul(items)])
 
 
-def _finding(finding: Finding, name: str) -> html.Li:
+def _finding(finding: Finding, name: str, layers: list[str]) -> html.Li:
     """Return a finding; its button opens the step and the layer where it shows first."""
     first, last = finding.steps
-    layer = finding.layers[0] if finding.layers else ""
+    layer, at = (finding.layers[0] if finding.layers else ""), first
+    if finding.place is not None:
+        at = finding.place.step
+        layer = layer if finding.place.layer is None else layers[finding.place.layer]
     return html.Li(
         [
             html.Button(
                 f"{finding.verdict} ({finding.severity}), steps {first}–{last}",
-                id={"do": "finding", "to": f"{first},{layer}", "of": f"{name},{finding.verdict}"},
+                id={"do": "finding", "to": f"{at},{layer}", "of": f"{name},{finding.verdict}"},
                 className="link",
                 title="Open the step and the layer where it shows first",
             ),

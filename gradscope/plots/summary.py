@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.comparison import logged_curves
-from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis
+from gradscope.diagnosis.curves import logged_curves
+from gradscope.diagnosis.findings import CANNOT_TELL, FLOW, Diagnosis
 from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.plots.drawn import DrawnMetric, drawn_metric
@@ -20,18 +20,6 @@ from gradscope.runs.run import Run
 from gradscope.wording import amount
 
 Tone = Literal["good", "unsure", "bad"]
-
-FLOW = frozenset(
-    {
-        "vanishing",
-        "exploding",
-        "vanishing-through-time",
-        "exploding-through-time",
-        "dead",
-        "disconnected",
-    }
-)
-"""Verdicts about the flow of the gradient."""
 
 STUCK, ROSE = 0.97, 1.2
 """A loss that ends above these shares of its first value is stuck, or rose."""
