@@ -22,9 +22,6 @@ from gradscope.runs.run import Run
 
 Ints = NDArray[np.integer[Any]]
 
-LATE = "last hidden layer"
-"""What gradients are drawn over: the late end of the signal path, as in the verdicts."""
-
 _paths: WeakKeyDictionary[Run, tuple[int, SignalPath | None]] = WeakKeyDictionary()
 
 

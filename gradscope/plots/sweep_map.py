@@ -31,7 +31,6 @@ from gradscope.runs.run import Run
 TITLE = "At which settings can it be trained?"
 ROWS = 40
 """Deeper nets are put into so many rows of about equal depth."""
-FAST, SLOW = 1e-1, 1e-5
 
 
 @dataclass(frozen=True)
