@@ -50,7 +50,7 @@ def timeline_info(run: Run, diagnosis: Diagnosis | None = None) -> list[Event]:
     at = steps["step"].to_numpy()
     found = [Event(step, "mark", text, text) for step, text in run.marks]
     for name in RATES:
-        if name in steps.columns:
+        if name in steps.columns and steps[name].notna().any():
             found += _rates(at, steps[name].to_numpy(dtype=float))
             break
     skipped = at[steps["skipped"].to_numpy(dtype=bool)]
