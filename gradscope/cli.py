@@ -121,6 +121,20 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("-o", "--output", metavar="FILE", required=True, help="file to write")
     report.add_argument("--force", action="store_true", help="replace the file if it exists")
 
+    card = _command(
+        commands,
+        "card",
+        _card,
+        "draw a run's verdict, profile and remedy as one picture, 1200 x 630",
+        "gradscope card runs/resnet56 -o card.png",
+    )
+    _folder(card, "run", metavar="RUN", help="folder of a run")
+    card.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="file to write, .png or .svg"
+    )
+    card.add_argument("--dark", action="store_true", help="on a dark ground")
+    card.add_argument("--force", action="store_true", help="replace the file if it exists")
+
     merge = _command(
         commands,
         "merge",
@@ -338,6 +352,22 @@ def _report(options: argparse.Namespace) -> None:
     page = report_html(runs, lambda figures: tracked(figures, "drawing", len(figures)))
     write_whole(Path(options.output), [page.encode()], overwrite=options.force)
     print(f"wrote {len(runs)} run{'s' if len(runs) > 1 else ''} to {_plain(options.output)}")
+
+
+def _card(options: argparse.Namespace) -> None:
+    from gradscope.runs.export import write_whole
+    from gradscope.runs.loading import load
+
+    target = Path(options.output)
+    if target.suffix.lower() not in (".png", ".svg"):
+        raise GradscopeError(f"{target}: a card is a .png or an .svg; name the file so")
+    with extra_for("a card"):
+        from gradscope.plots import DARK, LIGHT
+        from gradscope.plots.card import card_png, card_svg
+    svg = card_svg(load(options.run), theme=DARK if options.dark else LIGHT)
+    content = card_png(svg) if target.suffix.lower() == ".png" else svg.encode()
+    write_whole(target, [content], overwrite=options.force)
+    print(f"wrote {_plain(options.output)}")
 
 
 def _merge(options: argparse.Namespace) -> None:

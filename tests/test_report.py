@@ -26,7 +26,8 @@ def test_the_report_opens_offline_and_draws_every_figure(
     for draw in FIGURES:
         page.locator(f"#{draw.__name__} .main-svg").first.wait_for()
     assert page.locator("article").count() == 2
-    page.get_by_text("Vanishing", exact=True).wait_for()
+    page.get_by_text("Gradient flow: vanishing").wait_for()
+    page.get_by_text("try: add a shortcut").first.wait_for()
 
 
 def test_figures_keep_their_width_on_a_phone(

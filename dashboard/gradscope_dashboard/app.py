@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dash import Dash, dcc, html
+from flask import Response, request
 
-from gradscope_dashboard import cards, controls, exports, history, security
+from gradscope.plots import plotlyjs
+from gradscope_dashboard import cards, controls, exports, history, security, timeline
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.views import VIEWS
+
+PLOTLY_JS = f"plotly-{plotlyjs.VERSION}.js"
 
 
 def make_app(library: Library, *, trusted_hosts: list[str] | None = None) -> Dash:
@@ -23,7 +27,7 @@ def make_app(library: Library, *, trusted_hosts: list[str] | None = None) -> Das
         title="gradscope",
         update_title="",
         serve_locally=True,
-        eager_loading=True,  # plotly.js comes with the page instead of after its first callbacks
+        external_scripts=[PLOTLY_JS],  # with the page, and Dash asks for no other
         suppress_callback_exceptions=True,
         meta_tags=[{"name": "viewport", "content": "width=device-width, initial-scale=1"}],
     )
@@ -35,9 +39,22 @@ def make_app(library: Library, *, trusted_hosts: list[str] | None = None) -> Das
         view.register(app, library, names)
     cards.register(app, library, names)
     history.register(app, library, names)
+    timeline.register(app, library, names)
     exports.register(app, library, names)
+    app.server.add_url_rule(f"/{PLOTLY_JS}", view_func=_plotly_js)
     security.protect(app, trusted_hosts)
     return app
+
+
+def _plotly_js() -> Response:
+    """Send plotly.js, which a browser may keep: its address names its version."""
+    if request.accept_encodings.quality("gzip"):
+        response = Response(plotlyjs.compressed(), mimetype="text/javascript")
+        response.headers["Content-Encoding"] = "gzip"
+    else:
+        response = Response(plotlyjs.source(), mimetype="text/javascript")
+    response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+    return response
 
 
 def _layout() -> html.Div:
@@ -53,6 +70,13 @@ def _layout() -> html.Div:
             dcc.Store(id="screen"),
             dcc.Store(id="shown-view"),
             html.Button(id="resized", hidden=True),
+            html.Div(
+                "The dashboard's server does not answer: this is what it said last."
+                " Is it still running?",
+                id="offline",
+                role="alert",
+                hidden=True,
+            ),
             controls.header(),
             html.Main(
                 [

@@ -68,6 +68,11 @@ class Background:
             result = self._results.get(key)
         return None if result is None else result.value
 
+    def newest(self, key: Hashable) -> Any:
+        """Return the newest result under `key`, None before the first."""
+        result = self._results.get(key)
+        return None if result is None else result.value
+
     def close(self) -> None:
         """Drop what waits; what runs ends by itself."""
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""A card for each shown run: the verdict about the whole of it, in words."""
+"""A strip for each shown run: what is to be said of it, the worst first, and what to try."""
 
 from __future__ import annotations
 
@@ -7,30 +7,46 @@ from typing import Any
 from dash import Dash, Input, Output, html
 from dash.exceptions import PreventUpdate
 
-from gradscope.diagnosis.findings import Diagnosis
-from gradscope.plots import DARK, LIGHT, Theme
-from gradscope.runs.run import Run
-from gradscope_dashboard import state
-from gradscope_dashboard.library import Library
+from gradscope.diagnosis.findings import Finding
+from gradscope.plots import Theme
+from gradscope.plots.summary import Summary
+from gradscope_dashboard.library import Library, state_of
+from gradscope_dashboard.page import read_page
 
-SIGNS = {"healthy": "✔", "vanishing": "▼", "exploding": "▲"}
+FEW = 3
+"""So many runs have a sentence and a remedy each; more have a line each, the worst first."""
+ORDER = ("bad", "unsure", "waiting", "good")
+ENDED = {"crashed": "crashed after step", "stalled": "no new step since step"}
+SIGNS = {"good": "✔", "unsure": "◆", "bad": "▲"}
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:
-    """Add the callback that writes the cards."""
+    """Add the callback that writes the strips."""
 
     @app.callback(
         Output("cards", "children"),
+        Output("cards", "className"),
         Input("url", "search"),
         Input("library", "data"),
         Input("screen", "data"),
     )
-    def write(search: str, _: Any, screen: dict[str, Any] | None) -> list[html.Article]:
+    def write(search: str, _: Any, screen: dict[str, Any] | None) -> tuple[list[Any], str]:
         if screen is None:
             raise PreventUpdate
-        theme = DARK if screen["theme"] == "dark" else LIGHT
-        shown = state.parse(search, views, library.names).selected(library.names)
-        return [card(name, library, theme) for name in shown]
+        page = read_page(search, screen, library, views)
+        shown = library.shown(page.state)
+        if not shown:
+            return [_invitation(library)], ""
+        places = {name: page.theme.slot(place) for place, name in enumerate(page.names)}
+        slots = {name: places.get(name, library.slot(name)) for name in shown}
+        strips = [card(name, library, page.theme, slots[name], len(shown) <= FEW) for name in shown]
+        if len(shown) <= FEW:
+            return strips, ""
+        return sorted(strips, key=_urgency), "many"
+
+
+def _urgency(strip: Any) -> int:
+    return ORDER.index(strip.className.removeprefix("is-"))
 
 
 def swatch(slot: int, theme: Theme) -> html.Span:
@@ -39,58 +55,108 @@ def swatch(slot: int, theme: Theme) -> html.Span:
     return html.Span(className="swatch", style={"borderTop": f"3px {style} {theme.color(slot)}"})
 
 
-def card(name: str, library: Library, theme: Theme) -> html.Article:
-    """Return the card of the run called `name`."""
-    slot = library.slot(name)
+def card(name: str, library: Library, theme: Theme, slot: int, patient: bool) -> html.Article:
+    """Return the strip of the run called `name`."""
     title = html.H2([swatch(slot, theme), name])
     if (problem := library.problem(name)) is not None:
-        content = [html.P([html.Strong("● Unreadable", className="bad"), problem])]
-    else:
-        content = _words(library.diagnosis(name), library.get([name]), library.notes(name))
-    return html.Article([title, *content], style={"borderLeftColor": theme.color(slot)})
+        content = [html.Strong("▲ Unreadable", className="bad"), html.P(problem)]
+        return html.Article([title, *content], className="is-bad")
+    summary = library.summary(name, patient=patient)
+    if summary is None:
+        said = html.P("… looking at the whole run.", className="caption")
+        return html.Article([title, said], className="is-waiting")
+    runs = library.get([name])
+    layers = [str(layer) for run in runs for layer in run.layers["name"]]
+    notes = [*summary.diagnosis.notes, *(note for run in runs for note in run.notes)]
+    notes = list(dict.fromkeys([*notes, *library.notes(name)]))
+    ended = _ended(library, name)
+    return html.Article(
+        [
+            html.Div([title, *ended, *_chips(summary)], className="head"),
+            *_words(summary, name, notes, layers),
+        ],
+        className=f"is-{summary.tone if summary.tone != 'good' or not ended else 'unsure'}",
+    )
 
 
-def _words(diagnosis: Diagnosis | None, runs: list[Run], warnings: list[str]) -> list[Any]:
-    """Return the verdict, the sentence for it, and what there is to open."""
-    if diagnosis is None:
-        return [html.P("…", className="verdict"), html.P("Looking at the whole run.")]
-    verdict = diagnosis.verdict.split(":")[0]
-    tone = {"healthy": "good", "cannot tell": "unsure"}.get(verdict, "bad")
-    sign = SIGNS.get(verdict, "●")
-    content: list[Any] = [
-        html.P(html.Strong(f"{sign} {verdict.capitalize()}", className=tone), className="verdict"),
-        html.P(diagnosis.summary, className="summary"),
+def _ended(library: Library, name: str) -> list[html.Span]:
+    """Return that a run crashed or has fallen silent, if so."""
+    for run in library.get([name]):
+        status = state_of(run)
+        if status in ENDED and len(run.steps):
+            said = f" {ENDED[status]} {int(run.steps['step'].iloc[-1]):,}"
+            return [html.Span([html.B(SIGNS["bad"]), said], className="chip bad")]
+    return []
+
+
+def _chips(summary: Summary) -> list[html.Span]:
+    """Return what is judged, the worst first."""
+    return [
+        html.Span([html.B(SIGNS[part.tone]), f" {part.words}"], className=f"chip {part.tone}")
+        for part in summary.parts
     ]
-    if diagnosis.start != diagnosis.end:
-        content.append(
-            html.P(
-                f"At the start: {diagnosis.start}; at the end: {diagnosis.end}.",
-                className="caption",
-            )
-        )
-    notes = [*diagnosis.notes, *(note for run in runs for note in run.notes), *warnings]
+
+
+def _words(summary: Summary, name: str, notes: list[str], layers: list[str]) -> list[Any]:
+    """Return the sentence for the verdict, the first remedy, and what there is to open."""
+    diagnosis = summary.diagnosis
+    sentence = " ".join(filter(None, [diagnosis.summary, summary.shortcuts]))
+    content: list[Any] = [html.P(sentence, className="summary")]
+    grave = [f for f in diagnosis.findings if f.severity != "information"]
+    remedy = next((f.remedies[0] for f in grave if f.remedies), None)
     if diagnosis.findings or notes:
-        content.append(_details(diagnosis, notes))
+        content.append(_details(summary, name, notes, remedy, layers))
     return content
 
 
-def _details(diagnosis: Diagnosis, notes: list[str]) -> html.Details:
-    """Return all findings, what to try, and the notes, folded away."""
+def _details(
+    summary: Summary, name: str, notes: list[str], remedy: str | None, layers: list[str]
+) -> html.Details:
+    """Return all findings, each with a way to where it shows, what to try, and the notes."""
+    diagnosis = summary.diagnosis
     count = len(diagnosis.findings)
     parts = [f"{count} finding{'s' * (count != 1)}"] if count else []
     parts += [f"{len(notes)} note{'s' * (len(notes) != 1)}"] if notes else []
-    items: list[Any] = []
-    for finding in diagnosis.findings:
-        first, last = finding.steps
-        items.append(
-            html.Li(
-                [
-                    html.Strong(finding.verdict),
-                    f" ({finding.severity}, steps {first}–{last}): {finding.sentence}",
-                    html.Ul([html.Li(f"try: {remedy}") for remedy in finding.remedies]),
-                ]
-            )
-        )
+    words = " and ".join(parts)
+    tried = [html.Span([html.B("Try: "), f"{remedy}. "], className="try")] if remedy else []
+    items: list[Any] = [_finding(finding, name, layers) for finding in diagnosis.findings]
+    items += [html.Li(sentence) for sentence in diagnosis.settings]
+    if diagnosis.start != diagnosis.end:
+        items.append(html.Li(f"At the start: {diagnosis.start}; at the end: {diagnosis.end}."))
     items += [html.Li(f"note: {note}") for note in notes]
-    words = " and ".join(parts) + (", what to try" if count else "")
-    return html.Details([html.Summary(words), html.Ul(items)])
+    return html.Details([html.Summary([*tried, html.Span(words)]), html.Ul(items)])
+
+
+def _finding(finding: Finding, name: str, layers: list[str]) -> html.Li:
+    """Return a finding; its button opens the step and the layer where it shows first."""
+    first, last = finding.steps
+    layer, at = (finding.layers[0] if finding.layers else ""), first
+    if finding.place is not None:
+        at = finding.place.step
+        layer = layer if finding.place.layer is None else layers[finding.place.layer]
+    return html.Li(
+        [
+            html.Button(
+                f"{finding.verdict} ({finding.severity}), steps {first}–{last}",
+                id={"do": "finding", "to": f"{at},{layer}", "of": f"{name},{finding.verdict}"},
+                className="link",
+                title="Open the step and the layer where it shows first",
+            ),
+            f" {finding.sentence}",
+            html.Ul([html.Li(f"try: {remedy}") for remedy in finding.remedies]),
+        ]
+    )
+
+
+def _invitation(library: Library) -> html.Article:
+    """Return what to paste into a training, where there is no run yet."""
+    place = library.folder
+    code = f'scope = gradscope.watch(model, "{place}/first")' if place else "gradscope.watch(model)"
+    return html.Article(
+        [
+            html.H2(f"No run in {place} yet" if place else "No run yet"),
+            html.P("Put these lines into a training; the run appears here by itself:"),
+            html.Pre(f"import gradscope\n{code}   # before the loop, which stays as it is"),
+        ],
+        className="is-unsure invitation",
+    )

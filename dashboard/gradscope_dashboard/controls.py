@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, dcc, html, no_update
@@ -12,10 +13,18 @@ from gradscope_dashboard import state
 from gradscope_dashboard.cards import swatch
 from gradscope_dashboard.exports import links
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import aria, read_page
+from gradscope_dashboard.page import MANY, aria, read_page
+from gradscope_dashboard.state import SHOWN_AT_FIRST
 from gradscope_dashboard.views import VIEWS
 
 POLL_SECONDS = 0.8
+STATES = {
+    "running": "training, step",
+    "stalled": "paused? no new step since step",
+    "crashed": "crashed after step",
+    "closed": "finished, step",
+}
+"""What the header says of the runs of each state, the liveliest first."""
 NAMES = [view.NAME for view in VIEWS]
 CLICKS = {graph: clicked for view in VIEWS for graph, clicked in view.CLICKS.items()}
 
@@ -40,6 +49,15 @@ def controls() -> html.Section:
         **aria(label="what to show"),
         children=[
             html.Div(id="runs", className="choice", role="group", **aria(label="runs")),
+            html.Details(
+                [
+                    html.Summary(id="runs-summary", className="button"),
+                    html.Div(id="runs-table"),
+                ],
+                id="runs-panel",
+            ),
+            html.Div(id="timeline", role="group", **aria(label="what happened when")),
+            dcc.Store(id="chosen"),
             html.Div(
                 [_button("metric", m.name, m.label, m.definition) for m in METRICS.values()],
                 id="metrics",
@@ -98,7 +116,7 @@ def register(app: Dash, library: Library) -> None:
     def poll(_: int, search: str, known_names: Any, known: Any) -> Any:
         """Look for new runs, and for new steps of the selected ones."""
         names = library.rescan()
-        shown = state.parse(search, NAMES, names).selected(names)
+        shown = library.shown(state.parse(search, NAMES, names))
         marks = library.refresh(shown)
         found = {"shown": shown, "marks": marks, "worked_out": library.worked_out}
         return (
@@ -146,6 +164,7 @@ def register(app: Dash, library: Library) -> None:
         Input("step", "value"),
         Input("step-number", "value"),
         Input("clicks", "data"),
+        Input("chosen", "data"),
         *[Input(graph, "clickData", allow_optional=True) for graph in CLICKS],
         State("handled", "data"),
         State("screen", "data"),
@@ -162,18 +181,26 @@ def register(app: Dash, library: Library) -> None:
         now = new = state.parse(search, NAMES, names)
         marks = (found or {}).get("marks", {})
         latest = max((mark[1] for mark in marks.values() if mark[1] is not None), default=0)
+        opening = library.opening(library.shown(now))
         for button in clicks[handled:]:
-            new = _pressed(button, new, names, screen)
+            new = _pressed(button, new, library, screen, None if opening is None else latest)
+        if isinstance(rest[3], dict) and any(t["prop_id"] == "chosen.data" for t in ctx.triggered):
+            if "layer" in rest[3]:
+                new = new.but(layer=str(rest[3]["layer"]))
+            else:
+                new = new.choosing(list(map(str, rest[3].get("runs") or [])), names)
         for trigger in ctx.triggered:
             by, value = ctx.triggered_prop_ids.get(trigger["prop_id"]), trigger["value"]
             if by in ("step", "step-number") and value is not None:
                 wanted = max(int(value), 0)
-                new = new.but(step=wanted if wanted < latest else None)
+                follow = wanted >= latest and opening is None
+                new = new.but(step=None if follow else min(wanted, latest))
             elif isinstance(by, str) and by in CLICKS and value:
                 with library.lock:
                     page = read_page(search, screen, library, NAMES)
                     new = new.but(**CLICKS[by](value["points"][0], page))
-        step = latest if new.step is None else min(new.step, latest)
+        step = (latest if opening is None else opening) if new.step is None else new.step
+        step = min(step, latest)
         address = new.search(NAMES[0])
         return (
             address if address != now.search(NAMES[0]) else no_update,
@@ -186,28 +213,44 @@ def register(app: Dash, library: Library) -> None:
 
     @app.callback(
         Output("runs", "children"),
+        Output("runs-panel", "hidden"),
         Input("names", "data"),
         Input("screen", "data"),
-        State("url", "search"),
     )
-    def list_runs(names: list[str] | None, screen: dict[str, Any] | None, search: str) -> Any:
+    def list_runs(names: list[str] | None, screen: dict[str, Any] | None) -> Any:
+        """Offer a button a run where they are few; of many there is the table."""
         if screen is None or names is None:
             raise PreventUpdate
         theme = DARK if screen["theme"] == "dark" else LIGHT
-        return [_run_button(name, theme, library) for name in names]
+        few = names if len(names) <= MANY else []
+        return [_run_button(name, theme, library) for name in few], len(names) <= SHOWN_AT_FIRST
+
+    @app.callback(
+        Output("runs-summary", "children"),
+        Output("runs-panel", "data-shown"),
+        Input("url", "search"),
+        Input("library", "data"),
+    )
+    def count_runs(search: str, _: Any) -> tuple[str, str]:
+        names = library.names
+        shown = library.shown(state.parse(search, NAMES, names))
+        return f"Runs: {len(shown)} of {len(names)}", json.dumps(shown)
 
     @app.callback(
         Output({"set": ALL, "to": ALL}, "aria-pressed"),
         Input("url", "search"),
         Input("runs", "children"),
         Input("screen", "data"),
+        Input("view", "children"),
     )
-    def press(search: str, _: Any, screen: dict[str, Any] | None) -> list[str]:
+    def press(search: str, _: Any, screen: dict[str, Any] | None, __: Any) -> list[str]:
         """Show as pressed what is chosen; the buttons themselves stay, and keep the focus."""
         names = library.names
         now = state.parse(search, NAMES, names)
-        chosen = {("run", name) for name in now.selected(names)}
+        chosen = {("run", name) for name in library.shown(now)}
         chosen |= {("metric", now.metric), ("view", now.view)}
+        if now.log:
+            chosen.add(("log", "1"))
         if now.step is None:
             chosen.add(("step", "latest"))
         if screen and screen["theme"] == "dark":
@@ -237,7 +280,7 @@ def register(app: Dash, library: Library) -> None:
         """Offer what can be downloaded: an open menu stays while the runs grow."""
         if names is None:
             raise PreventUpdate
-        return links(search, state.parse(search, NAMES, names).selected(names))
+        return links(search, library.shown(state.parse(search, NAMES, names)))
 
     @app.callback(
         Output("view", "children"),
@@ -253,18 +296,26 @@ def register(app: Dash, library: Library) -> None:
 
 
 def _pressed(
-    button: Any, now: state.State, names: list[str], screen: dict[str, Any]
+    button: Any, now: state.State, library: Library, screen: dict[str, Any], latest: int | None
 ) -> state.State:
-    """Return the state after the button with the id `button` was pressed."""
+    """Return the state after the button with the id `button` was pressed.
+
+    `latest` is the step that the button for it shows, None to follow the runs.
+    """
     key, to = button.get("set") or button["do"], button["to"]
     if key == "run":
-        return now.toggled(to, names)
+        return now.toggled(to, library.shown(now), library.names)
     if key == "theme":
         return now.but(theme="light" if screen["theme"] == "dark" else "dark")
     if key == "step":
-        return now.but(step=None)
+        return now.but(step=latest if to == "latest" else int(to))
+    if key == "finding":
+        step, layer = to.split(",", 1)
+        return now.but(step=int(step), layer=layer or None)
     if key == "layer":
         return now.but(layer=to or None)
+    if key == "log":
+        return now.but(log=not now.log)
     if key == "rows":
         return now.but(rows=now.rows + state.ROWS)
     return now.but(**{key: to})
@@ -283,10 +334,14 @@ def _run_button(name: str, theme: Theme, library: Library) -> html.Button:
 
 def _live(marks: dict[str, list[Any]]) -> tuple[str, str]:
     """Return in words how far the shown runs are, and the class of the sign before it."""
-    lasts = [mark[1] for mark in marks.values() if mark[1] is not None]
-    if not lasts:
+    if not any(mark[1] is not None for mark in marks.values()):
         return "no step recorded yet", "waiting"
-    running = sum(mark[2] == "running" for mark in marks.values())
-    if running:
-        return f"training, step {max(lasts):,}", "live"
-    return f"finished, step {max(lasts):,}", "finished"
+    said = []
+    for status, words in STATES.items():
+        lasts = [mark[1] for mark in marks.values() if mark[2] == status and mark[1] is not None]
+        if lasts:
+            count = f"{len(lasts)} " if len(marks) > 1 and len(lasts) < len(marks) else ""
+            said.append(f"{count}{words} {max(lasts):,}")
+    statuses = {mark[2] for mark in marks.values()}
+    kind = next((kind for kind in STATES if kind in statuses), "closed")
+    return " · ".join(said), kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from urllib.parse import quote
 
@@ -52,16 +53,25 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         head = ",".join(rows.columns).encode() + b"\n"
         return _download([head, csv_lines(rows)], "text/csv", f"{page.state.view}.csv")
 
+    def rows() -> Response:
+        """Send the rows of the table of runs."""
+        return Response(json.dumps(library.rows()), mimetype="application/json")
+
     def report() -> Response:
         """Send a report of the selected runs."""
         search = request.query_string.decode("utf-8", "replace")
         wanted = state.parse(search, views, library.names)
-        runs = library.get(wanted.selected(library.names))
+        runs = library.get(library.shown(wanted))
         if not runs:
             abort(404, "there is no run to report")
         return _download([report_html(runs).encode()], "text/html", "gradscope-report.html")
 
-    for address, answer in (("run.csv", run_csv), ("view.csv", view_csv), ("report.html", report)):
+    for address, answer in (
+        ("run.csv", run_csv),
+        ("view.csv", view_csv),
+        ("report.html", report),
+        ("runs.json", rows),
+    ):
         app.server.add_url_rule(f"/export/{address}", view_func=answer)
 
 

@@ -25,7 +25,7 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
     def open_drawer(search: str, opened: Any) -> tuple[Any, bool]:
         wanted = state.parse(search, views, library.names)
         layer = wanted.layer
-        runs = library.get(wanted.selected(library.names))
+        runs = library.get(library.shown(wanted))
         if layer is None or not any((run.layers["name"] == layer).any() for run in runs):
             return None, True
         if opened and opened["props"]["children"][0]["props"]["children"] == f"Layer {layer}":

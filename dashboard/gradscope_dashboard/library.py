@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from gradscope.diagnosis.comparison import Comparison, compare
 from gradscope.diagnosis.findings import Diagnosis
-from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.plots import METRICS
 from gradscope.plots.drawn import as_runs
 from gradscope.plots.heatmap import heatmap_info
 from gradscope.plots.speed import speed_info
+from gradscope.plots.summary import Summary, summarise
 from gradscope.runs.loading import discover, load
 from gradscope.runs.run import Run
+from gradscope.storage.lock import is_live
+from gradscope.storage.run_json import read_meta
 from gradscope_dashboard.background import Background
 from gradscope_dashboard.starting import Starter
+from gradscope_dashboard.state import SHOWN_AT_FIRST, State
+
+SILENCE_SECONDS = 30
+"""A live run that has written nothing for so long may be paused."""
 
 
 class Library:
@@ -63,7 +74,14 @@ class Library:
         self._problems: dict[str, str] = {}
         self._notes: dict[str, list[str]] = {}
         self._background = Background()
+        self._listing = Background()
+        self._metas: dict[str, tuple[object, dict[str, Any]]] = {}
         self.rescan()
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder in which runs are looked for; None where they were given."""
+        return self._top
 
     @property
     def names(self) -> list[str]:
@@ -78,7 +96,15 @@ class Library:
                 made = sorted(found, key=lambda path: (_made(path), path.name))
                 self._paths = {self._name(path): path for path in made}
                 self._runs = {name: run for name, run in self._runs.items() if name in self._paths}
+            if len(self._paths) > SHOWN_AT_FIRST:
+                self._list_ahead()
             return self.names
+
+    def _list_ahead(self) -> None:
+        """Work out the summaries of all runs, which say which is the worst off."""
+        for name, path in reversed(self._paths.items()):
+            if self._listing.newest(name) is None:
+                self._listing.get(name, _file_marks(path), _summary_of(path), patient=False)
 
     def get(self, names: Sequence[str]) -> list[Run]:
         """Return the runs called `names`, as far as they exist and can be read."""
@@ -92,7 +118,8 @@ class Library:
         Returns
         -------
         dict
-            Name of a readable run -> [recorded steps, last step or None, status].
+            Name of a readable run -> [recorded steps, last step or None, status]; the status of a
+            live run that has written nothing for a while is "stalled".
         """
         marks: dict[str, list[object]] = {}
         with self.lock:
@@ -107,12 +134,11 @@ class Library:
                             continue
                         steps = run.steps["step"]
                     last = int(steps.iloc[-1]) if len(steps) else None
-                    status = run.status
-                    marks[name] = [len(steps), last, status]
+                    marks[name] = [len(steps), last, state_of(run)]
         return marks
 
-    def diagnosis(self, name: str, *, patient: bool = True) -> Diagnosis | None:
-        """Return the newest diagnosis of the run called `name`, None before the first.
+    def summary(self, name: str, *, patient: bool = True) -> Summary | None:
+        """Return the newest summary of the run called `name`, None before the first.
 
         Parameters
         ----------
@@ -124,20 +150,69 @@ class Library:
         if not runs:
             return None
         marks = _marks(runs)
-        found: Diagnosis | None = self._background.get(
-            name, marks, lambda: diagnose(runs[0]), patient=patient
+        listed: Summary | None = self._listing.newest(name)
+        finished = runs[0].status != "running"
+        if listed is not None and listed.steps == len(runs[0].steps) and finished:
+            return listed
+        found: Summary | None = self._background.get(
+            name, marks, lambda: summarise(runs[0]), patient=patient
         )
-        if found is not None and runs[0].status != "running":
+        if found is not None and runs[0].status != "running" and len(self._paths) <= SHOWN_AT_FIRST:
             self._background.get(
                 ("pictures", name), marks, lambda: _draw_ahead(runs[0]), patient=False
             )
         return found
 
+    def shown(self, wanted: State) -> list[str]:
+        """Return the names of the runs to show."""
+        return wanted.selected(self.names, self.worst)
+
+    @property
+    def worst(self) -> str | None:
+        """The run that is worst off, None until every run's summary is known."""
+        known = {name: self._listing.newest(name) for name in self.names}
+        if not all(known.values()):
+            return None
+        return max(known, key=lambda name: _badness(known[name]), default=None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a row of the table of runs for each; what takes long is None until it is known."""
+        rows = []
+        for name, path in list(self._paths.items()):
+            row: dict[str, Any] = {
+                "name": name,
+                "config": {},
+                "created": "",
+                "status": "unreadable",
+            }
+            mark = _file_marks(path)
+            try:
+                meta = self._metas.get(name)
+                if meta is None or meta[0] != mark:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore", GradscopeWarning)
+                        meta = self._metas[name] = (mark, read_meta(path))
+                held = meta[1]
+                row |= {
+                    "config": held.get("config") or {},
+                    "created": str(held.get("created", "")),
+                    "model": str(held.get("model", "")),
+                    "status": "crashed"
+                    if held.get("status") == "running" and not is_live(path)
+                    else str(held.get("status")),
+                }
+            except GradscopeError as error:
+                row["problem"] = str(error)
+            else:
+                row |= _listed(self._listing.get(name, mark, _summary_of(path), patient=False))
+            rows.append(row)
+        return rows
+
     def comparison(self, names: Sequence[str]) -> Comparison | None:
         """Return the newest comparison of the runs called `names`, None before the first."""
         runs = self.get(names)
-        diagnoses = [self.diagnosis(name, patient=False) for name in names]
-        known = [diagnosis for diagnosis in diagnoses if diagnosis is not None]
+        summaries = [self.summary(name, patient=False) for name in names]
+        known = [summary.diagnosis for summary in summaries if summary is not None]
         if not runs or len(known) < len(runs):
             return None
         found: Comparison | None = self._background.get(
@@ -145,10 +220,29 @@ class Library:
         )
         return found
 
+    def opening(self, names: Sequence[str]) -> int | None:
+        """Return the step to open the page at, None for the latest.
+
+        That is where the first of the runs broke, if none of them trains and half of them end in
+        values that are not finite: at their last step there is nothing to see.
+        """
+        firsts = []
+        for name in names:
+            summary = self.summary(name, patient=False)
+            if summary is None:
+                continue
+            for run in self.get([name]):
+                if run.status == "running":
+                    return None
+                broke = breaking(summary.diagnosis)
+                if broke is not None:
+                    firsts.append(last_readable(run, broke))
+        return min(firsts) if firsts and 2 * len(firsts) >= len(names) else None
+
     @property
     def worked_out(self) -> int:
         """How many diagnoses and comparisons there have been."""
-        return self._background.finished
+        return self._background.finished + (self.worst is not None)
 
     def problem(self, name: str) -> str | None:
         """Return why the run called `name` cannot be read, None if it can."""
@@ -162,6 +256,7 @@ class Library:
         """End the background work."""
         if self.starter is not None:
             self.starter.stop()
+        self._listing.close()
         self._background.close()
 
     @property
@@ -203,6 +298,85 @@ class Library:
             yield
         said = [str(warning.message) for warning in caught]
         self._notes.setdefault(name, []).extend(said)
+
+
+def _summary_of(path: Path) -> Callable[[], Summary]:
+    def work() -> Summary:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradscopeWarning)
+            return summarise(load(path))
+
+    return work
+
+
+def _file_marks(path: Path) -> tuple[int, ...]:
+    """Return what differs once a run's folder holds something new."""
+    marks = []
+    for file in (path / "run.json", path / "steps"):
+        with suppress(OSError):
+            marks.append(file.stat().st_mtime_ns)
+    return tuple(marks)
+
+
+def _listed(summary: Summary | None) -> dict[str, Any]:
+    """Return what the table of runs shows of a summary, in what JSON can hold."""
+    if summary is None:
+        return {"verdict": None}
+
+    def finite(value: float) -> float | str:
+        return value if math.isfinite(value) else str(value)
+
+    return {
+        "verdict": summary.diagnosis.verdict.partition(":")[0],
+        "tone": summary.tone,
+        "decades": finite(round(summary.diagnosis.decades, 2)),
+        "loss": finite(summary.last_loss),
+        "said": summary.loss.words if summary.loss else "",
+        "spark": [value if math.isfinite(value) else None for value in summary.spark.tolist()],
+        "steps": summary.steps,
+    }
+
+
+def _badness(summary: Summary | None) -> tuple[int, float, float]:
+    """Return what orders runs from well to badly off."""
+    if summary is None:
+        return (0, 0.0, 0.0)
+    tones = {"good": 0, "unsure": 1, "bad": 2}
+    decades = abs(summary.diagnosis.decades)
+    loss = summary.last_loss
+    return (
+        sum(tones[part.tone] for part in summary.parts) + 2 * tones[summary.flow.tone],
+        decades if math.isfinite(decades) else math.inf,
+        loss if math.isfinite(loss) else math.inf,
+    )
+
+
+def breaking(diagnosis: Diagnosis) -> int | None:
+    """Return the first step with values that are not finite, where the run ends with such ones."""
+    for finding in diagnosis.findings:
+        if finding.severity == "critical" and "first_step" in finding.evidence:
+            return int(finding.evidence["first_step"])
+    return None
+
+
+def last_readable(run: Run, step: int) -> int:
+    """Return `step`, or the recorded one before if no signal is a number any more by then."""
+    steps, signal = run.matrix("signal_norm", max(step - 1000, 0), step)
+    known = np.flatnonzero((np.isfinite(signal) & (signal != 0)).any(axis=1))
+    return int(steps[known[-1]]) if len(known) else step
+
+
+def state_of(run: Run) -> str:
+    """Return the status of a run; "stalled" if it lives, but has written nothing for a while."""
+    if run.status != "running":
+        return run.status
+    times = run.steps["time"].to_numpy()
+    usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    try:
+        silent = time.time() - (run.path / "steps").stat().st_mtime
+    except OSError:
+        return "running"
+    return "stalled" if silent > max(SILENCE_SECONDS, 20 * usual) else "running"
 
 
 def _made(path: Path) -> str:

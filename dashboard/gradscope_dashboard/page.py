@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from dash import Dash, Input, Output, Patch, State, dcc, html
+from dash import Dash, Input, Output, Patch, State, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 from numpy.typing import NDArray
 
 from gradscope.plots import DARK, LIGHT, Theme
+from gradscope.plots.plotlyjs import PRIVATE
+from gradscope.plots.sweep_map import sweep_key
 from gradscope.runs.run import Run
 from gradscope_dashboard import state
 from gradscope_dashboard.library import Library
 
+MANY = 6
+"""More runs than this are coloured by one of their settings."""
+
 GRAPH_CONFIG: Any = {
+    **PRIVATE,
     "displaylogo": False,
+    "displayModeBar": "hover",
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
     "toImageButtonOptions": {"format": "svg"},
 }
@@ -26,33 +33,51 @@ GRAPH_CONFIG: Any = {
 
 @dataclass(frozen=True)
 class Page:
-    """What the user looks at: the state, its runs, and the colours."""
+    """What the user looks at: the state, its runs, the colours, the step (None is the latest)."""
 
     state: state.State
     names: list[str]
     runs: list[Run]
     theme: Theme
     library: Library
+    step: int | None = None
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and the sentences above it."""
+    """A figure, the sentences above it, and its title where that changes."""
 
     figure: dict[str, Any]
     caption: str
+    title: str | None = None
 
 
 def read_page(search: str | None, screen: dict[str, Any], library: Library, views: Any) -> Page:
     """Return what the address `search` and the size and colours of the screen ask for."""
     names = library.names
     wanted = state.parse(search, views, names)
-    shown = [name for name in wanted.selected(names) if library.get([name])]
+    shown = [name for name in library.shown(wanted) if library.get([name])]
     theme = DARK if screen["theme"] == "dark" else LIGHT
-    slots = tuple(library.slot(name) for name in shown)
+    runs = library.get(shown)
     return Page(
-        wanted, shown, library.get(shown), theme.for_page(slots, bool(screen["narrow"])), library
+        wanted,
+        shown,
+        runs,
+        theme_for(theme, runs, [library.slot(name) for name in shown], bool(screen["narrow"])),
+        library,
+        library.opening(shown) if wanted.step is None else wanted.step,
     )
+
+
+def theme_for(theme: Theme, runs: Sequence[Run], slots: Sequence[int], narrow: bool) -> Theme:
+    """Return the colours of `runs`: one each, or of many by the setting in which they differ."""
+    theme = theme.for_page(tuple(slots), narrow)
+    if len(runs) <= MANY:
+        return theme
+    key = sweep_key(runs)
+    if key is None:
+        return theme.for_many(list(range(1, len(runs) + 1)), "run")
+    return theme.for_many([run.config.get(key, "none") for run in runs], key)
 
 
 def aria(**attributes: str) -> dict[str, Any]:
@@ -60,16 +85,16 @@ def aria(**attributes: str) -> dict[str, Any]:
     return {f"aria-{name}": value for name, value in attributes.items()}
 
 
-def chart(graph: str, title: str, *children: Any) -> html.Section:
-    """Return a titled place for the figure `graph`, its caption, and `children` below."""
+def chart(graph: str, title: str, above: Sequence[Any] = ()) -> html.Section:
+    """Return a titled place for the figure `graph`, its caption, and `above` between them."""
     return html.Section(
         className="chart",
         children=[
-            html.H2(title),
+            html.H2(title, id=f"{graph}-title"),
             html.P(id=f"{graph}-caption", className="caption"),
+            *above,
             dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": {}}),
             dcc.Store(id=f"{graph}-drawn"),
-            *children,
         ],
     )
 
@@ -94,6 +119,7 @@ def draw_with(
     @app.callback(
         Output(graph, "figure"),
         Output(f"{graph}-caption", "children"),
+        Output(f"{graph}-title", "children"),
         Output(f"{graph}-drawn", "data"),
         Input("url", "search"),
         Input("library", "data"),
@@ -118,23 +144,25 @@ def draw_with(
             page.names,
             page.state.metric,
             page.state.layer,
+            page.state.log,
             screen,
             len(drawing.figure["data"]) > 0,
-            _few_ticks(drawing.figure["layout"]),
+            _labelling(drawing.figure["layout"]),
         ]
+        title = no_update if drawing.title is None else drawing.title
         if drawn != frame:
-            return drawing.figure, drawing.caption, frame
+            return drawing.figure, drawing.caption, title, frame
         content = Patch()
         content["data"] = drawing.figure["data"]
         content["layout"]["annotations"] = drawing.figure["layout"]["annotations"]
         content["layout"]["shapes"] = drawing.figure["layout"]["shapes"]
-        return content, drawing.caption, frame
+        return content, drawing.caption, title, frame
 
 
-def _few_ticks(layout: dict[str, Any]) -> list[int]:
-    """Return how many steps are labelled one by one, an axis each; other steps need new axes."""
-    axes = [layout[name] for name in layout if name.startswith("xaxis")]
-    return [len(axis.get("tickvals", ())) for axis in axes]
+def _labelling(layout: dict[str, Any]) -> list[Any]:
+    """Return how each axis is labelled: other labels need new axes."""
+    axes = [layout[name] for name in layout if name.startswith(("xaxis", "yaxis"))]
+    return [axis.get("dtick", len(axis.get("tickvals", ()))) for axis in axes]
 
 
 def typed(values: NDArray[Any]) -> dict[str, str]:

@@ -12,6 +12,9 @@ from gradscope.plots.layer_table import SHOWN
 
 FIRST_METRIC = next(iter(METRICS))
 SHOWN_AT_FIRST = 4
+"""So many runs, if there are no more, are all shown until somebody selects."""
+ALL = "*"
+"""In place of the names of all runs."""
 ROWS, MOST_ROWS = 25, 1000
 TABLE_COLUMNS = ("run", "number", "name", "kind", "parameters", *SHOWN)
 
@@ -24,7 +27,8 @@ class State:
     ----------
     view : str
     runs : tuple of str
-        Names of the selected runs; empty until somebody selects, which shows the newest ones.
+        Names of the selected runs, or `ALL`; empty until somebody selects, which shows all of a
+        few, or the newest and the worst of many.
     metric : str
     step : int or None
         None follows the latest.
@@ -37,6 +41,8 @@ class State:
         worst first.
     rows : int
         How many layers the table shows.
+    log : bool
+        Scalars are drawn on a logarithmic scale.
     """
 
     view: str
@@ -47,26 +53,35 @@ class State:
     theme: str | None = None
     sort: str | None = None
     rows: int = ROWS
+    log: bool = False
 
     def but(self, **changes: Any) -> State:
         """Return this state with `changes`."""
         return replace(self, **changes)
 
-    def selected(self, names: Sequence[str]) -> list[str]:
-        """Return the runs to show among `names`, in their order."""
+    def selected(self, names: Sequence[str], worst: str | None = None) -> list[str]:
+        """Return the runs to show among `names`, in their order; `worst` is the worst off."""
+        if ALL in self.runs:
+            return list(names)
         chosen = [name for name in names if name in self.runs]
-        return chosen or list(names[-SHOWN_AT_FIRST:])
+        if chosen or len(names) <= SHOWN_AT_FIRST:
+            return chosen or list(names)
+        return [name for name in names if name in (worst, names[-1])]
 
-    def toggled(self, name: str, names: Sequence[str]) -> State:
-        """Return the state with the run `name` shown if it was hidden, and the other way round.
+    def choosing(self, chosen: Collection[str], names: Sequence[str]) -> State:
+        """Return the state that shows the runs `chosen` of `names`; none is the default."""
+        known = tuple(name for name in names if name in chosen)
+        return self.but(runs=(ALL,) if known and len(known) == len(names) else known)
+
+    def toggled(self, name: str, shown: Sequence[str], names: Sequence[str]) -> State:
+        """Return the state with the run `name` hidden if it is among those `shown`, else shown.
 
         The last shown run stays.
         """
-        shown = self.selected(names)
         left = [run for run in shown if run != name]
         if name not in shown:
             left = [run for run in names if run in shown or run == name]
-        return self.but(runs=tuple(left or shown))
+        return self.choosing(left or list(shown), names)
 
     def search(self, first_view: str) -> str:
         """Return the query part of the address; what is as at first is left out."""
@@ -86,6 +101,8 @@ class State:
             value = getattr(self, key)
             if value != at_first:
                 pairs.append((key, value))
+        if self.log:
+            pairs.append(("log", 1))
         return f"?{urlencode(pairs)}" if pairs else ""
 
 
@@ -102,11 +119,14 @@ def parse(search: str | None, views: Sequence[str], runs: Collection[str]) -> St
 
     return State(
         view=last("view") if last("view") in views else views[0],
-        runs=tuple(name for name in dict.fromkeys(query.get("run", [])) if name in runs),
+        runs=tuple(
+            name for name in dict.fromkeys(query.get("run", [])) if name in runs or name == ALL
+        ),
         metric=last("metric") if last("metric") in METRICS else FIRST_METRIC,
         step=number("step", None),
         layer=last("layer") or None,
         theme=last("theme") if last("theme") in ("light", "dark") else None,
         sort=last("sort") if last("sort").removeprefix("-") in TABLE_COLUMNS else None,
+        log=last("log") == "1",
         rows=min(number("rows", ROWS) or ROWS, MOST_ROWS),
     )

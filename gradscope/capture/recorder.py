@@ -152,6 +152,11 @@ class Recorder:
         return self._steps.rows
 
     @property
+    def step(self) -> int:
+        """Number of the current step, the one that was made last or is being made."""
+        return self._steps.current.number
+
+    @property
     def saw_forward(self) -> bool:
         """Whether the model was called with gradients on."""
         return self._calls.saw_forward

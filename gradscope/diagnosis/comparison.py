@@ -18,6 +18,7 @@ import pandas as pd
 
 from gradscope.diagnosis.curves import Curve, logged_curves
 from gradscope.diagnosis.findings import Diagnosis
+from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
@@ -40,7 +41,7 @@ class Observation:
     Attributes
     ----------
     kind : str
-        `degradation`, `no degradation`, `overfitting` or `underfitting`.
+        `degradation`, `no degradation`, `overfitting`, `underfitting` or `shortcuts`.
     runs : tuple of str
         Names of the runs that it is about.
     sentence : str
@@ -151,6 +152,9 @@ def compare(runs: Sequence[Run], diagnoses: Sequence[Diagnosis] | None = None) -
             observations += _degradation(table.iloc[a], table.iloc[b], diagnoses[b])
     for run, curve in zip(listed, curves, strict=True):
         observations += _fit(run, curve)
+        if story := shortcut_story(run):
+            sentence = f"{run.name}: {story[0].lower()}{story[1:]}"
+            observations.append(Observation("shortcuts", (run.name,), sentence, {}))
         if ("train", "loss") not in curve and ("train", "error") not in curve:
             notes.append(
                 f"{run.name}: no training loss or error was logged; log one with"

@@ -12,8 +12,10 @@ from gradscope.plots.heatmap import heatmap
 from gradscope.plots.history import history
 from gradscope.plots.ledger import ledger
 from gradscope.plots.metrics import METRICS, Metric
+from gradscope.plots.scalars import scalars
 from gradscope.plots.speed import speed
 from gradscope.plots.survival import survival
+from gradscope.plots.sweep_map import sweep_map
 from gradscope.plots.theme import DARK, LIGHT, Theme
 from gradscope.plots.training import training
 from gradscope.plots.tries import tries
@@ -30,8 +32,10 @@ __all__ = [
     "heatmap",
     "history",
     "ledger",
+    "scalars",
     "speed",
     "survival",
+    "sweep_map",
     "training",
     "tries",
 ]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 
-from gradscope.arithmetic import Array, last_reading, over_reference
+from gradscope.arithmetic import Array, over_reference
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, drawn_metric
+from gradscope.plots.drawn import DrawnMetric, arrives, as_runs, drawn_metric
 from gradscope.plots.metrics import metric_named
 from gradscope.plots.profile_picture import ProfileInfo, ProfileLine, profile_figure
 from gradscope.plots.theme import (
@@ -23,7 +21,8 @@ from gradscope.plots.theme import (
 )
 from gradscope.runs.run import Run
 
-TITLE = "How much gradient reaches each layer?"
+SAID = 4
+"""Of so many runs a caption says what is odd."""
 WINDOW = 10
 """The band spans this many recorded steps before and after the one drawn."""
 CUT_WINDOW = 100
@@ -57,12 +56,15 @@ def depth_profile_info(
                 place=place,
                 run=run.name,
                 step=recorded,
+                layers=data.layers.tolist(),
                 names=data.names,
+                kinds=data.kinds,
                 x=x,
                 values=around[row - first].astype(float),
                 low=low,
                 high=high,
-                cut=_cut(run, data.layers, recorded) if metric == "signal_norm" else None,
+                cut=_cut(run, data, recorded) if metric == "signal_norm" else None,
+                arrives=arrives(data, row),
                 cut_edges="branches" if run.meta.get("cut") == "branches" else "shortcuts",
             )
         )
@@ -80,8 +82,8 @@ def _percentiles(values: Array) -> tuple[Array, Array]:
     return low, high
 
 
-def _cut(run: Run, layers: NDArray[Any], step: int) -> Array | None:
-    """Return the newest cut signal up to `step`, over the uncut signal of the output layer then."""
+def _cut(run: Run, data: DrawnMetric, step: int) -> Array | None:
+    """Return the newest cut signal up to `step`, over the late end of the uncut signal then."""
     if run.shortcuts.empty or not run.meta.get("cut", True):
         return None
     before = run.steps["step"].to_numpy()
@@ -94,8 +96,8 @@ def _cut(run: Run, layers: NDArray[Any], step: int) -> Array | None:
     else:
         return None
     last = int(taken[-1])
-    uncut = run.matrix("signal_norm", int(steps[last]), int(steps[last]))[1][:, layers]
-    return over_reference(cut[last, layers], last_reading(uncut)[0])
+    row = data.row(int(steps[last]))
+    return over_reference(cut[last, data.layers], data.late(row, row + 1))
 
 
 CUT_NOTE = (
@@ -108,15 +110,18 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     """Return how to read the figure, in a sentence or two."""
     if info.metric.relative:
         text = (
-            "Each run is divided by its own output layer, so all lines meet at 1 on the right."
-            " A line that falls to the left is a net whose early layers hardly learn."
+            "Each run is divided by its own last hidden layer (or last residual block), where all"
+            " lines meet at 1. A line that falls to the left is a net whose early layers hardly"
+            " learn."
         )
     else:
         text = info.metric.sentence
+    if any((line.low < line.high).any() for line in info.lines):
+        text += f" The band spans 80 % of the {WINDOW} recorded steps before and after."
     cut_edges = dict.fromkeys(line.cut_edges for line in info.lines if line.cut is not None)
     if cut_edges:
         text += " " + CUT_NOTE.format(" or its ".join(cut_edges))
-    for line in info.lines:
+    for line in info.lines if len(info.lines) <= SAID else ():
         if found := lettering.specials(line.values, zeros=info.metric.log):
             text += f" {line.run} at step {line.step}: {found}."
     return text
@@ -142,7 +147,7 @@ def depth_profile(
     ----------
     runs : Run or sequence of Run
     metric : str
-        A name in `gradscope.plots.METRICS`; gradients are shown relative to the output layer's.
+        A name in `gradscope.plots.METRICS`; gradients are shown over the last hidden layer's.
     step : int, optional
         The last recorded step up to this one; the latest without it.
     theme : Theme
@@ -157,4 +162,6 @@ def depth_profile(
         If no such metric exists.
     """
     info = depth_profile_info(runs, metric=metric, step=step)
-    return titled(depth_profile_figure(info, theme), TITLE, depth_profile_caption(info), theme)
+    return titled(
+        depth_profile_figure(info, theme), info.metric.question, depth_profile_caption(info), theme
+    )

@@ -18,6 +18,7 @@ from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
     Theme,
+    add_key,
     annotation,
     axis,
     base_layout,
@@ -27,7 +28,7 @@ from gradscope.plots.theme import (
 from gradscope.runs.run import Run
 
 TITLE = "How much gradient do the activation functions let through?"
-_METRIC = Metric("derivative_mean", layers="activations")
+_METRIC = Metric("derivative_mean", TITLE, layers="activations")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def derivatives_info(runs: Run | Sequence[Run], *, step: int | None = None) -> l
         functions = run.functions
         layers = np.union1d(data.layers, np.array(sorted(functions), dtype=int))
         names = [str(name) for name in run.layers["name"].to_numpy()[layers]]
-        data = replace(data, layers=layers, names=names)
+        data = replace(data, layers=layers, names=names, kinds=[""] * len(names))
         row = data.row(step)
         values = data.values(row, row + 1)[0].astype(float)
         read = run.was_read(_METRIC.name, data.layers)
@@ -124,7 +125,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
             }
         )
         finite = line.values[np.isfinite(line.values)]
-        if len(finite):
+        if len(finite) and not theme.many:
             layout["annotations"].append(
                 annotation(
                     theme,
@@ -154,9 +155,11 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
             layout["annotations"].append(
                 annotation(theme, text, x=0.5, xref="paper", y=bound, yanchor="bottom")
             )
-    layout["margin"]["r"] = 160 if not theme.narrow else 104
+    if not theme.many:
+        layout["margin"]["r"] = 160 if not theme.narrow else 104
     layout["xaxis"] = axis(theme, "depth, input 0 % → output 100 %", range=[0, 100])
     layout["yaxis"] = axis(theme, _METRIC.axis_title, rangemode="tozero")
+    add_key(layout, theme)
     return {"data": data, "layout": layout}
 
 

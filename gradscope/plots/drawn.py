@@ -9,17 +9,34 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope import arithmetic
-from gradscope.arithmetic import Array
+from gradscope.arithmetic import Array, last_reading, over_reference
+from gradscope.diagnosis.signal_path import SignalPath, signal_path
 from gradscope.errors import GradscopeError
 from gradscope.plots.metrics import Metric
 from gradscope.runs.run import Run
 
 Ints = NDArray[np.integer[Any]]
+
+_paths: WeakKeyDictionary[Run, tuple[int, SignalPath | None]] = WeakKeyDictionary()
+
+
+def path_of(run: Run) -> SignalPath | None:
+    """Return the signal path of `run`, None if its two ends are one or were not read.
+
+    It is worked out once for each number of steps.
+    """
+    count = len(run.steps)
+    known = _paths.get(run)
+    if known is None or known[0] != count:
+        path = signal_path(run)
+        two_ends = path is not None and path.early_name != path.late_name
+        known = _paths[run] = (count, path if two_ends else None)
+    return known[1]
 
 
 @dataclass(frozen=True)
@@ -34,10 +51,11 @@ class DrawnMetric:
     steps : array, shape (n_steps,), int64
     layers : array, shape (n_layers,)
         Index in `Run.layers` of each layer, from input to output.
-    names : list of str
-        The layers' names.
+    names, kinds : list of str
+        The layers' names, and classes.
     relative : bool
-        Whether it is drawn over the last of `layers` with a reading at the step.
+        Whether it is drawn over that of the last hidden layer; where the verdicts take a block's
+        end for it, over the signal there.
     """
 
     run: Run
@@ -45,6 +63,7 @@ class DrawnMetric:
     steps: NDArray[np.int64]
     layers: Ints
     names: list[str]
+    kinds: list[str]
     relative: bool
 
     @property
@@ -61,7 +80,24 @@ class DrawnMetric:
     def values(self, start: int = 0, stop: int | None = None) -> Array:
         """Return the rows `start` to `stop` as they are drawn, shape (rows, n_layers)."""
         values = self.read(start, stop)
-        return arithmetic.relative(values) if self.relative else values
+        return over_reference(values, self.late(start, stop)[:, None]) if self.relative else values
+
+    def late(self, start: int = 0, stop: int | None = None) -> Array:
+        """Return what the rows `start` to `stop` are drawn over, shape (rows,)."""
+        path = path_of(self.run)
+        if path is None:
+            return last_reading(self.read(start, stop))[:, 0]
+        if self.column == "signal_norm":
+            late = path.late[: len(self.steps)][start:stop]
+        else:
+            steps = self.steps[start:stop]
+            layer = int(path.layers[-2:][0])
+            late = self.run.matrix(self.column, int(steps[0]), int(steps[-1]), [layer])[1][:, 0]
+        useless = ~np.isfinite(late) | (late == 0)
+        if useless.any():  # then another layer is the last one that was read
+            late = late.astype(float)
+            late[useless] = last_reading(self.read(start, stop))[useless, 0]
+        return late
 
     def read(self, start: int = 0, stop: int | None = None) -> Array:
         """Return the rows `start` to `stop` as they were read, shape (rows, n_layers)."""
@@ -75,15 +111,22 @@ class DrawnMetric:
 
     def series(self, layers: Sequence[int]) -> list[Array]:
         """Return the run's layers `layers` at every step as they are drawn, (n_steps,) each."""
-        wanted = [*layers, int(self.layers[-1])] if self.relative else list(layers)
         first, last = int(self.steps[0]), int(self.steps[-1])
-        values = self.run.matrix(self.column, first, last, wanted)[1]
+        values = self.run.matrix(self.column, first, last, list(layers))[1]
         if not self.relative:
             return list(values.T)
-        output = values[:, -1:]
-        if np.isnan(output).any():  # then another layer is the last one that was read
-            output = arithmetic.last_reading(self.read())
-        return list(arithmetic.over_reference(values[:, :-1], output).T)
+        return list(over_reference(values, self.late()[:, None]).T)
+
+
+def arrives(data: DrawnMetric, row: int) -> float:
+    """Return what of the gradient is left at the first layer, as the verdicts tell it.
+
+    Of a metric other than the signal, or where they do not tell it, it is the first layer's value.
+    """
+    path = path_of(data.run) if data.column == "signal_norm" else None
+    if path is not None and not np.isnan(path.decades[row]):
+        return float(10 ** path.decades[row])
+    return float(data.values(row, row + 1)[0][0])
 
 
 def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
@@ -106,8 +149,9 @@ def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
 def drawn_metric(run: Run, metric: Metric) -> DrawnMetric:
     """Return `metric` of a run; nothing is read of it yet but which layers have it."""
     layers = _layers(run, metric)
-    names = [str(name) for name in run.layers["name"].to_numpy()[layers]]
-    return DrawnMetric(run, metric.name, _read_steps(run), layers, names, metric.relative)
+    table = run.layers
+    names, kinds = (list(map(str, table[key].to_numpy()[layers])) for key in ("name", "kind"))
+    return DrawnMetric(run, metric.name, _read_steps(run), layers, names, kinds, metric.relative)
 
 
 def _read_steps(run: Run) -> NDArray[np.int64]:

@@ -1,8 +1,8 @@
 """Which way the gradient took: a path from the output to the input, as wide as what arrives.
 
 In a plain net there is one path. Where a residual block splits the gradient, blue is the part
-through the shortcut and orange the part through the branch. Widths are logarithmic and each part
-has its own: norms of parts do not add up.
+through the shortcut and orange the part through the branch. The width of the whole is logarithmic,
+and the parts share it by their energy.
 """
 
 from __future__ import annotations
@@ -13,16 +13,19 @@ from dataclasses import replace
 import numpy as np
 import plotly.graph_objects as go
 
-from gradscope.arithmetic import Array, last_reading, over_reference
+from gradscope.arithmetic import Array, over_reference
 from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.plots import lettering
-from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
+from gradscope.plots.drawn import DrawnMetric, arrives, as_runs, drawn_metric
 from gradscope.plots.flow_map_picture import DrawnBlock, Lane, Square, lanes_figure
 from gradscope.plots.metrics import METRICS
+from gradscope.plots.panels import shown_panels
 from gradscope.plots.theme import LIGHT, FigureDict, Theme, nothing_to_show, titled
 from gradscope.runs.run import Run
 
 TITLE = "Which way did the gradient take?"
+SAID = 4
+"""Of so many runs a caption says what is odd."""
 MOST_SQUARES = 60
 """Deeper nets are drawn a block, or a group of layers, at a time."""
 _NORMS = ("total_norm", "shortcut_norm", "branch_norm", "other_norm")
@@ -68,10 +71,7 @@ def _lane(place: int, run: Run, data: DrawnMetric, row: int) -> Lane:
             x += 1
             squares.append(_square(x, data.names, signal, layer, stop, False))
         layer = stop
-    arrives = squares[0].signal
-    if placed and placed[0].start == 0.5:
-        arrives = placed[0].total
-    return Lane(place, run.name, int(data.steps[row]), squares, placed, x, arrives)
+    return Lane(place, run.name, int(data.steps[row]), squares, placed, x, arrives(data, row))
 
 
 def _square(
@@ -90,7 +90,7 @@ def _blocks(run: Run, data: DrawnMetric, row: int) -> tuple[list[DrawnBlock], np
     if not blocks:
         return drawn, inside
     step = int(data.steps[row])
-    output = last_reading(data.read(row, row + 1))[0]
+    output = data.late(row, row + 1)
     read = {name: run.shortcut_matrix(name, step, step)[1][0] for name in (*_NORMS, *_OTHERS)}
     read |= {name: over_reference(read[name], output) for name in _NORMS}
     for block in blocks:
@@ -112,11 +112,14 @@ def flow_map_caption(lanes: list[Lane]) -> str:
     if any(lane.blocks for lane in lanes):
         text += (
             " Where a block splits the gradient, blue goes through the shortcut and orange through"
-            " the branch; the percentage is the shortcut's share of the gradient's energy."
+            " the branch, each as wide as its share of the gradient's energy; the percentage is the"
+            " shortcut's."
         )
     if any(square.layers > 1 for lane in lanes for square in lane.squares):
         text += " A square is a block or a group of layers."
-    for lane in lanes:
+    shown, left_out = shown_panels(lanes)
+    text += left_out
+    for lane in shown if len(shown) <= SAID else ():
         signal = np.array([square.signal for square in lane.squares])
         if found := lettering.specials(signal).replace("layers", "squares"):
             text += f" {lane.run} at step {lane.step}: {found}."
@@ -127,7 +130,7 @@ def flow_map_figure(lanes: list[Lane], theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `lanes` as a dict for plotly, one lane a run."""
     if not lanes:
         return nothing_to_show(theme, "No step has been recorded yet.")
-    return lanes_figure(lanes, theme)
+    return lanes_figure(shown_panels(lanes)[0], theme)
 
 
 def flow_map(

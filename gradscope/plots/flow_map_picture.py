@@ -6,7 +6,7 @@ three runs of fifty layers has a dozen traces and not hundreds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,11 @@ from gradscope.plots import lettering
 from gradscope.plots.theme import FigureDict, Theme, annotation, axis, base_layout, label_margin
 
 FULL = 15.0
-"""Width in pixels of a path that carries as much gradient as the output layer's."""
+"""Width in pixels of a path that carries as much gradient as the last hidden layer's."""
 WIDEST = 30.0
 HAIRLINE = 1.0
 DRAWN_DECADES = 8.0
-"""So many decades below the output layer's gradient the path is a hairline."""
+"""So many decades below the last hidden layer's gradient the path is a hairline."""
 
 DROP = 46.0
 """How far below the shortcut the branch runs, in pixels."""
@@ -34,7 +34,7 @@ WIDE_PAGE, NARROW_PAGE = 1130.0, 210.0
 class Square:
     """What one square stands for: a layer, or `layers` neighbours, on the trunk or on a branch.
 
-    `x` counts from 1 at the input, `signal` is over the output layer's.
+    `x` counts from 1 at the input, `signal` is over the last hidden layer's.
     """
 
     x: float
@@ -48,8 +48,8 @@ class Square:
 class DrawnBlock:
     """A residual block from `start` (towards the input) to `stop`, in units of x.
 
-    `total`, `shortcut`, `branch` and `other` are norms over the output layer's signal, `share` is
-    the shortcut's share of the energy, `ratio` the forward size of branch over shortcut.
+    `total`, `shortcut`, `branch` and `other` are norms over the last hidden layer's signal, `share`
+    is the shortcut's share of the energy, `ratio` the forward size of branch over shortcut.
     """
 
     name: str
@@ -67,7 +67,7 @@ class DrawnBlock:
 
 @dataclass(frozen=True)
 class Lane:
-    """One run at one step; `arrives` is what reaches the input, over the output layer's."""
+    """One run at one step; `arrives` is what reaches the input, over the last hidden layer's."""
 
     place: int
     run: str
@@ -88,12 +88,28 @@ def width(signal: float, scale: float = 1.0) -> float:
     return float(np.clip(full * scale, HAIRLINE, WIDEST * scale))
 
 
+def split(block: DrawnBlock, scale: float = 1.0) -> tuple[float, float]:
+    """Return the widths of a block's branch and of its shortcut.
+
+    Together they are as wide as what arrives at the block, shared out by energy: norms do not add
+    up, their squares nearly do. What carries anything is a hairline at least.
+    """
+    whole = width(block.total, scale) or width(max(block.branch, block.shortcut), scale)
+    energies = np.square([block.branch, block.shortcut])
+    share = block.share if np.isfinite(block.share) else energies[1] / max(energies.sum(), 1e-300)
+    if not np.isfinite(share):
+        return width(block.branch, scale), width(block.shortcut, scale)
+    parts = ((block.branch, 1 - share), (block.shortcut, share))
+    through, around = (max(whole * part, HAIRLINE) if norm > 0 else 0.0 for norm, part in parts)
+    return float(through), float(around)
+
+
 def lanes_figure(lanes: list[Lane], theme: Theme) -> FigureDict:
     """Return the figure of `lanes`, the first on top."""
     heights = [SPLIT_LANE if lane.blocks else PLAIN_LANE for lane in lanes]
     layout = base_layout(theme, int(sum(heights)) + 60)
     layout["margin"] = {
-        "l": label_margin(theme, (lane.run for lane in lanes)),
+        "l": label_margin(replace(theme, key=()), (lane.run for lane in lanes)),
         "r": 16,
         "t": 12,
         "b": 48,
@@ -133,12 +149,13 @@ def _traces(lane: Lane, theme: Theme, y: float, stretch: float, pixels: float) -
     trunk, shortcut, branch = _Outline(), _Outline(), _Outline()
     # Where blocks lie close, all ways are drawn thinner, so that the branches stay apart.
     closest = min((block.stop - block.start for block in lane.blocks), default=np.inf)
-    scale = float(np.clip(0.28 * closest * stretch * pixels / FULL, 0.2, 1.0))
+    scale = float(np.clip(0.28 * closest * stretch * pixels / FULL, 0.45, 1.0))
     on_trunk = [square for square in lane.squares if not square.on_branch]
     for block in lane.blocks:
         straight = np.array([block.start, block.stop]) * stretch
-        shortcut.add(straight, np.full(2, y), np.full(2, width(block.shortcut, scale)), pixels)
-        branch.add(*_bow(block, y, stretch), np.full(_POINTS, width(block.branch, scale)), pixels)
+        through, around = split(block, scale)
+        shortcut.add(straight, np.full(2, y), np.full(2, around), pixels)
+        branch.add(*_bow(block, y, stretch), np.full(_POINTS, through), pixels)
     for square in on_trunk:
         # Towards the input the path narrows to what the next layer, or block, gets.
         left, right = square.x - 0.5, square.x + 0.5
@@ -179,14 +196,14 @@ def _traces(lane: Lane, theme: Theme, y: float, stretch: float, pixels: float) -
             "customdata": [
                 [
                     lettering.safe(s.name),
-                    lettering.factor(s.signal),
+                    lettering.times(s.signal),
                     f" ({s.layers} layers)" if s.layers > 1 else "",
                     s.name,
                 ]
                 for s in squares
             ],
             "hovertemplate": "<b>%{customdata[0]}</b>%{customdata[2]}<br>gradient %{customdata[1]}"
-            f" of the output layer's<extra>{name}</extra>",
+            f" of the last hidden layer's<extra>{name}</extra>",
         }
     )
     if lane.blocks:
@@ -197,9 +214,9 @@ def _traces(lane: Lane, theme: Theme, y: float, stretch: float, pixels: float) -
 def _block_hover(lane: Lane, theme: Theme, y: float, stretch: float, name: str) -> dict[str, Any]:
     """Return invisible points on the shortcuts that tell about their blocks."""
     rows = (
-        ("gradient via the shortcut", "shortcut", lettering.factor),
-        ("via the branch", "branch", lettering.factor),
-        ("via neither (a gate)", "other", lettering.factor),
+        ("gradient via the shortcut", "shortcut", lettering.times),
+        ("via the branch", "branch", lettering.times),
+        ("via neither (a gate)", "other", lettering.times),
         ("angle between them, cosine", "cosine", lettering.number),
         ("shortcut's share of the energy", "share", lettering.number),
         ("forward: branch ÷ shortcut", "ratio", lettering.number),
@@ -230,7 +247,7 @@ def _labels(
     lane: Lane, theme: Theme, y: float, stretch: float, longest: float
 ) -> list[dict[str, Any]]:
     """Return the texts about a run: what arrives, where it enters, the shortcuts' shares."""
-    arrives = lettering.factor(lane.arrives)
+    arrives = theme.broken(lettering.times(lane.arrives))
     labels = [
         annotation(
             theme,

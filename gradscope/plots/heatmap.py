@@ -15,7 +15,7 @@ from gradscope.arithmetic import Array
 from gradscope.plots import lettering
 from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.metrics import Metric, metric_named
-from gradscope.plots.panels import PanelAxes, in_panels
+from gradscope.plots.panels import PanelAxes, in_panels, rows_of, shown_panels, title_limit
 from gradscope.plots.sampling import bin_starts, farthest_from_one
 from gradscope.plots.theme import (
     LIGHT,
@@ -34,10 +34,12 @@ TITLE = "When and where did it vanish or explode?"
 BINS = 400
 ROWS_AT_ONCE = 2**12
 """About so many recorded steps are read at a time: a whole column of a long run takes memory."""
+SAID = 4
+"""Of so many runs a caption says what is odd."""
 MOST_KEPT = 20
 """Binned pictures that are kept of a run, a megabyte each for 300 layers."""
-LIMIT = 6
-"""The colour scale of a gradient ends this many decades below and above the output layer's."""
+LIMITS = (2, 4, 6, 8, 12, 16, 20)
+"""The colour scale of a gradient ends so many decades below and above the last hidden layer's."""
 
 
 _known: WeakKeyDictionary[Run, dict[tuple[Any, ...], Array]] = WeakKeyDictionary()
@@ -52,8 +54,10 @@ class HeatmapPanel:
     place : int
         Which of the given runs it is.
     run : str
+    layers : list of int
+        Indices in `Run.layers`, input first.
     names : list of str
-        Layers, input first.
+        The layers' names.
     steps : array, shape (n_bins,)
         First recorded step of each bin.
     values : array, shape (n_layers, n_bins)
@@ -64,6 +68,7 @@ class HeatmapPanel:
 
     place: int
     run: str
+    layers: list[int]
     names: list[str]
     steps: NDArray[np.int64]
     values: Array
@@ -101,7 +106,10 @@ def heatmap_info(
         starts = bin_starts(stop - start, bins)
         farthest = _farthest(run, chosen, data, start, stop, starts)
         steps = data.steps[start + starts]
-        panels.append(HeatmapPanel(place, run.name, data.names, steps, farthest, stop - start))
+        layers = data.layers.tolist()
+        panels.append(
+            HeatmapPanel(place, run.name, layers, data.names, steps, farthest, stop - start)
+        )
     return HeatmapInfo(chosen, panels)
 
 
@@ -133,11 +141,16 @@ def _binned(data: DrawnMetric, start: int, starts: list[int], stops: list[int]) 
     return farthest
 
 
+def heatmap_title(metric: Metric) -> str:
+    """Return what the figure answers."""
+    return TITLE if metric.relative else f"{metric.label.capitalize()} of each layer at each step"
+
+
 def heatmap_caption(info: HeatmapInfo) -> str:
     """Return how to read the figure, and what the bins hold."""
     if info.metric.relative:
         text = (
-            "Each cell is a layer's gradient over the output layer's: blue is vanishing, red"
+            "Each cell is a layer's gradient over the last hidden layer's: blue is vanishing, red"
             " exploding, no colour is even."
         )
     else:
@@ -149,7 +162,9 @@ def heatmap_caption(info: HeatmapInfo) -> str:
             f" Each cell holds the most extreme of about {most.total // len(most.steps)} recorded"
             f" steps ({most.total:,} in {len(most.steps)} cells); zoom in for more."
         )
-    for panel in info.panels:
+    shown, left_out = shown_panels(info.panels)
+    text += left_out
+    for panel in shown[:SAID]:
         if found := lettering.specials(panel.values[:, -1], zeros=info.metric.log):
             text += f" {panel.run} ends with {found}{' (grey)' * found.endswith('NaN')}."
     return text
@@ -159,32 +174,37 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `info` as a dict for plotly, one panel a run."""
     if not info.panels:
         return nothing_to_show(theme, "No step has been recorded yet.")
-    count = len(info.panels)
-    layout = base_layout(theme, 500 if not theme.narrow else 350 * count + 60)
+    panels, _ = shown_panels(info.panels)
+    count = len(panels)
+    rows = rows_of(count, theme)
+    height = 500 if rows == 1 else 210 * rows + 80
+    layout = base_layout(theme, height if not theme.narrow else 350 * count + 60)
     layout["plot_bgcolor"] = theme.missing
-    layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 48}
+    layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 56}
     layout["coloraxis"] = _color_axis(info, theme)
     data: list[dict[str, Any]] = []
-    for axes, panel in in_panels(info.panels, theme, beside=0.03, below=0.09):
+    for axes, panel in in_panels(panels, theme, beside=0.03, below=0.09):
         data += _cells(panel, info.metric, theme, axes)
         # plotly puts the title of a lower panel into the panel
-        x_title = "" if theme.narrow else "step"
-        ticks = _ticks(len(panel.names))
+        x_title = "step" if axes.lowest and not theme.narrow else ""
+        ticks = _ticks(len(panel.names), 10 if rows == 1 or theme.narrow else 5)
         axes.add_to(
             layout,
             step_axis(theme, [panel.steps], x_title, showgrid=False),
             axis(
                 theme,
-                "layer, input on top" if axes.number == 0 else "",
+                "layer, input on top" if axes.leftmost else "",
                 autorange="reversed",
                 type="category",
                 tickmode="array",
-                tickvals=[row_name(i, panel.names[i]) for i in ticks],
-                ticktext=[str(i + 1) for i in ticks],
+                tickvals=[row_name(panel.layers[i], panel.names[i]) for i in ticks],
+                ticktext=[str(panel.layers[i]) for i in ticks],
                 showgrid=False,
             ),
         )
-        layout["annotations"].append(axes.run_title(theme, panel.run, panel.place))
+        layout["annotations"].append(
+            axes.run_title(theme, panel.run, panel.place, limit=title_limit(count))
+        )
         if theme.narrow:
             layout["annotations"].append(
                 annotation(
@@ -198,6 +218,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
                     yshift=-20,
                 )
             )
+    layout["annotations"] += _swatches(info, theme)
     return {"data": data, "layout": layout}
 
 
@@ -233,7 +254,9 @@ def heatmap(
         If no such metric exists.
     """
     info = heatmap_info(runs, metric=metric, first=first, last=last, bins=bins)
-    return titled(heatmap_figure(info, theme), TITLE, heatmap_caption(info), theme)
+    return titled(
+        heatmap_figure(info, theme), heatmap_title(info.metric), heatmap_caption(info), theme
+    )
 
 
 def _cells(
@@ -243,15 +266,15 @@ def _cells(
     where = {
         "type": "heatmap",
         "x": panel.steps.tolist(),
-        "y": [row_name(i, panel.names[i]) for i in range(len(panel.names))],
+        "y": [row_name(*row) for row in zip(panel.layers, panel.names, strict=True)],
         **axes.of_trace,
     }
     values = panel.values
     drawn = np.isfinite(values) & ((values > 0) | (not metric.log))
     with np.errstate(divide="ignore", invalid="ignore"):
         heights = np.log10(values) if metric.log else values
-    unit = " × output layer" if metric.relative else ""
-    shown_value = "10^%{z:.2f}" if metric.log else "%{z:.3f}"
+    unit = " beside the last hidden layer" if metric.relative else ""
+    shown_value = "%{z:+.1f} decades" if metric.log else "%{z:.3f}"
     cells = [
         {
             **where,
@@ -262,8 +285,8 @@ def _cells(
         }
     ]
     for mask, color, said in (
-        (values == 0, theme.diverging[0][1], "exactly 0"),
-        (np.isposinf(values), theme.diverging[-1][1], "inf"),
+        (values == 0, theme.zero, "exactly 0"),
+        (np.isposinf(values), theme.infinite, "inf"),
         (np.isnan(values), theme.missing, "NaN"),
     ):
         if mask.any() and (metric.log or said != "exactly 0"):
@@ -280,16 +303,43 @@ def _cells(
     return cells
 
 
-def row_name(place: int, name: str) -> str:
-    """Return what the row of the `place`-th layer, from 0, is called: `1 · conv1`."""
-    return f"{place + 1} · {lettering.safe(name)}"
+def row_name(layer: int, name: str) -> str:
+    """Return what the row of a layer is called, by its index and name: `0 · conv1`."""
+    return f"{layer} · {lettering.safe(name)}"
 
 
-def _ticks(layers: int) -> list[int]:
-    """Return about ten rows to number, the first and the last among them."""
-    every = max(round(layers / 10), 1)
+def _ticks(layers: int, about: int) -> list[int]:
+    """Return about so many rows to number, the first and the last among them."""
+    every = max(round(layers / about), 1)
     inner = [i for i in range(every - 1, layers - 1, every) if layers - 1 - i >= every / 2]
     return [0, *(i for i in inner if i > every / 2), layers - 1] if layers > 1 else [0]
+
+
+def _limit(info: HeatmapInfo) -> int:
+    """Return how many decades the colour scale spans, as far as all but odd cells need it."""
+    values = np.concatenate([panel.values.ravel() for panel in info.panels])
+    values = values[np.isfinite(values) & (values > 0)]
+    reach = float(np.percentile(np.abs(np.log10(values)), 99)) if len(values) else 0.0
+    return next((limit for limit in LIMITS if limit >= reach - 0.3), LIMITS[-1])
+
+
+def _swatches(info: HeatmapInfo, theme: Theme) -> list[dict[str, Any]]:
+    """Return the colours of cells that no scale holds, as far as there are any."""
+    said = []
+    for name, color, is_so in (
+        ("exactly 0", theme.zero, lambda values: values == 0),
+        ("inf", theme.infinite, np.isposinf),
+        ("NaN", theme.missing, np.isnan),
+    ):
+        if (info.metric.log or name != "exactly 0") and any(
+            is_so(panel.values).any() for panel in info.panels
+        ):
+            said.append(f'<span style="color: {color}">■</span> {name}')
+    if not said:
+        return []
+    corner = {"x": 1, "xref": "paper", "xanchor": "right", "y": 0, "yref": "paper"}
+    text = "   ".join(said)
+    return [annotation(theme, text, **corner, yanchor="top", yshift=-30, font={"size": 13})]
 
 
 def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:
@@ -298,16 +348,17 @@ def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:
     if theme.narrow:
         bar |= {"orientation": "h", "y": 1.0, "yanchor": "bottom", "ypad": 30, "x": 0.5}
     if info.metric.relative:
-        top, even, bottom = f"10<sup>{LIMIT}</sup>", "1", f"10<sup>−{LIMIT}</sup>"
+        limit = _limit(info)
+        top, even, bottom = f"10<sup>{limit}</sup>", "1", f"10<sup>−{limit}</sup>"
         if not theme.narrow:
             top, even, bottom = f"{top} exploding", f"{even} even", f"{bottom} vanishing"
-        half = LIMIT // 2
+        half = limit // 2
         bar |= {
-            "tickvals": [-LIMIT, -half, 0, half, LIMIT],
+            "tickvals": [-limit, -half, 0, half, limit],
             "ticktext": [bottom, f"10<sup>−{half}</sup>", even, f"10<sup>{half}</sup>", top],
         }
         scale = [list(stop) for stop in theme.diverging]
-        return {"cmin": -LIMIT, "cmax": LIMIT, "colorscale": scale, "colorbar": bar}
+        return {"cmin": -limit, "cmax": limit, "colorscale": scale, "colorbar": bar}
     colors = theme.sequence
     scale = [[i / (len(colors) - 1), color] for i, color in enumerate(colors)]
     bar["title"] = {"text": info.metric.axis_title, "side": "right"}

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS, Metric
-from gradscope.plots.panels import PanelAxes, drawable, in_panels, odd_marks
-from gradscope.plots.sampling import extremes
+from gradscope.plots.panels import PanelAxes, banded, drawable, in_panels, odd_marks
+from gradscope.plots.sampling import Band, band, extremes
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -33,13 +33,17 @@ POINTS = 300
 
 @dataclass(frozen=True)
 class HistoryCurve:
-    """A metric of the layer in the `place`-th given run, `steps` and `values` (n_kept,)."""
+    """A metric of the layer in the `place`-th given run, `steps` and `values` (n_kept,).
+
+    `band` is there if it is too long for a line.
+    """
 
     place: int
     run: str
     metric: Metric
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
+    band: Band | None
 
 
 def history_info(runs: Run | Sequence[Run], layer: str) -> list[HistoryCurve]:
@@ -58,7 +62,14 @@ def history_info(runs: Run | Sequence[Run], layer: str) -> list[HistoryCurve]:
                 with np.errstate(divide="ignore"):
                     kept = extremes(np.log10(values), POINTS)
                 curves.append(
-                    HistoryCurve(place, run.name, METRICS[name], data.steps[kept], values[kept])
+                    HistoryCurve(
+                        place,
+                        run.name,
+                        METRICS[name],
+                        data.steps[kept],
+                        values[kept],
+                        band(data.steps, values),
+                    )
                 )
     return curves
 
@@ -136,7 +147,7 @@ def _curve(
         "hovertemplate": f"step %{{x}}: %{{y:.3g}}<extra>{name}</extra>",
     }
     return [
-        line,
+        *banded(line, curve.band, style["color"], filled=not theme.many),
         *odd_marks(
             curve.steps,
             curve.values,

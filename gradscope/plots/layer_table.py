@@ -26,8 +26,8 @@ def layer_table(runs: Run | Sequence[Run], *, step: int | None = None) -> pd.Dat
     Returns
     -------
     DataFrame, one row a run and layer
-        `run`, `step`, `number` (of the layer, from 1 at the input), `name`, `kind`, `parameters`
-        (count), `signal_norm` and `grad_norm` (both over the output layer's), `update_ratio`,
+        `run`, `step`, `number` (index in `Run.layers`), `name`, `kind`, `parameters`
+        (count), `signal_norm` and `grad_norm` (both over the last hidden layer's), `update_ratio`,
         `weight_norm`, `activation_std`. Worst are the layers whose `signal_norm` is no number,
         infinite or 0, then those that lie farthest from 1.
     """
@@ -41,7 +41,7 @@ def layer_table(runs: Run | Sequence[Run], *, step: int | None = None) -> pd.Dat
         columns = {
             "run": run.name,
             "step": signal.steps[row],
-            "number": np.arange(1, len(layers) + 1),
+            "number": signal.layers,
             "name": layers["name"].astype(str).to_numpy(),
             "kind": layers["kind"].astype(str).to_numpy(),
             "parameters": layers["parameters"].to_numpy(),

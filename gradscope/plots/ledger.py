@@ -14,7 +14,7 @@ from gradscope.diagnosis.ledger import ledger as gains_of
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import in_panels
+from gradscope.plots.panels import in_panels, rows_of, shown_panels, title_limit
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -64,7 +64,8 @@ def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[L
         gains = gains_of(run, read)
         if len(gains):
             decades = decades_by_group(gains)
-            ordered = {GROUPS[name]: decades[name] for name in GROUPS if name in decades}
+            there = set(gains["group"][gains["on_path"]])
+            ordered = {GROUPS[name]: decades.get(name, 0.0) for name in GROUPS if name in there}
             panels.append(LedgerPanel(place, run.name, read, ordered, sum(ordered.values())))
     return panels
 
@@ -76,6 +77,7 @@ def ledger_caption(panels: list[LedgerPanel]) -> str:
         " last to the first hidden layer, bars to the right gradient won; together they make the"
         " total."
     )
+    text += shown_panels(panels)[1]
     if panels and panels[0].step is None:
         text += " Shown: the step with the run's median total."
     return text
@@ -86,7 +88,10 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
     if not panels:
         return nothing_to_show(theme, "No gradient signal has been recorded yet.")
     names = list(GROUPS.values())[::-1]
-    layout = base_layout(theme, 270 if not theme.narrow else 230 * len(panels))
+    panels, _ = shown_panels(panels)
+    rows = rows_of(len(panels), theme)
+    height = 270 if rows == 1 else 200 * rows + 60
+    layout = base_layout(theme, height if not theme.narrow else 230 * len(panels))
     layout["margin"]["t"] = 44
     values = [value for panel in panels for value in panel.decades.values()]
     finite = [value for value in values if np.isfinite(value)] or [0.0]
@@ -134,7 +139,9 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
         )
         total = f": {panel.total:+.1f} decades"
         layout["annotations"].append(
-            axes.run_title(theme, panel.run, panel.place, total, limit=30, yshift=6)
+            axes.run_title(
+                theme, panel.run, panel.place, total, limit=title_limit(len(panels)) - 6, yshift=6
+            )
         )
     return {"data": data, "layout": layout}
 

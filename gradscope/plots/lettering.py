@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope.wording import amount
+
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
 
 def safe(text: str, limit: int = 60) -> str:
     """Return `text` for a figure: its markup inert, its middle left out beyond `limit` characters.
@@ -40,6 +44,16 @@ def factor(value: float) -> str:
     """Return `number(value)` with a times sign where it is a finite factor: `0.21 ×`."""
     text = number(value)
     return f"{text} ×" if math.isfinite(value) and value != 0 else text
+
+
+def times(value: float) -> str:
+    """Return a factor in the words of the verdicts: `634 thousand × less`, `0.21 ×`, `NaN`."""
+    if not math.isfinite(value) or value == 0 or 0.1 <= abs(value) < 10:
+        return factor(value)
+    said = amount(1 / value) if value < 1 else amount(value)
+    if said.startswith("10^"):
+        said = f"10{said[3:].translate(_RAISED)}"
+    return f"{said} × {'less' if value < 1 else 'more'}"
 
 
 def specials(values: NDArray[np.floating[Any]], *, zeros: bool = True) -> str:

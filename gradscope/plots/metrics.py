@@ -19,8 +19,10 @@ class Metric:
     ----------
     name : str
         A column of `schema.LAYER_METRICS` or `schema.DERIVED_METRICS`.
+    question : str
+        Title of a figure of all layers.
     relative : bool
-        Drawn as a multiple of the output layer's, which no scaling of the loss changes.
+        Drawn as a multiple of the last hidden layer's, which no scaling of the loss changes.
     layers : {"weights", "activations"}
         Where it is worth looking at.
     log : bool
@@ -28,6 +30,7 @@ class Metric:
     """
 
     name: str
+    question: str = ""
     relative: bool = False
     layers: Literal["weights", "activations"] = "weights"
     log: bool = True
@@ -56,20 +59,30 @@ class Metric:
     @property
     def axis_title(self) -> str:
         """Words for the axis."""
-        unit = "÷ output layer" if self.relative else f"({self.unit})" if self.unit else ""
+        unit = "÷ last hidden layer" if self.relative else f"({self.unit})" if self.unit else ""
         return f"{self.label} {unit}".strip()
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("signal_norm", relative=True),
-        Metric("grad_norm", relative=True),
-        Metric("update_ratio"),
-        Metric("weight_norm"),
-        Metric("activation_std"),
-        Metric("zero_fraction", layers="activations", log=False),
-        Metric("saturated_fraction", layers="activations", log=False),
+        Metric("signal_norm", "How much gradient reaches each layer?", relative=True),
+        Metric("grad_norm", "How large is the gradient of each layer's weights?", relative=True),
+        Metric("update_ratio", "How far does one step move each layer's weights?"),
+        Metric("weight_norm", "How large are each layer's weights?"),
+        Metric("activation_std", "How far do each layer's outputs spread?"),
+        Metric(
+            "zero_fraction",
+            "Which share of an activation's outputs is exactly 0?",
+            layers="activations",
+            log=False,
+        ),
+        Metric(
+            "saturated_fraction",
+            "Which share of an activation's units is saturated?",
+            layers="activations",
+            log=False,
+        ),
     )
 }
 """Name -> metric; the first is the one shown first."""

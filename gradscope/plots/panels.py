@@ -11,9 +11,13 @@ from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
 from gradscope.plots.lettering import safe
-from gradscope.plots.theme import FigureDict, Theme, annotation
+from gradscope.plots.sampling import Band
+from gradscope.plots.theme import FigureDict, Theme, annotation, translucent
 
 Item = TypeVar("Item")
+
+MOST_BESIDE = 4
+MOST_PANELS = 12
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ def in_panels(
 ) -> Iterator[tuple[PanelAxes, Item]]:
     """Yield the axes of a panel for each of `items`, and the item.
 
-    The panels lie side by side, or below each other on a narrow page, such as a phone's.
+    The panels lie side by side, in rows of `MOST_BESIDE`, or below each other on a narrow page,
+    such as a phone's.
 
     Parameters
     ----------
@@ -94,22 +99,71 @@ def in_panels(
     beside, below : float
         Share of the figure between two panels that lie so.
     """
-    count, gap = len(items), below if theme.narrow else beside
-    size = (1 - gap * (count - 1)) / count
+    columns = 1 if theme.narrow else min(len(items), MOST_BESIDE)
+    rows = rows_of(len(items), theme)
+    if rows > 1 and not theme.narrow:
+        below = 0.26 / rows
+    wide = (1 - beside * (columns - 1)) / columns
+    high = (1 - below * (rows - 1)) / rows
     for number, item in enumerate(items):
-        start = number * (size + gap)
-        if theme.narrow:
-            across, down = [0.0, 1.0], [max(1 - start - size, 0.0), 1 - start]
-        else:
-            across, down = [start, min(start + size, 1.0)], [0.0, 1.0]
-        leftmost, lowest = number == 0 or theme.narrow, number == count - 1 or not theme.narrow
-        yield PanelAxes(number, across, down, leftmost, lowest), item
+        row, column = divmod(number, columns)
+        left, top = column * (wide + beside), 1 - row * (high + below)
+        across, down = [left, min(left + wide, 1.0)], [max(top - high, 0.0), top]
+        lowest = number + columns >= len(items)
+        yield PanelAxes(number, across, down, column == 0, lowest), item
+
+
+def rows_of(count: int, theme: Theme) -> int:
+    """Return in how many rows so many panels lie."""
+    return count if theme.narrow else -(-count // MOST_BESIDE)
+
+
+def title_limit(count: int) -> int:
+    """Return the letters that a title has room for where so many panels lie side by side."""
+    return 40 if count < MOST_BESIDE else 24
+
+
+def shown_panels(items: list[Item]) -> tuple[list[Item], str]:
+    """Return the first of `items`, as many as a figure has panels for, and what that leaves out."""
+    if len(items) <= MOST_PANELS:
+        return items, ""
+    return items[:MOST_PANELS], f" The first {MOST_PANELS} of {len(items)} runs are drawn."
 
 
 def drawable(values: Array, *, log: bool = True) -> list[float | None]:
     """Return `values` with a gap for each that an axis cannot show."""
     good = np.isfinite(values) & ((values > 0) | (not log))
     return [float(value) if fine else None for value, fine in zip(values, good, strict=True)]
+
+
+def banded(
+    line: dict[str, Any], band: Band | None, color: str, *, filled: bool = True
+) -> list[dict[str, Any]]:
+    """Return a curve's trace as it is, or of a long curve its median in a band of its extremes."""
+    if band is None:
+        return [line]
+    known = ~np.isnan(band.middle)
+    steps = band.steps[known]
+    traces: list[dict[str, Any]] = []
+    if filled and known.any():
+        traces.append(
+            {
+                **{key: line[key] for key in ("name", "xaxis", "yaxis") if key in line},
+                "type": "scatter",
+                "mode": "lines",
+                "x": np.concatenate([steps, steps[::-1]]).tolist(),
+                "y": np.concatenate([band.high[known], band.low[known][::-1]]).tolist(),
+                "fill": "toself",
+                "fillcolor": translucent(color, 0.25),
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+            }
+        )
+    custom = line.get("customdata")
+    medians = {"x": band.steps.tolist(), "y": drawable(band.middle)}
+    if custom is not None and len(custom) != len(band.steps):
+        medians["customdata"] = [custom[0]] * len(band.steps)
+    return [*traces, {**line, **medians}]
 
 
 def odd_marks(
@@ -152,7 +206,7 @@ def odd_marks(
             traces.append(
                 {
                     "type": "scatter",
-                    "mode": "markers+text",
+                    "mode": "markers" if theme.many else "markers+text",
                     "text": [*[""] * (len(hit) - 1), said],
                     "textposition": "top left",
                     "textfont": {"color": theme.text, "size": 11},

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from gradscope.arithmetic import Array
-from gradscope.plots import lettering
+from gradscope.plots import identity, lettering
 from gradscope.plots.metrics import Metric
 from gradscope.plots.panels import odd_marks
 from gradscope.plots.theme import (
     FigureDict,
     Theme,
+    add_key,
     annotation,
     axis,
     base_layout,
+    blend,
     label_margin,
     log_axis,
     translucent,
@@ -24,8 +26,11 @@ from gradscope.plots.theme import (
 
 HEIGHT = 350
 FEW_LAYERS = 10
+TAIL = 17
+NAMED = 8
+"""So many layers are named under the axis."""
 NORMAL = 100.0
-"""Within this factor of the output layer's gradient the background is shaded."""
+"""Within this factor of the last hidden layer's gradient the background is shaded."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class ProfileLine:
     run : str
     step : int
         The recorded step that is drawn.
-    names : list of str
+    layers : list of int
+        Indices in `Run.layers`.
+    names, kinds : list of str
         Layers from input to output.
     x : array, shape (n_layers,)
         Number of the layer from 1, or its relative depth in percent.
@@ -47,6 +54,8 @@ class ProfileLine:
         The reading, and the 10th and 90th percentile over the steps around it.
     cut : array, shape (n_layers,), or None
         The signal with the gradient through the cut edges set to zero.
+    arrives : float
+        What of the gradient is left at the first layer, as the verdicts tell it.
     cut_edges : str
         What was cut: `shortcuts` or `branches`.
     """
@@ -54,12 +63,15 @@ class ProfileLine:
     place: int
     run: str
     step: int
+    layers: list[int]
     names: list[str]
+    kinds: list[str]
     x: Array
     values: Array
     low: Array
     high: Array
     cut: Array | None
+    arrives: float
     cut_edges: str
 
 
@@ -79,8 +91,11 @@ def profile_figure(info: ProfileInfo, theme: Theme) -> FigureDict:
     data: list[dict[str, Any]] = []
     for line in info.lines:
         data += _traces(info, line, theme, floor, ceiling)
-    layout["annotations"] = _labels(info, theme, floor, ceiling)
+    layout["annotations"] = [] if theme.many else _labels(info, theme, floor, ceiling)
     _axes(info, theme, layout, floor, ceiling)
+    add_key(layout, theme)
+    layout["shapes"] += _blocks(info, theme)
+    layout["annotations"] += _role_key(info, theme)
     return {"data": data, "layout": layout}
 
 
@@ -103,11 +118,14 @@ def _traces(
     """Return a run's band, line, marks for what is no number, and cut line."""
     style = theme.line(line.place)
     name = lettering.safe(line.run)
-    names = [lettering.safe(layer) for layer in line.names]
+    names = [
+        identity.title(layer, name, kind)
+        for layer, name, kind in zip(line.layers, line.names, line.kinds, strict=True)
+    ]
     drawn = _drawable(line.values, info.metric.log)
     traces: list[dict[str, Any]] = []
     known = np.isfinite(_drawable(line.low, info.metric.log))
-    if known.any():
+    if known.any() and not theme.many:
         traces.append(
             {
                 "type": "scatter",
@@ -120,6 +138,10 @@ def _traces(
                 "hoverinfo": "skip",
             }
         )
+    by_role = _role_lines(info, line, drawn, theme)
+    traces += by_role
+    if by_role:  # the way from layer to layer jumps between roles
+        style = {**style, "width": 1, "color": translucent(style["color"], 0.35)}
     traces.append(
         {
             "type": "scatter",
@@ -129,7 +151,7 @@ def _traces(
             "customdata": [
                 [
                     layer,
-                    lettering.factor(value) if info.metric.relative else lettering.number(value),
+                    lettering.times(value) if info.metric.relative else lettering.number(value),
                     raw,
                 ]
                 for layer, value, raw in zip(names, line.values, line.names, strict=True)
@@ -152,7 +174,7 @@ def _traces(
         log=info.metric.log,
         name=name,
     )
-    if line.cut is not None:
+    if line.cut is not None and not theme.many:
         cut = _drawable(line.cut, True)
         traces.append(
             {
@@ -161,7 +183,7 @@ def _traces(
                 "x": line.x.tolist(),
                 "y": [value if np.isfinite(value) else floor for value in cut],
                 "customdata": [
-                    [layer, lettering.factor(value), raw]
+                    [layer, lettering.times(value), raw]
                     for layer, value, raw in zip(names, line.cut, line.names, strict=True)
                 ],
                 "mode": "lines",
@@ -173,6 +195,87 @@ def _traces(
     return traces
 
 
+def _roles(info: ProfileInfo, line: ProfileLine) -> dict[str, list[int]]:
+    """Return the roles that are a line each: of one run alone, else there are too many lines."""
+    return identity.roles(line.names) if len(info.lines) == 1 else {}
+
+
+def _role_color(theme: Theme, rank: int, count: int) -> str:
+    return blend(theme.sequence, rank / max(count - 1, 1))
+
+
+def _role_lines(
+    info: ProfileInfo, line: ProfileLine, drawn: Array, theme: Theme
+) -> list[dict[str, Any]]:
+    """Return a line for each role that layers play in blocks that repeat."""
+    found = _roles(info, line)
+    return [
+        {
+            "type": "scatter",
+            "name": lettering.safe(role),
+            "x": line.x[places].tolist(),
+            "y": [value if np.isfinite(value) else None for value in drawn[places]],
+            "mode": "lines+markers",
+            "marker": {"size": 6},
+            "line": {"color": _role_color(theme, rank, len(found)), "width": 2.5},
+            "hoverinfo": "skip",
+        }
+        for rank, (role, places) in enumerate(found.items())
+    ]
+
+
+def _role_key(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
+    """Return what the lines of the roles are called."""
+    found = _roles(info, info.lines[0])
+    if not found:
+        return []
+    text = "   ".join(
+        f'<span style="color: {_role_color(theme, rank, len(found))}">━━</span> '
+        f"{lettering.safe(role, 24)}"
+        for rank, role in enumerate(found)
+    )
+    place = {"x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "paper"}
+    return [annotation(theme, text, **place, yanchor="bottom", yshift=8)]
+
+
+def _blocks(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
+    """Return a strip under the lines: the layers of a block side by side in one shade."""
+    if len({tuple(line.names) for line in info.lines}) > 1:
+        return []
+    line = info.lines[0]
+    half = (line.x[1] - line.x[0]) / 2 if len(line.x) > 1 else 0.5
+    strip = {"type": "rect", "yref": "paper", "y0": 0, "y1": 0.014, "line": {"width": 0}}
+    return [
+        {
+            **strip,
+            "x0": float(line.x[group.first] - half),
+            "x1": float(line.x[group.last] + half),
+            "fillcolor": (theme.trunk, theme.grid)[rank % 2],
+        }
+        for rank, group in enumerate(identity.groups(line.names))
+    ]
+
+
+def _name_ticks(info: ProfileInfo, theme: Theme) -> dict[str, Any]:
+    """Return settings of the x axis that name about every eighth of the layers."""
+    line = info.lines[0]
+    if theme.narrow or len({tuple(line.names) for line in info.lines}) > 1:
+        return {}
+    count = len(line.names)
+    few = min(count, NAMED)
+    places = sorted({round(i * (count - 1) / max(few - 1, 1)) for i in range(few)})
+    return {
+        "tickvals": [float(line.x[place]) for place in places],
+        "ticktext": [f"{line.layers[place]}<br>{_tail(line.names[place])}" for place in places],
+        "tickangle": 0,
+    }
+
+
+def _tail(name: str) -> str:
+    """Return the end of a name, which tells more than its beginning."""
+    return lettering.safe(name if len(name) <= TAIL else f"…{name[1 - TAIL :]}")
+
+
 def _drawable(values: Array, log: bool) -> Array:
     """Return `values` with NaN for what the axis cannot show."""
     return np.where(np.isfinite(values) & ((values > 0) | (not log)), values, np.nan)
@@ -181,15 +284,18 @@ def _drawable(values: Array, log: bool) -> Array:
 def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> list[dict[str, Any]]:
     """Return each run's name and first value beside the left end of its line, kept apart."""
     said: list[tuple[int, str, float]] = []
+    lines = len(info.lines) + sum(line.cut is not None for line in info.lines)
+    between, gap = ("<br>", 32) if lines <= 6 else (" ", 17)
     for line in info.lines:
-        value = lettering.factor if info.metric.relative else lettering.number
+        value = lettering.times if info.metric.relative else lettering.number
         name = f"<b>{theme.short(line.run)}</b>"
-        said.append((line.place, f"{name}<br>{value(line.values[0])}", line.values[0]))
+        arrives = theme.broken(value(line.arrives))
+        said.append((line.place, f"{name}{between}{arrives}", line.values[0]))
         if line.cut is not None:
             said.append(
                 (
                     line.place,
-                    f"{line.cut_edges} cut<br>{value(line.cut[0])}",
+                    f"{line.cut_edges} cut{between}{theme.broken(value(line.cut[0]))}",
                     line.cut[0],
                 )
             )
@@ -204,7 +310,7 @@ def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> li
     heights = np.array([height_of(value) for _, _, value in said])
     low, high = height_of(floor), height_of(ceiling)
     pixels = (HEIGHT - 70) / max(high - low, 1e-9)
-    shifts = lettering.spread(heights * pixels, 32) - heights * pixels
+    shifts = lettering.spread(heights * pixels, gap) - heights * pixels
     labels = [
         annotation(
             theme,
@@ -226,12 +332,14 @@ def _axes(
     info: ProfileInfo, theme: Theme, layout: FigureDict, floor: float, ceiling: float
 ) -> None:
     """Add both axes and, for a gradient, the shaded normal range."""
-    title = "depth, input 0 % → output 100 %" if info.aligned else "layer, input → output"
+    names = _name_ticks(info, theme)
+    what = "layer" if names else "weight layer"
+    title = "depth, input 0 % → output 100 %" if info.aligned else f"{what}, input → output"
     left = min(line.x[0] for line in info.lines)
     right = max(line.x[-1] for line in info.lines)
     edge = max((right - left) * 0.01, 0.5 if left == right else 0)
-    layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True)
-    if not info.aligned and right - left < FEW_LAYERS:
+    layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True, **names)
+    if not names and not info.aligned and right - left < FEW_LAYERS:
         layout["xaxis"]["dtick"] = 1  # there is no layer 1.5
     layout["margin"]["l"] = label_margin(theme, (line.run for line in info.lines))
     metric = info.metric
@@ -241,7 +349,7 @@ def _axes(
     else:
         layout["yaxis"] = axis(theme, metric.axis_title, side="right", rangemode="tozero")
     if metric.relative:
-        layout["shapes"] = [
+        layout["shapes"] += [
             {
                 "type": "rect",
                 "xref": "paper",
@@ -267,7 +375,7 @@ def _axes(
         layout["annotations"].append(
             annotation(
                 theme,
-                f"within {NORMAL:.0f} × of the output layer",
+                f"within {NORMAL:.0f} × of the last hidden layer",
                 x=1,
                 xref="paper",
                 xanchor="right",

@@ -5,10 +5,15 @@ Sampling every n-th step would lose the spike that ended a training, and a mean 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
+
+STRETCHES = 150
+"""Medians and extremes of so many stretches of steps are drawn of a long curve."""
 
 
 def bin_starts(n: int, bins: int) -> NDArray[np.int64]:
@@ -69,3 +74,38 @@ def farthest_from_one(values: Array) -> Array:
     # A step without any reading lacks the first layer's; only those steps need a closer look.
     broken = np.isnan(values[np.isnan(values[:, 0])]).all(axis=1).any()
     return np.full_like(farthest, np.nan) if broken else farthest
+
+
+@dataclass(frozen=True)
+class Band:
+    """A long curve by stretches of steps: first step, median, least and largest finite value.
+
+    All have the shape (n_stretches,). NaN where a stretch has no number above 0.
+    """
+
+    steps: NDArray[np.int64]
+    middle: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def band(steps: NDArray[np.int64], values: Array, bins: int = STRETCHES) -> Band | None:
+    """Return a curve by its medians and extremes, None if it is short enough to be drawn whole.
+
+    A line through the extremes of thousands of noisy steps would fill the area that it crosses.
+    """
+    n = len(values)
+    if n <= 3 * bins:
+        return None
+    starts = bin_starts(n, bins)
+    fine = np.isfinite(values) & (values > 0)
+    low = np.minimum.reduceat(np.where(fine, values, np.inf), starts)
+    high = np.maximum.reduceat(np.where(fine, values, -np.inf), starts)
+    none = np.isinf(low)
+    known = np.where(fine, values, np.nan)
+    middle = np.full(bins, np.nan)
+    for i, (start, stop) in enumerate(zip(starts, [*starts[1:], n], strict=True)):
+        if not none[i]:
+            middle[i] = np.nanmedian(known[start:stop])
+    low, high = np.where(none, np.nan, low), np.where(none, np.nan, high)
+    return Band(steps[starts], middle, low.astype(float), high.astype(float))

@@ -17,8 +17,17 @@ from numpy.typing import NDArray
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import PanelAxes, drawable, in_panels, odd_marks
-from gradscope.plots.sampling import extremes
+from gradscope.plots.panels import (
+    PanelAxes,
+    banded,
+    drawable,
+    in_panels,
+    odd_marks,
+    rows_of,
+    shown_panels,
+    title_limit,
+)
+from gradscope.plots.sampling import STRETCHES, Band, band, extremes
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -36,18 +45,24 @@ from gradscope.runs.run import Run
 TITLE = "How fast does each layer learn?"
 LAYERS = 5
 POINTS = 250
+SAID = 4
+"""Of so many runs a caption says which layers stand still."""
 USUAL = (1e-4, 1e-2)
 """Update speeds that are usually seen in nets that train well (CS231n); advice, not a limit."""
 
 
 @dataclass(frozen=True)
 class SpeedCurve:
-    """Update speed of one layer: `number` from 1, `steps` and `values` of shape (n_kept,)."""
+    """Update speed of one layer: `number` in `Run.layers`, `steps` and `values` of shape (n_kept,).
+
+    `band` is there if it is too long for a line.
+    """
 
     name: str
     number: int
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
+    band: Band | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,13 @@ def speed_info(runs: Run | Sequence[Run], *, layers: int = LAYERS) -> list[Speed
             with np.errstate(divide="ignore"):
                 kept = extremes(np.log10(values), POINTS)
             curves.append(
-                SpeedCurve(data.names[column], int(column) + 1, data.steps[kept], values[kept])
+                SpeedCurve(
+                    data.names[column],
+                    int(data.layers[column]),
+                    data.steps[kept],
+                    values[kept],
+                    band(data.steps, values),
+                )
             )
         panels.append(SpeedPanel(place, run.name, curves, len(data.steps)))
     return panels
@@ -90,8 +111,12 @@ def speed_caption(panels: list[SpeedPanel]) -> str:
     )
     dropped = max((panel.total for panel in panels if panel.total > 2 * POINTS), default=0)
     if dropped:
-        text += f" Drawn: the extremes of each of {POINTS} stretches of {dropped:,} steps."
-    return " ".join([text, *filter(None, map(_standing, panels))])
+        text += (
+            f" Drawn: median and extremes of each of {STRETCHES} stretches of {dropped:,} steps."
+        )
+    shown, left_out = shown_panels(panels)
+    said = [] if len(panels) > SAID else filter(None, map(_standing, shown))
+    return " ".join([text + left_out, *said])
 
 
 def _standing(panel: SpeedPanel) -> str:
@@ -119,7 +144,10 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `panels` as a dict for plotly, one panel a run on one scale."""
     if not panels:
         return nothing_to_show(theme, "No weight update has been recorded yet.")
-    layout = base_layout(theme, 460 if not theme.narrow else 320 * len(panels) + 40)
+    panels, _ = shown_panels(panels)
+    rows = rows_of(len(panels), theme)
+    height = 460 if rows == 1 else 230 * rows + 60
+    layout = base_layout(theme, height if not theme.narrow else 320 * len(panels) + 40)
     layout["margin"]["t"] = 30
     low, high = _range(panels)
     decades = float(np.log10(high / low))
@@ -159,7 +187,9 @@ def speed_figure(panels: list[SpeedPanel], theme: Theme = LIGHT) -> FigureDict:
                 "layer": "below",
             }
         )
-        layout["annotations"].append(axes.run_title(theme, panel.run, panel.place))
+        layout["annotations"].append(
+            axes.run_title(theme, panel.run, panel.place, limit=title_limit(len(panels)))
+        )
         height = (layout["height"] - 90) * (axes.down[1] - axes.down[0])
         layout["annotations"] += _labels(panel, theme, axes, (low, high), height)
     return {"data": data, "layout": layout}
@@ -221,7 +251,7 @@ def _curve(
         "hovertemplate": "<b>%{customdata[0]}</b><br>step %{x}: %{y:.1e}<extra></extra>",
     }
     return [
-        line,
+        *banded(line, curve.band, color),
         *odd_marks(
             curve.steps,
             curve.values,
@@ -250,7 +280,9 @@ def _labels(
     labels = []
     for rank, (curve, at, shift) in enumerate(zip(panel.curves, heights, shifts, strict=True)):
         share = rank / max(len(panel.curves) - 1, 1)
-        end = {0.0: "layer 1, input", 1.0: f"{curve.number}, output"}.get(share, str(curve.number))
+        end = {0.0: f"layer {curve.number}, input", 1.0: f"{curve.number}, output"}.get(
+            share, str(curve.number)
+        )
         labels.append(
             annotation(
                 theme,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,15 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, drawn_metric
+from gradscope.plots.drawn import as_runs, drawn_metric, path_of
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import drawable, odd_marks
-from gradscope.plots.sampling import extremes
+from gradscope.plots.panels import banded, drawable, odd_marks
+from gradscope.plots.sampling import STRETCHES, Band, band, extremes
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
     Theme,
+    add_key,
     annotation,
     base_layout,
     label_margin,
@@ -37,9 +38,10 @@ HEIGHT = 150
 
 @dataclass(frozen=True)
 class SurvivalLine:
-    """The `place`-th given run: `ratio` of the first to the output layer's signal at `steps`.
+    """The `place`-th given run: `ratio` of the first to the last hidden layer's signal at `steps`.
 
     Both have the shape (n_kept_steps,): the ends and extremes of `total` recorded steps.
+    `band` is there if it is too long for a line.
     """
 
     place: int
@@ -47,19 +49,31 @@ class SurvivalLine:
     steps: NDArray[np.int64]
     ratio: NDArray[np.float64]
     total: int
+    band: Band | None
 
 
 def survival_info(runs: Run | Sequence[Run]) -> list[SurvivalLine]:
-    """Return the ratio of the first to the output layer's signal of each run with a step."""
+    """Return the ratio of the first to the last hidden layer's signal of each run with a step.
+
+    It is that of the verdicts, 10 ** `SignalPath.decades`.
+    """
     lines = []
     for place, run in enumerate(as_runs(runs)):
         data = drawn_metric(run, METRICS["signal_norm"])
         if not data.empty:
-            ratio = data.layer(data.layers[0]).astype(float)
+            path = path_of(run)
+            if path is None or np.isnan(path.decades).all():
+                ratio = data.layer(data.layers[0]).astype(float)
+            else:
+                ratio = 10 ** path.decades[: len(data.steps)]
             with np.errstate(divide="ignore"):
                 kept = extremes(np.log10(ratio), POINTS)
             steps = data.steps[kept]
-            lines.append(SurvivalLine(place, run.name, steps, ratio[kept], len(ratio)))
+            lines.append(
+                SurvivalLine(
+                    place, run.name, steps, ratio[kept], len(ratio), band(data.steps, ratio)
+                )
+            )
     return lines
 
 
@@ -84,19 +98,21 @@ def survival_figure(
     data: list[dict[str, Any]] = []
     for line in lines:
         name = lettering.safe(line.run)
-        data.append(
-            {
-                "type": "scatter",
-                "name": name,
-                "x": line.steps.tolist(),
-                "y": drawable(line.ratio),
-                "mode": "lines" if len(line.steps) > 1 else "markers",
-                "line": theme.line(line.place, 2),
-                "marker": {"color": theme.line(line.place)["color"]},
-                "customdata": [[lettering.factor(value)] for value in line.ratio],
-                "hovertemplate": f"step %{{x}}: %{{customdata[0]}}<extra>{name}</extra>",
-            }
-        )
+        curve: dict[str, Any] = {
+            "type": "scatter",
+            "name": name,
+            "x": line.steps.tolist(),
+            "y": drawable(line.ratio),
+            "mode": "lines" if len(line.steps) > 1 else "markers",
+            "line": theme.line(line.place, 2),
+            "marker": {"color": theme.line(line.place)["color"]},
+            "customdata": [[lettering.times(value)] for value in line.ratio],
+            "hovertemplate": f"step %{{x}}: %{{customdata[0]}}<extra>{name}</extra>",
+        }
+        if line.band is not None:
+            curve["customdata"] = [[lettering.times(value)] for value in line.band.middle]
+        color = theme.line(line.place)["color"]
+        data += banded(curve, line.band, color, filled=not theme.many)
         data += odd_marks(
             line.steps,
             line.ratio,
@@ -113,7 +129,14 @@ def survival_figure(
         autorangeoptions={"minallowed": min(int(line.steps[0]) for line in lines)},
     )
     decades = float(np.log10(high / low))
-    layout["yaxis"] = log_axis(theme, "", decades, dtick=max(1, round(decades / 3)), side="right")
+    layout["yaxis"] = log_axis(
+        theme,
+        "",
+        decades,
+        dtick=max(1, round(decades / 3)),
+        side="right",
+        range=[np.log10(low) - 0.3, np.log10(high) + 0.3],
+    )
     layout["shapes"] = [
         {
             "type": "line",
@@ -125,6 +148,8 @@ def survival_figure(
             "line": {"color": theme.muted, "width": 1, "dash": "dot"},
         }
     ]
+    if not theme.many:
+        layout["annotations"] = [_axis_label(theme)]
     if marked is not None:
         layout["shapes"].append(
             {
@@ -137,20 +162,14 @@ def survival_figure(
                 "line": {"color": theme.text, "width": 2},
             }
         )
-    layout["annotations"] = [
-        annotation(
-            theme,
-            "first layer<br>÷ output layer",
-            x=0,
-            xref="paper",
-            xanchor="right",
-            xshift=-8,
-            y=0.5,
-            yref="paper",
-            align="right",
-        )
-    ]
+    add_key(layout, replace(theme, key=theme.key[:1] and ((" ", theme.surface),), key_title=""))
     return {"data": data, "layout": layout}
+
+
+def _axis_label(theme: Theme) -> dict[str, Any]:
+    place = {"x": 0, "xref": "paper", "xanchor": "right", "y": 0.5, "yref": "paper"}
+    text = "first ÷ last<br>hidden layer"
+    return annotation(theme, text, **place, xshift=-8, align="right")
 
 
 def survival_caption(lines: list[SurvivalLine]) -> str:
@@ -159,11 +178,14 @@ def survival_caption(lines: list[SurvivalLine]) -> str:
     if not left_out:
         return CAPTION
     most = max(left_out, key=lambda line: line.total)
-    return f"{CAPTION} Drawn: the extremes of each of {POINTS} stretches of {most.total:,} steps."
+    return (
+        f"{CAPTION} Drawn: median and extremes of each of {STRETCHES} stretches of"
+        f" {most.total:,} steps."
+    )
 
 
 def survival(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:
-    """Draw the first over the output layer's gradient signal at every step, one line a run.
+    """Draw the first over the last hidden layer's gradient signal at every step, one line a run.
 
     Parameters
     ----------

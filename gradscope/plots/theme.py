@@ -22,6 +22,10 @@ FigureDict = dict[str, Any]
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 FEW_STEPS = 6
+KEYS = 10
+"""Entries of the key to colours."""
+KEY_ROOM = 100
+"""Pixels for it."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Theme:
     dark : bool
     text, muted, grid, surface, band : str
         Colours of text, secondary text, grid lines, the page, and the shaded normal range.
-    missing : str
-        Colour of NaN: a grey that the scales do not contain.
+    missing, zero, infinite : str
+        Colours of NaN, of exactly 0 and of inf: none that the scales contain.
     trunk, shortcut, branch, branch_label : str
         Colours of the flow map's paths, and of text about a branch.
     lines, labels : tuple of str
@@ -45,6 +49,10 @@ class Theme:
         Colours from the input to the output.
     slots : tuple of int
         Place of each drawn run among all runs; it keeps its colour when others are hidden.
+    key : tuple of (words, colour)
+        What the lines' colours mean where runs are too many for a label each; else empty.
+    key_title : str
+        Of which setting of the runs.
     narrow : bool
         The page is a phone's: panels go below each other instead of side by side.
     """
@@ -56,6 +64,8 @@ class Theme:
     surface: str
     band: str
     missing: str
+    zero: str
+    infinite: str
     trunk: str
     shortcut: str
     branch: str
@@ -66,6 +76,8 @@ class Theme:
     sequence: tuple[str, ...]
     slots: tuple[int, ...] = ()
     narrow: bool = False
+    key: tuple[tuple[str, str], ...] = ()
+    key_title: str = ""
 
     def slot(self, run: int) -> int:
         """Return the place among all runs of the `run`-th drawn one."""
@@ -77,11 +89,12 @@ class Theme:
 
     def dash(self, slot: int) -> str:
         """Return the style of the line of the run at the place `slot` among all."""
-        return DASHES[slot % len(DASHES)]
+        return "solid" if self.key else DASHES[slot % len(DASHES)]
 
     def line(self, run: int, width: float = 2.5) -> dict[str, Any]:
         """Return plotly's line style of the `run`-th drawn run."""
         slot = self.slot(run)
+        width = min(width, 1.5) if self.key else width
         return {"color": self.color(slot), "dash": self.dash(slot), "width": width}
 
     def label(self, run: int) -> str:
@@ -92,9 +105,43 @@ class Theme:
         """Return a run's name for the margin of a figure, its markup inert."""
         return safe(name, 11 if self.narrow else 24)
 
+    def broken(self, words: str) -> str:
+        """Return words for the margin of a figure, on two lines where it is narrow."""
+        return words.replace(" × ", "<br>× ") if self.narrow else words
+
+    @property
+    def many(self) -> bool:
+        """Whether the runs are too many for a line style, a band and a label each."""
+        return bool(self.key)
+
     def for_page(self, slots: tuple[int, ...], narrow: bool) -> Theme:
         """Return this theme for the runs at `slots` on a wide or narrow page."""
         return replace(self, slots=slots, narrow=narrow)
+
+    def for_many(self, values: Sequence[Any], title: str) -> Theme:
+        """Return this theme for more runs than there are line styles, coloured by `values`.
+
+        Parameters
+        ----------
+        values : sequence
+            One a run: what they are ordered by, numbers or words.
+        title : str
+            What that is.
+        """
+        ranks = {value: rank for rank, value in enumerate(sorted(set(values), key=_ordered))}
+        last = max(len(ranks) - 1, 1)
+        colors = {value: blend(self.sequence, rank / last) for value, rank in ranks.items()}
+        shown = list(ranks)
+        if len(shown) > KEYS:
+            shown = [shown[round(i * last / (KEYS - 1))] for i in range(KEYS)]
+        return replace(
+            self,
+            lines=tuple(colors[value] for value in values),
+            labels=(self.text,) * len(values),
+            slots=tuple(range(len(values))),
+            key=tuple((_said(value), colors[value]) for value in shown),
+            key_title=title,
+        )
 
 
 LIGHT = Theme(
@@ -105,6 +152,8 @@ LIGHT = Theme(
     surface="#ffffff",
     band="rgba(82, 96, 109, 0.08)",
     missing="#adb5bd",
+    zero="#e3b505",
+    infinite="#c2188b",
     trunk="#7b8794",
     shortcut="#0072B2",
     branch="#E69F00",
@@ -131,6 +180,8 @@ DARK = Theme(
     surface="#11181f",
     band="rgba(154, 167, 180, 0.10)",
     missing="#6b7580",
+    zero="#b59a00",
+    infinite="#ff5cc0",
     trunk="#8b98a5",
     shortcut="#56B4E9",
     branch="#F0A93B",
@@ -150,6 +201,38 @@ DARK = Theme(
 )
 
 
+def _ordered(value: Any) -> tuple[bool, Any]:
+    return isinstance(value, str), value
+
+
+def _said(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else safe(str(value), 14)
+
+
+def blend(colors: Sequence[str], place: float) -> str:
+    """Return the colour at `place`, 0 to 1, of the scale through `colors`, each `#rrggbb`."""
+    at = place * (len(colors) - 1)
+    low = min(int(at), len(colors) - 2)
+    parts = [[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors[low : low + 2]]
+    mixed = [round(a + (b - a) * (at - low)) for a, b in zip(*parts, strict=True)]
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
+
+def add_key(layout: dict[str, Any], theme: Theme) -> None:
+    """Put the key to the runs' colours beside the figure, where they are too many for labels."""
+    if not theme.key:
+        return
+    lines = [f'<span style="color: {color}">━━</span> {words}' for words, color in theme.key]
+    text = "<br>".join([f"<b>{safe(theme.key_title, 14)}</b>", *lines])
+    if theme.narrow:
+        return
+    place = {"x": 1, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "top"}
+    axes = [layout[name] for name in layout if name.startswith("yaxis")]
+    shift = 76 if any(one.get("side") == "right" for one in axes) else 8
+    layout["margin"]["r"] = shift + KEY_ROOM
+    layout["annotations"].append(annotation(theme, text, **place, align="left", xshift=shift))
+
+
 def base_layout(theme: Theme, height: int) -> dict[str, Any]:
     """Return the layout that every figure starts from, for a figure of `height` pixels."""
     return {
@@ -159,6 +242,8 @@ def base_layout(theme: Theme, height: int) -> dict[str, Any]:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": theme.text, "size": 13, "family": "system-ui, sans-serif"},
         "showlegend": False,
+        # a swipe scrolls the page
+        "dragmode": False if theme.narrow else "zoom",
         # Over a transparent page plotly would draw its buttons on a grey slab.
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": theme.muted, "activecolor": theme.text},
         "hoverlabel": {"bgcolor": theme.surface, "font": {"color": theme.text}, "align": "left"},
@@ -169,6 +254,8 @@ def base_layout(theme: Theme, height: int) -> dict[str, Any]:
 
 def label_margin(theme: Theme, names: Iterable[str]) -> int:
     """Return the pixels to leave on the left for labels with the runs' names."""
+    if theme.many:
+        return 16
     longest = max((min(len(name), 24) for name in names), default=0)
     return 96 if theme.narrow else max(130, 36 + 8 * longest)
 

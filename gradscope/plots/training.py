@@ -19,6 +19,7 @@ from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
     Theme,
+    add_key,
     annotation,
     axis,
     base_layout,
@@ -121,7 +122,9 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
             step_axis(theme, [curve.steps for curve in mine], showline=True),
             axis(theme, MEASURES[measure], rangemode="tozero"),
         )
-        layout["annotations"] += _labels(mine, theme, axes)
+        if not theme.many:
+            layout["annotations"] += _labels(mine, theme, axes)
+    add_key(layout, theme)
     return {"data": data, "layout": layout}
 
 

@@ -92,6 +92,21 @@ class Run:
         return self._folder.notes
 
     @property
+    def config(self) -> dict[str, bool | int | float | str]:
+        """What the training was told to tell it from others: `watch(model, config={...})`."""
+        config = self.meta.get("config")
+        return dict(config) if isinstance(config, dict) else {}
+
+    @property
+    def marks(self) -> list[tuple[int, str]]:
+        """What was done while it trained, (step, text), in the order of `scope.mark(text)`."""
+        found = []
+        for mark in self.meta["marks"]:
+            with suppress(LookupError, TypeError, ValueError):  # a damaged run.json
+                found.append((int(mark["step"]), str(mark["text"])))
+        return found
+
+    @property
     def layers(self) -> pd.DataFrame:
         """One row a layer, the columns of `schema.LAYERS`."""
         return self._folder.layers.copy()

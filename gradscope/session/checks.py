@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 
 import torch
@@ -122,6 +123,29 @@ def check_scalars(scalars: Mapping[str, object]) -> None:
                 f"log({name}=...): needs one number, got {type(value).__name__}{shape};"
                 " log its mean, say"
             )
+
+
+def check_config(config: object) -> dict[str, bool | int | float | str]:
+    """Return the settings of a training as numbers and words by name; those in groups as `a.b`."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        config = getattr(config, "__dict__", None)  # as that of argparse
+    if not isinstance(config, Mapping):
+        raise GradscopeError(
+            "watch(config=...): needs a dict of names and values, such as {'lr': 0.1}"
+        )
+    settings: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            inner = check_config(value)
+            settings |= {f"{key}.{name}": setting for name, setting in inner.items()}
+            continue
+        if hasattr(value, "item"):  # a number of NumPy or torch, maybe
+            with suppress(ValueError, RuntimeError):
+                value = value.item()
+        settings[str(key)] = value if isinstance(value, (bool, int, float, str)) else str(value)
+    return settings
 
 
 def check_sending(every: int | None, recorded: int) -> int:

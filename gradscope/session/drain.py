@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gradscope import schema
 from gradscope.capture.catalogue import Catalogue
@@ -46,7 +46,7 @@ class Drain:
     tell : called with a sentence about rows that are lost
     rows : int
     seconds : float
-    notes : sentences that the run holds already
+    notes, marks : those that the run holds already
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Drain:
         rows: int,
         seconds: float,
         notes: Iterable[str] = (),
+        marks: Iterable[dict[str, Any]] = (),
     ) -> None:
         self._catalogue = catalogue
         self._decoder = Decoder(catalogue)
@@ -67,7 +68,8 @@ class Drain:
         self._rows = rows
         self._seconds = seconds
         self._notes = list(notes)
-        self._written = (0, 0)
+        self._marks = list(marks)
+        self._written = (0, 0, 0)
         self._subscriptions: list[Subscription] = []
         self._alerts: Alerts | None = None
         self._tape = Tape()
@@ -87,6 +89,10 @@ class Drain:
     def note(self, sentence: str) -> None:
         """Keep `sentence` in the run."""
         self._notes.append(sentence)
+
+    def mark(self, step: int, text: str) -> None:
+        """Keep in the run what was done at `step`."""
+        self._marks.append({"step": step, "text": text})
 
     def subscribe(self, subscription: Subscription) -> None:
         """Send rows on to a sink, too, from the next flush on."""
@@ -294,11 +300,15 @@ class Drain:
         """Bring run.json up to date, before the rows that speak of new layers are on disk."""
         assert self._writer is not None
         layers, shortcuts = self._catalogue.layers, self._catalogue.shortcuts
-        now = (self._catalogue.changes, len(self._notes))
+        now = (self._catalogue.changes, len(self._notes), len(self._marks))
         if now != self._written:
-            edges = self._catalogue.edge_rows()
-            notes = list(self._notes)
-            self._writer.update(layers=layers, shortcuts=shortcuts, edges=edges, notes=notes)
+            self._writer.update(
+                layers=layers,
+                shortcuts=shortcuts,
+                edges=self._catalogue.edge_rows(),
+                notes=list(self._notes),
+                marks=list(self._marks),
+            )
             if heads := list(self._catalogue.heads):  # none yet: those of a run that is resumed
                 self._writer.update(heads=[head._asdict() for head in heads])
             self._written = now

@@ -40,6 +40,7 @@ class Opened(NamedTuple):
     shortcuts: list[dict[str, Any]]
     edges: list[dict[str, Any]]
     notes: list[str]
+    marks: list[dict[str, Any]]
     problem: str = ""
     """What to tell of how the run was opened."""
 
@@ -116,7 +117,7 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
         return _opened(writer, None)
     ranks.connect()
     held = {} if writer is None else _opened(writer, None)._asdict()
-    shared = ("next_step", "elapsed", "layers", "shortcuts", "edges", "notes")
+    shared = ("next_step", "elapsed", "layers", "shortcuts", "edges", "notes", "marks")
     told = {key: held.get(key) for key in shared}
     is_new = writer is not None and writer.is_new
     told = json.loads(ranks.broadcast(json.dumps(told)))
@@ -151,12 +152,12 @@ def _alone(ranks: Ranks, path: Path, writer: RunWriter | None) -> Opened:
         " same model to have those of all"
     )
     if writer is None:
-        return Opened(path, None, None, False, 0, 0.0, [], [], [], [], note)
+        return Opened(path, None, None, False, 0, 0.0, [], [], [], [], [], note)
     return _opened(writer, None)._replace(problem=note)
 
 
 def _opened(writer: RunWriter, ranks: Ranks | None) -> Opened:
-    lists = (writer.meta[key] for key in ("layers", "shortcuts", "edges", "notes"))
+    lists = (writer.meta[key] for key in ("layers", "shortcuts", "edges", "notes", "marks"))
     return Opened(
         writer.path, writer, ranks, writer.is_new, writer.next_step, writer.elapsed, *lists
     )

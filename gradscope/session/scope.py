@@ -41,6 +41,7 @@ class Scope:
         model: nn.Module,
         path: Path,
         settings: Settings,
+        config: dict[str, Any],
         *,
         resume: bool,
         every_rank: bool,
@@ -57,6 +58,7 @@ class Scope:
             "model": type(model).__name__,
             "every": settings.every,
             "cut": settings.cut,
+            **({"config": config} if config else {}),
             "gradscope": __version__,
             "torch": torch.__version__,
         }
@@ -71,6 +73,7 @@ class Scope:
             flush_every,
             flush_seconds,
             opened.notes,
+            opened.marks,
         )
         try:
             self._recorder = Recorder(
@@ -121,6 +124,26 @@ class Scope:
             raise GradscopeError(f"{self.path}: the scope is closed; log before close()")
         check_scalars(scalars)
         self._recorder.log(scalars)
+
+    def mark(self, text: str) -> None:
+        """Note what was done at the current step, such as "unfroze the backbone".
+
+        Figures and the dashboard show it in their place on the time line; see `Run.marks`.
+
+        Parameters
+        ----------
+        text : str
+            Kept up to its 200th character.
+
+        Raises
+        ------
+        GradscopeError
+            If the scope is closed.
+        """
+        if self._closed:
+            raise GradscopeError(f"{self.path}: the scope is closed; mark before close()")
+        said = str(text)[:200].encode("utf-8", "replace").decode("utf-8")
+        self._drain.mark(self._recorder.step, said)
 
     def send_to(
         self,
@@ -325,5 +348,12 @@ def _record(model: nn.Module, path: Path, optimizer: Optimizer) -> Scope:
     """Watch a copy of a model that is watched."""
     settings = Settings(optimizers=[optimizer])
     return Scope(
-        model, path, settings, resume=False, every_rank=False, flush_every=500, flush_seconds=1.0
+        model,
+        path,
+        settings,
+        {},
+        resume=False,
+        every_rank=False,
+        flush_every=500,
+        flush_seconds=1.0,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,7 +14,13 @@ from gradscope.capture.compiled import compiled_modules
 from gradscope.capture.recorder import Settings
 from gradscope.errors import GradscopeError
 from gradscope.session import process_end
-from gradscope.session.checks import check_cut, check_model, check_optimizers, check_settings
+from gradscope.session.checks import (
+    check_config,
+    check_cut,
+    check_model,
+    check_optimizers,
+    check_settings,
+)
 from gradscope.session.drain import CLOSE_SECONDS
 from gradscope.session.opening import folder, refuse
 from gradscope.session.scope import Scope
@@ -30,6 +36,7 @@ def watch(
     scaler: Any = None,
     cut: str | None = None,
     cut_every: int | None = None,
+    config: Mapping[str, Any] | None = None,
     keep_snapshot: bool | None = None,
     ranks: int | str = 0,
     flush_every: int = 500,
@@ -73,6 +80,9 @@ def watch(
         and holds the gradient of every layer's output meanwhile.
     cut_every : int, optional
         Steps 0, `cut_every`, ... of the recorded ones are cut, too; 10 x `every` by default.
+    config : dict, optional
+        What tells this run from others, such as `{"lr": 0.1, "depth": 50}`: numbers and words,
+        kept in `run.json` and shown beside the run; of other values the text. See `Run.config`.
     keep_snapshot : bool, optional
         Keep the memory for the copy of the weights that a step's update is told by (as much as the
         trainable parameters, half types in float32) from one recorded step to the next. By default
@@ -133,6 +143,7 @@ def watch(
     inner = layers.unwrap(model)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else optimizer
     try:
+        settled = check_config(config)
         check_settings(every, flush_every, flush_seconds, ranks)
         cut_every = check_cut(model, cut, cut_every, every)
         check_model(inner)
@@ -154,6 +165,7 @@ def watch(
         inner,
         path,
         settings,
+        settled,
         resume=resume,
         every_rank=ranks == "all",
         flush_every=flush_every,

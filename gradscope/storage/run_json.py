@@ -19,7 +19,7 @@ from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.storage import files, parts
 
 META_NAME = "run.json"
-LISTS = ("layers", "shortcuts", "edges", "heads", "notes", "lost")
+LISTS = ("layers", "shortcuts", "edges", "heads", "notes", "lost", "marks")
 """Keys of `run.json` that hold lists, empty where there is nothing to list."""
 
 Meta = dict[str, Any]

@@ -113,7 +113,7 @@ class RunWriter:
             "format": schema.FORMAT_VERSION,
             "id": uuid.uuid4().hex,
             "name": self.path.resolve().name,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             **{key: [] for key in LISTS},
             **old,
             **meta,

@@ -25,7 +25,7 @@ from gradscope_dashboard.app import make_app
 from gradscope_dashboard.library import Library
 
 SECRET = "hunter2"
-VIEWS = ("depth", "flow", "heatmap", "speed", "why", "training", "layers")
+VIEWS = ("depth", "net", "flow", "heatmap", "speed", "why", "training", "sweep", "layers")
 CALLBACK = "/_dash-update-component"
 
 SERVER = """

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urljoin
 
 import pytest
 
 pytest.importorskip("dash", reason="dash is not installed")
 from gradscope.errors import GradscopeError
 from gradscope_dashboard import Server, start
-from pages import ask
+from gradscope_dashboard.app import PLOTLY_JS
+from pages import Browse, ask, drawn
 
 
 def test_stopping_frees_the_port(pair: Path) -> None:
@@ -79,3 +81,32 @@ def test_other_addresses_are_warned_about(
     said = capsys.readouterr()
     assert "there is no password" in said.err
     assert "http://127.0.0.1:" in said.out
+
+
+def test_no_figure_offers_to_send_itself_anywhere(browse: Browse, server: Server) -> None:
+    page = browse(server.url)  # which fails on a request to another host
+    drawn(page, "profile")
+    buttons = page.locator(".modebar-btn").evaluate_all(
+        "all => all.map(b => b.dataset.title || b.title)"
+    )
+    assert buttons and not [name for name in buttons if "hare" in name or "loud" in name]
+    cloud = "() => document.querySelector('.js-plotly-plot')._context"
+    context = page.evaluate(cloud)
+    assert not context["showSendToCloud"] and not context["plotlyServerURL"]
+
+
+def test_the_page_and_its_scripts_take_less_than_3_megabytes(server: Server) -> None:
+    page = ask(server.url).read()
+    files = re.findall(rb'(?:src|href)="([^"]+)"', page)
+    sizes = {}
+    for name in files:
+        address = urljoin(server.url, name.decode())
+        sizes[address] = len(ask(address, **{"Accept-Encoding": "gzip"}).read())
+    assert any("plotly" in address for address in sizes)
+    assert len(page) + sum(sizes.values()) < 3_000_000 - 200_000  # parts that scripts ask for
+
+
+def test_a_browser_that_unpacks_nothing_gets_plotly_as_text(server: Server) -> None:
+    answer = ask(urljoin(server.url, PLOTLY_JS))
+    assert answer.headers["Content-Encoding"] is None
+    assert answer.read().startswith(b"/**\n* plotly.js (cartesian")

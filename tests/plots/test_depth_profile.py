@@ -9,6 +9,7 @@ import pytest
 
 import gradscope.plots as plots
 import synthetic
+from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError
 from gradscope.plots.depth_profile import (
     depth_profile_caption,
@@ -20,16 +21,18 @@ from gradscope.runs.run import Run
 from synthetic import write_with
 
 
-def test_the_profile_shows_the_weight_layers_relative_to_the_output(plain: Run) -> None:
+def test_the_profile_shows_the_weight_layers_relative_to_the_last_hidden_one(plain: Run) -> None:
     (line,) = depth_profile_info(plain).lines
     assert line.names[0] == "blocks.0.fc"
     assert line.names[-1] == "head"
     assert all("act" not in name for name in line.names)
-    expected = 10.0 ** np.linspace(-synthetic.PLAIN_DECADES, 0, 11)
+    # behind its activation the last hidden layer gets 0.9 of the output layer's signal
+    expected = 10.0 ** np.linspace(-synthetic.PLAIN_DECADES, 0, 11) / 0.9
     np.testing.assert_allclose(line.values, expected, rtol=1e-5)
     np.testing.assert_allclose(line.low, expected, rtol=1e-5)
     assert line.x.tolist() == list(range(1, 12))
     assert line.cut is None
+    assert line.arrives == pytest.approx(10 ** diagnose(plain).decades)
 
 
 def test_the_profile_shows_the_last_step_up_to_the_one_asked_for(tmp_path: Path) -> None:
@@ -66,7 +69,7 @@ def test_update_speed_is_the_true_update_over_the_weights(plain: Run) -> None:
     np.testing.assert_allclose(line.values, expected, rtol=1e-5)
 
 
-def test_the_cut_line_is_relative_to_the_uncut_output_layer(tmp_path: Path) -> None:
+def test_the_cut_line_is_relative_to_the_uncut_signal(tmp_path: Path) -> None:
     writer = synthetic.start(tmp_path / "cut", n_layers=5, residual=True)
     rows = synthetic.layer_rows(5, np.arange(3), decades=0.0)
     rows["cut_signal_norm"] = rows["signal_norm"].copy().reshape(3, 5)
@@ -74,10 +77,11 @@ def test_the_cut_line_is_relative_to_the_uncut_output_layer(tmp_path: Path) -> N
     rows["cut_signal_norm"][1:] = np.nan
     rows["cut_signal_norm"] = rows["cut_signal_norm"].ravel()
     writer.add_rows("layers", rows)
+    writer.add_rows("shortcuts", synthetic.shortcut_rows(2, np.arange(3)))
     writer.add_rows("steps", synthetic.step_rows(np.arange(3), 0.1))
     writer.close()
     info = depth_profile_info(load(tmp_path / "cut"))
-    np.testing.assert_allclose(info.lines[0].cut, [1e-3, 1, 1], rtol=1e-5)
+    np.testing.assert_allclose(info.lines[0].cut, np.array([1e-3, 1, 1]) / 0.4, rtol=1e-5)
     assert "forward pass is unchanged" in depth_profile_caption(info)
     assert "forward pass" not in depth_profile_caption(
         depth_profile_info(load(tmp_path / "cut"), metric="grad_norm")

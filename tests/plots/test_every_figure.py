@@ -18,6 +18,7 @@ from gradscope.plots.derivatives import derivatives_figure, derivatives_info
 from gradscope.plots.flow_map import flow_map_figure, flow_map_info
 from gradscope.plots.heatmap import heatmap_figure, heatmap_info
 from gradscope.plots.ledger import ledger_figure, ledger_info
+from gradscope.plots.scalars import scalars_figure, scalars_info
 from gradscope.plots.speed import speed_figure, speed_info
 from gradscope.plots.survival import survival_figure, survival_info
 from gradscope.plots.training import training_figure, training_info
@@ -26,6 +27,7 @@ from gradscope.runs.run import Run
 from synthetic import write_with
 
 THEMES = [plots.LIGHT, plots.DARK, plots.LIGHT.for_page((2, 7), narrow=True)]
+THEMES.append(plots.DARK.for_many([0.1, 0.2, "none", 4, 5, 6, 7], "lr"))
 FIGURES = {
     "depth_profile": lambda runs, theme: depth_profile_figure(depth_profile_info(runs), theme),
     "survival": lambda runs, theme: survival_figure(survival_info(runs), theme, marked=3),
@@ -34,6 +36,7 @@ FIGURES = {
     "flow_map": lambda runs, theme: flow_map_figure(flow_map_info(runs), theme),
     "ledger": lambda runs, theme: ledger_figure(ledger_info(runs), theme),
     "derivatives": lambda runs, theme: derivatives_figure(derivatives_info(runs), theme),
+    "scalars": lambda runs, theme: scalars_figure(scalars_info(runs), theme, log=True),
     "training": lambda runs, theme: training_figure(training_info(runs), theme),
 }
 
@@ -59,7 +62,7 @@ def odd_runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 @pytest.mark.parametrize("name", FIGURES)
-@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark", "narrow"])
+@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark", "narrow", "many"])
 def test_plotly_accepts_every_figure(
     name: str, theme: plots.Theme, plain: Run, residual: Run, odd_runs: list[Run]
 ) -> None:

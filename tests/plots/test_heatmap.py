@@ -16,7 +16,7 @@ from synthetic import write_with
 def test_the_heatmap_holds_layers_by_steps(plain: Run, residual: Run) -> None:
     info = heatmap_info([plain, residual])
     assert [panel.values.shape for panel in info.panels] == [(11, 60), (11, 60)]
-    expected = 10.0 ** np.linspace(-synthetic.PLAIN_DECADES, 0, 11)
+    expected = 10.0 ** np.linspace(-synthetic.PLAIN_DECADES, 0, 11) / 0.9
     np.testing.assert_allclose(info.panels[0].values[:, 7], expected, rtol=1e-5)
 
 
@@ -45,7 +45,10 @@ def test_cells_without_a_logarithm_are_drawn_apart(tmp_path: Path) -> None:
 def test_all_panels_share_one_scale(plain: Run, residual: Run) -> None:
     figure = heatmap_figure(heatmap_info([plain, residual]))
     assert {trace["coloraxis"] for trace in figure["data"]} == {"coloraxis"}
-    assert (figure["layout"]["coloraxis"]["cmin"], figure["layout"]["coloraxis"]["cmax"]) == (-6, 6)
+    assert (figure["layout"]["coloraxis"]["cmin"], figure["layout"]["coloraxis"]["cmax"]) == (
+        -12,
+        12,
+    )
 
 
 def test_the_heatmap_of_a_run_that_grew_is_that_of_the_whole_run(tmp_path: Path) -> None:

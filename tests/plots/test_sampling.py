@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradscope.plots.sampling import extremes, farthest_from_one
+from gradscope.plots.sampling import band, extremes, farthest_from_one
 
 
 def test_sampling_keeps_the_ends_the_extremes_and_a_single_nan() -> None:
@@ -34,3 +34,14 @@ def test_a_step_without_any_reading_shows_in_its_bin() -> None:
     assert farthest_from_one(values).tolist() == [1, 1, 1]
     values[21] = np.nan
     assert np.isnan(farthest_from_one(values)).all()
+
+
+def test_a_long_curve_is_drawn_by_its_medians_and_extremes() -> None:
+    values = np.tile([1.0, 2.0, 3.0, 10.0], 500)
+    values[1000:1200] = np.nan
+    found = band(np.arange(2000), values, bins=100)
+    assert found is not None
+    assert found.steps.tolist() == list(range(0, 2000, 20))
+    assert found.middle[0] == 2.5 and found.low[0] == 1 and found.high[0] == 10
+    assert np.isnan(found.middle[50:60]).all() and not np.isnan(found.middle[60:]).any()
+    assert band(np.arange(300), values[:300], bins=100) is None

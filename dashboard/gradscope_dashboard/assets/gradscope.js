@@ -1,6 +1,6 @@
 // What only the browser knows: the colours its system prefers, how wide it is, what was clicked.
 window.dash_clientside = window.dash_clientside || {};
-window.dash_clientside.gradscope = {
+window.dash_clientside.gradscope = Object.assign(window.dash_clientside.gradscope || {}, {
   screen: function (search, _resized, known) {
     const asked = new URLSearchParams(search || "").get("theme");
     const prefersDark = window.matchMedia("(prefers-color-scheme: dark)").matches;
@@ -19,6 +19,22 @@ window.dash_clientside.gradscope = {
       .map((t) => JSON.parse(t.prop_id.slice(0, t.prop_id.lastIndexOf("."))));
     return pressed.length ? (queued || []).concat(pressed) : window.dash_clientside.no_update;
   },
+});
+
+// A server that has ended answers nothing any more: the page says so, and when it is back.
+const ask = window.fetch;
+window.fetch = function (...request) {
+  const say = (gone) => {
+    const banner = document.getElementById("offline");
+    if (banner) banner.hidden = !gone;
+  };
+  return ask.apply(this, request).then(
+    (answer) => (say(false), answer),
+    (error) => {
+      if (error.name !== "AbortError") say(true);
+      throw error;
+    },
+  );
 };
 
 // Turning a phone or resizing a window may change the layout of the figures.

@@ -16,10 +16,12 @@ from gradscope_dashboard.views import (
     flow,
     layers,
     layers_steps,
+    net,
     speed,
+    sweep,
     training,
     what_if,
     why,
 )
 
-VIEWS = [depth, flow, layers_steps, speed, why, training, what_if, layers]
+VIEWS = [depth, net, flow, layers_steps, speed, why, training, sweep, what_if, layers]

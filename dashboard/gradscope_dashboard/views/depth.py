@@ -8,7 +8,6 @@ import pandas as pd
 from dash import Dash, html
 
 from gradscope.plots.depth_profile import (
-    TITLE,
     depth_profile_caption,
     depth_profile_figure,
     depth_profile_info,
@@ -25,7 +24,7 @@ CONTROLS = ("metric", "step")
 
 def layout() -> html.Div:
     """Return the two charts."""
-    return html.Div([chart("profile", TITLE), chart("survival", SURVIVAL_TITLE)])
+    return html.Div([chart("profile", ""), chart("survival", SURVIVAL_TITLE)])
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:
@@ -37,16 +36,16 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 def _draw_profile(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
-    info = depth_profile_info(page.runs, metric=page.state.metric, step=page.state.step)
+    info = depth_profile_info(page.runs, metric=page.state.metric, step=page.step)
     figure = depth_profile_figure(info, page.theme)
-    return Drawing(figure, depth_profile_caption(info))
+    return Drawing(figure, depth_profile_caption(info), info.metric.question)
 
 
 def _draw_survival(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
     lines = survival_info(page.runs)
-    step = page.state.step
+    step = page.step
     if step is None and lines:
         step = max(int(line.steps[-1]) for line in lines)
     figure = survival_figure(lines, page.theme, marked=step)
@@ -55,7 +54,7 @@ def _draw_survival(page: Page) -> Drawing | None:
 
 def table(page: Page) -> pd.DataFrame:
     """Return the points of the profile."""
-    info = depth_profile_info(page.runs, metric=page.state.metric, step=page.state.step)
+    info = depth_profile_info(page.runs, metric=page.state.metric, step=page.step)
     frames = [
         pd.DataFrame(
             {

@@ -30,14 +30,14 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 def _draw(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
-    lanes = flow_map_info(page.runs, step=page.state.step)
+    lanes = flow_map_info(page.runs, step=page.step)
     return Drawing(flow_map_figure(lanes, page.theme), flow_map_caption(lanes))
 
 
 def table(page: Page) -> pd.DataFrame:
     """Return the layers and, with their forms, the residual blocks of each run."""
     rows = []
-    for lane in flow_map_info(page.runs, step=page.state.step):
+    for lane in flow_map_info(page.runs, step=page.step):
         rows += [{"run": lane.run, "step": lane.step, **asdict(square)} for square in lane.squares]
         rows += [{"run": lane.run, "step": lane.step, **asdict(block)} for block in lane.blocks]
     return pd.DataFrame(rows, columns=None if rows else ["run"])

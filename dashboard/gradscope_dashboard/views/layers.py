@@ -10,7 +10,7 @@ from dash.exceptions import PreventUpdate
 
 from gradscope.plots import METRICS
 from gradscope.plots.layer_table import SHOWN, layer_table
-from gradscope.plots.lettering import factor, number
+from gradscope.plots.lettering import number, times
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import Page, aria, read_page
 from gradscope_dashboard.state import TABLE_COLUMNS
@@ -53,7 +53,7 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 
 def table(page: Page) -> pd.DataFrame:
     """Return the rows in the order that the page asks for."""
-    rows = layer_table(page.runs, step=page.state.step)
+    rows = layer_table(page.runs, step=page.step)
     if page.state.sort:
         column = page.state.sort.lstrip("-")
         descending = page.state.sort.startswith("-")
@@ -68,8 +68,8 @@ def _content(rows: pd.DataFrame, page: Page) -> list[Any]:
     content: list[Any] = [
         html.H2("Which layers are worst off?"),
         html.P(
-            f"{len(shown)} of {len(rows)} weight layers, {order}. Gradients are over the output"
-            " layer's. A click on a layer shows its whole history.",
+            f"{len(shown)} of {len(rows)} weight layers, {order}. Gradients are over the last"
+            " hidden layer's. A click on a layer shows its whole history.",
             className="caption",
         ),
         html.Div(
@@ -109,7 +109,7 @@ def _row(row: dict[Any, Any]) -> html.Tr:
     cells.append(html.Td(f"{row['parameters']:,}", className="number"))
     for name in SHOWN:
         value = float(row[name])
-        say = factor if METRICS[name].relative else number
+        say = times if METRICS[name].relative else number
         odd = " odd" if value == 0 or value != value or abs(value) == float("inf") else ""
         cells.append(html.Td(say(value), className=f"number{odd}"))
     return html.Tr(cells)

@@ -17,6 +17,7 @@ from gradscope.plots.heatmap import (
     heatmap_caption,
     heatmap_figure,
     heatmap_info,
+    heatmap_title,
     row_name,
 )
 from gradscope.plots.metrics import metric_named
@@ -71,7 +72,8 @@ def _draw(page: Page, zoom: dict[str, list[float]]) -> Drawing | None:
         )
         panels += [replace(panel, place=number) for panel in info.panels]
     info = HeatmapInfo(metric_named(page.state.metric), panels)
-    return Drawing(heatmap_figure(info, page.theme), heatmap_caption(info))
+    title = heatmap_title(info.metric)
+    return Drawing(heatmap_figure(info, page.theme), heatmap_caption(info), title)
 
 
 def table(page: Page) -> pd.DataFrame:
@@ -93,8 +95,8 @@ def table(page: Page) -> pd.DataFrame:
 
 def _layer_at(point: dict[str, Any], page: Page) -> dict[str, Any]:
     for panel in heatmap_info(page.runs, metric=page.state.metric, bins=1).panels:
-        for place, name in enumerate(panel.names):
-            if row_name(place, name) == point["y"]:
+        for layer, name in zip(panel.layers, panel.names, strict=True):
+            if row_name(layer, name) == point["y"]:
                 return {"layer": name}
     return {}
 

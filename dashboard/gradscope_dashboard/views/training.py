@@ -7,9 +7,11 @@ from typing import Any
 import pandas as pd
 from dash import Dash, html
 
+from gradscope.plots.scalars import TITLE as SCALARS_TITLE
+from gradscope.plots.scalars import scalars_caption, scalars_figure, scalars_info
 from gradscope.plots.training import TITLE, training_caption, training_figure, training_info
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+from gradscope_dashboard.page import Drawing, Page, aria, chart, draw_with
 
 NAME = "training"
 LABEL = "Training"
@@ -18,12 +20,14 @@ CONTROLS = ()
 
 def layout() -> html.Div:
     """Return the chart."""
-    return html.Div([chart("training", TITLE)])
+    switch = html.Button("Log scale", id={"set": "log", "to": "1"}, **aria(pressed="false"))
+    return html.Div([chart("training", TITLE), chart("scalars", SCALARS_TITLE, above=[switch])])
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:
     """Add the callback that draws it."""
     draw_with(app, library, views, "training", _draw)
+    draw_with(app, library, views, "scalars", _draw_scalars)
 
 
 def _draw(page: Page) -> Drawing | None:
@@ -37,11 +41,19 @@ def _draw(page: Page) -> Drawing | None:
     return Drawing(training_figure(curves, page.theme), caption)
 
 
+def _draw_scalars(page: Page) -> Drawing | None:
+    if page.state.view != NAME:
+        return None
+    curves = scalars_info(page.runs)
+    figure = scalars_figure(curves, page.theme, log=page.state.log)
+    return Drawing(figure, scalars_caption(curves))
+
+
 def table(page: Page) -> pd.DataFrame:
     """Return the points of the curves."""
     rows = [
-        (curve.run, curve.column, step, value)
-        for curve in training_info(page.runs)
+        (curve.run, curve.name, step, value)
+        for curve in scalars_info(page.runs)
         for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
     ]
     return pd.DataFrame(rows, columns=["run", "scalar", "step", "value"])

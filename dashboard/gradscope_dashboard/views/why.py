@@ -32,20 +32,20 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 def _draw_ledger(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
-    panels = ledger_info(page.runs, step=page.state.step)
+    panels = ledger_info(page.runs, step=page.step)
     return Drawing(ledger_figure(panels, page.theme), ledger_caption(panels))
 
 
 def _draw_derivatives(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
-    lines = derivatives_info(page.runs, step=page.state.step)
+    lines = derivatives_info(page.runs, step=page.step)
     return Drawing(derivatives_figure(lines, page.theme), derivatives_caption(lines))
 
 
 def table(page: Page) -> pd.DataFrame:
     """Return what the ledger shows."""
-    panels = ledger_info(page.runs, step=page.state.step)
+    panels = ledger_info(page.runs, step=page.step)
     rows = [(p.run, p.step, kind, value) for p in panels for kind, value in p.decades.items()]
     return pd.DataFrame(rows, columns=["run", "step", "kind", "decades"])
 

@@ -1,0 +1,98 @@
+"""The net with its gradient on it: modules as boxes, shortcuts as arcs.
+
+The picture is an SVG of our own (assets/net.js): boxes stay in the order of the data flow and open
+in place, which layouts of a general graph library do not keep, and nothing is to be loaded for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from dash import ClientsideFunction, Dash, Input, Output, dcc, html
+from dash.exceptions import PreventUpdate
+
+from gradscope.plots.net_graph import TITLE, Module, net_graph_info
+from gradscope_dashboard.library import Library
+from gradscope_dashboard.page import Page, aria, read_page
+
+NAME = "net"
+LABEL = "Net"
+CONTROLS = ("step",)
+MOST = 4
+CAPTION = (
+    "Input left, output right: the gradient comes from the right. A box is as blue as little of it"
+    " arrives, as red as it grew; a line is as wide as the gradient that passes, an arc as the"
+    " shortcut's share of it. A click on a box with + opens it, on a layer its history."
+)
+
+
+def layout() -> html.Div:
+    """Return the place of the picture."""
+    return html.Div(
+        html.Section(
+            [
+                html.H2(TITLE),
+                html.P(CAPTION, className="caption"),
+                html.Div(id="net", role="group", **aria(label="modules of the nets")),
+                dcc.Store(id="net-data"),
+                dcc.Store(id="net-drawn"),
+            ],
+            className="chart",
+        )
+    )
+
+
+def register(app: Dash, library: Library, views: list[str]) -> None:
+    """Add the callbacks that work it out and that draw it."""
+
+    @app.callback(
+        Output("net-data", "data"),
+        Input("url", "search"),
+        Input("library", "data"),
+        Input("screen", "data"),
+    )
+    def fill(search: str, _: Any, screen: dict[str, Any] | None) -> Any:
+        if screen is None:
+            raise PreventUpdate
+        with library.lock:
+            page = read_page(search, screen, library, views)
+            if page.state.view != NAME:
+                raise PreventUpdate
+            graphs = net_graph_info(page.runs[:MOST], step=page.step)
+        return {
+            "graphs": [
+                {**graph.as_dict(), "color": page.theme.label(graph.place)} for graph in graphs
+            ],
+            "left_out": max(len(page.runs) - MOST, 0),
+            "scale": [list(stop) for stop in page.theme.diverging],
+            "zero": page.theme.zero,
+            "infinite": page.theme.infinite,
+            "missing": page.theme.missing,
+            "shortcut": page.theme.shortcut,
+            "trunk": page.theme.trunk,
+        }
+
+    app.clientside_callback(  # type: ignore[no-untyped-call]
+        ClientsideFunction("gradscope", "net"),
+        Output("net-drawn", "data"),
+        Input("net-data", "data"),
+    )
+
+
+def table(page: Page) -> pd.DataFrame:
+    """Return the modules of all levels, with what reaches them."""
+    rows: list[tuple[Any, ...]] = []
+
+    def add(run: str, step: int, module: Module) -> None:
+        rows.append((run, step, module.name, module.kind, module.value))
+        for child in module.children:
+            add(run, step, child)
+
+    for graph in net_graph_info(page.runs, step=page.step):
+        for module in graph.modules:
+            add(graph.run, graph.step, module)
+    return pd.DataFrame(rows, columns=["run", "step", "module", "kind", "signal"])
+
+
+CLICKS: dict[str, Any] = {}

@@ -1,0 +1,181 @@
+"""A run in a few words and numbers: flow of the gradient, loss, update speed, shortcuts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradscope.diagnosis.curves import logged_curves
+from gradscope.diagnosis.findings import CANNOT_TELL, FLOW, Diagnosis
+from gradscope.diagnosis.shortcut_story import shortcut_story
+from gradscope.diagnosis.verdict import diagnose
+from gradscope.plots.drawn import DrawnMetric, drawn_metric
+from gradscope.plots.lettering import number
+from gradscope.plots.metrics import METRICS
+from gradscope.plots.sampling import bin_starts
+from gradscope.runs.run import Run
+from gradscope.wording import amount
+
+Tone = Literal["good", "unsure", "bad"]
+
+STUCK, ROSE = 0.97, 1.2
+"""A loss that ends above these shares of its first value is stuck, or rose."""
+SPARK = 40
+"""Points of the small picture of a loss."""
+JUMP = 0.5
+"""Share of a layer's weights by which one step should not move it."""
+SLOW, FAST = 1e-5, 0.1
+"""Median update speeds that are worth a word."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One thing about a run, in a few words, and how good it is."""
+
+    words: str
+    tone: Tone
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is said of a run where there is little room.
+
+    Attributes
+    ----------
+    diagnosis : Diagnosis
+    flow : Judged
+        `Gradient flow: healthy`, about that alone.
+    verdict : Judged or None
+        The verdict, where it is about something else.
+    loss, speed : Judged or None
+        None where no loss was logged, no update was read.
+    shortcuts : str
+        What they do, in a sentence; empty without any.
+    last_loss : float
+        NaN where none was logged.
+    spark : array, shape (n,), at most `SPARK` + 1
+        The training loss.
+    steps : int
+        How many were recorded.
+    """
+
+    diagnosis: Diagnosis
+    flow: Judged
+    verdict: Judged | None
+    loss: Judged | None
+    speed: Judged | None
+    shortcuts: str
+    last_loss: float
+    spark: NDArray[np.float64]
+    steps: int
+
+    @property
+    def parts(self) -> list[Judged]:
+        """What is judged, the worst first."""
+        parts = (self.verdict, self.flow, self.loss, self.speed)
+        order = ("bad", "unsure", "good")
+        return sorted((part for part in parts if part), key=lambda part: order.index(part.tone))
+
+    @property
+    def tone(self) -> Tone:
+        """The worst of its parts."""
+        tones = [part.tone for part in self.parts]
+        return next((tone for tone in ("bad", "unsure") if tone in tones), "good")
+
+
+def last_readable_row(data: DrawnMetric) -> int:
+    """Return the last row in which any layer has a number other than 0; the last one if none."""
+    for first in (max(len(data.steps) - 1000, 0), 0):
+        values = data.read(first)
+        known = np.flatnonzero((np.isfinite(values) & (values != 0)).any(axis=1))
+        if len(known):
+            return first + int(known[-1])
+    return len(data.steps) - 1
+
+
+def summarise(run: Run) -> Summary:
+    """Return what there is to say of `run` in short; it reads the whole of it."""
+    diagnosis = diagnose(run)
+    verdict = diagnosis.verdict.partition(":")[0]
+    ill = [f.verdict for f in diagnosis.findings if f.severity != "information"]
+    flow = next((found for found in ill if found in FLOW), "healthy")
+    flow = verdict if verdict == CANNOT_TELL else flow
+    tones: dict[str, Tone] = {"healthy": "good", CANNOT_TELL: "unsure"}
+    other = verdict not in FLOW and verdict not in tones
+    steps, values = _training_loss(run)
+    kept = np.append(bin_starts(len(values), SPARK), len(values) - 1)
+    ends = values[kept] if len(values) else values
+    loss = _loss(run, steps, values)
+    return Summary(
+        diagnosis,
+        Judged(f"Gradient flow: {flow}", tones.get(flow, "bad")),
+        Judged(verdict.replace("-", " ").capitalize(), "bad") if other else None,
+        loss,
+        _speed(run, loss),
+        shortcut_story(run),
+        float(values[-1]) if len(values) else np.nan,
+        ends,
+        len(run.steps),
+    )
+
+
+def _training_loss(run: Run) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the steps and values of the training loss, or of another one; empty without any."""
+    curves = logged_curves(run)
+    for key in (("train", "loss"), ("val", "loss"), ("train", "error"), ("val", "error")):
+        if key in curves:
+            return curves[key].steps, curves[key].values
+    return np.zeros(0, dtype=np.int64), np.zeros(0)
+
+
+def _loss(run: Run, steps: NDArray[np.int64], values: NDArray[np.float64]) -> Judged | None:
+    if not len(values):
+        return None
+    recorded = run.steps["step"].to_numpy()
+    after = recorded[recorded > steps[-1]]
+    usual = int(np.diff(np.append(-1, np.searchsorted(recorded, steps))).max())
+    if len(after) > max(usual, 2):  # NaN that is logged reads as what was not logged
+        return Judged(f"loss NaN from step {after[0]:,} on", "bad")
+    broken = ~np.isfinite(values)
+    if broken.any():
+        return Judged(f"loss not finite at step {steps[broken][0]:,}", "bad")
+    first, last, top = values[0], values[-1], values.max()
+    way = f"loss {number(first)} → {number(last)}"
+    if last > ROSE * first:
+        return Judged(f"{way}, rose", "bad")
+    if top > 2 * first and len(values) > 2:
+        return Judged(
+            f"loss {number(first)} → {number(top)} → {number(last)}, rose between", "unsure"
+        )
+    if last > STUCK * first and len(values) >= 20:
+        return Judged(f"{way}, hardly falls", "bad")
+    return Judged(way, "good")
+
+
+def _speed(run: Run, loss: Judged | None) -> Judged | None:
+    """Return how far steps move the weights, a jump at the start before all."""
+    data = drawn_metric(run, METRICS["update_ratio"])
+    if data.empty:
+        return None
+    count = len(data.steps)
+    early = data.values(0, min(20, count))
+    late = data.values(max(count - 200, 0))
+    jumps = np.where(np.isfinite(early) & (early > JUMP), early, 0)
+    if jumps.any():
+        row, layer = np.unravel_index(int(np.argmax(jumps)), jumps.shape)
+        by = jumps[row, layer]
+        far = f"{by * 100:.0f} %" if by < 10 else f"{amount(by)} times its size"
+        tone: Tone = "unsure" if loss is not None and loss.tone == "good" else "bad"
+        return Judged(f"step {data.steps[row]} moved {data.names[int(layer)]} by {far}", tone)
+    known = late[np.isfinite(late)]
+    if not len(known):
+        return None
+    middle = float(np.median(known))
+    if middle < SLOW:
+        return Judged(f"weights hardly move: {number(middle)} a step", "unsure")
+    if middle > FAST:
+        return Judged(f"weights move fast: {number(middle)} a step", "unsure")
+    return Judged(f"update speed {number(middle)} a step", "good")

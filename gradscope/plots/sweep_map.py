@@ -1,0 +1,348 @@
+"""A setting of many runs by layers: where, and at which values, the net can be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from gradscope.arithmetic import Array
+from gradscope.plots import lettering
+from gradscope.plots.drawn import as_runs, drawn_metric
+from gradscope.plots.metrics import METRICS
+from gradscope.plots.summary import Summary, summarise
+from gradscope.plots.theme import (
+    LIGHT,
+    FigureDict,
+    Theme,
+    annotation,
+    axis,
+    base_layout,
+    log_axis,
+    nothing_to_show,
+    titled,
+)
+from gradscope.runs.run import Run
+
+TITLE = "At which settings can it be trained?"
+ROWS = 40
+"""Deeper nets are put into so many rows of about equal depth."""
+
+
+@dataclass(frozen=True)
+class SweepInfo:
+    """Runs in the order of `values` of the setting `key`, or of words for each.
+
+    Attributes
+    ----------
+    key : str
+    values : list, n_runs
+    runs : list of str
+    depth : array, shape (n_rows,), percent
+    signal, speed : array, shape (n_rows, n_runs)
+        Median over the last fifth of the steps: gradient over the last hidden layer's, and share
+        of the weights moved in a step.
+    loss : array, shape (n_runs,)
+        Last one that was logged.
+    good : list of bool
+        Healthy flow, and a loss that falls.
+    """
+
+    key: str
+    values: list[Any]
+    runs: list[str]
+    depth: NDArray[np.float64]
+    signal: Array
+    speed: Array
+    loss: NDArray[np.float64]
+    good: list[bool]
+
+
+def sweep_key(runs: Sequence[Run]) -> str | None:
+    """Return the setting with the most values among `runs`, a number before a word, or None."""
+    counts: dict[str, tuple[bool, int]] = {}
+    for key in dict.fromkeys(key for run in runs for key in run.config):
+        values = {run.config[key] for run in runs if key in run.config}
+        counts[key] = (not any(isinstance(value, str) for value in values), len(values))
+    best = max(counts, key=lambda key: counts[key], default=None)
+    return best if best is not None and counts[best][1] > 1 else None
+
+
+def sweep_map_info(
+    runs: Run | Sequence[Run],
+    *,
+    key: str | None = None,
+    summaries: Sequence[Summary] | None = None,
+) -> SweepInfo | None:
+    """Return the runs beside each other by the setting `key`; None if fewer than two have steps.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+    key : str, optional
+        A name in `Run.config`; by default that with the most values.
+    summaries : sequence of Summary, optional
+        Of each run, where they are known already.
+    """
+    listed = as_runs(runs)
+    known = list(summaries) if summaries is not None else [summarise(run) for run in listed]
+    pairs = [pair for pair in zip(listed, known, strict=True) if pair[1].steps]
+    if len(pairs) < 2:
+        return None
+    key = sweep_key([run for run, _ in pairs]) if key is None else key
+    names = [run.name for run, _ in pairs]
+    values = names if key is None else [run.config.get(key, "none") for run, _ in pairs]
+    order = sorted(range(len(pairs)), key=lambda i: (isinstance(values[i], str), values[i]))
+    pairs = [pairs[i] for i in order]
+    rows = min(ROWS, max(int(run.layers["depth"].max()) for run, _ in pairs))
+    depth = np.linspace(0, 100, max(rows, 2))
+    return SweepInfo(
+        key or "run",
+        [values[i] for i in order],
+        [run.name for run, _ in pairs],
+        depth,
+        np.stack([_profile(run, "signal_norm", depth) for run, _ in pairs], axis=1),
+        np.stack([_profile(run, "update_ratio", depth) for run, _ in pairs], axis=1),
+        np.array([summary.last_loss for _, summary in pairs]),
+        [_is_good(summary) for _, summary in pairs],
+    )
+
+
+def _is_good(summary: Summary) -> bool:
+    learns = summary.loss is None or summary.loss.tone == "good"
+    moves = summary.speed is None or summary.speed.tone == "good"
+    return summary.flow.tone == "good" and learns and moves
+
+
+def _profile(run: Run, metric: str, depth: NDArray[np.float64]) -> Array:
+    """Return the median of the last fifth of the steps at each depth, NaN for good where broken."""
+    data = drawn_metric(run, METRICS[metric])
+    if data.empty:
+        return np.full(len(depth), np.nan)
+    first = len(data.steps) - max(len(data.steps) // 5, 1)
+    values = data.values(max(first, len(data.steps) - 1000)).astype(float)
+    middle = np.median(values, axis=0)
+    own = np.linspace(0, 100, len(middle)) if len(middle) > 1 else np.array([0.0])
+    nearest = np.abs(own[:, None] - depth[None, :]).argmin(axis=0)
+    return np.asarray(middle[nearest])
+
+
+def sweep_map_caption(info: SweepInfo | None) -> str:
+    """Return how to read the figure, and which settings are good."""
+    if info is None:
+        return "Choose two runs or more."
+    text = (
+        "A column a run, input on top: the gradient over the last hidden layer's, and how far a"
+        " step moves the weights, medians over the last fifth of the training. The last loss lies"
+        " on top. Outlined: gradient flow healthy, weights that move, a loss that falls."
+    )
+    good = [_said(value) for value, fine in zip(info.values, info.good, strict=True) if fine]
+    if not good:
+        return f"{text} None of the runs is so."
+    ends = good[0] if len(good) == 1 else f"{good[0]} to {good[-1]}"
+    found = ""
+    if np.isfinite(info.loss).any():
+        best = int(np.nanargmin(np.where(np.isfinite(info.loss), info.loss, np.nan)))
+        least, value = lettering.number(info.loss[best]), _said(info.values[best])
+        found = f" The lowest loss, {least}, at {info.key} = {value}."
+    return f"{text} Trainable: {info.key} = {ends}, {len(good)} of {len(info.runs)} runs.{found}"
+
+
+def _said(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict:
+    """Return the figure of `info` as a dict for plotly: the loss, and two maps below it."""
+    if info is None:
+        return nothing_to_show(theme, "Choose two runs or more to see them beside each other.")
+    layout = base_layout(theme, 620)
+    layout["margin"] |= {"l": 70, "r": 120 if not theme.narrow else 16, "t": 24, "b": 60}
+    layout["plot_bgcolor"] = "rgba(0,0,0,0)"
+    count = len(info.runs)
+    x = list(range(count))
+    domains = {"yaxis": [0.84, 1.0], "yaxis2": [0.44, 0.79], "yaxis3": [0.0, 0.38]}
+    finite = np.isfinite(info.loss) & (info.loss > 0)
+    names = [lettering.safe(name) for name in info.runs]
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "x": x,
+            "y": [float(v) if ok else None for v, ok in zip(info.loss, finite, strict=True)],
+            "line": {"color": theme.text, "width": 2},
+            "marker": {
+                "color": [theme.shortcut if good else theme.missing for good in info.good],
+                "size": 9,
+            },
+            "customdata": names,
+            "hovertemplate": "<b>%{customdata}</b><br>last loss %{y:.3g}<extra></extra>",
+        }
+    ]
+    signal_limit = _reach(info.signal)
+    for number, (values, coloring) in enumerate(
+        (
+            (
+                info.signal,
+                {"zmin": -signal_limit, "zmax": signal_limit, "colorscale": _stops(theme)},
+            ),
+            (info.speed, {"zmin": -7, "zmax": 0, "colorscale": _ramp(theme)}),
+        ),
+        start=2,
+    ):
+        data += _cells(info, values, coloring, names, theme, number)
+    ticks = sorted(
+        {round(i * (count - 1) / max(min(count, 12) - 1, 1)) for i in range(min(count, 12))}
+    )
+    layout["xaxis"] = axis(
+        theme,
+        lettering.safe(info.key, 30),
+        range=[-0.5, count - 0.5],
+        tickvals=ticks,
+        ticktext=[lettering.safe(_said(info.values[i]), 12) for i in ticks],
+        showgrid=False,
+        anchor="y3",
+    )
+    decades = _decades(info.loss[finite])
+    layout["yaxis"] = log_axis(theme, "last loss", decades, nticks=3, domain=domains["yaxis"])
+    for name, title in (("yaxis2", "gradient"), ("yaxis3", "update speed")):
+        layout[name] = axis(
+            theme,
+            f"{title}<br>depth, input on top",
+            autorange="reversed",
+            showgrid=False,
+            ticksuffix=" %",
+            nticks=4,
+            domain=domains[name],
+            anchor="x",
+        )
+    layout["shapes"] += _outlines(info, theme)
+    if not theme.narrow:
+        layout["annotations"] += [
+            annotation(
+                theme,
+                f"blue: vanishing<br>red: exploding<br>± {signal_limit} decades",
+                x=1,
+                xref="paper",
+                xanchor="left",
+                y=0.62,
+                yref="paper",
+                align="left",
+                xshift=8,
+            ),
+            annotation(
+                theme,
+                "dark: 10<sup>−7</sup> a step<br>bright: 1 a step",
+                x=1,
+                xref="paper",
+                xanchor="left",
+                y=0.2,
+                yref="paper",
+                align="left",
+                xshift=8,
+            ),
+        ]
+    return {"data": data, "layout": layout}
+
+
+def sweep_map(
+    runs: Run | Sequence[Run], *, key: str | None = None, theme: Theme = LIGHT
+) -> go.Figure:
+    """Draw the runs of a sweep beside each other: last loss, gradient and update speed by depth.
+
+    Parameters
+    ----------
+    runs : Run or sequence of Run
+        Two or more.
+    key : str, optional
+        The setting to order them by, a name in `Run.config`; that with the most values without it.
+    theme : Theme
+
+    Returns
+    -------
+    plotly.graph_objects.Figure
+    """
+    info = sweep_map_info(runs, key=key)
+    return titled(sweep_map_figure(info, theme), TITLE, sweep_map_caption(info), theme)
+
+
+def _cells(
+    info: SweepInfo,
+    values: Array,
+    coloring: dict[str, Any],
+    names: list[str],
+    theme: Theme,
+    number: int,
+) -> list[dict[str, Any]]:
+    """Return the cells of a map, and cells of their own for what has no logarithm."""
+    where = {
+        "type": "heatmap",
+        "x": list(range(len(names))),
+        "y": info.depth.tolist(),
+        "yaxis": f"y{number}",
+        "xgap": 1,
+        "hoverongaps": False,
+        "showscale": False,
+    }
+    fine = np.isfinite(values) & (values > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        decades = np.where(fine, np.log10(values), np.nan).astype(np.float32)
+    text = "%{customdata}<br>depth %{y:.0f} %: %{z:+.1f} decades<extra></extra>"
+    hover = np.tile(np.array(names, dtype=object), (len(info.depth), 1)).tolist()
+    cells = [{**where, **coloring, "z": decades, "customdata": hover, "hovertemplate": text}]
+    for mask, color, said in (
+        (values == 0, theme.zero, "exactly 0"),
+        (np.isposinf(values), theme.infinite, "inf"),
+        (np.isnan(values), theme.missing, "NaN"),
+    ):
+        if mask.any():
+            cells.append(
+                {
+                    **where,
+                    "z": np.where(mask, 1, np.nan).astype(np.float32),
+                    "colorscale": [[0, color], [1, color]],
+                    "customdata": hover,
+                    "hovertemplate": f"%{{customdata}}<br>{said}<extra></extra>",
+                }
+            )
+    return cells
+
+
+def _decades(loss: NDArray[np.float64]) -> float:
+    """Return how many decades the losses span, three times: their axis has room for three."""
+    return 3 * float(np.log10(loss.max() / loss.min())) if len(loss) else 0.0
+
+
+def _reach(values: Array) -> int:
+    known = values[np.isfinite(values) & (values > 0)]
+    reach = float(np.percentile(np.abs(np.log10(known)), 97)) if len(known) else 0
+    return int(np.clip(np.ceil(reach), 2, 12))
+
+
+def _stops(theme: Theme) -> list[list[Any]]:
+    return [list(stop) for stop in theme.diverging]
+
+
+def _ramp(theme: Theme) -> list[list[Any]]:
+    return [[i / (len(theme.sequence) - 1), color] for i, color in enumerate(theme.sequence)]
+
+
+def _outlines(info: SweepInfo, theme: Theme) -> list[dict[str, Any]]:
+    """Return a frame around each stretch of neighbouring runs that are good."""
+    edges = np.flatnonzero(np.diff(np.r_[0, np.array(info.good, dtype=int), 0]))
+    return [
+        {
+            "type": "rect",
+            "x0": float(first) - 0.5,
+            "x1": float(stop) - 0.5,
+            "yref": "paper",
+            "y0": -0.005,
+            "y1": 1.0,
+            "line": {"color": theme.labels[2] if len(theme.labels) > 2 else theme.text, "width": 3},
+        }
+        for first, stop in edges.reshape(-1, 2)
+    ]
