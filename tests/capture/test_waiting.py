@@ -1,0 +1,155 @@
+"""Small tensors on the CPU are read together by the C kernel, once it is proven that they may wait."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import gradscope
+from gradscope.capture import waiting
+from gradscope.measure.cpu_kernel import Kernel, kernel
+from reference import Reference
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    if kernel() is None:
+        pytest.skip("no C compiler on this machine: everything is read by torch, at once")
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.fc2(F.relu(self.fc1(x)))
+
+
+def net(*layers):
+    torch.manual_seed(0)
+    made = layers or (nn.Linear(4, 6), nn.ReLU(inplace=True), Residual(), nn.Linear(6, 3))
+    return nn.Sequential(*made)
+
+
+def train(model, steps):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for i in range(steps):
+        torch.manual_seed(i)
+        x, y = torch.randn(8, 4), torch.randint(0, 3, (8,))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def pivot(run, metric):
+    return run.frame().pivot(index="step", columns="name", values=metric)
+
+
+def test_what_waits_is_read_as_what_is_read_at_once_and_as_autograd_has_it(tmp_path, monkeypatch):
+    model, twin, other = net(), net(), net()
+    together = []
+    read_all = Kernel.read_all
+    monkeypatch.setattr(
+        Kernel,
+        "read_all",
+        lambda self, form, tensors, row: (
+            together.append(len(tensors)) or read_all(self, form, tensors, row)
+        ),
+    )
+    with gradscope.watch(model, tmp_path / "late") as late:
+        train(model, 4)
+    assert len(together) > 3 and max(together) > 4, "several are read by one call"
+    monkeypatch.setattr(waiting.Trust, "may_try", lambda self, place: False)
+    with gradscope.watch(other, tmp_path / "at once") as at_once:
+        train(other, 4)
+    for table in ("layer_readings", "shortcut_readings"):
+        expected, found = getattr(at_once.run, table), getattr(late.run, table)
+        for column in expected.columns:
+            np.testing.assert_allclose(found[column], expected[column], rtol=1e-6, atol=1e-9)
+
+    train(twin, 3)
+    torch.manual_seed(3)
+    x, y = torch.randn(8, 4), torch.randint(0, 3, (8,))
+    reference = Reference(twin, lambda m: F.cross_entropy(m(x), y))
+    read = late.run.frame().query("step == 3").set_index("name")
+    for name in ("2.fc1", "2.fc2", "3"):
+        assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-5)
+        assert read.grad_norm[name] == pytest.approx(reference.gradient(name), rel=1e-5)
+
+
+def test_what_is_overwritten_for_once_is_nan_with_one_note(tmp_path):
+    model, overwrite = net(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)), []
+
+    def hook(_, args):
+        if overwrite:
+            with torch.no_grad():
+                args[0].mul_(1.0)
+
+    model[1].register_forward_pre_hook(hook)
+    with pytest.warns(gradscope.GradscopeWarning, match="overwritten before it was read"):
+        with gradscope.watch(model, tmp_path / "run") as scope:
+            train(model, 3)
+            overwrite.append(True)
+            train(model, 2)
+    read = pivot(scope.run, "activation_norm")
+    assert np.isnan(read.loc[3, "0"])
+    assert read.drop(index=3).notna().all(axis=None)
+    assert read.loc[3, ["1", "2"]].notna().all()
+    assert len(scope.run.notes) == 1
+
+
+def test_what_is_overwritten_behind_autograds_back_is_read_at_once(tmp_path):
+    class Silent(nn.Module):
+        def forward(self, x):
+            y = x * 1.0
+            x.data.mul_(3)
+            return y
+
+    model, norms = net(nn.Linear(4, 6), Silent(), nn.Linear(6, 3)), []
+    model[0].register_forward_hook(lambda _, __, out: norms.append(out.norm().item()))
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        train(model, 4)
+    np.testing.assert_allclose(pivot(scope.run, "activation_norm")["0"], norms, rtol=1e-5)
+    assert scope.run.notes == []
+
+
+def test_no_more_is_held_on_to_than_a_bounded_number_of_elements(tmp_path, monkeypatch):
+    held = []
+    read = waiting.Waiting.read
+
+    def noting(self):
+        held.append(sum(known.elements for known in self._known))
+        read(self)
+
+    monkeypatch.setattr(waiting.Waiting, "read", noting)
+    model = nn.Sequential(*[nn.Linear(1024, 1024) for _ in range(20)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradscope.watch(model, tmp_path / "run"):
+        for _ in range(3):
+            model(torch.randn(32, 1024)).square().mean().backward()
+            optimizer.step()
+    assert Kernel.most < max(held) <= Kernel.most + Kernel.small
+
+
+def test_a_spread_that_is_0_is_read_as_0_and_a_small_one_keeps_its_digits(tmp_path):
+    model = net(nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].bias.fill_(0.1)
+        model[2].weight.mul_(1e-6)
+        model[2].bias.fill_(5.0)
+    outputs = []
+    model[2].register_forward_hook(lambda _, __, out: outputs.append(out.detach().double()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(3):
+            F.cross_entropy(model(torch.randn(8, 4)), torch.zeros(8).long()).backward()
+            optimizer.step()
+    read = pivot(scope.run, "activation_std")
+    assert (read["0"] == 0).all()
+    expected = [float(out.std(correction=0)) for out in outputs]
+    np.testing.assert_allclose(read["2"], expected, rtol=1e-5)
