@@ -64,7 +64,7 @@ def energy_share(shortcut: Array, branch: Array) -> Quotient:
 
 def root_sum_square(values: Array) -> Array:
     """Return the root of the sum of squares over the last axis, shape (n, k) -> (n,)."""
-    result: Array = np.sqrt(np.square(values).sum(axis=1))
+    result: Array = np.sqrt(np.square(np.ascontiguousarray(values)).sum(axis=1))
     return result
 
 

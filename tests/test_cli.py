@@ -153,7 +153,7 @@ def test_report_writes_one_page_of_all_runs(runs: Path, capsys: pytest.CaptureFi
     assert main(arguments) == 0
     assert capsys.readouterr() == (f"wrote 2 runs to {target}\n", "")
     page = target.read_text()
-    assert "plain-50" in page and "residual-50" in page and "Plotly.newPlot" in page
+    assert "plain-50" in page and "residual-50" in page and "Plotly.react(" in page
     assert main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
     assert main([*arguments, "--force"]) == 0

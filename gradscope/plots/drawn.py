@@ -162,7 +162,7 @@ def _read_steps(run: Run) -> NDArray[np.int64]:
     """
     steps, norms = (run.steps[name].to_numpy() for name in ("step", "grad_norm"))
     every = run.meta.get("every")
-    between = steps % (every if isinstance(every, int) and every > 0 else 1) != 0
+    between = steps % (every if isinstance(every, int) and 0 < every < 2**31 else 1) != 0
     only_logged = len(steps) and between[-1] and np.isnan(norms[between]).all()
     return steps[:-1] if only_logged else steps
 

@@ -100,9 +100,7 @@ def summarise(run: Run) -> Summary:
     """Return what there is to say of `run` in short; it reads the whole of it."""
     diagnosis = diagnose(run)
     verdict = diagnosis.verdict.partition(":")[0]
-    ill = [f.verdict for f in diagnosis.findings if f.severity != "information"]
-    flow = next((found for found in ill if found in FLOW), "healthy")
-    flow = verdict if verdict == CANNOT_TELL else flow
+    flow = verdict if verdict == CANNOT_TELL else diagnosis.flow
     tones: dict[str, Tone] = {"healthy": "good", CANNOT_TELL: "unsure"}
     other = verdict not in FLOW and verdict not in tones
     steps, values = _training_loss(run)

@@ -1,4 +1,4 @@
-"""Small tensors on the CPU are read together by the C kernel, once it is proven that they may wait."""
+"""Small tensors on the CPU are read together by the C kernel, once proven that they may wait."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def test_what_is_overwritten_for_once_is_nan_with_one_note(tmp_path):
                 args[0].mul_(1.0)
 
     model[1].register_forward_pre_hook(hook)
-    with pytest.warns(gradscope.GradscopeWarning, match="overwritten before it was read"):
-        with gradscope.watch(model, tmp_path / "run") as scope:
-            train(model, 3)
-            overwrite.append(True)
-            train(model, 2)
+    said = pytest.warns(gradscope.GradscopeWarning, match="overwritten before it was read")
+    with said, gradscope.watch(model, tmp_path / "run") as scope:
+        train(model, 3)
+        overwrite.append(True)
+        train(model, 2)
     read = pivot(scope.run, "activation_norm")
     assert np.isnan(read.loc[3, "0"])
     assert read.drop(index=3).notna().all(axis=None)

@@ -54,7 +54,11 @@ def test_a_training_killed_at_any_moment_loses_at_most_the_unflushed_tail(
         before = frame[frame.step < count]
         pd.testing.assert_frame_equal(before, reference[: len(before)])
         after = frame[frame.step >= count].assign(step=lambda rows: rows.step - count)  # noqa: B023
-        pd.testing.assert_frame_equal(after.reset_index(drop=True), reference[: len(after)])
+        looks = ["dead_fraction", "sample_spread"]  # taken at every eighth step of a run
+        pd.testing.assert_frame_equal(
+            after.reset_index(drop=True).drop(columns=looks),
+            reference[: len(after)].drop(columns=looks),
+        )
 
 
 def test_a_killed_run_is_told_from_a_live_and_a_closed_one(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradscope import schema
 from gradscope.storage.writer import RunWriter
 
 if TYPE_CHECKING:
@@ -85,11 +86,18 @@ def layer_rows(n_layers: int, steps: np.ndarray, decades: float) -> dict[str, np
         "zero_fraction": 0.0 * ones,
         "saturated_fraction": 0.1 * activation,
         "cut_signal_norm": np.nan * ones,
+        "dead_fraction": 0.05 * activation,
+        "sample_spread": 0.8 * ones,
+        "time_decades": np.nan * ones,
+        "output_elements": 64.0 * ones,
     }
     return {
         "step": np.repeat(steps, n_layers),
         "layer": np.tile(np.arange(n_layers, dtype=np.int32), steps.size),
-        **{name: values.astype(np.float32).ravel() for name, values in metrics.items()},
+        **{
+            column.name: metrics[column.name].astype(np.float32).ravel()
+            for column in schema.LAYER_METRICS
+        },
     }
 
 

@@ -38,7 +38,9 @@ def _missing() -> list[Interface]:
         "torch.autograd.Variable._execution_engine.queue_callback": lambda: (
             torch.autograd.Variable._execution_engine.queue_callback
         ),
-        "torch.autograd.graph._engine_run_backward": lambda: backwards.roots_of_backward() == [],
+        "torch.autograd.graph._engine_run_backward": lambda: (
+            backwards.roots_of_backward() is not None
+        ),
         "torch._C._autograd._get_sequence_nr": lambda: own._autograd._get_sequence_nr,
         "Node._sequence_nr": lambda: number in (-1, nodes.sequence_number(node)),
         "Node._input_metadata": lambda: nodes.shape(node, 0) == (2,),
