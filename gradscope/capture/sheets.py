@@ -109,10 +109,13 @@ class Sheets:
         if not kernel.read(wanted, tensors, rows.address(number)):
             return None
         sheet.items += [(number, *meaning) for meaning in meanings]
-        is_small = place is not None and wanted.elements <= kernel.small
-        if is_small and trust is not None and not rows.is_full() and trust.may_try(place):
+        if trust is None or place is None or wanted.elements > kernel.small:
+            return sheet, number
+        if not rows.is_full() and trust.may_try(place):
             trial = Trial(trust, Known(place, tag, wanted, meanings), number, rows.take())
             stream.waiting.try_late(trial, sheet, rows, tensors)
+        else:
+            stream.waiting.count(wanted.elements)
         return sheet, number
 
     def read_ours(

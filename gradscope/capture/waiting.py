@@ -167,7 +167,7 @@ class Waiting:
         self._tensors: list[Tensors] = []
         self._versions: list[object] = []
         self._tried: list[tuple[Trial, Sheet, Rows, Tensors, object]] = []
-        self._elements = 0
+        self._elements = self._count = 0
         self._most = kernel.most
 
     def add(self, known: Known, tensors: Tensors) -> tuple[Sheet, int]:
@@ -177,27 +177,34 @@ class Waiting:
         self._versions.append(version(x) if x is tensors[2] else _versions(tensors))
         self._known.append(known)
         self._tensors.append(tensors)
-        self._elements += known.elements
-        if self._elements > self._most or here[1] == _TENSORS:
-            self.read()
+        self.count(known.elements)
         return here
 
     def try_late(self, trial: Trial, sheet: Sheet, rows: Rows, tensors: Tensors) -> None:
         """Let `tensors` be read with others, to compare with how they were read at once."""
         self._tried.append((trial, sheet, rows, tensors, _versions(tensors)))
-        self._elements += trial.known.elements
-        if self._elements > self._most or len(self._tried) == _TENSORS:
+        self.count(trial.known.elements)
+
+    def count(self, elements: int) -> None:
+        """Take note of a tensor that waits, or would if it might.
+
+        All count, so that what waits is read at the same moments at every step of a structure: none
+        waits longer than when it was tried.
+        """
+        self._elements += elements
+        self._count += 1
+        if self._elements > self._most or self._count > _TENSORS:
             self.read()
 
     def read(self) -> None:
         """Read all that wait."""
+        self._elements = self._count = 0
         stream = self._stream
         if not self._known and not self._tried:
             return
         if stream is not None and torch.cuda.current_stream(stream.device) != stream:
             with torch.cuda.stream(stream):
                 return self.read()
-        self._elements = 0
         if self._known:
             self._read_known()
         if self._tried:

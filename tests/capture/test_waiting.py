@@ -153,3 +153,29 @@ def test_a_spread_that_is_0_is_read_as_0_and_a_small_one_keeps_its_digits(tmp_pa
     assert (read["0"] == 0).all()
     expected = [float(out.std(correction=0)) for out in outputs]
     np.testing.assert_allclose(read["2"], expected, rtol=1e-5)
+
+
+def test_none_waits_longer_than_when_it_was_tried(tmp_path):
+    """What is overwritten must not, and what waits is then read in larger groups, later ones."""
+
+    class Unit(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+            self.conv2, self.bn2 = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            y = self.relu(self.bn1(self.conv1(x)))
+            return self.relu(self.bn2(self.conv2(y)) + x)
+
+    torch.manual_seed(0)
+    size = (2, 16, 22, 22)  # so that a group is full before a ReLU overwrites what was in it
+    units = nn.Sequential(nn.Conv2d(3, 16, 1), *[Unit() for _ in range(9)])
+    optimizer = torch.optim.SGD(units.parameters(), lr=1e-3)
+    with gradscope.watch(units, tmp_path / "run") as scope:
+        for _ in range(5):
+            units(torch.randn(2, 3, *size[2:])).square().mean().backward()
+            optimizer.step()
+    assert scope.run.notes == []
+    assert scope.run.frame().activation_norm.notna().all()
