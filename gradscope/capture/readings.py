@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gradscope import measure
 from gradscope.capture.modules import ModuleInfo
-from gradscope.capture.rows import Keys, Segment, Sums, activation_keys, output_keys
+from gradscope.capture.rows import Keys, OfLayer, Segment, Sums, activation_keys, output_keys
 from gradscope.capture.samples import Samples
 from gradscope.capture.sheets import Sheets
 from gradscope.capture.waiting import Meaning, Place, Sheet, Trust
@@ -224,7 +224,8 @@ class Readings:
     ) -> None:
         """Read |phi'| and the outputs of a sample; what is less steep than `far` is saturated."""
         steep, zero, saturated = keys
-        n, place = output.numel(), ("sample", zero)
+        n = output.numel()
+        place = "sample", *[key.module for key in zero if isinstance(key, OfLayer)]
         zeros, slopes = (
             (sums.zero_fraction_of, n, (zero,)),
             (sums.slopes_of, n, (steep, saturated)),

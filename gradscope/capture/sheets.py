@@ -10,13 +10,13 @@ from torch import Tensor
 from gradscope.capture.rows import Sums
 from gradscope.capture.waiting import Known, Meaning, Place, Sheet, Trial, Trust, Waiting
 from gradscope.measure.entries import Wanted
-from gradscope.measure.kernels import HOST, Kernel, kernel_for, stream_of
+from gradscope.measure.kernels import Kernel, kernel_for, stream_of
 from gradscope.measure.sums import Rows, Tensors
 
 
 @dataclass
 class _Stream:
-    """What sums on one stream of a device need; `sheet` has rows for what is read at once."""
+    """What sums on one stream of a device need; `rows` of `sheet` are for what is read at once."""
 
     kernel: Kernel
     waiting: Waiting
@@ -59,7 +59,7 @@ class Sheets:
             or type(x) is not Tensor
         ):
             return None
-        stream = self._streams.get(HOST if x.is_cpu else stream_of(x)) or self._stream_of(x)
+        stream = self._stream_of(x)
         return None if stream is None else stream.waiting.add(known, (x, x, x))
 
     def again_all(self, place: Place, tag: object, tensors: Tensors) -> tuple[Sheet, int] | None:
@@ -71,7 +71,7 @@ class Sheets:
         for x in tensors:
             if dtype is not x.dtype or elements != x.numel() or type(x) is not Tensor:
                 return None
-        stream = self._streams.get(HOST if x.is_cpu else stream_of(x)) or self._stream_of(x)
+        stream = self._stream_of(x)
         return None if stream is None else stream.waiting.add(known, tensors)
 
     def read(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradscope.measure import cpu_compiler, sums
-from gradscope.measure.entries import Form, Wanted
+from gradscope.measure.entries import Form, Wanted, host_entries
 from gradscope.measure.sums import CENSUS, COPY, DIFFERENCE, FIELDS, PAIR, SQUARES, Tensors
 
 _SOURCE = Path(__file__).with_suffix(".c")
@@ -28,19 +28,13 @@ _CHUNK = 2**16  # elements that one thread reads at once, as in cpu_kernel.c
 
 _PLAIN = (Tensor, nn.Parameter)
 _FLOAT32, _STRIDED = torch.float32, torch.strided  # their names take time to look up
-_INT, _LONG, _FLOAT, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES = {
     "sums": (_INT, [_INT, _LONG, *[_POINTER] * 4, _INT]),
     "read_rows": (_INT, [_LONG, _POINTER, _POINTER, _INT, _POINTER, _INT]),
 }
 SquareSums = NDArray[np.float64]
 """A sum of squares for each tensor, shape (n,)."""
-
-
-class _Entry(ctypes.Structure):
-    """How a tensor is to be read, as in cpu_kernel.c and `entries.HOST`."""
-
-    _fields_ = (("kind", _LONG), ("n", _LONG), ("center", _FLOAT), ("radius", _FLOAT))
 
 
 class Kernel:
@@ -70,11 +64,12 @@ class Kernel:
         )
 
     def read(self, wanted: Wanted, tensors: Tensors, row: int) -> bool:
-        """Add sums over `tensors`, which lie alike, to the row at address `row`; return True."""
-        entry = _Entry(wanted.kind, wanted.elements, wanted.center, wanted.radius)
+        """Add sums over `tensors`, of one shape, to the row at address `row`; return True."""
+        tensors = _in_order(tensors)  # one may have its channels last, and another not
+        entry = host_entries([wanted])
         addresses = (_POINTER * 3)(*[x.data_ptr() for x in tensors])
         threads = _threads(wanted.elements)
-        _check(self._read_rows(1, ctypes.byref(entry), addresses, 3, row, threads))
+        _check(self._read_rows(1, entry, addresses, 3, row, threads))
         return True
 
     def read_all(self, form: Form, tensors: Sequence[Tensors], row: int) -> list[int]:

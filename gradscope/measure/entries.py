@@ -7,7 +7,10 @@ tensor), the bits of center and radius as float32, and the address of the row of
 
 from __future__ import annotations
 
+import ctypes
+import struct
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +25,16 @@ X, Y, Z, ELEMENTS, FACTOR, CENTER, RADIUS, ROW = range(COLUMNS)
 
 Integers = NDArray[np.int64]
 
-_ON_HOST = [("kind", "i8"), ("n", "i8"), ("center", "f4"), ("radius", "f4")]
+
+class _HostEntry(ctypes.Structure):
+    """An entry as cpu_kernel.c has it: it is handed addresses apart."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("n", ctypes.c_int64),
+        ("center", ctypes.c_float),
+        ("radius", ctypes.c_float),
+    )
 
 
 class Wanted(NamedTuple):
@@ -103,14 +115,13 @@ class Form:
         count = len(wanted)
         self.wanted = wanted
         self.single = all(one.kind not in (PAIR, COPY, DIFFERENCE, JOIN) for one in wanted)
-        told = [(one.kind, one.elements, one.center, one.radius) for one in wanted]
-        self._on_host = np.array(told, _ON_HOST)
-        self.address = int(self._on_host.ctypes.data)
+        self._on_host = host_entries(wanted)
+        self.address = ctypes.addressof(self._on_host)
         self._entries = np.zeros((count, COLUMNS), np.int64)
         self._entries[:, ELEMENTS] = [one.elements for one in wanted]
         self._entries[:, FACTOR] = 1
-        self._entries[:, CENTER] = bits([one.center for one in wanted])
-        self._entries[:, RADIUS] = bits([one.radius for one in wanted])
+        self._entries[:, CENTER] = [bits(one.center) for one in wanted]
+        self._entries[:, RADIUS] = [bits(one.radius) for one in wanted]
         self._entries[:, ROW] = 8 * FIELDS * np.arange(count)
         together: dict[tuple[int, torch.dtype, torch.dtype], list[int]] = {}
         for i, one in enumerate(wanted):
@@ -142,6 +153,14 @@ def _is_dense(x: Tensor) -> bool:
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
 
-def bits(values: Sequence[float]) -> NDArray[np.int32]:
-    """Return numbers as float32, their bits as integers."""
-    return np.array(values, np.float32).view(np.int32)
+def host_entries(wanted: Sequence[Wanted]) -> ctypes.Array[_HostEntry]:
+    """Return entries for the CPU, one behind the other."""
+    told = [_HostEntry(one.kind, one.elements, one.center, one.radius) for one in wanted]
+    return (_HostEntry * len(told))(*told)
+
+
+@lru_cache(256)
+def bits(value: float) -> int:
+    """Return the bits of a number as float32."""
+    found: int = struct.unpack("i", struct.pack("f", value))[0]
+    return found

@@ -7,10 +7,9 @@ GRADSCOPE_KERNEL=0 asks for it, everything is read by torch (tensors.py).
 from __future__ import annotations
 
 import os
-import struct
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -31,6 +30,7 @@ from gradscope.measure.entries import (
     Y,
     Z,
     alike,
+    bits,
     span,
 )
 from gradscope.measure.gpu_compiler import DTYPES, Compiler, Function, Launch
@@ -91,7 +91,7 @@ class Kernel:
         if launch is None:
             return False
         tiles = -(-where.elements // self._source.TILE)
-        center, radius = _bits(wanted.center), _bits(wanted.radius)
+        center, radius = bits(wanted.center), bits(wanted.radius)
         launch(
             min(tiles, self._programs),
             (*[a // unit for a in addresses], *where, center, radius, row),
@@ -270,12 +270,6 @@ def _unit(x: Tensor, y: Tensor, addresses: Iterable[int]) -> int:
     if any(address % _UNIT for address in addresses):
         return min(x.element_size(), y.element_size())
     return _UNIT
-
-
-@lru_cache(256)
-def _bits(value: float) -> int:
-    bits: int = struct.unpack("i", struct.pack("f", value))[0]
-    return bits
 
 
 # --- which kernel -------------------------------------------------------------------------------

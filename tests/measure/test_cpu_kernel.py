@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from gradscope.measure import cpu_kernel as kernel_module
+from gradscope.measure import sums
 from gradscope.measure.cpu_kernel import Kernel, kernel
+from gradscope.measure.entries import Form, Wanted
 
 
 @pytest.fixture
@@ -124,3 +126,18 @@ def test_nothing_is_loaded_from_a_cache_that_others_can_write_to(compiled, tmp_p
     assert kernel.__wrapped__() is not None
     assert not list(folder.iterdir())
     assert folder not in loaded[0].parents
+
+
+def test_tensors_that_lie_in_memory_in_different_orders_are_read_element_by_element(compiled):
+    total, branch = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    shortcut = (total - branch).contiguous(memory_format=torch.channels_last)
+    wanted = Wanted(sums.JOIN, total.dtype, total.dtype, total.numel(), 0.0, 0.0)
+    at_once, late = sums.Rows(total.device, 1), sums.Rows(total.device, 1)
+    tensors = total, shortcut, branch
+    compiled.read(wanted, tensors, at_once.take_all())
+    compiled.read_all(Form([wanted]), [tensors], late.take_all())
+    x, y = shortcut.double(), branch.double()
+    rest = total.double() - x - y
+    expected = [x * x, y * y, x * y, total.double().square(), rest * rest]
+    for rows in (at_once, late):
+        assert rows.values()[0].tolist() == pytest.approx([float(v.sum()) for v in expected])
