@@ -33,8 +33,6 @@ def described(catalogue: Catalogue) -> Json:
     depth = 0
     for row in rows:
         row["depth"], depth = row["depth"] - depth, row["depth"]
-    for info in infos:
-        info["layer"] = min(round(info["position"] * len(rows)), len(rows) - 1)
     return {
         "layers": rows,
         "shortcuts": infos,
@@ -57,6 +55,8 @@ class Joint:
     layers, shortcuts : list of dict
         Rows of run.json, in the run's order, which is settled when rows are to be written.
     heads : list of Head
+    news : int
+        How often somebody has told of something.
     changes : int
         Of what run.json lists.
     """
@@ -70,6 +70,7 @@ class Joint:
         self.layers: list[Json] = []
         self.shortcuts: list[Json] = []
         self.heads: list[Head] = []
+        self.news = 0
         self.changes = 0
         self._numbers: dict[int, dict[str, list[int]]] = {}  # of those that tell
         self._told: dict[int, Json] = {}
@@ -100,7 +101,7 @@ class Joint:
 
     def take(self, told: Json, teller: int = _OWN) -> None:
         """Take what a process tells; numbers it gave before mean the same as ever."""
-        self.changes += 1
+        self.news += 1
         self._told[teller] = told
         numbers = self._numbers.setdefault(teller, {"layers": [], "shortcuts": []})
         own = numbers["layers"]
@@ -123,7 +124,7 @@ class Joint:
             key = (*_identity(row), row["occurrence"])
             number = self._shortcut_of.setdefault(key, len(self._shortcut_rows))
             if number == len(self._shortcut_rows):
-                self._shortcut_rows.append({**row, "layer": own[row["layer"]]})
+                self._shortcut_rows.append(row)
             some.append(number)
 
     def _name(self, number: int, name: str) -> None:
@@ -151,6 +152,7 @@ class Joint:
 
     def settle(self) -> None:
         """Put what is new behind what has its place in the run, in the order of execution."""
+        self.changes += 1
         orders = self._orders()
         place = self.places["layers"]
         place += [-1] * (len(self._layer_rows) - len(place))
@@ -170,25 +172,28 @@ class Joint:
         if len(orders) > 1:  # positions are those in each process's own part
             for n in new:
                 row = self._shortcut_rows[n]
-                self._shortcut_rows[n] = {
-                    **row,
-                    "position": place[row["layer"]] / max(1, len(self.layers)),
-                }
+                inside = f"{row['branch']}."
+                first = [
+                    m["name"] == row["branch"] or m["name"].startswith(inside) for m in self.layers
+                ]
+                if any(first):
+                    self._shortcut_rows[n] = {**row, "position": first.index(True) / len(first)}
             new.sort(key=lambda n: float(self._shortcut_rows[n]["position"]))
         for n in new:
             self.places["shortcuts"][n] = len(self.shortcuts)
             row = self._shortcut_rows[n]
-            left = {key: x for key, x in row.items() if key not in ("occurrence", "layer")}
+            left = {key: x for key, x in row.items() if key != "occurrence"}
             self.shortcuts.append({"shortcut": len(self.shortcuts), **left})
         self.heads = self._find_heads()
 
     def edge_rows(self) -> list[Json]:
         """Return the edges between the layers of the run; from stage to stage, too."""
-        place = self.places["layers"]
+        place = {END: END, **{n: at for n, at in enumerate(self.places["layers"]) if at >= 0}}
+        found = [(s, t) for s, t in self._edges() if s in place and t in place]
+        edges = {(place[source], place[target]) for source, target in found}
         orders = self._orders()
-        edges = {(place[s], t if t == END else place[t]) for s, t in self._edges()}
         if len(orders) > 1 and not set(orders[0]).intersection(*orders[1:]):
-            edges = _chained(edges, [{place[n] for n in order} for order in orders])
+            edges = _chained(edges, [{place[n] for n in order if n in place} for order in orders])
         edges |= self._resumed
         return [{"source": source, "target": target} for source, target in sorted(edges)]
 
