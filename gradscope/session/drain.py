@@ -208,7 +208,7 @@ class Drain:
         """Say of readings of outputs that they are not those of all processes: they are NaN."""
         self._may_meet = False
         size = dist.get_world_size()
-        self._decoder = Decoder(self._catalogue, Shares(1, {}, (OfLayer, OfShortcut), size))
+        self._decoder = Decoder(self._catalogue, Shares(unknown=(OfLayer, OfShortcut), others=size))
         self._tell(
             f"the process group was made after watch(): process {dist.get_rank()} of {size} writes"
             " what it reads itself. Of its share of the batch alone there would be signals,"

@@ -5,7 +5,7 @@ Processes that train alike have the same ones; stages of a pipeline have their o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -25,11 +25,18 @@ _OWN = -1  # number of this process among those that it hears of
 _NOBODY = 2**31  # that of the run that is resumed
 
 
-def described(catalogue: Catalogue) -> Json:
-    """Return what a process tells of its layers and shortcuts, in its own numbers."""
+def described(catalogue: Catalogue, experts: Collection[str] = ()) -> Json:
+    """Return what a process tells of its layers and shortcuts, in its own numbers.
+
+    A shortcut past one of several `experts`, which other processes have, is past what holds them.
+    """
     edges = [[edge["source"], edge["target"]] for edge in catalogue.edge_rows()]
     infos = [dict(vars(info)) for info in catalogue.shortcut_infos()]
     rows = [dict(row) for row in catalogue.layers]  # after what speaks of them: they may grow
+    for info in infos:
+        for end in ("split", "join", "branch"):
+            if info[end] in experts:
+                info[end] = str(info[end]).rpartition(".")[0] or info[end]
     depth = 0
     for row in rows:
         row["depth"], depth = row["depth"] - depth, row["depth"]

@@ -143,8 +143,10 @@ def _shares(model: nn.Module, meeting: Meeting, sharing: Sharing) -> tuple[Share
     usual, holders = told["usual"], told["holders"]
     losses = sharing.divisor or meeting.size / told["stages"] / sharing.parallel
     unknown = sharing.unknown or ((OfLayer, OfShortcut) if told["problem"] else ())
-    held = {name: holders.get(name, usual) / sharing.shards.get(name, 1) for name in names}
-    return Shares(losses, held, unknown), sharing.problem or told["problem"]
+    have = {name: holders.get(name, usual) for name in names}
+    experts = frozenset(name for name, share in have.items() if share < max(have.values()))
+    held = {name: share / sharing.shards.get(name, 1) for name, share in have.items()}
+    return Shares(losses, held, unknown, experts), sharing.problem or told["problem"]
 
 
 def _placed(model: nn.Module, meta: Meta, place: Meta, every_rank: bool) -> Meta:

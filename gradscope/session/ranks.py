@@ -106,7 +106,7 @@ class Ranks:
         """
         if catalogue.changes != self._catalogue_told:
             self._catalogue_told = catalogue.changes
-            self.joint.take(described(catalogue))
+            self.joint.take(described(catalogue, self.shares.experts))
         numbers = self.joint.numbers()
         for row in partial_rows(decoded, self._slots, numbers):
             if row.step in self._waiting:

@@ -25,6 +25,8 @@ class Shares(NamedTuple):
         Layer -> of the processes that `OfParameter.copies` counts, the share that has it; 1 if not
         named.
     unknown : kinds of readings of which it is not known, and that are NaN
+    experts : set of str
+        Layers that fewer processes have than others of the same samples.
     others : int
         Processes that this one has not met, as it was watched before there was a group of them.
     """
@@ -32,6 +34,7 @@ class Shares(NamedTuple):
     losses: float = 1.0
     holders: Mapping[str, float] = {}
     unknown: tuple[type[Key], ...] = ()
+    experts: frozenset[str] = frozenset()
     others: int = 0
 
     def copies(self, key: OfParameter, layer: str) -> float:

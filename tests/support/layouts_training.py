@@ -412,7 +412,7 @@ def train(kind: str, path: str) -> None:
             optimizer.zero_grad()
             training.backward(x, y)
             optimizer.step()
-        scope.log(rank=float(dist.get_rank()))
+            scope.log(loss_by_rank=float(dist.get_rank()))
 
 
 def serve(folder: str, kinds: list[str]) -> None:
