@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from gradscope import schema
 from gradscope.arithmetic import Array
+from gradscope.session.arrangement import OF_LAYERS, OF_SHORTCUTS
 from gradscope.session.columns import Decoded
 
 Ints = NDArray[np.int64]
 
-METRICS = {
-    "layers": schema.by_name(schema.LAYER_METRICS, schema.TIME_NORMS),
-    "shortcuts": schema.by_name(schema.SHORTCUT_METRICS, schema.FORWARD_NORMS),
-}
+METRICS = {"layers": OF_LAYERS, "shortcuts": OF_SHORTCUTS}
 """Table -> the metrics of which processes add up their readings."""
 
 
