@@ -45,7 +45,7 @@ RULES = (
     collapsed.collapsed,
     saturated.saturated,
     output.output,
-    experts.starved_experts,
+    experts.unbalanced_experts,
     tiny_batch.tiny_batch,
     clipping.scaled_clipping,
     loss.unstable,
