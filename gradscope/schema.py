@@ -506,6 +506,7 @@ VERDICTS = (
     "accumulated",
     "collapsed",
     "saturated",
+    "attention-logits",
     "scaled-clipping",
     "output",
     "experts",

@@ -88,12 +88,12 @@ def _groups(evidence: Evidence) -> Iterator[_Group]:
     for name, experts in by_name.items():
         if len(experts) > 1:
             yield _Group(name, experts, _tokens(read, experts))
-    known: set[object] = set()
+    known: set[str] = set()
     routed = any(map(_ROUTER.search, evidence.names))
-    for (name, *_), experts in alike.items() if routed else ():
-        if len(experts) > 1 and name not in known and _share_out(evidence, experts):
-            known.add(name)
-            yield _Group(str(name), experts, _tokens(read, experts))
+    for (stem, *_), experts in alike.items() if routed else ():
+        if len(experts) > 1 and stem not in known and _share_out(evidence, experts):
+            known.add(str(stem))
+            yield _Group(str(stem), experts, _tokens(read, experts))
 
 
 def _tokens(read: Floats, experts: dict[int, list[int]]) -> Floats:
