@@ -19,7 +19,7 @@ from typing import Literal
 
 FORMAT_VERSION = 1
 
-Combine = Literal["root sum square", "sum", "mean", "deviation", "root mean square"]
+Combine = Literal["root sum square", "sum", "mean", "deviation", "root mean square", "largest"]
 """How readings of one thing at one step become one, over micro-batches and calls of a module:
 `mean` and `deviation` are weighted by the number of elements that each was read from."""
 
@@ -331,6 +331,20 @@ LAYER_METRICS: Table = (
         label="spread between samples",
     ),
     Column(
+        "attention_logit_max",
+        "float32",
+        "",
+        "largest logit of attention, of what softmax gets, before masks and biases are added and"
+        " without what they mask: far above 50 all weight goes to one key, and hardly any gradient"
+        " passes. Of the layer that makes the queries, or of nn.MultiheadAttention; at the looks of"
+        " dead_fraction, of 4 million logits of each call at most, in which each query meets all"
+        " keys: of others, the largest may be missed. NaN of attention that is neither"
+        " scaled_dot_product_attention nor a softmax of a batched product of queries and keys,"
+        " where checkpointing or offloading keeps these elsewhere, and where a model runs compiled",
+        combine="largest",
+        label="largest attention logit",
+    ),
+    Column(
         "time_decades",
         "float32",
         "decades",
@@ -492,6 +506,7 @@ VERDICTS = (
     "accumulated",
     "collapsed",
     "saturated",
+    "attention-logits",
     "scaled-clipping",
     "output",
     "experts",

@@ -185,10 +185,7 @@ def register(app: Dash, library: Library) -> None:
         for button in clicks[handled:]:
             new = _pressed(button, new, library, screen, None if opening is None else latest)
         if isinstance(rest[3], dict) and any(t["prop_id"] == "chosen.data" for t in ctx.triggered):
-            if "layer" in rest[3]:
-                new = new.but(layer=str(rest[3]["layer"]))
-            else:
-                new = new.choosing(list(map(str, rest[3].get("runs") or [])), names)
+            new = _chosen(rest[3], new, names)
         for trigger in ctx.triggered:
             by, value = ctx.triggered_prop_ids.get(trigger["prop_id"]), trigger["value"]
             if by in ("step", "step-number") and value is not None:
@@ -316,9 +313,18 @@ def _pressed(
         return now.but(layer=to or None)
     if key == "log":
         return now.but(log=not now.log)
-    if key == "rows":
-        return now.but(rows=now.rows + state.ROWS)
     return now.but(**{key: to})
+
+
+def _chosen(wanted: dict[str, Any], now: state.State, names: list[str]) -> state.State:
+    """Return the state after something was chosen in what the page draws itself."""
+    if "layer" in wanted:
+        return now.but(layer=str(wanted["layer"]))
+    if "sort" in wanted:
+        return now.but(sort=str(wanted["sort"]))
+    if "rows" in wanted:
+        return now.but(rows=min(int(wanted["rows"]), state.MOST_ROWS))
+    return now.choosing(list(map(str, wanted.get("runs") or [])), names)
 
 
 def _button(key: str, to: str, label: Any, title: str | None = None) -> html.Button:

@@ -153,7 +153,7 @@ def test_the_table_sorts_and_grows(browse: Browse, dashboard: Serve, tmp_path: P
     page = browse(f"{url}?view=layers")
     rows = page.locator("#layer-table tbody tr")
     page.get_by_text("25 of 41 weight layers, worst first").wait_for()
-    assert rows.first.locator("td").nth(1).inner_text() == "0"
+    assert rows.first.locator("td").nth(0).inner_text() == "0"
     page.get_by_role("button", name="no.").click()
     page.get_by_role("button", name="no. ▲").click()
     page.locator("th[aria-sort=descending]").wait_for()

@@ -1,4 +1,4 @@
-"""README's lines for trackers that take a function, run as they stand against small doubles.
+"""The documented lines for trackers that take a function, run as they stand against small doubles.
 
 The doubles have the signature of the tracker's own method, and nothing else: the packages are
 heavy, or want a server.
@@ -15,7 +15,7 @@ from torch import nn
 
 import gradscope
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 
 
 class Comet:
@@ -67,7 +67,7 @@ class Neptune:
 def test_each_line_sends_every_reading(tmp_path):
     (block,) = (
         block
-        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
         if "trackio.log" in block
     )
     trackers = {

@@ -1,4 +1,16 @@
 // What only the browser knows: the colours its system prefers, how wide it is, what was clicked.
+window.gradscope = {
+  // An element with `attributes`, those called `on...` listeners, and what it holds.
+  element: function (tag, attributes, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+      else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value);
+    }
+    made.append(...children);
+    return made;
+  },
+};
 window.dash_clientside = window.dash_clientside || {};
 window.dash_clientside.gradscope = Object.assign(window.dash_clientside.gradscope || {}, {
   screen: function (search, _resized, known) {
@@ -41,6 +53,12 @@ window.fetch = function (...request) {
 window.addEventListener("resize", function () {
   const button = document.getElementById("resized");
   if (button) button.click();
+});
+
+// On a phone a caption shows its first lines until it is tapped.
+window.addEventListener("click", function (event) {
+  const caption = event.target.closest(".chart > .caption");
+  if (caption) caption.classList.toggle("whole");
 });
 
 // Escape closes what is open: a layer's history, the menu of exports.
