@@ -8,8 +8,8 @@ from dash import Dash, Input, Output, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.summary import Summary
 from gradscope.plots import Theme
-from gradscope.plots.summary import Summary
 from gradscope_dashboard.library import Library, state_of
 from gradscope_dashboard.page import read_page
 
