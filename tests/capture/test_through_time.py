@@ -351,3 +351,15 @@ def test_weights_that_were_changed_in_the_backward_are_not_run_again(tmp_path):
         for _ in range(2):
             last_output(*model(x)).backward()
     assert scope.run.frame().time_decades.isna().all()
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+def test_nothing_waits_where_a_layer_is_run_again(kind, tmp_path):
+    """Tensors on meta have no values to wait for."""
+    with torch.device("meta"):
+        model, x = Raw(kind(3, 5, bidirectional=True)), torch.randn(T, 6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        model(x)[0].square().mean().backward()
+        optimizer.step()
+    assert scope.run.notes == []
