@@ -266,7 +266,7 @@ class Calls:
         gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut)
         if self._compiled and self._taps.looks:
             self._taps.learn(plan, graph, forward)
-        gradients.tap(graph, forward.calls if plan.direct or cut else ())
+        gradients.tap(graph, forward.calls if plan.direct or cut else (), forward.replays())
         if cut:
             step.tapped.append(gradients)
 
