@@ -180,7 +180,10 @@ def _invitation(library: Library) -> html.Article:
         [
             html.H2(f"No run in {place} yet" if place else "No run yet"),
             html.P("Put these lines into a training; the run appears here by itself:"),
-            html.Pre(f"import gradscope\n{code}   # before the loop, which stays as it is"),
+            html.Pre(
+                f"import gradscope\n{code}   # before the loop, which stays as it is",
+                tabIndex=0,
+            ),
         ],
         className="is-unsure invitation",
     )

@@ -26,9 +26,9 @@ def layout() -> html.Div:
     """Return the button, the chart and the table."""
     return html.Div(
         [
-            html.Div(id="tries-start", **aria(live="polite")),
-            dcc.Store(id="tries-state"),
             chart("tries", TITLE),
+            html.Div(id="tries-start", className="chart", **aria(live="polite")),
+            dcc.Store(id="tries-state"),
             html.Div(id="tries-table", className="scroll", tabIndex=0, role="region",
                      **aria(label="what was tried")),
         ]
@@ -109,7 +109,10 @@ def _how(folder: Path | None) -> list[Any]:
         code += (
             f"\ngradscope dashboard {folder} --what-if train.py:setup    # then a button here tries"
         )
-    return [html.P("Nothing was tried beside these runs yet. Any of these does:"), html.Pre(code)]
+    return [
+        html.P("To try what would help, any of these:"),
+        html.Pre(code, tabIndex=0),
+    ]
 
 
 def _written(run: Run) -> float:
