@@ -52,7 +52,7 @@ class Summary:
     shortcuts : str
         What they do, in a sentence; empty without any.
     last_loss : float
-        Of the training loss, or what there is in its place; NaN where none was logged.
+        The middle of its last tenth, as `Diagnosis.beside` tells it; NaN where none was logged.
     logged_loss : float
         The latest finite value of the first logged scalar that is called a loss, NaN without.
     spark : array, shape (n,), at most `SPARK` + 1
@@ -93,10 +93,10 @@ def summarise(run: Run) -> Summary:
     flow = verdict if verdict == CANNOT_TELL else diagnosis.flow
     tones: dict[str, Tone] = {"healthy": "good", CANNOT_TELL: "unsure"}
     other = verdict not in FLOW and verdict not in tones
-    steps, values = _training_loss(run)
+    steps, values, raw = _training_loss(run)
     points = min(len(values), SPARK)
     kept = np.append(np.arange(points) * len(values) // max(points, 1), len(values) - 1)
-    loss = _loss(run, steps, values)
+    loss = _loss(run, steps, values, raw)
     return Summary(
         diagnosis,
         Judged(f"Gradient flow: {flow}", tones.get(flow, "bad")),
@@ -104,7 +104,7 @@ def summarise(run: Run) -> Summary:
         loss,
         _speed(run, loss),
         shortcut_story(run),
-        float(values[-1]) if len(values) else np.nan,
+        _at_the_end(raw),
         _logged_loss(run),
         values[kept] if len(values) else values,
         len(run.steps),
@@ -121,16 +121,28 @@ def _logged_loss(run: Run) -> float:
     return np.nan
 
 
-def _training_loss(run: Run) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the steps and values of the training loss, or of another one; empty without any."""
+def _training_loss(run: Run) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return steps and values of the training loss, or of another one, smooth, and as logged.
+
+    They are empty without any.
+    """
     curves = logged_curves(run)
     for key in (("train", "loss"), ("val", "loss"), ("train", "error"), ("val", "error")):
         if key in curves:
-            return curves[key].steps, curves[key].values
-    return np.zeros(0, dtype=np.int64), np.zeros(0)
+            return curves[key].steps, curves[key].values, curves[key].raw
+    return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
 
 
-def _loss(run: Run, steps: NDArray[np.int64], values: NDArray[np.float64]) -> Judged | None:
+def _at_the_end(values: NDArray[np.float64]) -> float:
+    return float(np.median(values[-max(len(values) // 10, 1) :])) if len(values) else np.nan
+
+
+def _loss(
+    run: Run,
+    steps: NDArray[np.int64],
+    values: NDArray[np.float64],
+    raw: NDArray[np.float64],
+) -> Judged | None:
     if not len(values):
         return None
     recorded = run.steps["step"].to_numpy()
@@ -141,7 +153,7 @@ def _loss(run: Run, steps: NDArray[np.int64], values: NDArray[np.float64]) -> Ju
     broken = ~np.isfinite(values)
     if broken.any():
         return Judged(f"loss not finite at step {steps[broken][0]:,}", "bad")
-    first, last, top = values[0], values[-1], values.max()
+    first, last, top = raw[0], _at_the_end(raw), max(values.max(), raw[0])
     way = f"loss {number(first)} → {number(last)}"
     if last > ROSE * first:
         return Judged(f"{way}, rose", "bad")

@@ -76,7 +76,7 @@ class Decoder:
 
         Every layer and shortcut known by now stands in every row, in the catalogue's order.
         """
-        for _, alike in groupby(rows, key=lambda row: [layout for layout, _ in row.segments]):
+        for _layout, alike in groupby(rows, key=lambda row: [layout for layout, _ in row.segments]):
             yield self._alike(list(alike))
 
     def _alike(self, rows: list[HostRow]) -> Decoded:
