@@ -111,6 +111,7 @@ class Recorder:
             )
         gpu_kernel.prepare(model.parameters())
         parameters = Parameters(settings.keep_snapshot)
+        parameters.look_up(modules)  # as they are between steps
         self._steps = Steps(
             modules, parameters, catalogue, settings.every, first, elapsed, emit, faults
         )
