@@ -127,7 +127,7 @@ def _change_with_norms(
     values: list[float] = []
     for group in _cached_groups(copies):
         first = copies[group.start]
-        if first.numel() <= PIECE:
+        if first.numel() <= PIECE or first.dtype in HALF:  # whose pieces are no views
             change_all(list(copies[group]), list(tensors[group]))
             values += norms(copies[group])
             continue
