@@ -136,8 +136,9 @@ class Parameters:
     def copy_of(self, weight: Tensor, place: int) -> Tensor:
         """Return memory for a copy of `weight`.
 
-        In its own dtype: of two numbers within a factor of 2 of each other the difference does not
-        round, and that of others is off by 2^-9 in bfloat16, 2^-12 in float16, at most.
+        In its own dtype. Differences do not round, but where torch takes those of half types on an
+        accelerator: of numbers that are not within a factor of 2 of each other they are off by
+        2^-9 in bfloat16, 2^-12 in float16, at most.
         """
         kept = self._copies.get(place)
         if (

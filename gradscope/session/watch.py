@@ -87,11 +87,11 @@ def watch(
         kept in `run.json` and shown beside the run; of other values the text. See `Run.config`.
     updates : bool or "sampled", optional
         By what a step's update is told. True: by a copy of the weights, as large as the trainable
-        parameters; exact, but for half types, where an element that more than doubled or halved is
-        off by 2^-9 (bfloat16) or 2^-12 of its change at most. "sampled": by a copy of a fixed
-        sample, up to 16,384 elements of each parameter of more than 65,536 (that is 1 % of a net
-        of 7 billion, or less); `update_norm` is then an estimate with a standard error of 0.6 % a
-        parameter (1.1 % at most) where the elements of an update are alike, and of
+        parameters; exact, but for half types on an accelerator without Triton, where an element
+        that more than doubles or halves is off by 2^-9 of its change at most. "sampled": by a copy
+        of a fixed sample, up to 16,384 elements of each parameter of more than 65,536 (8 MB of a
+        net of 7 billion in bfloat16); `update_norm` is then an estimate with a standard error of
+        0.6 % a parameter (1.1 % at most) where the elements of an update are alike, and of
         sqrt(3 / share / 16384) / 2 where only a share of them moves, as of an embedding's rows.
         False: not at all, `update_norm` is NaN. `weight_norm` is exact in each case.
     keep_snapshot : bool, optional
