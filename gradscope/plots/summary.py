@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.diagnosis.curves import logged_curves
+from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, FLOW, Diagnosis
 from gradscope.diagnosis.shortcut_story import shortcut_story
-from gradscope.diagnosis.verdict import diagnose
+from gradscope.diagnosis.speed import typical_speed
+from gradscope.diagnosis.verdict import diagnosis_of
 from gradscope.plots.drawn import DrawnMetric, drawn_metric
 from gradscope.plots.lettering import number
 from gradscope.plots.metrics import METRICS
@@ -98,7 +100,8 @@ def last_readable_row(data: DrawnMetric) -> int:
 
 def summarise(run: Run) -> Summary:
     """Return what there is to say of `run` in short; it reads the whole of it."""
-    diagnosis = diagnose(run)
+    evidence = Evidence(run)
+    diagnosis = diagnosis_of(evidence)
     verdict = diagnosis.verdict.partition(":")[0]
     flow = verdict if verdict == CANNOT_TELL else diagnosis.flow
     tones: dict[str, Tone] = {"healthy": "good", CANNOT_TELL: "unsure"}
@@ -112,7 +115,7 @@ def summarise(run: Run) -> Summary:
         Judged(f"Gradient flow: {flow}", tones.get(flow, "bad")),
         Judged(verdict.replace("-", " ").capitalize(), "bad") if other else None,
         loss,
-        _speed(run, loss),
+        _speed(evidence, loss),
         shortcut_story(run),
         _at_the_end(raw),
         ends,
@@ -165,14 +168,13 @@ def _loss(
     return Judged(way, "good")
 
 
-def _speed(run: Run, loss: Judged | None) -> Judged | None:
-    """Return how far steps move the weights, a jump at the start before all."""
-    data = drawn_metric(run, METRICS["update_ratio"])
+def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
+    """Return how far steps move the weights, as the diagnosis does; a jump at the start first."""
+    data = drawn_metric(evidence.run, METRICS["update_ratio"])
     if data.empty:
         return None
     count = len(data.steps)
     early = data.values(0, min(20, count))
-    late = data.values(max(count - 200, 0))
     jumps = np.where(np.isfinite(early) & (early > JUMP), early, 0)
     if jumps.any():
         row, layer = np.unravel_index(int(np.argmax(jumps)), jumps.shape)
@@ -180,9 +182,15 @@ def _speed(run: Run, loss: Judged | None) -> Judged | None:
         far = f"{by * 100:.0f} %" if by < 10 else f"{amount(by)} times its size"
         tone: Tone = "unsure" if loss is not None and loss.tone == "good" else "bad"
         return Judged(f"step {data.steps[row]} moved {data.names[int(layer)]} by {far}", tone)
-    known = late[np.isfinite(late)]
+    speed = typical_speed(evidence)
+    known = speed[np.isfinite(speed)]
     if not len(known):
         return None
+    still = int((known == 0).sum())
+    if still == len(known):
+        return Judged("no layer's weights move", "unsure")
+    if still:
+        return Judged(f"the weights of {still} of {len(known)} layers do not move", "unsure")
     middle = float(np.median(known))
     if middle < SLOW:
         return Judged(f"weights hardly move: {number(middle)} a step", "unsure")
