@@ -131,7 +131,12 @@ def diagnose(run: Run) -> Diagnosis:
         raise GradscopeError(
             f"diagnose() takes a Run, got {type(run).__name__}; read one with gradscope.load(path)"
         )
-    evidence = Evidence(run)
+    return diagnosis_of(Evidence(run))
+
+
+def diagnosis_of(evidence: Evidence) -> Diagnosis:
+    """Return what `diagnose` says of the run under diagnosis, for who asks `evidence` more."""
+    run = evidence.run
     found = _agreeing(list(itertools.chain.from_iterable(rule(evidence) for rule in RULES)))
     found = [tried_first(finding, run) for finding in found]
     found.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), _gravity(finding)))
