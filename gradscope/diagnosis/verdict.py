@@ -104,7 +104,7 @@ def diagnose(run: Run) -> Diagnosis:
                     layers that move slower, too
     exploding       early gradient >= 100 times the late one (deep nets: .065 decades a layer), or
                     values that are not finite
-    ...-through-time  likewise, over the time steps of a recurrent layer
+    ..through-time  likewise, over the time steps of a recurrent layer
     dead            an activation's outputs are 0 for 99 % or more of units and samples
     disconnected    a gradient of exactly 0 that is no underflow, or no path from the loss
     not-updated     weights that get a gradient and never move
@@ -115,7 +115,7 @@ def diagnose(run: Run) -> Diagnosis:
     output          an activation before a loss that applies it itself, or targets out of its reach
     experts         experts that get next to no gradient
     tiny-batch      a BatchNorm over fewer than four values a channel
-    saturated       over half of an activation's units with |phi'| < 0.1 of its maximum
+    saturated       over half of an activation's units on less than 0.1 of its steepest slope
     update-speed    steps of a tenth of the weights' size, or of next to nothing of it
     =============== =====================================================================
 
