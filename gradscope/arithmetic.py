@@ -146,6 +146,8 @@ def _combined(column: Column, values: Array, means: Array | None, groups: Groups
     """Return readings of each group as one, (rows, k) -> (rows, n)."""
     if column.combine == "sum":
         return groups.sums(values)
+    if column.combine == "largest":
+        return np.asarray(np.maximum.reduceat(values, groups.starts, axis=-1))
     if column.combine == "mean":
         return groups.sums(values * groups.counts) / groups.weights
     squares = np.square(values)

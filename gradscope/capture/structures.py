@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+from gradscope.autograd.attention import find_attention
 from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.capture.catalogue import Catalogue, ShortcutInfo, occurrences
@@ -24,6 +25,7 @@ ANALYSIS_SHARE = 0.02
 _JOINS = "shortcuts"
 _EDGES = "the flow of data from layer to layer"
 _FUNCTIONS = "activations called as functions"
+ATTENTION = "the logits of attention"
 _SPREAD = "which part of an output a process holds"
 
 
@@ -76,6 +78,7 @@ class Structures:
         )
         plan = make_plan(graph, calls, layers, joins, numbers, forward.times)
         self._add_functions(plan, graph, forward)
+        self._add_attention(plan, graph, forward)
         self._add_edges(graph, forward)
         self._add_spread(graph, forward, dict(zip(numbers, joins, strict=True)))
         return plan
@@ -134,3 +137,7 @@ class Structures:
         except Exception as error:
             self.faults.report(_FUNCTIONS, error)
         self._catalogue.function_of |= {f.layer: f.name for f in plan.functions}
+
+    @guarded(ATTENTION)
+    def _add_attention(self, plan: Plan, graph: Graph, forward: Forward) -> None:
+        plan.attention = find_attention(graph, forward.calls, forward.layers)

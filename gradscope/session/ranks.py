@@ -89,7 +89,7 @@ class Ranks:
         numbers = self.joint.numbers()
         for row in partial_rows(decoded, self._slots, numbers):
             if row.step in self._waiting:
-                row.add(self._waiting.pop(row.step))  # its own scalars first
+                row.add(self._waiting.pop(row.step), self._slots.largest)  # its own scalars first
             self._add(row)
             self._own.add(row.step)
             self._complete = row.step
@@ -128,7 +128,7 @@ class Ranks:
 
     def _add(self, row: PartialRow) -> None:
         if row.step in self._waiting:
-            self._waiting[row.step].add(row)
+            self._waiting[row.step].add(row, self._slots.largest)
         else:
             self._waiting[row.step] = row
 
