@@ -350,10 +350,14 @@ LAYER_METRICS: Table = (
         "decades",
         "log10 of the gradient at the first time step over that at the last: below 0 it vanishes on"
         " its way back through time, -inf where none arrives. Of nn.RNN, LSTM and GRU at their"
-        " input sequence, of what is called time step after time step (cells, shared layers) at the"
-        " outputs of its first and last call. NaN of fewer than 4 steps, of other layers, of"
-        " bidirectional ones, of packed sequences, of an input that needs no gradient, where a"
-        " model is called once for each step, and where it runs compiled",
+        " input sequence: read there, or where that needs no gradient, is packed, or is gone"
+        " through in both directions, each from its own first step, had by running the layer again"
+        " on 8 samples, the longest of a packed batch, at every 32nd recorded step. Of what is"
+        " called time step after time step (cells, shared layers, a model that is handed the state"
+        " that it has returned) at the outputs of its first and last call. NaN of fewer than 4"
+        " steps, of other layers, and where a model runs compiled; of what would have to be run"
+        " again, NaN of several layers in both directions or with dropout between them, and where"
+        " an optimizer steps within the backward",
         combine="mean",
         label="gradient through time",
     ),

@@ -21,6 +21,7 @@ from gradscope.autograd.torch_internals import (
 from gradscope.capture.attention import read_attention
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.chains import Chains
 from gradscope.capture.compiled import Eager, compiled_frames, has_compiled
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.forward import Forward
@@ -128,6 +129,7 @@ class Calls:
         self._structures = Structures(catalogue, faults, steps.start, self._meet)
         backwards.look_at_loss = Losses(catalogue, faults).look
         self._units = Units(faults)
+        self._chains = Chains()
         self._outermost = {0}  # modules that were called from outside the model
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
         self._forward: Forward | None = None
@@ -267,10 +269,13 @@ class Calls:
         if not self._backwards.is_outside():
             layers = {number for number in forward.layers if number is not None}
             arrives = partial(self._arrives_anew, self._is_apart, layers)
-        gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut)
+            link = None
+        else:
+            link = self._chains.follow(forward.modules[0].number, forward.outermost(), plan.behind)
+        gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut, link)
         if self._compiled and self._taps.looks:
             self._taps.learn(plan, graph, forward)
-        gradients.tap(graph, forward.calls if plan.direct or cut else ())
+        gradients.tap(graph, forward.calls if plan.direct or cut else (), forward.replays())
         if cut:
             step.tapped.append(gradients)
 
@@ -304,6 +309,7 @@ class Calls:
     def step_began(self, step: Step) -> None:
         """Follow every module in a recorded step, and between them those called from outside."""
         self._node = None
+        self._chains.clear()
         if step.recorded:
             if self._modules.have_changed():
                 self._meet()

@@ -67,6 +67,9 @@ class Parameters:
         self.tensors: list[Tensor] = []
         self.owners: list[tuple[int, ...]] = []
         self.replicas: list[int] = []
+        self.gradient_replicas: dict[int, int] = {}  # where a gradient is spread otherwise
+        self._sharded: dict[tuple[int, str], Tensor] = {}  # by module and name
+        self._distributed: list[int] = []  # places of those that are spread over processes
         self.wide = False  # whether some are float64
         self.shared: set[int] = set()  # places that several optimizers update in one step
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have made a step
@@ -87,6 +90,8 @@ class Parameters:
         found: list[Tensor | None] = []
         for number, module in modules:
             if own := layers.held_parameters(module):
+                if self._sharded:
+                    own = {n: self._as_sharded((number, n), p) for n, p in own.items()}
                 found += own.values()
                 numbers += [number] * len(own)
         # False for a frozen one, else its class, which a lazy one changes
@@ -127,8 +132,27 @@ class Parameters:
         self._places.clear()
         self.shared.clear()
         self.replicas = [replicas(tensor) for tensor in tensors]
+        self.gradient_replicas.clear()
+        self._distributed = [i for i, t in enumerate(tensors) if hasattr(t, "device_mesh")]
         self.wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
+        self._sharded |= {
+            (m, name): tensors[at]
+            for m, name, at in self.listed
+            if at is not None and hasattr(tensors[at], "device_mesh")
+        }
         self.tensors, self.owners, self._place = tensors, owners, place
+
+    def _as_sharded(self, name: tuple[int, str], parameter: Any) -> Any:
+        """Return what the optimizer has of a parameter that fully_shard has gathered for now.
+
+        The memory of what it gathers is gone when it is done with it.
+        """
+        known: Any = self._sharded.get(name)
+        if known is None or parameter is None:
+            return parameter
+        mesh = getattr(parameter, "device_mesh", None)
+        is_gathered = mesh is None or mesh.ndim < known.device_mesh.ndim
+        return known if is_gathered else parameter
 
     def of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` updates."""
@@ -139,6 +163,15 @@ class Parameters:
                 self._places.clear()
             places = self._places[held] = tuple(self._place[p] for p in held if p in self._place)
         return places
+
+    def look_at_gradients(self) -> None:
+        """Note which processes hold gradients, where those of parameters are spread over some."""
+        for i in self._distributed:
+            gradient = self.tensors[i].grad
+            held = self.replicas[i] if gradient is None else replicas(gradient)
+            if self.gradient_replicas.get(i, self.replicas[i]) != held:
+                self.gradient_replicas[i] = held
+                self._layouts.clear()
 
     def holds(self, group: dict[str, Any]) -> bool:
         """Whether one of the parameters is in `group` of an optimizer."""
@@ -174,8 +207,18 @@ class Parameters:
         if layout is None:
             if len(self._layouts) >= _LAYOUTS:  # a net that skips blocks has any number of them
                 self._layouts.clear()
+            of_gradients = self.gradient_replicas
             layout = self._layouts[places, metrics] = tuple(
-                tuple(OfParameter(metric, self.owners[i], self.replicas[i]) for metric in metrics)
+                tuple(
+                    OfParameter(
+                        metric,
+                        self.owners[i],
+                        of_gradients.get(i, self.replicas[i])
+                        if metric.endswith("grad_norm")
+                        else self.replicas[i],
+                    )
+                    for metric in metrics
+                )
                 for i in places
             )
         return layout
@@ -223,6 +266,7 @@ class ParameterReadings:
             return
         found = self._find_gradients(range(len(self._parameters.tensors)))
         self._gradients = []  # first, as there may be no memory to read them
+        self._parameters.look_at_gradients()
         self._seen = {i: weakref.ref(g) for i, g in found.items()}
         self._versions = {i: version(g) for i, g in found.items()}
         self._gradients = _norms(found)

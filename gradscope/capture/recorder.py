@@ -118,6 +118,7 @@ class Recorder:
             )
         gpu_kernel.prepare(model.parameters())
         parameters = Parameters(settings.keep_snapshot, settings.updates, settings.gradient, tell)
+        parameters.look_up(modules)  # as they are between steps
         self._steps = Steps(
             modules, parameters, catalogue, settings.every, first, elapsed, emit, faults
         )

@@ -164,7 +164,7 @@ def _card(run: Run, place: int) -> str:
     return (
         f'<article class="{summary.tone}"><h2><i style="color: {LIGHT.color(place)}"></i>'
         f"{escape(run.name)}</h2><p>{chips}</p>"
-        f"<p>{escape(' '.join([diagnosis.summary, summary.shortcuts]))}</p>"
+        f"<p>{escape(' '.join([diagnosis.summary, *diagnosis.beside]))}</p>"
         f'<p class="detail">{escape("; ".join(facts))}</p>'
         f'<ul class="detail">{items}</ul></article>'
     )

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from gradscope._version import __version__
 from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.distributed import Sharing
 from gradscope.capture.recorder import Recorder, Settings
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.session import alerts, process_end
@@ -60,6 +61,7 @@ class Scope:
         settings: Settings,
         config: dict[str, Any],
         *,
+        sharing: Sharing,
         resume: bool,
         every_rank: bool,
         flush_every: int,
@@ -80,10 +82,11 @@ class Scope:
             "gradscope": __version__,
             "torch": torch.__version__,
         }
-        opened = open_run(model, path, meta, resume, every_rank)
+        opened = open_run(model, path, meta, sharing, resume, every_rank)
         self.path = opened.path
         self._writes = opened.writer is not None
         catalogue = Catalogue(opened.layers, opened.shortcuts, opened.edges)
+        catalogue.sharing = sharing
         self._drain = Drain(
             catalogue,
             opened.writer,
@@ -394,6 +397,7 @@ def _record(model: nn.Module, path: Path, optimizer: Optimizer) -> Scope:
         path,
         settings,
         {},
+        sharing=Sharing(),
         resume=False,
         every_rank=False,
         flush_every=500,

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from gradscope.capture import layers
 from gradscope.capture.compiled import compiled_modules
+from gradscope.capture.distributed import sharing
 from gradscope.capture.getter import GradientGetter
 from gradscope.capture.recorder import Settings
 from gradscope.errors import GradscopeError
@@ -193,6 +194,7 @@ def watch(
         settings,
         settled,
         resume=resume,
+        sharing=sharing(model),
         every_rank=ranks == "all",
         flush_every=flush_every,
         flush_seconds=flush_seconds,

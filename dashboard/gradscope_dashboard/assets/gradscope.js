@@ -24,6 +24,25 @@ window.dash_clientside.gradscope = Object.assign(window.dash_clientside.gradscop
     }
     return { theme: theme, narrow: narrow };
   },
+  // The field for a step, with buttons to the ones before and after it.
+  stepField: function (shown) {
+    const place = document.getElementById("step-field");
+    if (!place || !shown) return window.dash_clientside.no_update;
+    const { element } = window.gradscope;
+    const go = (step) => window.dash_clientside.set_props("chosen", { data: { step: step, at: Date.now() } });
+    if (!place.firstChild) {
+      const field = element("input", { type: "number", id: "step-number", min: 0, step: 1, inputmode: "numeric" });
+      field.addEventListener("change", () => field.value !== "" && go(Math.round(Number(field.value))));
+      const by = (way, sign, name) => element("button", { "aria-label": name, onclick: () => go((field.value = Math.max(Number(field.value) + way, 0))) }, sign);
+      place.append(
+        element("label", { for: "step-number" }, "Step"), by(-1, "−", "Step before"), field, by(1, "+", "Step after"),
+      );
+    }
+    const field = place.querySelector("input");
+    field.max = shown[1];
+    if (field.value !== String(shown[0])) field.value = shown[0];
+    return shown;
+  },
   // Clicks in the order in which they came: the server handles those that it has not handled yet.
   queue: function (_set, _do, queued) {
     const pressed = window.dash_clientside.callback_context.triggered

@@ -133,9 +133,9 @@ def _by_tokens(evidence: Evidence, group: _Group) -> Finding | None:
         sentence = (
             f"Expert{'s' * (few > 1)} {_shortly(some)} of '{group.name}'"
             f" {'gets' if few == 1 else 'get'} {held:.0%} of the tokens, the other"
-            f" {count - few} what is left: the router has collapsed."
+            f" {count - few} hardly any: the router has collapsed."
         )
-        named = [layer for i in largest[:few] for layer in group.experts[numbers[i]]]
+        named = [layer for i in largest[few:] for layer in group.experts[numbers[i]]]
     else:
         some = [number for number, none in zip(numbers, starved, strict=True) if none]
         sentence = (
