@@ -12,20 +12,23 @@ from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis, Finding
 from gradscope.diagnosis.rules import (
     accumulated,
+    batch_norm,
     blocks,
     clipping,
     collapsed,
     dead,
     disconnected,
+    dropout,
     experts,
     flow,
+    games,
     loss,
     non_finite,
     not_updated,
     output,
+    overwritten,
     saturated,
     through_time,
-    tiny_batch,
     update_speed,
 )
 from gradscope.diagnosis.signal_path import SignalPath, composites
@@ -37,8 +40,10 @@ from gradscope.schema import VERDICTS
 RULES = (
     non_finite.non_finite,
     not_updated.not_updated,
+    overwritten.overwritten,
     accumulated.accumulated,
     flow.flow,
+    games.starved_player,
     through_time.through_time,
     dead.dead,
     disconnected.disconnected,
@@ -46,7 +51,9 @@ RULES = (
     saturated.saturated,
     output.output,
     experts.starved_experts,
-    tiny_batch.tiny_batch,
+    dropout.strong_dropout,
+    batch_norm.tiny_batch,
+    batch_norm.running_statistics,
     clipping.scaled_clipping,
     loss.unstable,
     update_speed.update_speed,
@@ -55,6 +62,7 @@ RULES = (
 )
 
 GRAVEST_FIRST = (
+    "batchnorm-eval",
     "exploding",
     "dead",
     "disconnected",
@@ -70,6 +78,7 @@ GRAVEST_FIRST = (
     "saturated",
     "experts",
     "tiny-batch",
+    "dropout",
     "update-speed",
 )
 """Verdicts that a run can have as a whole, beside `healthy`."""
@@ -115,6 +124,8 @@ def diagnose(run: Run) -> Diagnosis:
     output          an activation before a loss that applies it itself, or targets out of its reach
     experts         experts that get next to no gradient
     tiny-batch      a BatchNorm over fewer than four values a channel
+    dropout         nine tenths of a layer or more left out in training
+    batchnorm-eval  a BatchNorm in training that normalises by running statistics which do not fit
     saturated       over half of an activation's units with |phi'| < 0.1 of its maximum
     update-speed    steps of a tenth of the weights' size, or of next to nothing of it
     =============== =====================================================================
@@ -179,7 +190,7 @@ def _headline(found: Sequence[Finding], unknown: str | None) -> str:
 
 def _covers(finding: Finding, evidence: Evidence, row: int) -> bool:
     if len(evidence.rows) == 0:
-        return False
+        return True
     step = int(evidence.steps["step"].iloc[evidence.rows[row]])
     return finding.steps[0] <= step <= finding.steps[1]
 
