@@ -97,7 +97,7 @@ class Updates:
             self._before_other = backwards
             self._steps.count("steps_of_others")
 
-    @guarded("weights and clipped gradients")
+    @guarded("weights and clipped gradients", alone=True)
     def _read_weights(self, optimizer: Optimizer) -> None:
         self._backwards.settle()
         for name, value in handed_by_scaler(optimizer).items():
@@ -118,7 +118,7 @@ class Updates:
         if self._steps.current.recorded:
             self._read_updates(optimizer)
 
-    @guarded("weight updates")
+    @guarded("weight updates", alone=True)
     def _read_updates(self, optimizer: Optimizer) -> None:
         if self._backwards.ended > self._ended_before_step:  # its closure went backward
             self._steps.parameter_readings().read_clipped(optimizer)

@@ -12,6 +12,7 @@ from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis, Finding
 from gradscope.diagnosis.rules import (
     accumulated,
+    attention,
     batch_norm,
     blocks,
     clipping,
@@ -49,8 +50,9 @@ RULES = (
     disconnected.disconnected,
     collapsed.collapsed,
     saturated.saturated,
+    attention.large_logits,
     output.output,
-    experts.starved_experts,
+    experts.unbalanced_experts,
     dropout.strong_dropout,
     batch_norm.tiny_batch,
     batch_norm.running_statistics,
@@ -76,6 +78,7 @@ GRAVEST_FIRST = (
     "collapsed",
     "unstable",
     "saturated",
+    "attention-logits",
     "experts",
     "tiny-batch",
     "dropout",
@@ -108,27 +111,29 @@ def diagnose(run: Run) -> Diagnosis:
 
     Notes
     -----
-    =============== =====================================================================
-    vanishing       early gradient <= 1/100 of the late one, by the running median, and early
-                    layers that move slower, too
-    exploding       early gradient >= 100 times the late one (deep nets: .065 decades a layer), or
-                    values that are not finite
-    ...-through-time  likewise, over the time steps of a recurrent layer
-    dead            an activation's outputs are 0 for 99 % or more of units and samples
-    disconnected    a gradient of exactly 0 that is no underflow, or no path from the loss
-    not-updated     weights that get a gradient and never move
-    accumulated     gradients that still hold those of earlier steps
-    scaled-clipping gradients clipped before `unscale_`: the optimizer gets threshold / scale
-    collapsed       a hidden layer's outputs are all nearly the same number
-    unstable        a loss that rose, or jumped, under steps too large for the weights
-    output          an activation before a loss that applies it itself, or targets out of its reach
-    experts         experts that get next to no gradient
-    tiny-batch      a BatchNorm over fewer than four values a channel
-    dropout         nine tenths of a layer or more left out in training
-    batchnorm-eval  a BatchNorm in training that normalises by running statistics which do not fit
-    saturated       over half of an activation's units with |phi'| < 0.1 of its maximum
-    update-speed    steps of a tenth of the weights' size, or of next to nothing of it
-    =============== =====================================================================
+    ================ ====================================================================
+    vanishing        early gradient <= 1/100 of the late one, by the running median, and early
+                     layers that move slower, too
+    exploding        early gradient >= 100 times the late one (deep nets: .065 decades a layer)
+                     while the loss does not fall, or values that are not finite
+    ...-through-time likewise, over the time steps of a recurrent layer
+    dead             an activation's outputs are 0 for 99 % or more of units and samples
+    disconnected     a gradient of exactly 0 that is no underflow, or no path from the loss
+    not-updated      weights that get a gradient and never move, or are written by something else
+    accumulated      gradients that still hold those of earlier steps
+    scaled-clipping  gradients clipped before `unscale_`: the optimizer gets threshold / scale
+    collapsed        outputs that are one number, or the same for all samples or units
+    unstable         a loss that rose, or jumped, under steps too large for the weights
+    output           an activation before a loss that applies it itself, targets out of its reach,
+                     or of another shape
+    experts          experts that get next to no gradient, or a router that asks a few alone
+    attention-logits logits of attention so large that all weight goes to one key
+    tiny-batch       a BatchNorm over fewer than four values a channel
+    batchnorm-eval   a BatchNorm in training that normalises by running statistics that do not fit
+    dropout          nine tenths of a layer or more left out in training
+    saturated        over half of an activation's units with |phi'| < 0.1 of its maximum
+    update-speed     steps of a tenth of the weights' size, or of next to nothing of it
+    ================ ====================================================================
 
     These decide the verdict, in the order of their gravity. For information only:
     shortcut-dominated and reparameterised blocks, a loss of gradient that the optimizer makes up
@@ -138,7 +143,12 @@ def diagnose(run: Run) -> Diagnosis:
         raise GradscopeError(
             f"diagnose() takes a Run, got {type(run).__name__}; read one with gradscope.load(path)"
         )
-    evidence = Evidence(run)
+    return diagnosis_of(Evidence(run))
+
+
+def diagnosis_of(evidence: Evidence) -> Diagnosis:
+    """Return what `diagnose` says of the run under diagnosis, for who asks `evidence` more."""
+    run = evidence.run
     found = _agreeing(list(itertools.chain.from_iterable(rule(evidence) for rule in RULES)))
     found = [tried_first(finding, run) for finding in found]
     found.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), _gravity(finding)))

@@ -18,7 +18,7 @@ from gradscope.storage import parts
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
 
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 
 @pytest.fixture
@@ -35,15 +35,15 @@ def merging(tmp_path):
 
 
 def as_printed(words: str, folder: Path, **names: object) -> object:
-    """Run the block of README.md that holds `words` in a folder; return its last expression."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    """Run the block of the page that holds `words` in a folder; return its last expression."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (block,) = (block for block in blocks if words in block)
     *statements, last = ast.parse(block).body
     assert isinstance(last, ast.Expr)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exec(compile(ast.Module(statements, []), "README.md", "exec"), names)
-        return eval(compile(ast.Expression(last.value), "README.md", "eval"), names)
+        exec(compile(ast.Module(statements, []), PAGE.name, "exec"), names)
+        return eval(compile(ast.Expression(last.value), PAGE.name, "eval"), names)
 
 
 def test_duckdb_reads_each_reading_once_with_its_name(merging):
