@@ -22,6 +22,9 @@ ALIKE = 1e-5
 """Root of the share of an output's variance that lies between samples, where rounding alone makes
 it: language models that know the frequency of letters, and nothing else yet, come down to .0008."""
 
+ALL_ALIKE = 0.002
+"""The same for all layers, from the first one on: the input hardly varies, and may do so still."""
+
 LOOKS = 2
 """Looks in a row at which samples must be alike."""
 
@@ -53,12 +56,13 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
     if evidence.path is None or len(looks) < LOOKS:
         return
     chain = looks[:, evidence.path.layers]
-    if not (chain[-LOOKS:, -1] < ALIKE).all():
+    from_input = bool((chain[-LOOKS:] < ALL_ALIKE).all())
+    if not (from_input or (chain[-LOOKS:, -1] < ALIKE).all()):
         return
-    same = chain[-1] < ALIKE
+    same = chain[-1] < (ALL_ALIKE if from_input else ALIKE)
     first = len(same) - int(np.argmin(same[::-1])) if not same.all() else 0
     layers = evidence.path.layers[first:]
-    from_start = bool(chain[0, -1] < ALIKE)
+    from_start = from_input or bool(chain[0, -1] < ALIKE)
     steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
     yield Finding(
         "collapsed",
@@ -69,9 +73,10 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
         steps,
         {"sample_spread": float(chain[-1, -1])},
         (
-            "start from larger weights (torch.nn.init.kaiming_normal_), or normalise",
-            "check that the input varies from sample to sample",
-        )
+            "check that the input varies from sample to sample, and is normalised once:"
+            " (x - mean) / std",
+            "start from larger weights (torch.nn.init.kaiming_normal_), or normalise in between",
+        )[:: 1 if from_input else -1]
         if from_start
         else (
             "the loss rewards it: hold samples apart, by negatives, a variance term, or a predictor"
