@@ -172,6 +172,28 @@ def experts() -> tuple[nn.Module, Step]:
     )
 
 
+@healthy("switch of eight experts without a balancing loss Adam")
+def switch() -> tuple[nn.Module, Step]:
+    class Switch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.start, self.gate = nn.Linear(64, 48), nn.Linear(48, 8)
+            self.parts = nn.ModuleList(nn.Linear(48, 48) for _ in range(8))
+            self.head = nn.Linear(48, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.start(x))
+            weight, chosen = self.gate(x).softmax(-1).max(-1)
+            out = torch.zeros_like(x)
+            for number, part in enumerate(self.parts):
+                (row,) = (chosen == number).nonzero(as_tuple=True)
+                out = out.index_add(0, row, weight[row, None] * part(x[row]))
+            return self.head(x + out)
+
+    model = Switch()
+    return model, supervised(model, adam(model, 1e-3), digits(128))
+
+
 @healthy("new head on a frozen body Adam")
 def frozen_body() -> tuple[nn.Module, Step]:
     body = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
