@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import digits, seeded
+from ..healthy.habits import switch
 from ..loops import adam, by_loss, sgd
 from ..trainings import Scalars, Step, broken
 
@@ -155,6 +157,17 @@ def crowded() -> tuple[nn.Module, Step]:
     return model, by_loss(
         adam(model), lambda n: F.cross_entropy(model(batches(n)[0]), batches(n)[1])
     )
+
+
+broken(
+    "switch of eight parts without a balancing loss Adam",
+    "collapsed router",
+    "experts|collapsed",
+    layer="parts.0|parts.2|parts.3|parts.4|parts.5",
+    remedy="balanc|router|expert",
+    says="router",
+    seen=100,
+)(partial(switch, 0.0))
 
 
 class Mixture(Experts):
