@@ -30,6 +30,7 @@ from gradscope.capture.gradients import Gradients
 from gradscope.capture.hooks import ModuleHooks
 from gradscope.capture.layers import ROOT
 from gradscope.capture.losses import Losses
+from gradscope.capture.memory import is_out_of_memory
 from gradscope.capture.modules import Modules
 from gradscope.capture.plan import Plan
 from gradscope.capture.rows import Key, OfLayer
@@ -170,8 +171,11 @@ class Calls:
     def module_failed(self, number: int, error: Exception) -> None:
         """Go on without module `number`, whose call could not be read."""
         self._forward = None
-        self._gave_up |= number in self._outermost
-        self._hooks.give_up(number)
+        if not is_out_of_memory(error):  # which may pass
+            self._hooks.give_up(number)
+            if number in self._outermost:
+                self._gave_up = True
+                self._steps.doubt_gradients()  # no forward is tapped, and no end of a backward told
         self._doubt(error)
         name = self._modules.info(number).name or ROOT
         self.faults.report(f"the calls of layer '{name}'", error)
@@ -336,7 +340,7 @@ class Calls:
         Compiled code calls no modules, nor does `model.forward()`, and gradients may be set by
         hand: what compiled code has done shows once it is put aside.
         """
-        if step.parameters is None or not step.parameters.has_gradients:
+        if step.parameters is None or not step.parameters.has_gradients or step.is_doubtful:
             return
         if step.gradients:
             self._suspects_compiler = False

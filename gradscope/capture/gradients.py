@@ -15,6 +15,7 @@ from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.torch_internals import apart_from_modes, current_backward, is_plain
 from gradscope.capture.chains import Link
 from gradscope.capture.cuts import CutGraph
+from gradscope.capture.memory import is_out_of_memory
 from gradscope.capture.plan import EdgeTap, Plan, ValueTap, Way
 from gradscope.capture.readings import Read, Readings
 from gradscope.capture.replays import Replay
@@ -151,7 +152,8 @@ class Gradients:
                 apart_from_modes(read, taps, gradients)
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
-            taps.clear()  # the plan's own: nothing is read here in later steps either
+            if not is_out_of_memory(error):
+                taps.clear()  # the plan's own: nothing is read here in later steps either
             self._cut_graph = None
             self._failed(keys, error)
 
