@@ -76,7 +76,8 @@ class Chains:
             chain = Chain()
         chain.layers.update(*given)
         chain.calls += 1
-        self._last[module] = chain, dict(zip(_made(call.outputs), behind, strict=True))
+        # one value may be returned once or twice in graphs of one structure
+        self._last[module] = chain, dict(zip(_made(call.outputs), behind, strict=False))
         return Link(chain, chain.calls - 1)
 
 
