@@ -180,7 +180,13 @@ def _agreeing(found: list[Finding]) -> list[Finding]:
     explained: set[str] = set()
     if verdicts & {"scaled-clipping", "not-updated"}:
         explained.add("update-speed")  # steps are small as the gradient is gone
-    return [finding for finding in found if finding.verdict not in explained]
+    starved = {layer for f in found if f.verdict == "experts" for layer in f.layers}
+    return [
+        finding
+        for finding in found
+        if finding.verdict not in explained
+        and not (finding.verdict == "disconnected" and starved.issuperset(finding.layers))
+    ]
 
 
 def _gravity(finding: Finding) -> int:
