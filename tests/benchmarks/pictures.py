@@ -68,6 +68,8 @@ def _states(page: Page) -> Iterator[str]:
             yield "empty"
             return
         tab.click()
+        if view.NAME == "net":
+            page.locator("#net svg").first.wait_for(timeout=60_000)
         _settle(page, 900)
         yield view.NAME
     layer = page.locator("#layer-table td button").first
