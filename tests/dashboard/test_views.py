@@ -68,11 +68,12 @@ def test_what_opens_breaks_no_accessibility_rule_on_a_phone(
         synthetic.write_run(tmp_path / f"run-{number}", n_layers=9, n_steps=30)
     url = dashboard(tmp_path)
     phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
-    page = browse(f"{url}?view=layers&theme={theme}", bypass_csp=True, **phone)
+    page = browse(f"{url}?view=layers&theme={theme}&run=*", bypass_csp=True, **phone)
     page.get_by_role("button", name="blocks.0.fc").first.tap()
     drawn(page, "history")
     page.locator("#runs-panel > summary").tap()
     page.get_by_text("5 of 5 runs").wait_for()
+    page.wait_for_function("document.querySelectorAll('#cards article.is-bad').length === 5")
     page.locator("article summary").first.tap()
     page.get_by_text("Would it help?").first.wait_for()
     assert broken_rules(page) == []
