@@ -127,6 +127,8 @@ def _combined(column: Column, values: Array, weights: Array, means: Array | None
     """Return readings of one thing as one, (rows, k) -> (rows,), by `weights`, (k,)."""
     if column.combine == "sum":
         return np.asarray(values.sum(axis=1))
+    if column.combine == "largest":
+        return np.asarray(values.max(axis=1))
     whole = weights.sum()
     if column.combine == "mean":
         return np.asarray(values @ weights / whole)

@@ -19,7 +19,7 @@ from typing import Literal
 
 FORMAT_VERSION = 1
 
-Combine = Literal["root sum square", "sum", "mean", "deviation", "root mean square"]
+Combine = Literal["root sum square", "sum", "mean", "deviation", "root mean square", "largest"]
 """How readings of one thing at one step become one, over micro-batches and calls of a module:
 `mean` and `deviation` are weighted by the number of elements that each was read from."""
 
@@ -331,15 +331,33 @@ LAYER_METRICS: Table = (
         label="spread between samples",
     ),
     Column(
+        "attention_logit_max",
+        "float32",
+        "",
+        "largest logit of attention, of what softmax gets, before masks and biases are added and"
+        " without what they mask: far above 50 all weight goes to one key, and hardly any gradient"
+        " passes. Of the layer that makes the queries, or of nn.MultiheadAttention; at the looks of"
+        " dead_fraction, of 4 million logits of each call at most, in which each query meets all"
+        " keys: of others, the largest may be missed. NaN of attention that is neither"
+        " scaled_dot_product_attention nor a softmax of a batched product of queries and keys,"
+        " where checkpointing or offloading keeps these elsewhere, and where a model runs compiled",
+        combine="largest",
+        label="largest attention logit",
+    ),
+    Column(
         "time_decades",
         "float32",
         "decades",
         "log10 of the gradient at the first time step over that at the last: below 0 it vanishes on"
         " its way back through time, -inf where none arrives. Of nn.RNN, LSTM and GRU at their"
-        " input sequence, of what is called time step after time step (cells, shared layers) at the"
-        " outputs of its first and last call. NaN of fewer than 4 steps, of other layers, of"
-        " bidirectional ones, of packed sequences, of an input that needs no gradient, where a"
-        " model is called once for each step, and where it runs compiled",
+        " input sequence: read there, or where that needs no gradient, is packed, or is gone"
+        " through in both directions, each from its own first step, had by running the layer again"
+        " on 8 samples, the longest of a packed batch, at every 32nd recorded step. Of what is"
+        " called time step after time step (cells, shared layers) at the outputs of its first and"
+        " last call. NaN of fewer than 4 steps, of other layers, where a model is called once for"
+        " each step, and where it runs compiled; of what would have to be run again, NaN of several"
+        " layers in both directions or with dropout between them, and where an optimizer steps"
+        " within the backward",
         combine="mean",
         label="gradient through time",
     ),
@@ -492,6 +510,7 @@ VERDICTS = (
     "accumulated",
     "collapsed",
     "saturated",
+    "attention-logits",
     "scaled-clipping",
     "output",
     "experts",

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from dash import Dash, Input, Output, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.summary import Summary
 from gradscope.plots import Theme
-from gradscope.plots.summary import Summary
 from gradscope_dashboard.library import Library, state_of
 from gradscope_dashboard.page import read_page
 
 FEW = 3
 """So many runs have a sentence and a remedy each; more have a line each, the worst first."""
 ORDER = ("bad", "unsure", "waiting", "good")
+IN_VAIN = "tried (does not help)"
 ENDED = {"crashed": "crashed after step", "stalled": "no new step since step"}
 SIGNS = {"good": "✔", "unsure": "◆", "bad": "▲"}
 
@@ -100,10 +102,11 @@ def _chips(summary: Summary) -> list[html.Span]:
 def _words(summary: Summary, name: str, notes: list[str], layers: list[str]) -> list[Any]:
     """Return the sentence for the verdict, the first remedy, and what there is to open."""
     diagnosis = summary.diagnosis
-    sentence = " ".join(filter(None, [diagnosis.summary, summary.shortcuts]))
+    sentence = " ".join([diagnosis.summary, *diagnosis.beside])
     content: list[Any] = [html.P(sentence, className="summary")]
     grave = [f for f in diagnosis.findings if f.severity != "information"]
-    remedy = next((f.remedies[0] for f in grave if f.remedies), None)
+    remedies = [r for f in grave for r in f.remedies if not r.startswith(IN_VAIN)]
+    remedy = next(iter(remedies), None)
     if diagnosis.findings or notes:
         content.append(_details(summary, name, notes, remedy, layers))
     return content
@@ -118,8 +121,10 @@ def _details(
     parts = [f"{count} finding{'s' * (count != 1)}"] if count else []
     parts += [f"{len(notes)} note{'s' * (len(notes) != 1)}"] if notes else []
     words = " and ".join(parts)
-    tried = [html.Span([html.B("Try: "), f"{remedy}. "], className="try")] if remedy else []
+    tried = [html.Span([*_remedy(remedy), ". "], className="try")] if remedy else []
     items: list[Any] = [_finding(finding, name, layers) for finding in diagnosis.findings]
+    if remedy:
+        items.append(html.Li(_measured(name, diagnosis.findings)))
     items += [html.Li(sentence) for sentence in diagnosis.settings]
     if diagnosis.start != diagnosis.end:
         items.append(html.Li(f"At the start: {diagnosis.start}; at the end: {diagnosis.end}."))
@@ -143,8 +148,27 @@ def _finding(finding: Finding, name: str, layers: list[str]) -> html.Li:
                 title="Open the step and the layer where it shows first",
             ),
             f" {finding.sentence}",
-            html.Ul([html.Li(f"try: {remedy}") for remedy in finding.remedies]),
+            html.Ul([html.Li(_remedy(remedy)) for remedy in finding.remedies]),
         ]
+    )
+
+
+def _remedy(remedy: str) -> list[Any]:
+    """Return a remedy, or what it did where it was tried, its first word in bold."""
+    first, rest = ("Tried", remedy[5:]) if remedy.startswith("tried") else ("Try", f": {remedy}")
+    mark, _, said = rest.partition(": ")
+    return [html.B(f"{first}{mark}: "), said]
+
+
+def _measured(name: str, findings: Sequence[Finding]) -> html.Button:
+    """Return the way to what was tried, or to how it is."""
+    known = any(remedy.startswith("tried") for f in findings for remedy in f.remedies)
+    return html.Button(
+        "See what was tried on copies of this net"
+        if known
+        else "Would it help? See how to try it on copies of this net",
+        id={"do": "view", "to": "what-if", "of": name},
+        className="link",
     )
 
 
@@ -156,7 +180,10 @@ def _invitation(library: Library) -> html.Article:
         [
             html.H2(f"No run in {place} yet" if place else "No run yet"),
             html.P("Put these lines into a training; the run appears here by itself:"),
-            html.Pre(f"import gradscope\n{code}   # before the loop, which stays as it is"),
+            html.Pre(
+                f"import gradscope\n{code}   # before the loop, which stays as it is",
+                tabIndex=0,
+            ),
         ],
         className="is-unsure invitation",
     )

@@ -79,16 +79,11 @@ def controls() -> html.Section:
                         updatemode="mouseup",
                         allow_direct_input=False,
                     ),
-                    html.Label("Step", htmlFor="step-number"),
-                    dcc.Input(
-                        id="step-number",
-                        type="number",
-                        min=0,
-                        max=0,
-                        step=1,
-                        value=0,
-                        debounce=True,
-                    ),
+                    # Dash's own field forgets what it shows: its buttons are off, and who asks for
+                    # the same step again is not heard
+                    html.Div(id="step-field"),
+                    dcc.Store(id="step-shown"),
+                    dcc.Store(id="step-drawn"),
                     _button("step", "latest", "Follow latest"),
                 ],
             ),
@@ -152,17 +147,21 @@ def register(app: Dash, library: Library) -> None:
         prevent_initial_call=True,
     )
 
+    app.clientside_callback(  # type: ignore[no-untyped-call]
+        ClientsideFunction("gradscope", "stepField"),
+        Output("step-drawn", "data"),
+        Input("step-shown", "data"),
+    )
+
     @app.callback(
         Output("url", "search"),
         Output("step", "max"),
         Output("step", "value"),
-        Output("step-number", "max"),
-        Output("step-number", "value"),
+        Output("step-shown", "data"),
         Output("handled", "data"),
         Input("url", "search"),
         Input("library", "data"),
         Input("step", "value"),
-        Input("step-number", "value"),
         Input("clicks", "data"),
         Input("chosen", "data"),
         *[Input(graph, "clickData", allow_optional=True) for graph in CLICKS],
@@ -176,7 +175,7 @@ def register(app: Dash, library: Library) -> None:
         Clicks wait in a queue of the browser until they are handled: of a callback that is asked
         for again, as by new steps, it drops what is on its way.
         """
-        clicks, handled, screen = rest[2] or [], rest[-2] or 0, rest[-1]
+        clicks, handled, screen = rest[1] or [], rest[-2] or 0, rest[-1]
         names = library.names
         now = new = state.parse(search, NAMES, names)
         marks = (found or {}).get("marks", {})
@@ -184,17 +183,12 @@ def register(app: Dash, library: Library) -> None:
         opening = library.opening(library.shown(now))
         for button in clicks[handled:]:
             new = _pressed(button, new, library, screen, None if opening is None else latest)
-        if isinstance(rest[3], dict) and any(t["prop_id"] == "chosen.data" for t in ctx.triggered):
-            if "layer" in rest[3]:
-                new = new.but(layer=str(rest[3]["layer"]))
-            else:
-                new = new.choosing(list(map(str, rest[3].get("runs") or [])), names)
+        if isinstance(rest[2], dict) and any(t["prop_id"] == "chosen.data" for t in ctx.triggered):
+            new = _chosen(rest[2], new, names, latest, opening is None)
         for trigger in ctx.triggered:
             by, value = ctx.triggered_prop_ids.get(trigger["prop_id"]), trigger["value"]
-            if by in ("step", "step-number") and value is not None:
-                wanted = max(int(value), 0)
-                follow = wanted >= latest and opening is None
-                new = new.but(step=None if follow else min(wanted, latest))
+            if by == "step" and value is not None:
+                new = new.but(step=_wanted(value, latest, opening is None))
             elif isinstance(by, str) and by in CLICKS and value:
                 with library.lock:
                     page = read_page(search, screen, library, NAMES)
@@ -206,8 +200,7 @@ def register(app: Dash, library: Library) -> None:
             address if address != now.search(NAMES[0]) else no_update,
             max(latest, 1),
             step,
-            latest,
-            step,
+            [step, latest],
             len(clicks),
         )
 
@@ -316,9 +309,28 @@ def _pressed(
         return now.but(layer=to or None)
     if key == "log":
         return now.but(log=not now.log)
-    if key == "rows":
-        return now.but(rows=now.rows + state.ROWS)
     return now.but(**{key: to})
+
+
+def _wanted(value: Any, latest: int, follow: bool) -> int | None:
+    """Return the step to show where `value` was asked for; None to follow the latest."""
+    step = max(int(value), 0)
+    return None if step >= latest and follow else min(step, latest)
+
+
+def _chosen(
+    wanted: dict[str, Any], now: state.State, names: list[str], latest: int, follow: bool
+) -> state.State:
+    """Return the state after something was chosen in what the page draws itself."""
+    if "step" in wanted:
+        return now.but(step=_wanted(wanted["step"], latest, follow))
+    if "layer" in wanted:
+        return now.but(layer=str(wanted["layer"]))
+    if "sort" in wanted:
+        return now.but(sort=str(wanted["sort"]))
+    if "rows" in wanted:
+        return now.but(rows=min(int(wanted["rows"]), state.MOST_ROWS))
+    return now.choosing(list(map(str, wanted.get("runs") or [])), names)
 
 
 def _button(key: str, to: str, label: Any, title: str | None = None) -> html.Button:

@@ -16,7 +16,7 @@ SHOWN_AT_FIRST = 4
 ALL = "*"
 """In place of the names of all runs."""
 ROWS, MOST_ROWS = 25, 1000
-TABLE_COLUMNS = ("run", "number", "name", "kind", "parameters", *SHOWN)
+TABLE_COLUMNS = ("run", "number", "name", *SHOWN, "kind", "parameters")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from gradscope.autograd.torch_internals import (
     is_capturing,
     recomputing_node,
 )
+from gradscope.capture.attention import read_attention
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.compiled import Eager, compiled_frames, has_compiled
@@ -32,7 +33,7 @@ from gradscope.capture.modules import Modules
 from gradscope.capture.plan import Plan
 from gradscope.capture.rows import Key, OfLayer
 from gradscope.capture.steps import Step, Steps
-from gradscope.capture.structures import Structures
+from gradscope.capture.structures import ATTENTION, Structures
 from gradscope.capture.tapped import Taps
 from gradscope.capture.units import Units
 from gradscope.capture.updates import Updates
@@ -249,6 +250,7 @@ class Calls:
         if plan.forward or plan.forward_sums:
             self._supply(plan, graph, forward)
         if self._units.is_on:
+            self._read_attention(plan, graph, forward)
             self._units.read(forward.readings)
         forward.readings.read_waiting()
         if plan.trust.lost:
@@ -264,7 +266,7 @@ class Calls:
         gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut)
         if self._compiled and self._taps.looks:
             self._taps.learn(plan, graph, forward)
-        gradients.tap(graph, forward.calls if plan.direct or cut else ())
+        gradients.tap(graph, forward.calls if plan.direct or cut else (), forward.replays())
         if cut:
             step.tapped.append(gradients)
 
@@ -275,6 +277,10 @@ class Calls:
     @guarded("activations called as functions")
     def _read_functions(self, plan: Plan, graph: Graph, forward: Forward) -> None:
         read_functions(plan.functions, graph, forward.readings, self._units)
+
+    @guarded(ATTENTION)
+    def _read_attention(self, plan: Plan, graph: Graph, forward: Forward) -> None:
+        read_attention(plan.attention, graph, forward.readings, self._units.look)
 
     def _gradient_failed(self, keys: Sequence[Key], error: Exception) -> None:
         names = {self._modules.info(key.module).name for key in keys if isinstance(key, OfLayer)}

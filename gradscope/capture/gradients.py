@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from gradscope.autograd.torch_internals import apart_from_modes, current_backwar
 from gradscope.capture.cuts import CutGraph
 from gradscope.capture.plan import EdgeTap, Plan, ValueTap, Way
 from gradscope.capture.readings import Read, Readings
+from gradscope.capture.replays import Replay
 from gradscope.capture.rows import Key, Keys, OfLayer
 from gradscope.errors import GradscopeError
 from gradscope.measure import Reading
@@ -64,10 +65,16 @@ class Gradients:
         self._cut = cut
         self._cut_graph: CutGraph | None = None
         self._cut_norms: list[tuple[Read, Keys]] = []
+        self._replays: list[Replay] = []
         self._is_used_outside = False  # gradient has come that does not come from the outputs
 
-    def tap(self, graph: Graph, calls: Sequence[Call]) -> None:
-        """Put hooks on the nodes of `graph`."""
+    def tap(
+        self,
+        graph: Graph,
+        calls: Sequence[Call],
+        replays: Iterable[tuple[Replay, Sequence[tuple[Node, int]]]] = (),
+    ) -> None:
+        """Put hooks on the nodes of `graph`, and on those of the outputs of `replays`."""
         plan, nodes = self._plan, graph.nodes
         guard, read_values, gather = self._guard, self._read_values, self._gather
         self.leaves = [nodes[i] for i in plan.leaves]
@@ -83,6 +90,12 @@ class Gradients:
             node, slot = calls[call].outputs[position]
             taps = [ValueTap(slot, keys, [])]
             node.register_prehook(partial(guard, read_values, taps))
+        for replay, outputs in replays:
+            self._replays.append(replay)
+            for place, (node, slot) in enumerate(outputs):
+                taps = [ValueTap(slot, (OfLayer("first_signal_norm", replay.layer),), [])]
+                keep = partial(_keep_sample, replay, place)
+                node.register_prehook(partial(guard, keep, taps))
         if self._cut is not None and plan.cuts[self._cut]:
             self._cut_graph = CutGraph(graph, calls[0].outputs, plan, self._cut)
             for i, (node, _) in enumerate(calls[0].outputs):
@@ -102,8 +115,20 @@ class Gradients:
             if self._plan.sums[i].keys and self._sums[i]:
                 self._read_sum(i)
             self._sums[i].clear()
+        for replay in self._replays:
+            self._read_replay(replay)
         self.readings.read_waiting()
         self._forget_edges()
+
+    def _read_replay(self, replay: Replay) -> None:
+        """Read the gradient at the ends of a recurrent layer that is run again."""
+        keys = [(OfLayer(f"{end}_signal_norm", replay.layer),) for end in ("first", "last")]
+        try:
+            for ends in replay.ends():
+                for gradient, key in zip(ends, keys, strict=True):
+                    self.readings.read_norm(gradient, key)
+        except Exception as error:
+            self._failed(keys[0], error)
 
     def _forget_edges(self) -> None:
         self._alone[:] = [None] * len(self._alone)
@@ -257,6 +282,14 @@ def _keep(
 ) -> None:
     """Keep the gradient of an edge until that of its value comes; as short as can be."""
     kept[place] = gradients[position]
+
+
+def _keep_sample(
+    replay: Replay, place: int, taps: Sequence[ValueTap], gradients: tuple[Tensor | None, ...]
+) -> None:
+    for tap in taps:
+        if (gradient := gradients[tap.slot]) is not None:
+            replay.keep(place, gradient)
 
 
 def _add_up(total: Tensor, parts: Sequence[Tensor]) -> bool:

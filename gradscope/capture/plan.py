@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from gradscope.autograd.attention import Attention
 from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value, locate
 from gradscope.autograd.joins import Join
 from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
@@ -131,6 +132,7 @@ class Plan:
     cuts : way -> edges that a cut of this way lets no gradient pass
     outputs : (value, number) of each output of a layer
     functions : activations that were called on the output of a layer without a module
+    attention : calls of attention whose queries and keys the graph may keep
     trust : which tensors may wait to be read together
     structure : that of the graphs
     """
@@ -149,6 +151,7 @@ class Plan:
     cuts: dict[str, list[Edge]] = field(default_factory=dict)
     outputs: list[tuple[Value, int]] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
+    attention: list[Attention] = field(default_factory=list)
     calls: set[int] = field(default_factory=set)
     trust: Trust = field(default_factory=Trust)
     structure: Structure | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from gradscope.autograd.attention import find_attention
 from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.capture.catalogue import Catalogue, ShortcutInfo, occurrences
@@ -23,6 +24,7 @@ ANALYSIS_SHARE = 0.02
 _JOINS = "shortcuts"
 _EDGES = "the flow of data from layer to layer"
 _FUNCTIONS = "activations called as functions"
+ATTENTION = "the logits of attention"
 
 
 class Structures:
@@ -74,6 +76,7 @@ class Structures:
         )
         plan = make_plan(graph, calls, layers, joins, numbers, forward.times)
         self._add_functions(plan, graph, forward)
+        self._add_attention(plan, graph, forward)
         self._add_edges(graph, forward)
         return plan
 
@@ -127,3 +130,7 @@ class Structures:
         except Exception as error:
             self.faults.report(_FUNCTIONS, error)
         self._catalogue.function_of |= {f.layer: f.name for f in plan.functions}
+
+    @guarded(ATTENTION)
+    def _add_attention(self, plan: Plan, graph: Graph, forward: Forward) -> None:
+        plan.attention = find_attention(graph, forward.calls, forward.layers)

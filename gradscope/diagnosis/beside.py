@@ -29,7 +29,8 @@ def beside(
     told = verdict == "healthy" or verdict.startswith(CANNOT_TELL)
     if not told and not ill & FLOW and not np.isnan(decades):
         yield flow_in_words(evidence, decades)
-    if "unstable" not in ill:
+    broken = any(f.severity == "critical" and "first_step" in f.evidence for f in found)
+    if "unstable" not in ill and not broken:  # of a loss that ends in NaN the numbers mislead
         yield from _loss(evidence)
     if not ill & {"update-speed", "not-updated"}:
         yield from _speed(evidence)

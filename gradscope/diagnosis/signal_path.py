@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -104,8 +105,22 @@ def composites(layers: pd.DataFrame, candidates: NDArray[np.bool_]) -> NDArray[n
     )
 
 
+_paths: WeakKeyDictionary[Run, tuple[int, SignalPath | None]] = WeakKeyDictionary()
+
+
 def signal_path(run: Run) -> SignalPath | None:
-    """Return the signal along the depth of `run`; None if no weight layer's signal was recorded."""
+    """Return the signal along the depth of `run`; None if no weight layer's signal was recorded.
+
+    It is worked out once for each number of steps.
+    """
+    count = len(run.steps)
+    known = _paths.get(run)
+    if known is None or known[0] != count:
+        known = _paths[run] = (count, _signal_path(run))
+    return known[1]
+
+
+def _signal_path(run: Run) -> SignalPath | None:
     layers = run.layers
     read = run.was_read("signal_norm")
     for kind in (is_weight_layer(layers), layers["parameters"].to_numpy() > 0):

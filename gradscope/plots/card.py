@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gradscope.diagnosis.summary import Summary, summarise
 from gradscope.errors import GradscopeError
-from gradscope.plots.drawn import arrives, drawn_metric
+from gradscope.plots.drawn import arrives, drawn_metric, last_readable_row
 from gradscope.plots.lettering import times
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.summary import Summary, last_readable_row, summarise
 from gradscope.plots.theme import LIGHT, Theme
 from gradscope.runs.run import Run
 

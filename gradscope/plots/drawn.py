@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,21 +21,11 @@ from gradscope.runs.run import Run
 
 Ints = NDArray[np.integer[Any]]
 
-_paths: WeakKeyDictionary[Run, tuple[int, SignalPath | None]] = WeakKeyDictionary()
-
 
 def path_of(run: Run) -> SignalPath | None:
-    """Return the signal path of `run`, None if its two ends are one or were not read.
-
-    It is worked out once for each number of steps.
-    """
-    count = len(run.steps)
-    known = _paths.get(run)
-    if known is None or known[0] != count:
-        path = signal_path(run)
-        two_ends = path is not None and path.early_name != path.late_name
-        known = _paths[run] = (count, path if two_ends else None)
-    return known[1]
+    """Return the signal path of `run`, None if its two ends are one or were not read."""
+    path = signal_path(run)
+    return path if path is not None and path.early_name != path.late_name else None
 
 
 @dataclass(frozen=True)
@@ -127,6 +116,16 @@ def arrives(data: DrawnMetric, row: int) -> float:
     if path is not None and not np.isnan(path.decades[row]):
         return float(10 ** path.decades[row])
     return float(data.values(row, row + 1)[0][0])
+
+
+def last_readable_row(data: DrawnMetric) -> int:
+    """Return the last row in which any layer has a number other than 0; the last one if none."""
+    for first in (max(len(data.steps) - 1000, 0), 0):
+        values = data.read(first)
+        known = np.flatnonzero((np.isfinite(values) & (values != 0)).any(axis=1))
+        if len(known):
+            return first + int(known[-1])
+    return len(data.steps) - 1
 
 
 def as_runs(runs: Run | Sequence[Run]) -> list[Run]:

@@ -1,6 +1,6 @@
 """The net as a graph of its modules, each with the gradient that reaches it at one step.
 
-What a page draws of it is up to the page: here are the modules as a tree, and the shortcuts.
+What a page draws of it is up to the page: here are the modules as a tree, and the ways past them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.plots.drawn import arrives, as_runs, drawn_metric
 from gradscope.plots.lettering import times
 from gradscope.plots.metrics import METRICS
+from gradscope.plots.net_ways import Ways, find_ways
 from gradscope.runs.run import Run
-from gradscope.schema import SPLIT_FORMS
 
 TITLE = "Where in the net does the gradient starve?"
 STARVES = 0.01
 """What gets less than this share of the last hidden layer's gradient is pointed at."""
+
+FEW = 8
+"""Of fewer modules, those that hold more than layers are open at first."""
 
 
 @dataclass
@@ -36,6 +39,8 @@ class Module:
     value : float
         What gradient reaches it, over that of the last hidden layer: its first layer's signal, or
         that at the input of its first residual block. NaN where none was read.
+    open : bool
+        Open at first, though no numbered blocks lie in it.
     """
 
     name: str
@@ -44,6 +49,7 @@ class Module:
     last: int
     value: float = np.nan
     children: list[Module] = field(default_factory=list)
+    open: bool = False
 
     @property
     def is_block(self) -> bool:
@@ -64,41 +70,28 @@ class Module:
             "last": self.last,
             "decades": _decades(self.value),
             "said": times(self.value),
-            "open": self.holds_blocks and not self.is_block,
+            "open": self.open or (self.holds_blocks and not self.is_block),
             "children": [child.as_dict() for child in self.children],
         }
 
 
 @dataclass(frozen=True)
-class Arc:
-    """A shortcut around the layers `first` to `last`; `share` of the energy, NaN if not split."""
-
-    name: str
-    form: str
-    first: int
-    last: int
-    share: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
-        share = None if np.isnan(self.share) else round(self.share, 4)
-        return {**self.__dict__, "share": share}
-
-
-@dataclass(frozen=True)
 class NetGraph:
-    """The modules of the `place`-th given run at `step`, from input to output, and its arcs.
+    """The modules of the `place`-th given run at `step`, from input to output, and its ways.
 
-    `starves` is the layer that gets the least gradient, and `least` how little; else empty.
+    `least` is the weight layer that gets the least gradient, empty if none was read, `said` how
+    little that is, and `starves` whether it is too little; `words` is a sentence of all that.
     """
 
     place: int
     run: str
     step: int
     modules: list[Module]
-    arcs: list[Arc]
-    starves: str
+    ways: Ways
     least: str
+    said: str
+    starves: bool
+    words: str
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -106,9 +99,13 @@ class NetGraph:
             "run": self.run,
             "step": self.step,
             "modules": [module.as_dict() for module in self.modules],
-            "arcs": [arc.as_dict() for arc in self.arcs],
-            "starves": self.starves,
+            "arcs": [arc.as_dict() for arc in self.ways.arcs],
+            "leaves": self.ways.leaves,
+            "enters": self.ways.enters,
             "least": self.least,
+            "said": self.said,
+            "starves": self.starves,
+            "words": self.words,
         }
 
 
@@ -127,47 +124,33 @@ def net_graph_info(runs: Run | Sequence[Run], *, step: int | None = None) -> lis
         late = data.late(row, row + 1)
         signal = run.matrix("signal_norm", recorded, recorded)[1][0].astype(float)
         values = over_reference(signal, late)
-        arcs, totals = _arcs(run, recorded, float(late[0]))
-        modules = _tree(run, values, totals)
+        modules = _tree(run, values, _inputs(run, recorded, float(late[0])))
         weights = {int(layer) for layer in data.layers}
         worst = _worst(values, weights)
         name = said = ""
         if worst is not None:
             name = str(run.layers["name"].iloc[worst])
             said = times(arrives(data, row) if worst == min(weights) else float(values[worst]))
-        graphs.append(NetGraph(place, run.name, recorded, modules, arcs, name, said))
+        starves = worst is not None and bool(values[worst] < STARVES)
+        words = _words(run, values, weights, name, said, starves)
+        ways = find_ways(run, recorded)
+        graphs.append(
+            NetGraph(place, run.name, recorded, modules, ways, name, said, starves, words)
+        )
     return graphs
 
 
-def _arcs(run: Run, step: int, late: float) -> tuple[list[Arc], dict[int, float]]:
-    """Return the shortcuts, and what arrives at the input of each block, by its first layer."""
-    arcs: list[Arc] = []
-    totals: dict[int, float] = {}
+def _inputs(run: Run, step: int, late: float) -> dict[int, float]:
+    """Return what arrives at the input of each residual block, by its first layer."""
     blocks = residual_blocks(run)
-    if blocks:
-        share = run.shortcut_matrix("energy_share", step, step)[1][0]
-        total = run.shortcut_matrix("total_norm", step, step)[1][0].astype(float)
-        arrives = over_reference(total, np.array([late]))
-        for block in blocks:
-            number = block.shortcut
-            last = block.after - 1
-            arcs.append(Arc(block.name, block.form, block.first, last, float(share[number])))
-            totals.setdefault(block.first, float(arrives[number]))
-    names = [str(name) for name in run.layers["name"]]
-    for row in run.shortcuts.to_dict("records"):
-        if row["form"] in SPLIT_FORMS:
-            continue
-        split = _last_under(names, str(row["split"]))
-        after = float(row["position"]) * len(names) if row["position"] == row["position"] else 0
-        if split is not None and round(after) > split + 1:
-            form, last = str(row["form"]), min(round(after), len(names)) - 1
-            arcs.append(Arc(str(row["name"]), form, split + 1, last, float("nan")))
-    return arcs, totals
-
-
-def _last_under(names: list[str], module: str) -> int | None:
-    under = [i for i, name in enumerate(names) if name == module or name.startswith(f"{module}.")]
-    return under[-1] if under else None
+    if not blocks:
+        return {}
+    total = run.shortcut_matrix("total_norm", step, step)[1][0].astype(float)
+    arrives = over_reference(total, np.array([late]))
+    inputs: dict[int, float] = {}
+    for block in blocks:
+        inputs.setdefault(block.first, float(arrives[block.shortcut]))
+    return inputs
 
 
 def _tree(run: Run, values: np.ndarray[Any, Any], totals: dict[int, float]) -> list[Module]:
@@ -192,6 +175,9 @@ def _tree(run: Run, values: np.ndarray[Any, Any], totals: dict[int, float]) -> l
     modules = root.children
     while len(modules) == 1 and modules[0].children:
         modules = modules[0].children
+    if len(modules) < FEW and not any(module.holds_blocks for module in modules):
+        for module in modules:
+            module.open = any(child.children for child in module.children)
     return modules
 
 
@@ -209,12 +195,31 @@ def _fill(module: Module, values: np.ndarray[Any, Any], totals: dict[int, float]
 
 
 def _worst(values: np.ndarray[Any, Any], weights: set[int]) -> int | None:
-    """Return the weight layer that gets the least gradient, if that is little."""
+    """Return the weight layer that gets the least gradient; of equals where it comes first."""
+    known = [i for i in sorted(weights, reverse=True) if np.isfinite(values[i])]
+    return min(known, key=lambda i: values[i]) if known else None
+
+
+def _words(
+    run: Run,
+    values: np.ndarray[Any, Any],
+    weights: set[int],
+    least: str,
+    said: str,
+    starves: bool,
+) -> str:
+    """Return where least arrives, and where most, if that is much."""
+    parts = []
+    if starves:
+        parts.append(f"{least} starves: {said}.")
+    elif least:
+        parts.append(f"No layer starves: the least, {said}, arrives at {least}.")
     known = [i for i in sorted(weights) if np.isfinite(values[i])]
-    if not known:
-        return None
-    worst = min(known, key=lambda i: values[i])
-    return worst if values[worst] < STARVES else None
+    most = max(known, key=lambda i: values[i], default=None)
+    if most is not None and values[most] > 1 / STARVES:
+        name = str(run.layers["name"].iloc[most])
+        parts.append(f"The most, {times(float(values[most]))}, arrives at {name}.")
+    return " ".join(parts)
 
 
 def _decades(value: float) -> float | str | None:

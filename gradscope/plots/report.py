@@ -11,6 +11,7 @@ from string import Template
 import plotly.graph_objects as go
 
 from gradscope._version import __version__
+from gradscope.diagnosis.summary import summarise
 from gradscope.errors import GradscopeError
 from gradscope.plots import (
     depth_profile,
@@ -24,7 +25,6 @@ from gradscope.plots import (
     training,
 )
 from gradscope.plots.drawn import as_runs
-from gradscope.plots.summary import summarise
 from gradscope.plots.theme import DARK, LIGHT
 from gradscope.runs.run import Run
 
@@ -164,7 +164,7 @@ def _card(run: Run, place: int) -> str:
     return (
         f'<article class="{summary.tone}"><h2><i style="color: {LIGHT.color(place)}"></i>'
         f"{escape(run.name)}</h2><p>{chips}</p>"
-        f"<p>{escape(' '.join([diagnosis.summary, summary.shortcuts]))}</p>"
+        f"<p>{escape(' '.join([diagnosis.summary, *diagnosis.beside]))}</p>"
         f'<p class="detail">{escape("; ".join(facts))}</p>'
         f'<ul class="detail">{items}</ul></article>'
     )

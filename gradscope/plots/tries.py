@@ -31,8 +31,8 @@ from gradscope.runs.tries import FOLDER, Tried, read_tried
 
 TITLE = "What if?"
 NOTHING = (
-    "Nothing was tried beside these runs. Try with gradscope.what_if(model, loss_fn, batches,"
-    " optimizer), or scope.what_if(loss_fn, batches)."
+    "Nothing was tried beside these runs: gradscope.what_if(model, loss_fn, batches, optimizer),"
+    " or scope.what_if(loss_fn, batches), does."
 )
 POINTS = 400
 _NAMED = 4  # changes that get a colour and a name

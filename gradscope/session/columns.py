@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from gradscope import schema
 from gradscope.arithmetic import Array, combine, energy_share, ratio, root_sum_square
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.rows import Key, OfLayer, OfParameter, OfShortcut, OfStep
+from gradscope.session.shares import ALONE, Shares
 from gradscope.session.tape import HostRow
 
 Columns = dict[str, NDArray[np.generic]]
@@ -32,73 +33,113 @@ _Found = dict[str, list[tuple[int, _KeyOfKind]]]
 """Metric -> place of a value, and what it is of."""
 
 
-class Decoder:
-    """Turns rows into columns of the part files, by the numbers of `catalogue`."""
+class Copies(NamedTuple):
+    """Norms of what several processes should hold alike: of `numbers`, so many `copies` of each."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    numbers: NDArray[np.int64]
+    copies: NDArray[np.float64]
+    norms: Array
+
+
+class Decoded(NamedTuple):
+    """Readings of rows, of each layer and shortcut as one, (rows, n); `columns` makes tables of it.
+
+    `weights` are of layers and shortcuts, (n,): how many elements were read, or 1 where they do not
+    matter, over the number of processes that read the same; 0 of what was not read.
+    """
+
+    wide: bool
+    steps: Columns
+    totals: dict[str, Array]
+    values: dict[str, dict[str, Array]]
+    weights: dict[str, dict[str, NDArray[np.float64]]]
+    copies: dict[str, Copies]
+
+
+class Decoder:
+    """Puts readings of rows together, by the numbers of `catalogue`.
+
+    Parameters
+    ----------
+    catalogue : Catalogue
+    shares : Shares, optional
+        What of the readings goes into those of all processes.
+    """
+
+    def __init__(self, catalogue: Catalogue, shares: Shares = ALONE) -> None:
         self._catalogue = catalogue
+        self._shares = shares
         self._called: set[int] = set()  # layers of which an output was read
 
-    def columns(self, rows: Sequence[HostRow]) -> list[dict[str, Columns]]:
-        """Return the columns of the tables `layers`, `shortcuts` and `steps`, in runs of rows.
+    def decoded(self, rows: Sequence[HostRow]) -> Iterator[Decoded]:
+        """Yield the readings of `rows`, in runs of rows of one layout.
 
         Every layer and shortcut known by now stands in every row, in the catalogue's order.
         """
-        return [
-            self._alike(list(group))
-            for _, group in groupby(rows, key=lambda row: [layout for layout, _ in row.segments])
-        ]
+        for _layout, alike in groupby(rows, key=lambda row: [layout for layout, _ in row.segments]):
+            yield self._alike(list(alike))
 
-    def _alike(self, rows: list[HostRow]) -> dict[str, Columns]:
-        """Return the columns of rows of one layout."""
+    def _alike(self, rows: list[HostRow]) -> Decoded:
+        """Return the readings of rows of one layout."""
         layout = [keys for some, _ in rows[0].segments for keys in some]
         values = np.array(
             [np.concatenate([v for _, v in row.segments]) if row.segments else [] for row in rows],
             dtype=np.float64,
         )
-        dtype = np.float64 if any(row.wide for row in rows) else np.float32
         scalars = _scalars(rows, layout, values)
         scales = {
             name: np.nan_to_num(scalars.pop(name, np.full(len(rows), math.nan)), nan=1.0)
             for name in ("loss_scale", "grad_scale")
         }
-        n_layers, n_shortcuts = len(self._catalogue.layers), len(self._catalogue.shortcuts)
-        layers = {name: np.full((len(rows), n_layers), np.nan) for name in _OF_LAYERS}
-        shortcuts = {name: np.full((len(rows), n_shortcuts), np.nan) for name in _OF_SHORTCUTS}
-        totals = self._of_parameters(layout, values, scales, layers)
-        self._of_layers(layout, values, scales, layers)
-        self._of_shortcuts(layout, values, scales, shortcuts)
-        return {
-            "layers": _table(rows, "layer", n_layers, layers, dtype),
-            "shortcuts": _table(rows, "shortcut", n_shortcuts, shortcuts, dtype),
-            "steps": _steps(rows, scales["loss_scale"], scalars, totals),
-        }
+        decoded = Decoded(
+            any(row.wide for row in rows),
+            _steps(rows, scales["loss_scale"], scalars),
+            {},
+            {
+                "layers": _nothing(rows, self._catalogue.layers, _OF_LAYERS),
+                "shortcuts": _nothing(rows, self._catalogue.shortcuts, _OF_SHORTCUTS),
+            },
+            {"layers": {}, "shortcuts": {}},
+            {},
+        )
+        self._of_parameters(layout, values, scales, decoded)
+        self._of_layers(layout, values, scales, decoded)
+        self._of_shortcuts(layout, values, scales, decoded)
+        return decoded
 
     def _of_parameters(
         self,
         layout: Sequence[tuple[Key, ...]],
         values: Array,
         scales: Mapping[str, Array],
-        layers: dict[str, Array],
-    ) -> dict[str, Array]:
-        """Fill in the norms of parameters; return those over all parameters."""
-        totals = {}
+        decoded: Decoded,
+    ) -> None:
+        """Fill in the norms of parameters, and those over all parameters."""
+        layers, weights = decoded.values["layers"], decoded.weights["layers"]
         number = self._catalogue.layer_of
         for name, entries in _found(layout, OfParameter).items():
             column = _OF_LAYERS[name]
             picked = _unscaled(column, values, [place for place, _ in entries], scales)
             owners = [min(number[m] for m in key.owners) for _, key in entries]  # tied: the first
-            totals[name] = root_sum_square(picked)
-            combine(column, {name: picked}, owners, [1] * len(entries), layers[name])
-        return totals
+            once = [1] * len(entries)
+            weights[name] = _counted(owners, once, len(self._catalogue.layers))
+            if self._shares is not ALONE:
+                names = [str(self._catalogue.layers[owner]["name"]) for owner in owners]
+                found = zip(entries, names, strict=True)
+                copies = np.array([self._shares.copies(key, of) for (_, key), of in found])
+                decoded.copies[name] = _copies(column, picked, owners, copies)
+                picked = picked / np.sqrt(copies)
+            decoded.totals[name] = root_sum_square(picked)
+            combine(column, {name: picked}, owners, once, layers[name])
 
     def _of_layers(
         self,
         layout: Sequence[tuple[Key, ...]],
         values: Array,
         scales: Mapping[str, Array],
-        layers: dict[str, Array],
+        decoded: Decoded,
     ) -> None:
+        layers, weights = decoded.values["layers"], decoded.weights["layers"]
         number = self._catalogue.layer_of
         elements = np.zeros(len(self._catalogue.layers))  # of each layer's outputs
         for name, entries in _found(layout, OfLayer).items():
@@ -110,14 +151,14 @@ class Decoder:
                 readings[column.mean] = values[:, [place - 1 for place in places]]
             numbers = [number[key.module] for _, key in entries]
             counts = [key.elements for _, key in entries]
+            weights[name] = _counted(numbers, counts, elements.size)
             combine(column, readings, numbers, counts, layers[name])
             if name == "activation_norm":
                 np.add.at(elements, numbers, counts)
         _complete_outputs(layers, elements)
         self._count_outputs(layers, elements)
-        first, last = (layers.pop(column.name) for column in schema.TIME_NORMS)
-        with np.errstate(divide="ignore"):
-            layers["time_decades"] = np.log10(ratio(first, last))
+        weights["output_elements"] = (~np.isnan(layers["output_elements"][0])).astype(np.float64)
+        self._shares.apply(OfLayer, _OF_LAYERS, layers, weights)
 
     def _count_outputs(self, layers: dict[str, Array], elements: Array) -> None:
         """Fill in how many elements the outputs had; 0 of layers that were only called before."""
@@ -132,18 +173,64 @@ class Decoder:
         layout: Sequence[tuple[Key, ...]],
         values: Array,
         scales: Mapping[str, Array],
-        shortcuts: dict[str, Array],
+        decoded: Decoded,
     ) -> None:
+        shortcuts, weights = decoded.values["shortcuts"], decoded.weights["shortcuts"]
         for name, entries in _found(layout, OfShortcut).items():
             column = _OF_SHORTCUTS[name]
             picked = _unscaled(column, values, [place for place, _ in entries], scales)
             numbers = [key.shortcut for _, key in entries]
-            combine(column, {name: picked}, numbers, [1] * len(entries), shortcuts[name])
-        branch, shortcut = (shortcuts.pop(column.name) for column in schema.FORWARD_NORMS)
-        shortcuts["branch_ratio"] = ratio(branch, shortcut)
-        shortcuts["energy_share"] = energy_share(
-            shortcuts["shortcut_norm"], shortcuts["branch_norm"]
-        )
+            once = [1] * len(entries)
+            weights[name] = _counted(numbers, once, len(self._catalogue.shortcuts))
+            combine(column, {name: picked}, numbers, once, shortcuts[name])
+        self._shares.apply(OfShortcut, _OF_SHORTCUTS, shortcuts, weights)
+
+
+def columns(decoded: Decoded) -> dict[str, Columns]:
+    """Return the columns of the tables `layers`, `shortcuts` and `steps`."""
+    dtype = np.float64 if decoded.wide else np.float32
+    steps = np.asarray(decoded.steps["step"])
+    layers, shortcuts = dict(decoded.values["layers"]), dict(decoded.values["shortcuts"])
+    first, last = (layers.pop(column.name) for column in schema.TIME_NORMS)
+    with np.errstate(divide="ignore"):
+        layers["time_decades"] = np.log10(ratio(first, last))
+    branch, shortcut = (shortcuts.pop(column.name) for column in schema.FORWARD_NORMS)
+    shortcuts["branch_ratio"] = ratio(branch, shortcut)
+    shortcuts["energy_share"] = energy_share(shortcuts["shortcut_norm"], shortcuts["branch_norm"])
+    norms = {
+        name: decoded.totals.get(name, np.full(len(steps), math.nan))
+        for name in ("grad_norm", "clipped_grad_norm")
+    }
+    return {
+        "layers": _table(steps, "layer", layers, dtype),
+        "shortcuts": _table(steps, "shortcut", shortcuts, dtype),
+        "steps": {**decoded.steps, **norms},
+    }
+
+
+def _nothing(
+    rows: Sequence[HostRow], of: Sequence[object], metrics: Mapping[str, schema.Column]
+) -> dict[str, Array]:
+    return {name: np.full((len(rows), len(of)), np.nan) for name in metrics}
+
+
+def _counted(numbers: list[int], counts: list[int], size: int) -> NDArray[np.float64]:
+    """Return how many elements each was read from."""
+    return np.bincount(np.array(numbers, np.int64), counts, size).astype(np.float64)
+
+
+def _copies(
+    column: schema.Column, norms: Array, owners: list[int], copies: NDArray[np.float64]
+) -> Copies:
+    """Return the norms of layers that several processes hold alike, as one of them has them."""
+    of: dict[int, set[float]] = defaultdict(set)
+    for owner, held in zip(owners, copies.tolist(), strict=True):
+        of[owner].add(held)
+    alike = {owner: min(held) for owner, held in of.items() if len(held) == 1 and min(held) > 1}
+    own = np.full((len(norms), 1 + max(owners, default=0)), np.nan)
+    combine(column, {column.name: norms}, owners, [1] * len(owners), own)
+    numbers = np.array(list(alike), np.int64)
+    return Copies(numbers, np.array(list(alike.values()), np.float64), own[:, numbers])
 
 
 def _found(layout: Sequence[tuple[Key, ...]], kind: type[_KeyOfKind]) -> _Found[_KeyOfKind]:
@@ -179,16 +266,16 @@ def _scalars(
 
 
 def _table(
-    rows: list[HostRow], index: str, n: int, metrics: Mapping[str, Array], dtype: type
+    steps: NDArray[np.generic], index: str, metrics: Mapping[str, Array], dtype: type
 ) -> Columns:
-    steps = np.array([row.step for row in rows], dtype=np.int64)
+    n = next(iter(metrics.values())).shape[1]
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
         values: Columns = {
             name: matrix.reshape(-1).astype(dtype) for name, matrix in metrics.items()
         }
     return {
         "step": np.repeat(steps, n),
-        index: np.tile(np.arange(n, dtype=np.int32), len(rows)),
+        index: np.tile(np.arange(n, dtype=np.int32), len(steps)),
         **values,
     }
 
@@ -205,18 +292,14 @@ def _complete_outputs(layers: dict[str, Array], elements: Array) -> None:
         layers[metric][np.isnan(norm)] = math.nan  # a count of signs does not show a NaN
 
 
-def _steps(
-    rows: list[HostRow], scale: Array, scalars: dict[str, Array], totals: Mapping[str, Array]
-) -> Columns:
-    nothing = np.full(len(rows), math.nan)
+def _steps(rows: list[HostRow], scale: Array, scalars: dict[str, Array]) -> Columns:
+    """Return the columns of `steps`, but for the norms over all parameters."""
     found_inf = scalars.pop("found_inf", np.zeros(len(rows)))
     columns: Columns = {
         "step": np.array([row.step for row in rows], dtype=np.int64),
         "time": np.array([row.time for row in rows]),
         "skipped": np.array([row.skipped for row in rows]) | (found_inf > 0),
-        "grad_norm": totals.get("grad_norm", nothing),
-        "clipped_grad_norm": totals.get("clipped_grad_norm", nothing),
         "loss_scale": scale,
-        "learning_rate": nothing,
+        "learning_rate": np.full(len(rows), math.nan),
     }
     return columns | scalars

@@ -14,10 +14,13 @@ from torch import nn
 
 from gradscope.capture import layers
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.distributed import replicas, several
+from gradscope.capture.distributed import replicas, several, unfollowed
 from gradscope.capture.modules import Modules
 from gradscope.errors import GradscopeError
-from gradscope.session.ranks import MEETING_SECONDS, Ranks
+from gradscope.session.joint import Joint
+from gradscope.session.meeting import MEETING_SECONDS, Meeting
+from gradscope.session.ranks import Ranks
+from gradscope.session.shares import Shares
 from gradscope.storage.run_json import META_NAME, Meta, read_meta
 from gradscope.storage.writer import RunWriter, remove_run
 
@@ -72,7 +75,7 @@ def refuse(model: object, problem: str) -> None:
     """Tell the processes that train together with this one, if any, why it does not watch."""
     if several():
         with suppress(Exception):  # it is on its way out with an error that says more
-            Ranks(model).refuse(problem)
+            Meeting(model).refuse(problem)
 
 
 def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank: bool) -> Opened:
@@ -88,24 +91,24 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
     """
     if not several():
         return _opened(_open(model, path.absolute(), meta, resume), None)
-    ranks = Ranks(model)
+    meeting = Meeting(model)
     # all relative paths are rank 0's; one that cannot be opened is found before anybody waits
     writer, problem = None, ""
-    place: Meta = {"rank": ranks.rank, "ranks": ranks.size}
+    place: Meta = {"rank": meeting.rank, "ranks": meeting.size}
     try:
-        if ranks.rank == 0:
+        if meeting.rank == 0:
             own = path.absolute() / "rank0" if every_rank else path.absolute()
             writer = _open(model, own, _placed(model, meta, place, every_rank), resume)
     except GradscopeError as error:
         problem = str(error)
-    problem = ranks.agree(problem)
-    if not problem and ranks.absent:
-        return _alone(ranks, path, writer)
+    problem = meeting.agree(problem)
+    if not problem and meeting.absent:
+        return _alone(meeting, path, writer)
     if not problem:
-        path = Path(ranks.broadcast(str(path.absolute())))
+        path = Path(meeting.broadcast(str(path.absolute())))
         if every_rank:
             writer, problem = _each(model, path, meta, place, resume, writer)
-            problem = ranks.agree_again(problem)
+            problem = meeting.agree(problem)
     if problem:
         if writer is not None:
             writer.close()
@@ -115,13 +118,15 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
     if every_rank:
         assert writer is not None
         return _opened(writer, None)
-    ranks.connect()
+    kinds, problem = unfollowed(model)
     held = {} if writer is None else _opened(writer, None)._asdict()
-    shared = ("next_step", "elapsed", "layers", "shortcuts", "edges", "notes", "marks")
-    told = {key: held.get(key) for key in shared}
+    joint = Joint(*(held.get(key) or [] for key in ("layers", "shortcuts", "edges")))
+    ranks = Ranks(meeting, Shares(meeting.size, unknown=kinds), joint)
+    told = {key: held.get(key) for key in ("next_step", "elapsed", "notes", "marks")}
     is_new = writer is not None and writer.is_new
-    told = json.loads(ranks.broadcast(json.dumps(told)))
-    return Opened(path, writer, ranks, is_new, **told, problem=ranks.problem)
+    told = json.loads(meeting.broadcast(json.dumps(told)))
+    nothing: dict[str, Any] = {"layers": [], "shortcuts": [], "edges": []}  # `joint` has them
+    return Opened(path, writer, ranks, is_new, **told, **nothing, problem=problem)
 
 
 def _placed(model: nn.Module, meta: Meta, place: Meta, every_rank: bool) -> Meta:
@@ -142,11 +147,11 @@ def _each(
         return None, str(error)
 
 
-def _alone(ranks: Ranks, path: Path, writer: RunWriter | None) -> Opened:
+def _alone(meeting: Meeting, path: Path, writer: RunWriter | None) -> Opened:
     """Open what this process writes without the others: rank 0's own readings."""
-    absent = ", ".join(map(str, ranks.absent))
+    absent = ", ".join(map(str, meeting.absent))
     note = (
-        f"process {absent} of {ranks.size} did not call watch() within {MEETING_SECONDS} s, or"
+        f"process {absent} of {meeting.size} did not call watch() within {MEETING_SECONDS} s, or"
         " with another model, as a stage of a pipeline is: this run holds the readings of process"
         " 0 alone, of its share of the batch or its stage. Call watch() on every process with the"
         " same model to have those of all"

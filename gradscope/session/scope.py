@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 import weakref
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from gradscope.diagnosis.findings import Diagnosis
     from gradscope.runs.run import Run
     from gradscope.whatif.result import WhatIf
+
+_MANY = 100
+"""Runs in one folder from which on the one that closes keeps its summary."""
 
 
 class Scope:
@@ -64,6 +68,7 @@ class Scope:
         }
         opened = open_run(model, path, meta, resume, every_rank)
         self.path = opened.path
+        self._writes = opened.writer is not None
         catalogue = Catalogue(opened.layers, opened.shortcuts, opened.edges)
         self._drain = Drain(
             catalogue,
@@ -283,6 +288,8 @@ class Scope:
             self._explain_if_empty()
         self._drain.close(seconds)
         process_end.leave(self._model_id, self)
+        if self._writes and seconds >= CLOSE_SECONDS:
+            _keep_summary(self.path)
         if self._cell is not None:
             self._cell.refresh()
 
@@ -342,6 +349,17 @@ class Scope:
             except Exception as error:  # warnings are errors here, or cannot be shown
                 with suppress(Exception):
                     print(error, file=sys.stderr)
+
+
+def _keep_summary(path: Path) -> None:
+    """Say of a run among many how it went, for those who list them."""
+    with suppress(Exception):  # a reader does it then
+        with os.scandir(path.parent) as runs:
+            if not any(place >= _MANY for place, _ in enumerate(runs)):
+                return
+        from gradscope.diagnosis.kept import keep_closed  # pandas is not needed to record
+
+        keep_closed(path)
 
 
 def _record(model: nn.Module, path: Path, optimizer: Optimizer) -> Scope:

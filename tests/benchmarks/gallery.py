@@ -1,7 +1,8 @@
 """Runs of every kind to look at the dashboard with: `python tests/benchmarks/gallery.py FOLDER`.
 
 Each name is a folder of runs, made once and kept. `live` and `paused` train until this ends:
-`python tests/benchmarks/gallery.py FOLDER --live`.
+`python tests/benchmarks/gallery.py FOLDER --live`. Pictures of all views of all runs, and what axe
+finds wrong with them: `python tests/benchmarks/gallery.py FOLDER --pictures OUT`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).p
 
 import gradscope  # noqa: E402
 import synthetic  # noqa: E402
+import with_tries  # noqa: E402
 from examples import nets  # noqa: E402
 from gradscope.storage.writer import RunWriter  # noqa: E402
 
@@ -228,6 +230,11 @@ def five_hundred(folder: Path) -> None:
             writer.close()
 
 
+def tried(folder: Path) -> None:
+    if not (folder / "plain").exists():
+        with_tries.with_tries(folder / "plain")
+
+
 def one_layer(folder: Path) -> None:
     torch.manual_seed(0)
     train(folder / "one-layer", nn.Linear(64, 10), digits(60), 0.1)
@@ -278,6 +285,7 @@ GALLERY = (
     dead,
     sigmoid,
     one_layer,
+    tried,
     sweep,
     resnet,
     gpt,
@@ -295,8 +303,17 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("folder", type=Path)
     options.add_argument("--live", action="store_true")
+    options.add_argument("--pictures", type=Path, metavar="OUT")
+    options.add_argument("--only", nargs="+", default=(), help="folders to take pictures of")
+    options.add_argument("--theme", choices=("light", "dark"), help="the one to take pictures in")
     asked = options.parse_args()
     torch.set_num_threads(1)
+    if asked.pictures:
+        from pictures import take
+
+        themes = (asked.theme,) if asked.theme else ("light", "dark")
+        take(asked.folder, asked.pictures, asked.only, themes)
+        return
     if asked.live:
         spawn = multiprocessing.get_context("spawn")
         named = {name: asked.folder / name / name for name in ("live", "paused")}

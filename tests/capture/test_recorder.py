@@ -30,7 +30,7 @@ from loops import batches, loss_of, net
         "gradscope.measure.norms",
         "gradscope.measure.census",
         "gradscope.session.tape.Tape.put",
-        "gradscope.session.columns.Decoder.columns",
+        "gradscope.session.columns.Decoder.decoded",
         "gradscope.capture.steps.Steps.close",
         "gradscope.capture.backward.Backwards.arrives",
         "gradscope.capture.updates.Updates._concern",

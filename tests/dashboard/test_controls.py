@@ -46,6 +46,20 @@ def test_another_step_moves_the_profile_and_keeps_the_zoom(browse: Browse, serve
     assert x_range(page, "profile") == before
 
 
+def test_the_same_step_can_be_asked_for_again(browse: Browse, server: Server) -> None:
+    page = browse(server.url)
+    drawn(page, "profile")
+    number = page.get_by_label("Step", exact=True)
+    for _ in range(2):
+        number.fill("3")
+        number.press("Enter")
+        page.wait_for_url("**step=3**")
+        page.get_by_role("button", name="Step before").click()
+        page.wait_for_url("**step=2**")
+        page.get_by_role("button", name="Follow latest").click()
+        page.wait_for_url(lambda url: "step" not in url)
+
+
 def test_the_arrow_keys_move_the_slider(browse: Browse, server: Server) -> None:
     page = browse(server.url)
     drawn(page, "profile")
@@ -153,11 +167,11 @@ def test_the_table_sorts_and_grows(browse: Browse, dashboard: Serve, tmp_path: P
     page = browse(f"{url}?view=layers")
     rows = page.locator("#layer-table tbody tr")
     page.get_by_text("25 of 41 weight layers, worst first").wait_for()
-    assert rows.first.locator("td").nth(1).inner_text() == "0"
+    assert rows.first.locator("td").nth(0).inner_text() == "0"
     page.get_by_role("button", name="no.").click()
     page.get_by_role("button", name="no. ▲").click()
     page.locator("th[aria-sort=descending]").wait_for()
-    assert rows.first.locator("td").nth(1).inner_text() == "80"
+    assert rows.first.locator("td").nth(0).inner_text() == "80"
     page.get_by_role("button", name="25 more").click()
     page.get_by_text("41 of 41 weight layers, sorted by no.").wait_for()
     assert rows.count() == 41

@@ -40,15 +40,28 @@ def test_a_module_has_the_gradient_of_its_first_layer(plain: Run) -> None:
 
 def test_the_starving_layer_is_named_with_the_verdicts_number(plain: Run, residual: Run) -> None:
     plain_graph, residual_graph = net_graph_info([plain, residual])
-    assert plain_graph.starves == "blocks.0.fc"
-    assert plain_graph.least == "63 billion × less"  # 10 ** 10.8
-    assert residual_graph.starves == ""
+    assert plain_graph.starves
+    assert plain_graph.words == "blocks.0.fc starves: 63 billion × less."  # 10 ** 10.8
+    assert not residual_graph.starves
+    assert residual_graph.words.startswith("No layer starves: the least, ")
+
+
+def test_of_layers_that_get_nothing_the_one_is_named_where_it_ends(tmp_path: Path) -> None:
+    signal = np.array([0.0, 0, 0, 0, 0, 1, 1, 1, 1])
+    run = write_with(tmp_path / "dead", 9, 2, signal_norm=signal)
+    assert net_graph_info(run)[0].least == "blocks.2.fc"
+
+
+def test_where_most_arrives_is_said_if_that_is_much(tmp_path: Path) -> None:
+    signal = 10.0 ** np.arange(8, -1, -1)
+    run = write_with(tmp_path / "grown", 9, 2, signal_norm=signal)
+    assert "The most, 1.0 million × more, arrives at blocks.0.fc." in net_graph_info(run)[0].words
 
 
 def test_shortcuts_go_around_their_layers(residual: Run) -> None:
     (graph,) = net_graph_info(residual)
-    assert len(graph.arcs) == 10
-    arc = graph.arcs[3]
+    assert len(graph.ways.arcs) == 10
+    arc = graph.ways.arcs[3]
     assert (arc.name, arc.first, arc.last) == ("blocks.3", 6, 7)
     assert arc.share == pytest.approx(0.64)
 
@@ -70,6 +83,6 @@ def test_a_concatenation_is_an_arc_whose_share_is_not_known(tmp_path: Path) -> N
     concat = {"shortcut": 0, "name": "(root)", "form": "concat", "split": "down"}
     concat |= {"join": "(root)", "branch": "middle", "position": 0.75}
     run = make_run(tmp_path / "unet", layers, {"signal_norm": 1.0}, shortcuts=[concat])
-    (arc,) = net_graph_info(run)[0].arcs
+    (arc,) = net_graph_info(run)[0].ways.arcs
     assert (arc.form, arc.first, arc.last) == ("concat", 1, 2)
     assert np.isnan(arc.share) and arc.as_dict()["share"] is None

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradscope.diagnosis.shortcut_story import shortcut_story
+from gradscope.diagnosis.summary import summarise
 from gradscope.plots.lettering import times
-from gradscope.plots.summary import summarise
 from gradscope.runs.run import Run
 from handmade import chain, falling, make_run
 from synthetic import write_with
@@ -30,8 +30,8 @@ def run_with_losses(path: Path, losses: np.ndarray) -> Run:
 @pytest.mark.parametrize(
     ("losses", "words", "tone"),
     [
-        (np.linspace(2.4, 0.2, 40), "loss 2.4 → 0.2", "good"),
-        (np.linspace(2.4, 10.7, 40), "loss 2.4 → 11, rose", "bad"),
+        (np.linspace(2.4, 0.2, 40), "loss 2.4 → 0.28", "good"),
+        (np.linspace(2.4, 10.7, 40), "loss 2.4 → 10, rose", "bad"),
         (np.full(40, 2.3), "loss 2.3 → 2.3, hardly falls", "bad"),
         (np.r_[np.linspace(2, 12, 20), np.linspace(12, 1, 40)], "rose between", "unsure"),
         (np.r_[np.linspace(2, 1, 30), np.full(10, np.nan)], "loss NaN from step 30 on", "bad"),

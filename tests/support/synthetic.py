@@ -88,6 +88,7 @@ def layer_rows(n_layers: int, steps: np.ndarray, decades: float) -> dict[str, np
         "cut_signal_norm": np.nan * ones,
         "dead_fraction": 0.05 * activation,
         "sample_spread": 0.8 * ones,
+        "attention_logit_max": np.nan * ones,
         "time_decades": np.nan * ones,
         "output_elements": 64.0 * ones,
     }

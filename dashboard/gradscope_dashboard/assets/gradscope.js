@@ -1,4 +1,16 @@
 // What only the browser knows: the colours its system prefers, how wide it is, what was clicked.
+window.gradscope = {
+  // An element with `attributes`, those called `on...` listeners, and what it holds.
+  element: function (tag, attributes, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes || {})) {
+      if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+      else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value);
+    }
+    made.append(...children);
+    return made;
+  },
+};
 window.dash_clientside = window.dash_clientside || {};
 window.dash_clientside.gradscope = Object.assign(window.dash_clientside.gradscope || {}, {
   screen: function (search, _resized, known) {
@@ -11,6 +23,25 @@ window.dash_clientside.gradscope = Object.assign(window.dash_clientside.gradscop
       return window.dash_clientside.no_update;
     }
     return { theme: theme, narrow: narrow };
+  },
+  // The field for a step, with buttons to the ones before and after it.
+  stepField: function (shown) {
+    const place = document.getElementById("step-field");
+    if (!place || !shown) return window.dash_clientside.no_update;
+    const { element } = window.gradscope;
+    const go = (step) => window.dash_clientside.set_props("chosen", { data: { step: step, at: Date.now() } });
+    if (!place.firstChild) {
+      const field = element("input", { type: "number", id: "step-number", min: 0, step: 1, inputmode: "numeric" });
+      field.addEventListener("change", () => field.value !== "" && go(Math.round(Number(field.value))));
+      const by = (way, sign, name) => element("button", { "aria-label": name, onclick: () => go((field.value = Math.max(Number(field.value) + way, 0))) }, sign);
+      place.append(
+        element("label", { for: "step-number" }, "Step"), by(-1, "−", "Step before"), field, by(1, "+", "Step after"),
+      );
+    }
+    const field = place.querySelector("input");
+    field.max = shown[1];
+    if (field.value !== String(shown[0])) field.value = shown[0];
+    return shown;
   },
   // Clicks in the order in which they came: the server handles those that it has not handled yet.
   queue: function (_set, _do, queued) {
@@ -41,6 +72,12 @@ window.fetch = function (...request) {
 window.addEventListener("resize", function () {
   const button = document.getElementById("resized");
   if (button) button.click();
+});
+
+// On a phone a caption shows its first lines until it is tapped.
+window.addEventListener("click", function (event) {
+  const caption = event.target.closest(".chart > .caption");
+  if (caption) caption.classList.toggle("whole");
 });
 
 // Escape closes what is open: a layer's history, the menu of exports.

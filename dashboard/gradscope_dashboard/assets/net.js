@@ -50,13 +50,37 @@
     }
     return into;
   }
-  const values = (modules, into) => {
+  const kinds = (modules, into) => {
     for (const module of modules) {
-      if (typeof module.decades === "number") into.push(Math.abs(module.decades));
-      values(module.children, into);
+      into.push(module.decades);
+      kinds(module.children, into);
     }
     return into;
   };
+  const values = (modules) => kinds(modules, []).filter((x) => typeof x === "number").map(Math.abs);
+
+  const end = (module) => (module.children.length ? end(module.children[module.children.length - 1]) : module);
+  // The boxes i to j that each way passes, those past the same ones together. Of a way that begins or
+  // ends within a closed box only the part outside shows; a shortcut within one is drawn over it.
+  function past(graph, boxes) {
+    const ways = new Map();
+    const at = (layer) => boxes.findIndex((box) => box.first <= layer && layer <= box.last);
+    for (const arc of graph.arcs) {
+      let [i, j] = [at(arc.first), at(arc.last)];
+      if (i < 0 || j < 0) continue;
+      const inner = arc.form === "parallel" || arc.form === "branch";
+      if (i !== j || inner) {
+        if (boxes[i].first < arc.first) i++;
+        if (boxes[j].last > arc.last) j--;
+        if (i > j) continue;
+      }
+      const key = `${i},${j},${arc.share === null}`;
+      if (!ways.has(key)) ways.set(key, { i, j, names: [], shares: [], form: arc.form });
+      ways.get(key).names.push(arc.name);
+      if (arc.share !== null) ways.get(key).shares.push(arc.share);
+    }
+    return ways;
+  }
 
   function activate(node, label, action) {
     node.setAttribute("role", "button");
@@ -76,73 +100,70 @@
     if (again) again.focus();
   }
 
-  function picture(graph, data, room) {
+  function picture(graph, data, room, limit, alone) {
     const holders = [];
     const boxes = visible(graph, graph.modules, [], holders);
-    const step = Math.max(Math.min((room - 20) / Math.max(boxes.length, 1), 120), 20);
+    // beyond 60 boxes they lose their names rather than that not all of them are in sight
+    const step = Math.max(Math.min((room - 20) / Math.max(boxes.length, 1), 120), boxes.length > 60 ? 8 : 20);
     const wide = Math.max(room, boxes.length * step + 20);
-    const gap = Math.min(Math.max(step * 0.22, 4), 18);
+    const gap = Math.min(Math.max(step * 0.22, 2), 18);
     const size = step - gap;
     const flat = size >= 76;
-    const reach = Math.max(0, ...graph.arcs.map((arc) => boxes.filter((box) => box.last >= arc.first && box.first <= arc.last).length));
+    const ends = boxes.map(end);
+    const ways = past(graph, boxes);
+    const reach = Math.max(0, ...[...ways.values()].map((way) => way.j - way.i + 1));
     const levels = Math.max(0, ...holders.map((holder) => holder.above)) + 1;
-    const [top, high] = [graph.arcs.length ? Math.min(58 + reach * 11, 124) : 14, flat ? 52 : 120];
+    const [top, high] = [ways.size ? Math.min(58 + reach * 11, 124) : 14, (flat ? 52 : 120) + (alone ? (flat ? 20 : 50) : 0)];
     const middle = top + high / 2;
-    const all = values(graph.modules, []).sort((a, b) => a - b);
-    const limit = Math.max(all[Math.floor(all.length * 0.97)] || 0, 3);
     const left = (i) => 10 + i * step + gap / 2;
     const svg = make("svg", { viewBox: `0 0 ${wide} ${top + high + 28 + 20 * levels}`, width: wide, height: top + high + 28 + 20 * levels });
     const behind = make("g", {});
     const front = make("g", {});
     svg.append(behind, front);
 
-    // the way from box to box
-    boxes.forEach((box, i) => {
-      if (i + 1 === boxes.length) return;
-      behind.append(make("rect", {
-        x: left(i) + size, y: middle - width(box.decades) / 2, width: gap, height: Math.max(width(box.decades), 0.01), fill: data.trunk,
-      }));
+    // the way from box to box: what leaves the left one, what enters the right one
+    const join = (i, from, to) => {
+      const wide = Math.max(width(ends[i].decades), 0.01);
+      behind.append(make("rect", { x: left(i) + size + from * gap, y: middle - wide / 2, width: (to - from) * gap, height: wide, fill: data.trunk }));
+    };
+    boxes.slice(1).forEach((box, i) => {
+      if (graph.leaves[box.first]) join(i, 0, 0.5);
+      if (graph.enters[box.first]) join(i, 0.5, 1);
     });
-    // shortcuts, over what they go around; those within one box are drawn as one
-    const at = (layer) => boxes.findIndex((box) => box.first <= layer && layer <= box.last);
-    const arcs = new Map();
-    for (const arc of graph.arcs) {
-      const [i, j] = [at(arc.first), at(arc.last)];
-      if (i < 0 || j < 0) continue;
-      const key = `${i},${j},${arc.share === null}`;
-      if (!arcs.has(key)) arcs.set(key, { i, j, names: [], shares: [], form: arc.form });
-      arcs.get(key).names.push(arc.name);
-      if (arc.share !== null) arcs.get(key).shares.push(arc.share);
-    }
-    for (const { i, j, names, shares, form } of arcs.values()) {
+    // ways past boxes, over what they go around; shortcuts within one box are drawn as one, over it
+    for (const { i, j, names, shares, form } of ways.values()) {
       const rise = Math.min(26 + (j - i) * 11, top - 30);
       const split = shares.length > 0;
+      const plain = form === "parallel" || form === "branch";
       const mean = shares.reduce((a, b) => a + b, 0) / shares.length;
-      const thick = split ? Math.max(width(boxes[i].decades) * mean * Math.min(1, size / 50), 1) : 1.5;
+      const thick = split ? Math.max(width(boxes[i].decades) * mean * Math.min(1, size / 50), 1) : 2;
       const [from, to] = [left(i) + thick / 2, left(j) + size - thick / 2];
+      const ink = plain ? data.trunk : data.shortcut;
       const path = make("path", {
         d: `M ${from} ${top + 12} C ${from} ${top - rise * 1.2}, ${to} ${top - rise * 1.2}, ${to} ${top + 12}`,
-        fill: "none", stroke: data.shortcut, "stroke-width": thick, ...(split ? {} : { "stroke-dasharray": "5 4" }),
+        fill: "none", stroke: ink, "stroke-width": thick, "data-form": form, ...(split || plain ? {} : { "stroke-dasharray": "5 4" }),
       });
       const percent = (x) => (x * 100).toFixed(0);
       const [low, high] = [percent(Math.min(...shares)), percent(Math.max(...shares))];
-      const said = low === high ? `${low} %` : `${low}–${high} %`;
-      path.append(make("title", {}, `shortcut around ${[...new Set(names)].join(", ")}: ${split ? `${said} of the energy` : `${form}, not split`}`));
+      const said = !split ? "not split" : low === high ? `${low} %` : `${low}–${high} %`;
+      const around = `${plain ? "way" : "shortcut"} around ${[...new Set(names)].join(", ")}`;
+      path.append(make("title", {}, split ? `${around}: ${said} of the energy` : `${around}, ${form}: its share of the gradient is not known`));
       behind.append(path);
-      if (split && left(j) + size - left(i) > (said.length > 5 ? 62 : 30)) {
-        front.append(make("text", { x: (from + to) / 2, y: top + 3 - rise * 0.9 - thick / 2 - 4, "text-anchor": "middle", class: "small", fill: data.shortcut }, said));
+      if (!plain && left(j) + size - left(i) > (said.length > 5 ? 62 : 30)) {
+        front.append(make("text", { x: (from + to) / 2, y: top + 3 - rise * 0.9 - thick / 2 - 4, "text-anchor": "middle", class: "small", fill: ink }, said));
       }
     }
     // the boxes
     boxes.forEach((box, i) => {
       const fill = color(box.decades, data, limit);
-      const starved = graph.starves && (box.name === graph.starves || graph.starves.startsWith(box.name + "."));
+      const starved = graph.starves && (box.name === graph.least || graph.least.startsWith(box.name + "."));
       const node = make("g", { class: "module", "data-module": graph.run + "|" + box.name });
       node.append(make("rect", {
         x: left(i), y: top, width: size, height: high, rx: 5, fill,
-        class: starved ? "starved" : box.children.length ? "holds" : "",
+        class: starved ? "starved" : box.children.length && size > 10 ? "holds" : "",
       }));
-      const short = box.name.split(".").slice(-2).join(".") || box.name;
+      const parts = box.name.split(".");
+      const short = parts.slice(/^\d+$/.test(parts[parts.length - 1]) ? -2 : -1).join(".");
       const plus = box.children.length ? "+ " : "";
       const ink = dark(fill) ? "#ffffff" : "#111820";
       const [x, y] = [left(i) + size / 2, middle];
@@ -160,7 +181,7 @@
       front.append(node);
       if (starved) {
         const anchor = x < 170 ? "start" : x > wide - 170 ? "end" : "middle";
-        front.append(make("text", { x: anchor === "start" ? left(i) : anchor === "end" ? left(i) + size : x, y: top + high + 14 + 20 * levels, "text-anchor": anchor, class: "starving" }, `▲ ${graph.starves} starves: ${graph.least}`));
+        front.append(make("text", { x: anchor === "start" ? left(i) : anchor === "end" ? left(i) + size : x, y: top + high + 14 + 20 * levels, "text-anchor": anchor, class: "starving" }, `▲ ${graph.least}: ${graph.said}`));
       }
     });
     // what is open, to be closed again
@@ -180,6 +201,25 @@
     }
     return svg;
   }
+  function legend(data, limit) {
+    const bar = document.createElement("div");
+    bar.className = "legend caption";
+    const colors = document.createElement("i");
+    colors.style.background = `linear-gradient(90deg, ${data.scale.map(([at, color]) => `${color} ${at * 100}%`).join(", ")})`;
+    const power = [...String(limit)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("");
+    bar.append(`10⁻${power} of the gradient`, colors, `10${power} ×`);
+    const sign = (color, words) => {
+      const box = document.createElement("i");
+      box.className = "sign";
+      box.style.background = color;
+      bar.append(box, words);
+    };
+    const seen = new Set(data.graphs.flatMap((graph) => kinds(graph.modules, [])));
+    if (seen.has("zero")) sign(data.zero, "exactly 0");
+    if (seen.has("inf")) sign(data.infinite, "infinite");
+    if (seen.has(null)) sign(data.missing, "NaN, or not read");
+    return bar;
+  }
   function draw(data) {
     const place = document.getElementById("net");
     if (!place || !data) return;
@@ -188,18 +228,26 @@
     const scrolled = [...place.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
     place.replaceChildren();
     if (!data.graphs.length) place.append("No step has been recorded yet.");
+    const all = data.graphs.flatMap((graph) => values(graph.modules)).sort((a, b) => a - b);
+    const limit = Math.ceil(Math.max(all[Math.floor(all.length * 0.97)] || 0, 3));
+    if (data.graphs.length) place.append(legend(data, limit));
     data.graphs.forEach((graph, i) => {
       const head = document.createElement("h3");
       head.textContent = graph.run;
       head.style.color = graph.color;
+      const least = document.createElement("span");
+      least.textContent = graph.words;
       const scroll = document.createElement("div");
       scroll.className = "scroll";
       scroll.tabIndex = 0;
       scroll.setAttribute("role", "region");
       scroll.setAttribute("aria-label", `net of ${graph.run}`);
-      scroll.append(picture(graph, data, room));
+      scroll.append(picture(graph, data, room, limit, data.graphs.length === 1));
+      head.append(least);
       place.append(head, scroll);
-      scroll.scrollLeft = scrolled[i] || 0;
+      const starved = scroll.querySelector(".starved");
+      if (i in scrolled) scroll.scrollLeft = scrolled[i];
+      else if (starved) scroll.scrollLeft = Number(starved.getAttribute("x")) - room / 2;
     });
     if (data.left_out) place.append(`${data.left_out} more runs are not drawn: choose fewer.`);
   }

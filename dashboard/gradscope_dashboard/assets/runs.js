@@ -1,18 +1,10 @@
 // The table of runs: rows from the server, sorted, searched and chosen here, as hundreds of rows of
 // Dash's components take seconds. What is chosen goes to the store "chosen", and so to the address.
 (function () {
-  const state = { rows: [], text: "", sort: "created", down: true, search: "", keys: [], timer: null };
+  const state = { rows: [], text: "", sort: "created", down: true, search: "", columns: [], timer: null };
   const FIXED = ["name", "verdict", "decades", "loss", "curve", "steps", "status"];
   const HEADS = { name: "run", decades: "D, decades", loss: "loss", curve: "training loss" };
-  const element = (tag, attributes, ...children) => {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes || {})) {
-      if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-      else if (value !== null && value !== false) made.setAttribute(name, value);
-    }
-    made.append(...children);
-    return made;
-  };
+  const { element } = window.gradscope;
   const value = (row, key) => (FIXED.includes(key) || key === "created" ? row[key] : row.config[key]);
   const number = (x) => (x === undefined || x === null || x === "" ? NaN : Number(x));
   const say = (x) => {
@@ -83,18 +75,17 @@
     });
     box.checked = chosen.has(data.name);
     const only = element("button", { class: "link", title: "Show this run alone", onclick: () => choose([data.name]) }, data.name);
-    const cells = [element("td", {}, box), element("td", {}, only)];
-    for (const key of state.keys) cells.push(element("td", { class: typeof data.config[key] === "number" ? "number" : "" }, say(data.config[key])));
     const verdict = data.problem ? "unreadable" : data.verdict === null ? "…" : data.verdict;
-    cells.push(
-      element("td", { class: data.problem ? "bad" : data.tone || "", title: data.problem || data.said || "" }, verdict),
-      element("td", { class: "number" }, say(data.decades)),
-      element("td", { class: "number" }, say(data.loss)),
-      element("td", { title: data.said || "" }, spark(data.spark)),
-      element("td", { class: "number" }, say(data.steps)),
-      element("td", {}, data.status === "closed" ? "finished" : data.status),
-    );
-    return element("tr", {}, ...cells);
+    const cells = {
+      verdict: () => element("td", { class: data.problem ? "bad" : data.tone || "", title: data.problem || data.said || "" }, verdict),
+      decades: () => element("td", { class: "number" }, say(data.decades)),
+      loss: () => element("td", { class: "number" }, say(data.loss)),
+      curve: () => element("td", { title: data.said || "" }, spark(data.spark)),
+      steps: () => element("td", { class: "number" }, say(data.steps)),
+      status: () => element("td", {}, data.status === "closed" ? "finished" : data.status),
+    };
+    const setting = (key) => element("td", { class: typeof data.config[key] === "number" ? "number" : "" }, say(data.config[key]));
+    return element("tr", {}, element("td", {}, box), element("td", {}, only), ...state.columns.map((key) => (cells[key] || (() => setting(key)))()));
   }
 
   function draw() {
@@ -102,7 +93,11 @@
     if (!place) return;
     const keys = {};
     for (const data of state.rows) for (const key of Object.keys(data.config)) (keys[key] = keys[key] || new Set()).add(String(data.config[key]));
-    state.keys = Object.keys(keys).filter((key) => keys[key].size > 1).slice(0, 6);
+    const settings = Object.keys(keys).filter((key) => keys[key].size > 1).slice(0, 6);
+    // what is the same for all stands last
+    const differs = (key) => key === "curve" || new Set(state.rows.map((data) => String(value(data, key)))).size > 1;
+    const columns = [...settings, ...FIXED.slice(1)];
+    state.columns = [...columns.filter(differs), ...columns.filter((key) => !differs(key))];
     const visible = sorted(state.rows.filter(matches));
     const chosen = shown();
     if (!place.firstChild) {
@@ -120,7 +115,7 @@
       );
     }
     document.getElementById("runs-count").textContent = `${visible.length} of ${state.rows.length} runs`;
-    const heads = ["name", ...state.keys, ...FIXED.slice(1)].map((key) => {
+    const heads = ["name", ...state.columns].map((key) => {
       const on = state.sort === key;
       const button = element("button", { onclick: () => { state.down = on ? !state.down : false; state.sort = key; draw(); } },
         (HEADS[key] || key) + (on ? (state.down ? " ▼" : " ▲") : ""));

@@ -1,19 +1,23 @@
-"""The layers as a table, worst first; a click on a name opens the layer's history."""
+"""The layers as a table, worst first; a click on a name opens the layer's history.
+
+assets/layers.js draws it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from dash import Dash, Input, Output, html
+from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.plots import METRICS
 from gradscope.plots.layer_table import SHOWN, layer_table
 from gradscope.plots.lettering import number, times
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Page, aria, read_page
-from gradscope_dashboard.state import TABLE_COLUMNS
+from gradscope_dashboard.page import Page, read_page
+from gradscope_dashboard.state import ROWS, TABLE_COLUMNS
 
 NAME = "layers"
 LABEL = "Layers"
@@ -30,14 +34,20 @@ HEADS = {
 
 def layout() -> html.Div:
     """Return the place of the table."""
-    return html.Div(html.Section(id="layer-table", className="chart"))
+    return html.Div(
+        [
+            html.Section(id="layer-table", className="chart"),
+            dcc.Store(id="layers-data"),
+            dcc.Store(id="layers-drawn"),
+        ]
+    )
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:
-    """Add the callback that fills the table."""
+    """Add the callbacks that fill the table and that draw it."""
 
     @app.callback(
-        Output("layer-table", "children"),
+        Output("layers-data", "data"),
         Input("url", "search"),
         Input("library", "data"),
         Input("screen", "data"),
@@ -47,8 +57,16 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
             raise PreventUpdate
         with library.lock:
             page = read_page(search, screen, library, views)
+            if page.state.view != NAME:
+                raise PreventUpdate
             rows = table(page)
         return _content(rows, page)
+
+    app.clientside_callback(  # type: ignore[no-untyped-call]
+        ClientsideFunction("gradscope", "layers"),
+        Output("layers-drawn", "data"),
+        Input("layers-data", "data"),
+    )
 
 
 def table(page: Page) -> pd.DataFrame:
@@ -61,58 +79,45 @@ def table(page: Page) -> pd.DataFrame:
     return rows
 
 
-def _content(rows: pd.DataFrame, page: Page) -> list[Any]:
+def _content(rows: pd.DataFrame, page: Page) -> dict[str, Any]:
+    """Return the heads and cells: what differs between the layers first."""
     shown = rows.head(page.state.rows)
     order = f"sorted by {HEADS[page.state.sort.lstrip('-')]}" if page.state.sort else "worst first"
-    records: list[dict[Any, Any]] = shown.to_dict("records")
-    content: list[Any] = [
-        html.H2("Which layers are worst off?"),
-        html.P(
-            f"{len(shown)} of {len(rows)} weight layers, {order}. Gradients are over the last"
-            " hidden layer's. A click on a layer shows its whole history.",
-            className="caption",
-        ),
-        html.Div(
-            html.Table([_head(page.state.sort), html.Tbody(list(map(_row, records)))]),
-            className="scroll",
-            tabIndex=0,
-            role="region",
-            **aria(label="layers"),
-        ),
-    ]
-    if len(shown) < len(rows):
-        content.append(html.Button("25 more", id={"do": "rows", "to": "more", "of": ""}))
-    return content
+    differs = [column for column in TABLE_COLUMNS if rows[column].nunique(dropna=False) > 1]
+    columns = [*differs, *(column for column in TABLE_COLUMNS if column not in differs)]
+    cells = zip(*(map(_say(column), shown[column]) for column in columns), strict=True)
+    return {
+        "title": "Which layers are worst off?",
+        "caption": f"{len(shown)} of {len(rows)} weight layers, {order}. Gradients are over the"
+        " last hidden layer's. A click on a layer shows its whole history.",
+        "heads": [_head(column, page.state.sort) for column in columns],
+        "rows": list(cells),
+        "odd": ["exactly 0", "NaN", "inf", "-inf"],
+        "more": page.state.rows + ROWS if len(shown) < len(rows) else None,
+    }
 
 
-def _head(sort: str | None) -> html.Thead:
-    """Return the row of heads; a click sorts, a second one the other way round."""
-    cells = []
-    for name in TABLE_COLUMNS:
-        state, to = "none", name
-        if sort == name:
-            state, to = "ascending", f"-{name}"
-        elif sort == f"-{name}":
-            state = "descending"
-        mark = {"ascending": " ▲", "descending": " ▼", "none": ""}[state]
-        title = METRICS[name].definition if name in METRICS else None
-        button = html.Button(HEADS[name] + mark, id={"do": "sort", "to": to, "of": ""}, title=title)
-        kind = "" if name in ("run", "name", "kind") else "number"
-        cells.append(html.Th(button, scope="col", className=kind, **aria(sort=state)))
-    return html.Thead(html.Tr(cells))
+def _head(name: str, sort: str | None) -> dict[str, Any]:
+    """Return a head; a click sorts, a second one the other way round."""
+    state = {name: "ascending", f"-{name}": "descending"}.get(sort or "", "none")
+    return {
+        "name": name,
+        "label": HEADS[name],
+        "title": METRICS[name].definition if name in METRICS else None,
+        "kind": "" if name in ("run", "name", "kind") else "number",
+        "sorted": state,
+        "to": f"-{name}" if state == "ascending" else name,
+    }
 
 
-def _row(row: dict[Any, Any]) -> html.Tr:
-    cells: list[Any] = [html.Td(row["run"]), html.Td(row["number"], className="number")]
-    link = html.Button(row["name"], id={"do": "layer", "to": row["name"], "of": row["run"]})
-    cells += [html.Td(link), html.Td(row["kind"])]
-    cells.append(html.Td(f"{row['parameters']:,}", className="number"))
-    for name in SHOWN:
-        value = float(row[name])
-        say = times if METRICS[name].relative else number
-        odd = " odd" if value == 0 or value != value or abs(value) == float("inf") else ""
-        cells.append(html.Td(say(value), className=f"number{odd}"))
-    return html.Tr(cells)
+def _say(column: str) -> Callable[[Any], str]:
+    """Return what writes the cells of a column."""
+    if column == "parameters":
+        return "{:,}".format
+    if column not in METRICS:
+        return str
+    say = times if METRICS[column].relative else number
+    return lambda value: say(float(value))
 
 
 CLICKS: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The net with its gradient on it: modules as boxes, shortcuts as arcs.
+"""The net with its gradient on it: modules as boxes, ways past them as arcs.
 
 The picture is an SVG of our own (assets/net.js): boxes stay in the order of the data flow and open
 in place, which layouts of a general graph library do not keep, and nothing is to be loaded for it.
@@ -23,7 +23,8 @@ MOST = 4
 CAPTION = (
     "Input left, output right: the gradient comes from the right. A box is as blue as little of it"
     " arrives, as red as it grew; a line is as wide as the gradient that passes, an arc as the"
-    " shortcut's share of it. A click on a box with + opens it, on a layer its history."
+    " shortcut's share of it, dashed where that is not known. A click on a box with + opens it, on"
+    " a layer its history."
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from gradscope.runs.run import Run
 from gradscope.runs.tries import HEADS, Tried, cells, read_tried
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import Drawing, Page, aria, chart, draw_with, read_page
+from gradscope_dashboard.state import parse
 
 NAME = "what-if"
 LABEL = "What if"
@@ -24,9 +26,9 @@ def layout() -> html.Div:
     """Return the button, the chart and the table."""
     return html.Div(
         [
-            html.Div(id="tries-start", **aria(live="polite")),
-            dcc.Store(id="tries-state"),
             chart("tries", TITLE),
+            html.Div(id="tries-start", className="chart", **aria(live="polite")),
+            dcc.Store(id="tries-state"),
             html.Div(id="tries-table", className="scroll", tabIndex=0, role="region",
                      **aria(label="what was tried")),
         ]
@@ -53,7 +55,11 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         state = repr((marks, None if starting is None else starting.state, search))
         if state == before:
             raise PreventUpdate
-        return state, [] if starting is None else _start(starting.state, starting.script)
+        if starting is not None:
+            return state, _start(starting.state, starting.script)
+        with library.lock:
+            shown = library.get(library.shown(parse(search, views, library.names)))
+        return state, [] if _tried(shown) else _how(library.folder)
 
     @app.callback(
         Output("tries-table", "children"),
@@ -90,6 +96,23 @@ def _start(state: str, script: str) -> list[Any]:
     )
     said = {"": "", "running": "Trying, in a process of its own; this takes a while."}
     return [button, html.Span(f" {said.get(state, state)}"), html.Span(id="tries-started")]
+
+
+def _how(folder: Path | None) -> list[Any]:
+    """Return how something is tried, to be pasted."""
+    code = (
+        "scope.what_if(loss_fn, batches)     # in the script of this training, after some steps\n"
+        "gradscope what-if train.py:setup    # in a terminal; setup() returns model, loss_fn,"
+        " batches, optimizer"
+    )
+    if folder is not None:
+        code += (
+            f"\ngradscope dashboard {folder} --what-if train.py:setup    # then a button here tries"
+        )
+    return [
+        html.P("To try what would help, any of these:"),
+        html.Pre(code, tabIndex=0),
+    ]
 
 
 def _written(run: Run) -> float:

@@ -12,12 +12,9 @@ from gradscope.diagnosis.curves import logged_curves
 from gradscope.diagnosis.findings import CANNOT_TELL, FLOW, Diagnosis
 from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.diagnosis.verdict import diagnose
-from gradscope.plots.drawn import DrawnMetric, drawn_metric
-from gradscope.plots.lettering import number
-from gradscope.plots.metrics import METRICS
-from gradscope.plots.sampling import bin_starts
 from gradscope.runs.run import Run
-from gradscope.wording import amount
+from gradscope.schema import STEPS
+from gradscope.wording import amount, number
 
 Tone = Literal["good", "unsure", "bad"]
 
@@ -55,7 +52,9 @@ class Summary:
     shortcuts : str
         What they do, in a sentence; empty without any.
     last_loss : float
-        NaN where none was logged.
+        The middle of its last tenth, as `Diagnosis.beside` tells it; NaN where none was logged.
+    logged_loss : float
+        The latest finite value of the first logged scalar that is called a loss, NaN without.
     spark : array, shape (n,), at most `SPARK` + 1
         The training loss.
     steps : int
@@ -69,6 +68,7 @@ class Summary:
     speed: Judged | None
     shortcuts: str
     last_loss: float
+    logged_loss: float
     spark: NDArray[np.float64]
     steps: int
 
@@ -86,16 +86,6 @@ class Summary:
         return next((tone for tone in ("bad", "unsure") if tone in tones), "good")
 
 
-def last_readable_row(data: DrawnMetric) -> int:
-    """Return the last row in which any layer has a number other than 0; the last one if none."""
-    for first in (max(len(data.steps) - 1000, 0), 0):
-        values = data.read(first)
-        known = np.flatnonzero((np.isfinite(values) & (values != 0)).any(axis=1))
-        if len(known):
-            return first + int(known[-1])
-    return len(data.steps) - 1
-
-
 def summarise(run: Run) -> Summary:
     """Return what there is to say of `run` in short; it reads the whole of it."""
     diagnosis = diagnose(run)
@@ -103,10 +93,10 @@ def summarise(run: Run) -> Summary:
     flow = verdict if verdict == CANNOT_TELL else diagnosis.flow
     tones: dict[str, Tone] = {"healthy": "good", CANNOT_TELL: "unsure"}
     other = verdict not in FLOW and verdict not in tones
-    steps, values = _training_loss(run)
-    kept = np.append(bin_starts(len(values), SPARK), len(values) - 1)
-    ends = values[kept] if len(values) else values
-    loss = _loss(run, steps, values)
+    steps, values, raw = _training_loss(run)
+    points = min(len(values), SPARK)
+    kept = np.append(np.arange(points) * len(values) // max(points, 1), len(values) - 1)
+    loss = _loss(run, steps, values, raw)
     return Summary(
         diagnosis,
         Judged(f"Gradient flow: {flow}", tones.get(flow, "bad")),
@@ -114,22 +104,45 @@ def summarise(run: Run) -> Summary:
         loss,
         _speed(run, loss),
         shortcut_story(run),
-        float(values[-1]) if len(values) else np.nan,
-        ends,
+        _at_the_end(raw),
+        _logged_loss(run),
+        values[kept] if len(values) else values,
         len(run.steps),
     )
 
 
-def _training_loss(run: Run) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the steps and values of the training loss, or of another one; empty without any."""
+def _logged_loss(run: Run) -> float:
+    steps = run.steps
+    for name in steps.columns[len(STEPS) :]:
+        if "loss" in name.lower():
+            values = steps[name].to_numpy()
+            finite = values[np.isfinite(values)]
+            return float(finite[-1]) if len(finite) else np.nan
+    return np.nan
+
+
+def _training_loss(run: Run) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return steps and values of the training loss, or of another one, smooth, and as logged.
+
+    They are empty without any.
+    """
     curves = logged_curves(run)
     for key in (("train", "loss"), ("val", "loss"), ("train", "error"), ("val", "error")):
         if key in curves:
-            return curves[key].steps, curves[key].values
-    return np.zeros(0, dtype=np.int64), np.zeros(0)
+            return curves[key].steps, curves[key].values, curves[key].raw
+    return np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros(0)
 
 
-def _loss(run: Run, steps: NDArray[np.int64], values: NDArray[np.float64]) -> Judged | None:
+def _at_the_end(values: NDArray[np.float64]) -> float:
+    return float(np.median(values[-max(len(values) // 10, 1) :])) if len(values) else np.nan
+
+
+def _loss(
+    run: Run,
+    steps: NDArray[np.int64],
+    values: NDArray[np.float64],
+    raw: NDArray[np.float64],
+) -> Judged | None:
     if not len(values):
         return None
     recorded = run.steps["step"].to_numpy()
@@ -140,7 +153,7 @@ def _loss(run: Run, steps: NDArray[np.int64], values: NDArray[np.float64]) -> Ju
     broken = ~np.isfinite(values)
     if broken.any():
         return Judged(f"loss not finite at step {steps[broken][0]:,}", "bad")
-    first, last, top = values[0], values[-1], values.max()
+    first, last, top = raw[0], _at_the_end(raw), max(values.max(), raw[0])
     way = f"loss {number(first)} → {number(last)}"
     if last > ROSE * first:
         return Judged(f"{way}, rose", "bad")
@@ -155,19 +168,22 @@ def _loss(run: Run, steps: NDArray[np.int64], values: NDArray[np.float64]) -> Ju
 
 def _speed(run: Run, loss: Judged | None) -> Judged | None:
     """Return how far steps move the weights, a jump at the start before all."""
-    data = drawn_metric(run, METRICS["update_ratio"])
-    if data.empty:
+    table = run.layers
+    deeper = np.diff(table["depth"].to_numpy(), prepend=0) > 0  # not the normalisation after it
+    layers = np.flatnonzero(deeper if deeper.any() else np.ones(len(table), bool))
+    steps = run.steps["step"].to_numpy()
+    if not (len(steps) and len(layers)):
         return None
-    count = len(data.steps)
-    early = data.values(0, min(20, count))
-    late = data.values(max(count - 200, 0))
+    _, early = run.matrix("update_ratio", None, int(steps[:20][-1]), layers.tolist())
+    _, late = run.matrix("update_ratio", int(steps[-200:][0]), None, layers.tolist())
     jumps = np.where(np.isfinite(early) & (early > JUMP), early, 0)
     if jumps.any():
         row, layer = np.unravel_index(int(np.argmax(jumps)), jumps.shape)
         by = jumps[row, layer]
+        names = table["name"].to_numpy()[layers]
         far = f"{by * 100:.0f} %" if by < 10 else f"{amount(by)} times its size"
         tone: Tone = "unsure" if loss is not None and loss.tone == "good" else "bad"
-        return Judged(f"step {data.steps[row]} moved {data.names[int(layer)]} by {far}", tone)
+        return Judged(f"step {steps[row]} moved {names[int(layer)]} by {far}", tone)
     known = late[np.isfinite(late)]
     if not len(known):
         return None
