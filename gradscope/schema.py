@@ -353,11 +353,11 @@ LAYER_METRICS: Table = (
         " input sequence: read there, or where that needs no gradient, is packed, or is gone"
         " through in both directions, each from its own first step, had by running the layer again"
         " on 8 samples, the longest of a packed batch, at every 32nd recorded step. Of what is"
-        " called time step after time step (cells, shared layers) at the outputs of its first and"
-        " last call. NaN of fewer than 4 steps, of other layers, where a model is called once for"
-        " each step, and where it runs compiled; of what would have to be run again, NaN of several"
-        " layers in both directions or with dropout between them, and where an optimizer steps"
-        " within the backward",
+        " called time step after time step (cells, shared layers, a model that is handed the state"
+        " that it has returned) at the outputs of its first and last call. NaN of fewer than 4"
+        " steps, of other layers, and where a model runs compiled; of what would have to be run"
+        " again, NaN of several layers in both directions or with dropout between them, and where"
+        " an optimizer steps within the backward",
         combine="mean",
         label="gradient through time",
     ),

@@ -69,6 +69,8 @@ def _layout() -> html.Div:
             dcc.Store(id="library"),
             dcc.Store(id="screen"),
             dcc.Store(id="shown-view"),
+            dcc.Store(id="cards-drawn"),
+            dcc.Store(id="timeline-drawn"),
             html.Button(id="resized", hidden=True),
             html.Div(
                 "The dashboard's server does not answer: this is what it said last."

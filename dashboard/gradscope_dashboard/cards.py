@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dash import Dash, Input, Output, html
+from dash import Dash, Input, Output, State, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.summary import Summary
 from gradscope.plots import Theme
 from gradscope_dashboard.library import Library, state_of
-from gradscope_dashboard.page import read_page
+from gradscope_dashboard.page import mark_of, read_page
 
 FEW = 3
 """So many runs have a sentence and a remedy each; more have a line each, the worst first."""
@@ -28,13 +28,22 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
     @app.callback(
         Output("cards", "children"),
         Output("cards", "className"),
+        Output("cards-drawn", "data"),
         Input("url", "search"),
         Input("library", "data"),
         Input("screen", "data"),
+        State("cards-drawn", "data"),
     )
-    def write(search: str, _: Any, screen: dict[str, Any] | None) -> tuple[list[Any], str]:
+    def write(search: str, _: Any, screen: dict[str, Any] | None, drawn: str | None) -> Any:
         if screen is None:
             raise PreventUpdate
+        strips, kind = draw(search, screen)
+        mark = mark_of(strips)
+        if mark == drawn:  # to draw them again takes a browser longer than a figure
+            raise PreventUpdate
+        return strips, kind, mark
+
+    def draw(search: str, screen: dict[str, Any]) -> tuple[list[Any], str]:
         page = read_page(search, screen, library, views)
         shown = library.shown(page.state)
         if not shown:

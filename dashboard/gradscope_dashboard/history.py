@@ -27,6 +27,8 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         layer = wanted.layer
         runs = library.get(library.shown(wanted))
         if layer is None or not any((run.layers["name"] == layer).any() for run in runs):
+            if opened is None:
+                raise PreventUpdate
             return None, True
         if opened and opened["props"]["children"][0]["props"]["children"] == f"Layer {layer}":
             raise PreventUpdate

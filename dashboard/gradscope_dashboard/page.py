@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from dash import Dash, Input, Output, Patch, State, dcc, html, no_update
 from dash.exceptions import PreventUpdate
 from numpy.typing import NDArray
+from plotly.io.json import to_json_plotly
 
 from gradscope.plots import DARK, LIGHT, Theme
 from gradscope.plots.plotlyjs import PRIVATE
@@ -113,7 +115,8 @@ def draw_with(
     what is gone.
 
     A figure for other runs, another metric or other colours is sent whole. For another step, or
-    for new data, only its content is sent: Dash forgets the zoom with every whole figure.
+    for new data, only its content is sent: Dash forgets the zoom with every whole figure. What is
+    there already is not sent again.
     """
 
     @app.callback(
@@ -140,6 +143,10 @@ def draw_with(
             trace |= {
                 key: typed(item) for key, item in trace.items() if isinstance(item, np.ndarray)
             }
+        whole = mark_of([drawing.figure, drawing.caption, drawing.title])
+        if drawn and drawn["whole"] == whole:
+            raise PreventUpdate
+        data = mark_of(drawing.figure["data"])
         frame = [
             page.names,
             page.state.metric,
@@ -150,13 +157,20 @@ def draw_with(
             _labelling(drawing.figure["layout"]),
         ]
         title = no_update if drawing.title is None else drawing.title
-        if drawn != frame:
-            return drawing.figure, drawing.caption, title, frame
+        now = {"frame": frame, "data": data, "whole": whole}
+        if not drawn or drawn["frame"] != frame:
+            return drawing.figure, drawing.caption, title, now
         content = Patch()
-        content["data"] = drawing.figure["data"]
+        if drawn["data"] != data:
+            content["data"] = drawing.figure["data"]
         content["layout"]["annotations"] = drawing.figure["layout"]["annotations"]
         content["layout"]["shapes"] = drawing.figure["layout"]["shapes"]
-        return content, drawing.caption, title, frame
+        return content, drawing.caption, title, now
+
+
+def mark_of(content: Any) -> str:
+    """Return what differs once components, or a figure, do."""
+    return hashlib.sha256(to_json_plotly(content).encode()).hexdigest()[:16]
 
 
 def _labelling(layout: dict[str, Any]) -> list[Any]:

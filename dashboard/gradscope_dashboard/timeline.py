@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from dash import Dash, Input, Output, html
+from dash import Dash, Input, Output, State, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.plots import Theme
 from gradscope.plots.timeline import Event, timeline_info
 from gradscope_dashboard.cards import swatch
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import aria, read_page
+from gradscope_dashboard.page import aria, mark_of, read_page
 
 MOST_RUNS = 3
 SIGNS = {
@@ -31,13 +31,22 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 
     @app.callback(
         Output("timeline", "children"),
+        Output("timeline-drawn", "data"),
         Input("url", "search"),
         Input("library", "data"),
         Input("screen", "data"),
+        State("timeline-drawn", "data"),
     )
-    def write(search: str, _: Any, screen: dict[str, Any] | None) -> list[Any]:
+    def write(search: str, _: Any, screen: dict[str, Any] | None, drawn: str | None) -> Any:
         if screen is None:
             raise PreventUpdate
+        rows = draw(search, screen)
+        mark = mark_of(rows)
+        if mark == drawn:
+            raise PreventUpdate
+        return rows, mark
+
+    def draw(search: str, screen: dict[str, Any]) -> list[Any]:
         page = read_page(search, screen, library, views)
         if len(page.runs) > MOST_RUNS:
             return []

@@ -6,11 +6,14 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradscope.autograd.heads import Head
 from gradscope.capture.edge_list import EdgeList
 from gradscope.schema import TRAINING
+
+if TYPE_CHECKING:
+    from gradscope.capture.distributed import Sharing
 
 Json = dict[str, Any]
 
@@ -27,6 +30,17 @@ class LayerInfo:
     parameters: int
     weight_layer: bool
     parent: int | None
+
+
+class Spread(NamedTuple):
+    """How many processes hold the same elements of what a layer returns; NaN if not known.
+
+    `output` and `gradient` are of the output, `into` of the gradient at the layer's input.
+    """
+
+    output: float
+    gradient: float
+    into: float
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,9 @@ class Catalogue:
         self.changes = 0  # of what run.json lists
         self.layer_of: dict[int, int] = {}
         self.function_of: dict[int, str] = {}  # module -> activation called on its output
+        self.sharing: Sharing | None = None  # with other processes
+        self.spread: dict[int, Spread] = {}  # of modules, over processes
+        self.shortcut_spread: dict[int, float] = {}
         self._adding = threading.Lock()  # shortcuts: those of other processes come on the drain
         self._resumed = {row["name"]: row["layer"] for row in layers}
         names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in shortcuts]

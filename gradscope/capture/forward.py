@@ -63,6 +63,7 @@ class Forward:
         self._norms: dict[Place, Read] = {}
         self._terms: dict[Place, tuple[Tensor, int]] = {}
         self._sum_norms: dict[SignedPlaces, Read] = {}
+        self.distributed: dict[int, list[Tensor]] = {}  # call -> outputs that are spread on a mesh
 
     @cached_property
     def calls(self) -> list[Call]:
@@ -116,8 +117,12 @@ class Forward:
 
     def returned(self) -> list[tuple[ModuleInfo, _Record]]:
         """Return the modules whose calls returned, with these, in the order in which they began."""
-        both = zip(self.modules, self._records, strict=True)
-        return [(module, record) for module, record in both if record is not None]
+        return list(self.numbered().values())
+
+    def numbered(self) -> dict[int, tuple[ModuleInfo, _Record]]:
+        """Return the same by the numbers of the calls."""
+        both = enumerate(zip(self.modules, self._records, strict=True))
+        return {i: (module, record) for i, (module, record) in both if record is not None}
 
     def replays(self) -> Iterator[tuple[Replay, Slots]]:
         """Yield the calls that are to be run again, with where the gradients of these arrive."""
@@ -208,6 +213,8 @@ class Forward:
                     self.readings.read_slopes(activation, z, tensor, info.number)
                 else:
                     x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
+                    if hasattr(tensor, "device_mesh"):
+                        self.distributed.setdefault(ordinal, []).append(tensor)
                     if x.numel() == 0 or not x.is_floating_point():
                         continue
                     norm = self.readings.read_output(x, info, activation, z, place)

@@ -13,7 +13,9 @@ from torch.utils.hooks import RemovableHandle
 from gradscope import measure
 from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.torch_internals import apart_from_modes, current_backward, is_plain
+from gradscope.capture.chains import Link
 from gradscope.capture.cuts import CutGraph
+from gradscope.capture.memory import is_out_of_memory
 from gradscope.capture.plan import EdgeTap, Plan, ValueTap, Way
 from gradscope.capture.readings import Read, Readings
 from gradscope.capture.replays import Replay
@@ -37,6 +39,8 @@ class Gradients:
     ----------
     arrives : called with this object before anything is read
         Says whether the backward under way trains the model.
+    link : Link or None
+        Place of the forward among calls that hand on a state.
     cut : "shortcuts", "branches" or None
         What no gradient passes in a second backward, taken within the first: `cut_signal_norm`.
     failed : called with keys of what could not be read, and the exception
@@ -50,8 +54,10 @@ class Gradients:
         arrives: Callable[[Gradients], bool],
         failed: Callable[[Sequence[Key], Exception], None],
         cut: str | None = None,
+        link: Link | None = None,
     ) -> None:
         self.readings = readings
+        self._link = link
         readings.believe(plan.trust)
         self._backward = -1  # the last one that was said to count
         self._is_plain = False  # whether no mode of the user is on in it
@@ -154,7 +160,8 @@ class Gradients:
                 apart_from_modes(read, taps, gradients)
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
-            taps.clear()  # the plan's own: nothing is read here in later steps either
+            if not is_out_of_memory(error):
+                taps.clear()  # the plan's own: nothing is read here in later steps either
             self._cut_graph = None
             self._failed(keys, error)
 
@@ -204,6 +211,10 @@ class Gradients:
             self._read_with_joins(tap, gradient, keys)
         elif keys:
             self.readings.read_norm(gradient, keys, tap.place)
+        if self._link is not None and (end := self._link.end()) is not None:
+            for key in tap.keys:
+                if isinstance(key, OfLayer) and key.module in self._link.chain.layers:
+                    self.readings.read_norm(gradient, (OfLayer(f"{end}_signal_norm", key.module),))
 
     def _read_with_joins(self, tap: ValueTap, gradient: Tensor, keys: Keys) -> None:
         """Read the gradient of a value that is the input of blocks, and its parts in each."""

@@ -57,6 +57,8 @@ class Settings:
         Those that were handed to torch.compile.
     keep_snapshot : bool, optional
         Keep the memory for the weights before a step.
+    updates : bool or "sampled"
+        Whether to read how far steps move the weights, and of a sample of them alone.
     cut : "shortcuts", "branches" or None
         What to cut in a second backward, on every `cut_every`-th step.
     cut_every : int
@@ -67,6 +69,7 @@ class Settings:
     scaler: Any = None
     compiled: tuple[weakref.ref[nn.Module], ...] = ()
     keep_snapshot: bool | None = None
+    updates: bool | str = True
     cut: str | None = None
     cut_every: int = 1
 
@@ -110,7 +113,8 @@ class Recorder:
                 " trained to have them all"
             )
         gpu_kernel.prepare(model.parameters())
-        parameters = Parameters(settings.keep_snapshot)
+        parameters = Parameters(settings.keep_snapshot, settings.updates, tell)
+        parameters.look_up(modules)  # as they are between steps
         self._steps = Steps(
             modules, parameters, catalogue, settings.every, first, elapsed, emit, faults
         )

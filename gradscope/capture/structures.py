@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from gradscope.autograd.attention import find_attention
 from gradscope.autograd.graph import Call, Graph
@@ -14,6 +14,7 @@ from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.forward import Forward
 from gradscope.capture.functions import find_functions
 from gradscope.capture.plan import Plan, make_plan, position
+from gradscope.capture.spread import find_spread
 
 PLANS = 128
 """Structures that are remembered: a model of changing depth has some, not any number."""
@@ -25,6 +26,7 @@ _JOINS = "shortcuts"
 _EDGES = "the flow of data from layer to layer"
 _FUNCTIONS = "activations called as functions"
 ATTENTION = "the logits of attention"
+_SPREAD = "which part of an output a process holds"
 
 
 class Structures:
@@ -78,7 +80,12 @@ class Structures:
         self._add_functions(plan, graph, forward)
         self._add_attention(plan, graph, forward)
         self._add_edges(graph, forward)
+        self._add_spread(graph, forward, dict(zip(numbers, joins, strict=True)))
         return plan
+
+    @guarded(_SPREAD)
+    def _add_spread(self, graph: Graph, forward: Forward, joins: Mapping[int, Join]) -> None:
+        find_spread(self._catalogue, graph, forward, joins, self.faults.tell)
 
     def _joins(self, graph: Graph, forward: Forward) -> list[Join]:
         """Look for residual joins, within a share of the time that the training has taken.

@@ -82,7 +82,7 @@ class Updates:
         if self._steps.current.recorded:
             self._read_weights(optimizer)
 
-    @guarded("weights and clipped gradients")
+    @guarded("weights and clipped gradients", alone=True)
     def _read_weights(self, optimizer: Optimizer) -> None:
         self._backwards.settle()
         for name, value in handed_by_scaler(optimizer).items():
@@ -103,7 +103,7 @@ class Updates:
         if self._steps.current.recorded:
             self._read_updates(optimizer)
 
-    @guarded("weight updates")
+    @guarded("weight updates", alone=True)
     def _read_updates(self, optimizer: Optimizer) -> None:
         if self._backwards.ended > self._ended_before_step:  # its closure went backward
             self._steps.parameter_readings().read_clipped(optimizer)

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.diagnosis.curves import logged_curves
+from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, FLOW, Diagnosis
 from gradscope.diagnosis.shortcut_story import shortcut_story
-from gradscope.diagnosis.verdict import diagnose
+from gradscope.diagnosis.speed import typical_speed
+from gradscope.diagnosis.verdict import diagnosis_of
 from gradscope.runs.run import Run
 from gradscope.schema import STEPS
 from gradscope.wording import amount, number
@@ -88,7 +90,8 @@ class Summary:
 
 def summarise(run: Run) -> Summary:
     """Return what there is to say of `run` in short; it reads the whole of it."""
-    diagnosis = diagnose(run)
+    evidence = Evidence(run)
+    diagnosis = diagnosis_of(evidence)
     verdict = diagnosis.verdict.partition(":")[0]
     flow = verdict if verdict == CANNOT_TELL else diagnosis.flow
     tones: dict[str, Tone] = {"healthy": "good", CANNOT_TELL: "unsure"}
@@ -102,7 +105,7 @@ def summarise(run: Run) -> Summary:
         Judged(f"Gradient flow: {flow}", tones.get(flow, "bad")),
         Judged(verdict.replace("-", " ").capitalize(), "bad") if other else None,
         loss,
-        _speed(run, loss),
+        _speed(evidence, loss),
         shortcut_story(run),
         _at_the_end(raw),
         _logged_loss(run),
@@ -166,8 +169,9 @@ def _loss(
     return Judged(way, "good")
 
 
-def _speed(run: Run, loss: Judged | None) -> Judged | None:
-    """Return how far steps move the weights, a jump at the start before all."""
+def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
+    """Return how far steps move the weights, as the diagnosis does; a jump at the start first."""
+    run = evidence.run
     table = run.layers
     deeper = np.diff(table["depth"].to_numpy(), prepend=0) > 0  # not the normalisation after it
     layers = np.flatnonzero(deeper if deeper.any() else np.ones(len(table), bool))
@@ -175,7 +179,6 @@ def _speed(run: Run, loss: Judged | None) -> Judged | None:
     if not (len(steps) and len(layers)):
         return None
     _, early = run.matrix("update_ratio", None, int(steps[:20][-1]), layers.tolist())
-    _, late = run.matrix("update_ratio", int(steps[-200:][0]), None, layers.tolist())
     jumps = np.where(np.isfinite(early) & (early > JUMP), early, 0)
     if jumps.any():
         row, layer = np.unravel_index(int(np.argmax(jumps)), jumps.shape)
@@ -184,9 +187,15 @@ def _speed(run: Run, loss: Judged | None) -> Judged | None:
         far = f"{by * 100:.0f} %" if by < 10 else f"{amount(by)} times its size"
         tone: Tone = "unsure" if loss is not None and loss.tone == "good" else "bad"
         return Judged(f"step {steps[row]} moved {names[int(layer)]} by {far}", tone)
-    known = late[np.isfinite(late)]
+    speed = typical_speed(evidence)
+    known = speed[np.isfinite(speed)]
     if not len(known):
         return None
+    still = int((known == 0).sum())
+    if still == len(known):
+        return Judged("no layer's weights move", "unsure")
+    if still:
+        return Judged(f"the weights of {still} of {len(known)} layers do not move", "unsure")
     middle = float(np.median(known))
     if middle < SLOW:
         return Judged(f"weights hardly move: {number(middle)} a step", "unsure")

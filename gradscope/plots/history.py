@@ -103,7 +103,9 @@ def history_figure(curves: list[HistoryCurve], theme: Theme = LIGHT) -> FigureDi
         axes.add_to(
             layout,
             step_axis(theme, [curve.steps for curve in mine], showline=True),
-            log_axis(theme, "", float(np.log10(high / low)), nticks=5),
+            log_axis(
+                theme, "", float(np.log10(high / low)), nticks=5, showticklabels=len(good) > 0
+            ),
         )
         left = {"x": axes.across[0], "xanchor": "left", "font": {"color": theme.text}}
         layout["annotations"].append(axes.title(theme, f"<b>{metric.axis_title}</b>", **left))

@@ -309,7 +309,15 @@ def nothing_to_show(theme: Theme, reason: str) -> FigureDict:
     layout = base_layout(theme, 260)
     layout["xaxis"] = layout["yaxis"] = {"visible": False}
     layout["annotations"] = [
-        annotation(theme, reason, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 15})
+        annotation(
+            theme,
+            "<br>".join(textwrap.wrap(reason, 36 if theme.narrow else 110)),
+            x=0.5,
+            y=0.5,
+            xref="paper",
+            yref="paper",
+            font={"size": 15},
+        )
     ]
     return {"data": [], "layout": layout}
 

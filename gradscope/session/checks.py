@@ -34,6 +34,15 @@ def check_settings(every: int, flush_every: int, flush_seconds: float, ranks: in
         )
 
 
+def check_updates(updates: object) -> None:
+    """Refuse what is no way to tell a step's update."""
+    if not isinstance(updates, bool) and updates != "sampled":
+        raise GradscopeError(
+            f'watch(updates={updates!r}): needs True, "sampled" (an estimate in little memory) or'
+            " False (no update_norm)"
+        )
+
+
 def check_cut(model: nn.Module, cut: str | None, cut_every: int | None, every: int) -> int:
     """Return `cut_every`, its default filled in."""
     if cut is not None and cut not in CUTS:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gradscope import schema
 from gradscope.arithmetic import Array, combine, energy_share, ratio, root_sum_square
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.rows import Key, OfLayer, OfParameter, OfShortcut, OfStep
+from gradscope.capture.rows import Key, Layout, OfLayer, OfParameter, OfShortcut, OfStep
 from gradscope.session.shares import ALONE, Shares
 from gradscope.session.tape import HostRow
 
@@ -70,13 +70,14 @@ class Decoder:
         self._catalogue = catalogue
         self._shares = shares
         self._called: set[int] = set()  # layers of which an output was read
+        self.summands: dict[str, None] = {}  # layers of whose gradient processes hold summands
 
     def decoded(self, rows: Sequence[HostRow]) -> Iterator[Decoded]:
         """Yield the readings of `rows`, in runs of rows of one layout.
 
         Every layer and shortcut known by now stands in every row, in the catalogue's order.
         """
-        for _layout, alike in groupby(rows, key=lambda row: [layout for layout, _ in row.segments]):
+        for _, alike in groupby(rows, _layouts):
             yield self._alike(list(alike))
 
     def _alike(self, rows: list[HostRow]) -> Decoded:
@@ -126,6 +127,11 @@ class Decoder:
             if self._shares is not ALONE:
                 names = [str(self._catalogue.layers[owner]["name"]) for owner in owners]
                 found = zip(entries, names, strict=True)
+                self.summands |= {
+                    layer: None
+                    for (_, key), layer in zip(entries, names, strict=True)
+                    if not key.copies
+                }
                 copies = np.array([self._shares.copies(key, of) for (_, key), of in found])
                 decoded.copies[name] = _copies(column, picked, owners, copies)
                 picked = picked / np.sqrt(copies)
@@ -158,7 +164,7 @@ class Decoder:
         _complete_outputs(layers, elements)
         self._count_outputs(layers, elements)
         weights["output_elements"] = (~np.isnan(layers["output_elements"][0])).astype(np.float64)
-        self._shares.apply(OfLayer, _OF_LAYERS, layers, weights)
+        self._apply_shares(OfLayer, _OF_LAYERS, layers, weights)
 
     def _count_outputs(self, layers: dict[str, Array], elements: Array) -> None:
         """Fill in how many elements the outputs had; 0 of layers that were only called before."""
@@ -183,7 +189,35 @@ class Decoder:
             once = [1] * len(entries)
             weights[name] = _counted(numbers, once, len(self._catalogue.shortcuts))
             combine(column, {name: picked}, numbers, once, shortcuts[name])
-        self._shares.apply(OfShortcut, _OF_SHORTCUTS, shortcuts, weights)
+        self._apply_shares(OfShortcut, _OF_SHORTCUTS, shortcuts, weights)
+
+    def _apply_shares(
+        self,
+        kind: type[OfLayer] | type[OfShortcut],
+        metrics: Mapping[str, schema.Column],
+        values: Mapping[str, Array],
+        weights: Mapping[str, NDArray[np.float64]],
+    ) -> None:
+        """Leave what is this process's own."""
+        if self._shares is ALONE:
+            return
+        catalogue, parallel = self._catalogue, None
+        if catalogue.sharing is not None and catalogue.sharing.parallel > 1:
+            parallel = np.full((3, len(catalogue.layers)), np.nan)  # as of `Spread`
+            for module, spread in list(catalogue.spread.items()):
+                if module in catalogue.layer_of:
+                    parallel[:, catalogue.layer_of[module]] = spread
+            if kind is OfShortcut:
+                known = catalogue.shortcut_spread
+                numbers = range(len(catalogue.shortcuts))
+                parallel = np.array([[known.get(number, np.nan) for number in numbers]] * 3)
+        for name, weight in weights.items():
+            column = metrics[name]
+            if column.processes == "copies":  # of parameters: done
+                continue
+            side = 2 if name == "input_signal_norm" else column.processes == "mean of losses"
+            copies = None if parallel is None else parallel[int(side)]
+            self._shares.apply(column, kind, values[name], weight, copies)
 
 
 def columns(decoded: Decoded) -> dict[str, Columns]:
@@ -206,6 +240,10 @@ def columns(decoded: Decoded) -> dict[str, Columns]:
         "shortcuts": _table(steps, "shortcut", shortcuts, dtype),
         "steps": {**decoded.steps, **norms},
     }
+
+
+def _layouts(row: HostRow) -> list[Layout]:
+    return [layout for layout, _ in row.segments]
 
 
 def _nothing(

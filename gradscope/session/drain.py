@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
 from gradscope import schema
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.rows import Row
+from gradscope.capture.distributed import several
+from gradscope.capture.rows import OfLayer, OfShortcut, Row
 from gradscope.session.alerts import Alerts
 from gradscope.session.columns import Columns, Decoded, Decoder, columns
 from gradscope.session.meeting import SILENCE_SECONDS
 from gradscope.session.ranks import Ranks
-from gradscope.session.shares import ALONE
+from gradscope.session.shares import ALONE, Shares
 from gradscope.session.sinks import Subscription
 from gradscope.session.tape import HostRow, Tape
 from gradscope.storage.writer import RunWriter
@@ -64,6 +67,7 @@ class Drain:
     ) -> None:
         self._catalogue = catalogue
         self._decoder = Decoder(catalogue, ALONE if ranks is None else ranks.shares)
+        self._may_meet = not several()  # others that this process has not waited for
         self._listed = catalogue if ranks is None else ranks.joint  # what the run's rows speak of
         self._writer = writer
         self._ranks = ranks
@@ -188,7 +192,10 @@ class Drain:
 
     def _flush(self, closing: bool) -> None:
         try:
-            rows = self._decoded(self._tape.fetch())
+            waiting = self._tape.fetch()
+            if self._may_meet and several():
+                self._be_alone()
+            rows = self._decoded(waiting)
             if self._ranks is not None:
                 rows = self._exchange(rows, closing)
             if self._writer is not None:
@@ -196,6 +203,19 @@ class Drain:
                     self._write(self._writer, rows, closing)
         except Exception as error:  # the thread must live: `hand_over` waits for it
             self._tell(f"lost the steps of one flush: {type(error).__name__}: {error}")
+
+    def _be_alone(self) -> None:
+        """Say of readings of outputs that they are not those of all processes: they are NaN."""
+        self._may_meet = False
+        size = dist.get_world_size()
+        self._decoder = Decoder(self._catalogue, Shares(unknown=(OfLayer, OfShortcut), others=size))
+        self._tell(
+            f"the process group was made after watch(): process {dist.get_rank()} of {size} writes"
+            " what it reads itself. Of its share of the batch alone there would be signals,"
+            " activations and shortcuts, which are NaN; norms of parameters are those that it"
+            " holds whole. Call watch() after init_process_group(), on every process, to have"
+            " those of all"
+        )
 
     def _write(self, writer: RunWriter, rows: Iterable[Decoded], closing: bool) -> None:
         written = self._add_rows(writer, rows)
@@ -276,7 +296,15 @@ class Drain:
     def _decoded(self, rows: list[HostRow]) -> list[Decoded]:
         """Put readings of rows together."""
         try:
-            return list(self._decoder.decoded(rows))
+            decoded = list(self._decoder.decoded(rows))
+            if self._decoder.summands:
+                self._tell(
+                    f"{layers_named(list(self._decoder.summands))}: each process has a summand of"
+                    " their gradient, which the optimizer adds up itself: grad_norm and"
+                    " clipped_grad_norm are NaN there and over all parameters. fully_shard over"
+                    " one more dimension of the mesh adds them up before"
+                )
+            return decoded
         except Exception as error:
             steps = f"{rows[0].step}-{rows[-1].step}"
             self._tell(f"lost steps {steps}: {type(error).__name__}: {error}")

@@ -5,7 +5,7 @@ Processes that train alike have the same ones; stages of a pipeline have their o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -25,16 +25,21 @@ _OWN = -1  # number of this process among those that it hears of
 _NOBODY = 2**31  # that of the run that is resumed
 
 
-def described(catalogue: Catalogue) -> Json:
-    """Return what a process tells of its layers and shortcuts, in its own numbers."""
+def described(catalogue: Catalogue, experts: Collection[str] = ()) -> Json:
+    """Return what a process tells of its layers and shortcuts, in its own numbers.
+
+    A shortcut past one of several `experts`, which other processes have, is past what holds them.
+    """
     edges = [[edge["source"], edge["target"]] for edge in catalogue.edge_rows()]
     infos = [dict(vars(info)) for info in catalogue.shortcut_infos()]
     rows = [dict(row) for row in catalogue.layers]  # after what speaks of them: they may grow
+    for info in infos:
+        for end in ("split", "join", "branch"):
+            if info[end] in experts:
+                info[end] = str(info[end]).rpartition(".")[0] or info[end]
     depth = 0
     for row in rows:
         row["depth"], depth = row["depth"] - depth, row["depth"]
-    for info in infos:
-        info["layer"] = min(round(info["position"] * len(rows)), len(rows) - 1)
     return {
         "layers": rows,
         "shortcuts": infos,
@@ -57,6 +62,8 @@ class Joint:
     layers, shortcuts : list of dict
         Rows of run.json, in the run's order, which is settled when rows are to be written.
     heads : list of Head
+    news : int
+        How often somebody has told of something.
     changes : int
         Of what run.json lists.
     """
@@ -70,6 +77,7 @@ class Joint:
         self.layers: list[Json] = []
         self.shortcuts: list[Json] = []
         self.heads: list[Head] = []
+        self.news = 0
         self.changes = 0
         self._numbers: dict[int, dict[str, list[int]]] = {}  # of those that tell
         self._told: dict[int, Json] = {}
@@ -100,7 +108,7 @@ class Joint:
 
     def take(self, told: Json, teller: int = _OWN) -> None:
         """Take what a process tells; numbers it gave before mean the same as ever."""
-        self.changes += 1
+        self.news += 1
         self._told[teller] = told
         numbers = self._numbers.setdefault(teller, {"layers": [], "shortcuts": []})
         own = numbers["layers"]
@@ -123,7 +131,7 @@ class Joint:
             key = (*_identity(row), row["occurrence"])
             number = self._shortcut_of.setdefault(key, len(self._shortcut_rows))
             if number == len(self._shortcut_rows):
-                self._shortcut_rows.append({**row, "layer": own[row["layer"]]})
+                self._shortcut_rows.append(row)
             some.append(number)
 
     def _name(self, number: int, name: str) -> None:
@@ -151,6 +159,7 @@ class Joint:
 
     def settle(self) -> None:
         """Put what is new behind what has its place in the run, in the order of execution."""
+        self.changes += 1
         orders = self._orders()
         place = self.places["layers"]
         place += [-1] * (len(self._layer_rows) - len(place))
@@ -170,25 +179,28 @@ class Joint:
         if len(orders) > 1:  # positions are those in each process's own part
             for n in new:
                 row = self._shortcut_rows[n]
-                self._shortcut_rows[n] = {
-                    **row,
-                    "position": place[row["layer"]] / max(1, len(self.layers)),
-                }
+                inside = f"{row['branch']}."
+                first = [
+                    m["name"] == row["branch"] or m["name"].startswith(inside) for m in self.layers
+                ]
+                if any(first):
+                    self._shortcut_rows[n] = {**row, "position": first.index(True) / len(first)}
             new.sort(key=lambda n: float(self._shortcut_rows[n]["position"]))
         for n in new:
             self.places["shortcuts"][n] = len(self.shortcuts)
             row = self._shortcut_rows[n]
-            left = {key: x for key, x in row.items() if key not in ("occurrence", "layer")}
+            left = {key: x for key, x in row.items() if key != "occurrence"}
             self.shortcuts.append({"shortcut": len(self.shortcuts), **left})
         self.heads = self._find_heads()
 
     def edge_rows(self) -> list[Json]:
         """Return the edges between the layers of the run; from stage to stage, too."""
-        place = self.places["layers"]
+        place = {END: END, **{n: at for n, at in enumerate(self.places["layers"]) if at >= 0}}
+        found = [(s, t) for s, t in self._edges() if s in place and t in place]
+        edges = {(place[source], place[target]) for source, target in found}
         orders = self._orders()
-        edges = {(place[s], t if t == END else place[t]) for s, t in self._edges()}
         if len(orders) > 1 and not set(orders[0]).intersection(*orders[1:]):
-            edges = _chained(edges, [{place[n] for n in order} for order in orders])
+            edges = _chained(edges, [{place[n] for n in order if n in place} for order in orders])
         edges |= self._resumed
         return [{"source": source, "target": target} for source, target in sorted(edges)]
 

@@ -6,12 +6,17 @@ Each leaves there what does not grow with their number, and nobody waits without
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
 from gradscope.autograd.torch_internals import default_store
+from gradscope.session.parts import parts
 
 MEETING_SECONDS = 15
 """For which `watch()` waits for the other processes to call it, too."""
@@ -76,6 +81,28 @@ class Meeting:
             self.absent = [r for r in others if not self.store.check([f"here/{number}/{r}"])]
             self.absent = self.absent or others
         return ""
+
+    def compare(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return how the layers `names` of this process are those of others; see `parts`.
+
+        Of what many processes have alike, the store has one copy.
+        """
+        kind = hashlib.sha256("\n".join(names).encode("utf-8", "replace")).hexdigest()[:16]
+        if self.store.add(f"kind/{kind}", 1) == 1:
+            number = self.store.add("kinds", 1)
+            self.store.set(f"names/{number}", json.dumps([kind, list(names)]))
+        self.agree("")
+        patience = timedelta(seconds=SILENCE_SECONDS)
+        if self.rank == 0:
+            keys = [f"names/{i + 1}" for i in range(self.store.add("kinds", 0))]
+            self.store.wait(keys, patience)
+            kinds = [json.loads(self.store.get(key)) for key in keys]
+            groups = [(some, self.store.add(f"kind/{other}", 0)) for other, some in kinds]
+            for (other, _), found in zip(kinds, parts(groups), strict=True):
+                self.store.set(f"parts/{other}", json.dumps(found))
+        self.store.wait([f"parts/{kind}"], patience)
+        told: dict[str, Any] = json.loads(self.store.get(f"parts/{kind}"))
+        return told
 
     def broadcast(self, value: str) -> str:
         """Return rank 0's `value`; waits for it, `SILENCE_SECONDS` at most."""

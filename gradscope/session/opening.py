@@ -14,8 +14,9 @@ from torch import nn
 
 from gradscope.capture import layers
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.distributed import replicas, several, unfollowed
+from gradscope.capture.distributed import Sharing, replicas, several
 from gradscope.capture.modules import Modules
+from gradscope.capture.rows import OfLayer, OfShortcut
 from gradscope.errors import GradscopeError
 from gradscope.session.joint import Joint
 from gradscope.session.meeting import MEETING_SECONDS, Meeting
@@ -78,7 +79,9 @@ def refuse(model: object, problem: str) -> None:
             Meeting(model).refuse(problem)
 
 
-def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank: bool) -> Opened:
+def open_run(
+    model: nn.Module, path: Path, meta: Meta, sharing: Sharing, resume: bool, every_rank: bool
+) -> Opened:
     """Open the run in `path`, to be written by rank 0, or with `every_rank` one for each process.
 
     A relative path is made absolute: the program may change its folder. Where the other processes
@@ -118,15 +121,32 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
     if every_rank:
         assert writer is not None
         return _opened(writer, None)
-    kinds, problem = unfollowed(model)
+    shares, problem = _shares(model, meeting, sharing)
     held = {} if writer is None else _opened(writer, None)._asdict()
     joint = Joint(*(held.get(key) or [] for key in ("layers", "shortcuts", "edges")))
-    ranks = Ranks(meeting, Shares(meeting.size, unknown=kinds), joint)
+    ranks = Ranks(meeting, shares, joint)
     told = {key: held.get(key) for key in ("next_step", "elapsed", "notes", "marks")}
     is_new = writer is not None and writer.is_new
     told = json.loads(meeting.broadcast(json.dumps(told)))
     nothing: dict[str, Any] = {"layers": [], "shortcuts": [], "edges": []}  # `joint` has them
     return Opened(path, writer, ranks, is_new, **told, **nothing, problem=problem)
+
+
+def _shares(model: nn.Module, meeting: Meeting, sharing: Sharing) -> tuple[Shares, str]:
+    """Return what of this process's readings is its own, and what is not known of that."""
+    names = [
+        layers.unwrapped_name(name) or layers.ROOT
+        for name, module in model.named_modules()
+        if layers.own_parameters(module)
+    ]
+    told = meeting.compare(names)
+    usual, holders = told["usual"], told["holders"]
+    losses = sharing.divisor or meeting.size / told["stages"] / sharing.parallel
+    unknown = sharing.unknown or ((OfLayer, OfShortcut) if told["problem"] else ())
+    have = {name: holders.get(name, usual) for name in names}
+    experts = frozenset(name for name, share in have.items() if share < max(have.values()))
+    held = {name: share / sharing.shards.get(name, 1) for name, share in have.items()}
+    return Shares(losses, held, unknown, experts), sharing.problem or told["problem"]
 
 
 def _placed(model: nn.Module, meta: Meta, place: Meta, every_rank: bool) -> Meta:

@@ -71,7 +71,7 @@ class Ranks:
         self._runs_sent = 0
         self._catalogue_told = -1
         self._told = ""
-        self._settled = 0  # changes of the union that were told, or have their place in the run
+        self._settled = 0  # news that were passed on, or have their place in the run
         self.done = False
         """Whether nothing more is awaited from any process, nor to be sent."""
         patience = timedelta(seconds=SILENCE_SECONDS)
@@ -106,7 +106,7 @@ class Ranks:
         """
         if catalogue.changes != self._catalogue_told:
             self._catalogue_told = catalogue.changes
-            self.joint.take(described(catalogue))
+            self.joint.take(described(catalogue, self.shares.experts))
         numbers = self.joint.numbers()
         for row in partial_rows(decoded, self._slots, numbers):
             if row.step in self._waiting:
@@ -160,9 +160,9 @@ class Ranks:
             self.done = complete == math.inf
             rows = [row for row in ready if row.step in self._own]
             self._own -= {row.step for row in ready}
-            if rows and self._settled != self.joint.changes:
-                self.joint.settle()
-                self._settled = self.joint.changes
+            if (rows or self._settled) and self._settled != self.joint.news:
+                self.joint.settle()  # for the first time when all have told of their layers
+                self._settled = self.joint.news
             return [self.combiner.decoded(rows)] if rows else []
         self._own.clear()
         told = self._news()
@@ -173,9 +173,9 @@ class Ranks:
 
     def _news(self) -> dict[str, Any] | None:
         """Return the layers and shortcuts of all below, None where they are those told last."""
-        if self._settled == self.joint.changes:
+        if self._settled == self.joint.news:
             return None
-        self._settled = self.joint.changes
+        self._settled = self.joint.news
         told = self.joint.described()
         text = json.dumps(told, sort_keys=True)
         is_new, self._told = text != self._told, text

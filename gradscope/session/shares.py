@@ -25,36 +25,58 @@ class Shares(NamedTuple):
         Layer -> of the processes that `OfParameter.copies` counts, the share that has it; 1 if not
         named.
     unknown : kinds of readings of which it is not known, and that are NaN
+    experts : set of str
+        Layers that fewer processes have than others of the same samples.
+    others : int
+        Processes that this one has not met, as it was watched before there was a group of them.
     """
 
     losses: float = 1.0
     holders: Mapping[str, float] = {}
     unknown: tuple[type[Key], ...] = ()
+    experts: frozenset[str] = frozenset()
+    others: int = 0
 
     def copies(self, key: OfParameter, layer: str) -> float:
         """Return how many processes hold what was read of a parameter of `layer`."""
-        if OfParameter in self.unknown:
+        if OfParameter in self.unknown or not key.copies:
             return math.nan
+        if self.others:
+            return 1.0 if key.copies in (1, self.others) else math.nan
         return key.copies * self.holders.get(layer, 1.0)
 
     def apply(
         self,
+        column: Column,
         kind: type[Key],
-        metrics: Mapping[str, Column],
-        values: Mapping[str, Array],
-        weights: Mapping[str, NDArray[np.float64]],
+        values: Array,
+        weights: NDArray[np.float64],
+        copies: NDArray[np.float64] | None,
     ) -> None:
-        """Leave of readings of layers, or of shortcuts, what is this process's own, in place."""
-        if self is ALONE:
+        """Leave of a reading of layers, or of shortcuts, what is this process's own, in place.
+
+        Parameters
+        ----------
+        column : Column
+        kind : OfLayer or OfShortcut
+        values, weights : arrays, shape (rows, n) and (n,)
+        copies : array, shape (n,), optional
+            How many processes have read the same of each; NaN if not known.
+        """
+        if kind in self.unknown:
+            values[:] = np.nan
             return
-        for name in weights:
-            column = metrics[name]
-            if column.processes == "copies":  # of parameters: see `copies`
-                continue
-            if kind in self.unknown:
-                values[name][:] = np.nan
-            elif column.processes == "mean of losses":
-                np.divide(values[name], self.losses, out=values[name])
+        if column.processes == "mean of losses":
+            np.divide(values, self.losses, out=values)
+        if copies is None:
+            return
+        if column.combine == "root sum square":
+            np.divide(values, np.sqrt(copies), out=values)
+        elif column.combine == "sum":
+            np.divide(values, copies, out=values)
+        else:
+            values[:, np.isnan(copies)] = np.nan
+            np.divide(weights, np.where(np.isnan(copies), 1, copies), out=weights)
 
 
 ALONE = Shares()

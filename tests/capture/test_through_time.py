@@ -363,3 +363,80 @@ def test_nothing_waits_where_a_layer_is_run_again(kind, tmp_path):
         model(x)[0].square().mean().backward()
         optimizer.step()
     assert scope.run.notes == []
+
+
+class Tutorial(nn.Module):
+    """Called once for each character, with the state that it has returned, as in torch's own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.to_state, self.to_output = nn.Linear(3 + 5, 5), nn.Linear(5, 2)
+        self.kept = []
+
+    def forward(self, x, state):
+        self.kept.append(self.to_state(torch.cat([x, state], 1)))
+        state = torch.tanh(self.kept[-1])
+        return self.to_output(state), state
+
+
+def step_by_step(model, x, every_step=False, detached_at=None):
+    model.kept, state, losses = [], torch.zeros(6, 5), []
+    for t in range(x.shape[1]):
+        out, state = model(x[:, t], state.detach() if t == detached_at else state)
+        losses.append(out.square().mean())
+    return sum(losses) if every_step else losses[-1]
+
+
+@pytest.mark.parametrize("every_step", [True, False])
+@pytest.mark.parametrize("detached_at", [None, T - 5])
+def test_a_model_that_is_handed_its_state_at_each_call_goes_through_time(
+    every_step, detached_at, tmp_path
+):
+    model, x = Tutorial(), torch.randn(6, T, 3)
+    loss_of = partial(step_by_step, every_step=every_step, detached_at=detached_at)
+    found = decades(model, x, tmp_path / "run", loss_of)
+    value = loss_of(model, x)
+    ends = [[detached_at or 0, T - 1]]
+    if every_step and detached_at:
+        ends.append([0, detached_at - 1])
+    first, last = (
+        torch.stack(torch.autograd.grad(value, [model.kept[i] for i in some], retain_graph=True))
+        .square()
+        .sum()
+        .sqrt()
+        for some in zip(*ends, strict=True)
+    )
+    assert found == {"to_state": pytest.approx(math.log10(first / last), rel=1e-4)}
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_so_do_cells_that_are_called_one_by_one(kind, tmp_path):
+    model, x = nn.ModuleDict({"cell": kind(3, 5), "head": nn.Linear(5, 2)}), torch.randn(6, T, 3)
+    kept = []
+
+    def loss_of(model, x):
+        kept.clear()
+        state = None
+        for t in range(T):
+            state = model["cell"](x[:, t], state)
+            kept.append(state if isinstance(state, tuple) else (state,))
+        return model["head"](kept[-1][0]).square().mean()
+
+    found = decades(model, x, tmp_path / "run", loss_of)
+    value = loss_of(model, x)
+    first, last = (
+        sum(
+            g.square().sum()
+            for g in torch.autograd.grad(value, some, retain_graph=True, allow_unused=True)
+            if g is not None
+        ).sqrt()
+        for some in (kept[0], kept[-1])
+    )
+    assert found == {"cell": pytest.approx(math.log10(first / last), rel=1e-4)}
+
+
+def test_calls_that_hand_nothing_on_have_no_time(tmp_path):
+    model, x = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(6, T, 3)
+    loss = lambda model, x: sum(model(x[:, t]).square().mean() for t in range(T))  # noqa: E731
+    assert decades(model, x, tmp_path / "run", loss) == {}

@@ -163,6 +163,16 @@ INTERFACES = (
         "",  # watch() of a distributed model says so
     ),
     Interface(
+        "FSDPModule._get_fsdp_state",
+        "tells what fully_shard divides the sum of gradients by, where that was set",
+        "",  # then they are taken to be means
+    ),
+    Interface(
+        "_ToTorchTensor.dtensor_spec",
+        "tells which part of a distributed tensor a local one is",
+        "",  # without, readings of outputs under tensor parallel are NaN, which is told
+    ),
+    Interface(
         "Module._compiled_call_impl",
         "tells a module that was compiled in place before watch()",
         "",  # then a step without calls tells
