@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.diagnosis.findings import Diagnosis
-from small_trainings import net, sgd, the, train
+from small_trainings import Last, net, sgd, the, train
 
 
 class Listed(nn.Module):
@@ -191,3 +191,53 @@ def test_a_player_that_gets_no_gradient_through_the_other_is_told(tmp_path):
     assert finding.layers == ("maker.0", "maker.2")
     assert "'maker' learns through 'judge'" in finding.sentence
     assert game(tmp_path / "fair", 1e-4).verdict == "healthy"
+
+
+def test_a_softmax_over_one_class_is_told(tmp_path):
+    model = net(16, 32, 1).append(nn.Softmax(1))
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        sgd(model),
+        loss_of=lambda p, y: F.binary_cross_entropy(p[:, 0], (y > 1).float()),
+    )
+    finding = the(diagnosis, "disconnected")
+    assert diagnosis.verdict == "disconnected" and "one class" in finding.sentence
+    assert "sigmoid" in finding.remedies[0]
+
+
+@pytest.mark.parametrize(("steps", "found"), [(8, True), (40, False)])
+def test_a_schedule_that_is_over_is_told(steps, found, tmp_path):
+    model = net(16, 32, 4)
+    optimizer = sgd(model)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: max(0.0, 1 - n / steps))
+    done = iter(range(100))
+
+    def step_schedule() -> None:
+        if next(done):
+            schedule.step()
+
+    diagnosis = train(tmp_path / "run", model, optimizer, steps=40, after_backward=step_schedule)
+    assert ("not-updated" in diagnosis.verdicts) is found
+    if found:
+        assert the(diagnosis, "not-updated").steps == (8, 39)
+
+
+@pytest.mark.parametrize(("size", "found"), [(1.0, False), (200.0, True)])
+def test_states_of_a_recurrent_layer_on_raw_input_are_saturated(size, found, tmp_path):
+    torch.manual_seed(0)
+    model = Last(nn.RNN(4, 8, batch_first=True), 4)
+    diagnosis = train(
+        tmp_path / "run", model, sgd(model, 1e-3), before=lambda step, x: size * (x + 1)
+    )
+    assert ("saturated" in diagnosis.verdicts) is found
+
+
+def test_outputs_that_a_loss_pulls_together_have_collapsed(tmp_path):
+    def apart(out: Tensor, y: Tensor) -> Tensor:
+        return (out - out.roll(1, 0)).square().mean()
+
+    model = net(16, 64, 64, 8)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    finding = the(train(tmp_path / "run", model, optimizer, loss_of=apart, steps=80), "collapsed")
+    assert "hold samples apart" in finding.remedies[0] and finding.layers[-1] == "4"

@@ -25,6 +25,9 @@ it: language models that know the frequency of letters, and nothing else yet, co
 ALL_ALIKE = 0.002
 """The same for all layers, from the first one on: the input hardly varies, and may do so still."""
 
+GONE, TOGETHER = 0.01, 0.1
+"""Shares left of a loss, and of what tells outputs apart, where it rewards that they are alike."""
+
 LOOKS = 2
 """Looks in a row at which samples must be alike."""
 
@@ -57,9 +60,12 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
         return
     chain = looks[:, evidence.path.layers]
     from_input = bool((chain[-LOOKS:] < ALL_ALIKE).all())
-    if not (from_input or (chain[-LOOKS:, -1] < ALIKE).all()):
+    rewarded = _comes_together(evidence)
+    if not (from_input or rewarded or (chain[-LOOKS:, -1] < ALIKE).all()):
         return
     same = chain[-1] < (ALL_ALIKE if from_input else ALIKE)
+    if rewarded and not same[-1]:
+        same = np.arange(len(same)) == len(same) - 1
     first = len(same) - int(np.argmin(same[::-1])) if not same.all() else 0
     layers = evidence.path.layers[first:]
     from_start = from_input or bool(chain[0, -1] < ALIKE)
@@ -85,6 +91,21 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
         ),
         Place(steps[1], int(layers[0]), "activation_std", "forward"),
     )
+
+
+def _comes_together(evidence: Evidence) -> bool:
+    """Whether the loss has all but gone, and with it all that tells samples' outputs apart."""
+    loss, path = evidence.loss, evidence.path
+    spread, size = evidence.looks("sample_spread"), evidence.looks("activation_std")
+    if loss is None or path is None or len(loss.raw) < WINDOW or len(spread) < LOOKS:
+        return False
+    values = loss.raw[np.isfinite(loss.raw)]
+    last = path.layers[-1]
+    ends = [float(np.median(some)) for some in (values[:3], values[-5:])]
+    share = spread[-1, last] / spread[0, last] if spread[0, last] > 0 else np.nan
+    grown = size[-1, last] / size[0, last] if size[0, last] > 0 else np.nan
+    gone = ends[0] > 0 and ends[1] < GONE * ends[0]
+    return bool(gone and share < TOGETHER and share * grown < TOGETHER)
 
 
 def _constant(evidence: Evidence) -> Iterator[Finding]:

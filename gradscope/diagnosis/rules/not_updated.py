@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.evidence import Evidence, Mask
+from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules.marks import names_of
 from gradscope.wording import amount, capitalised, listed
@@ -40,6 +40,7 @@ def not_updated(evidence: Evidence) -> Iterator[Finding]:
     grad = np.nan_to_num(evidence.median("grad_norm")).max(axis=0)
     got &= grad > NEXT_TO_NOTHING * grad.max(initial=0)
     yield from _unmoved(evidence, got & held & ~moved, got & held)
+    yield from _over(evidence)
 
 
 def _of_others(evidence: Evidence) -> Iterator[Finding]:
@@ -180,6 +181,32 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
         {"layers": float(layers.sum()), "of": float(held.sum())},
         remedies,
         _place(evidence, layers, "update_norm"),
+    )
+
+
+def _over(evidence: Evidence) -> Iterator[Finding]:
+    """Find a schedule that has brought the learning rate to 0 long before the end."""
+    rate = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[evidence.rows]
+    moving = np.flatnonzero(rate > 0)
+    if len(moving) == 0 or not (rate[moving[-1] + 1 :] == 0).all():
+        return
+    still = len(rate) - 1 - int(moving[-1])
+    if still < WINDOW:
+        return
+    first, last = evidence.step(evidence.rows[moving[-1] + 1]), evidence.step(evidence.rows[-1])
+    yield Finding(
+        "not-updated",
+        "critical",
+        f"The learning rate is 0 from step {first} on: {still} of {len(rate)} recorded steps"
+        " changed nothing.",
+        (),
+        (first, last),
+        {"steps": float(still)},
+        (
+            "let the scheduler take as long as the training, in the unit in which it steps (batches"
+            " or epochs), or end the training there",
+        ),
+        Place(first, None, "learning_rate", "update"),
     )
 
 
