@@ -270,6 +270,32 @@ def tensor_parallel() -> Training:
     return Training(model, on_all(model))
 
 
+class Own(torch.autograd.Function):
+    """A tanh, of which nobody can know whether it asks other processes for something."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(y := x.tanh())
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y * y)
+
+
+class Tanh(nn.Tanh):
+    def forward(self, x: Tensor) -> Tensor:
+        return Own.apply(x)
+
+
+@layout
+def function_of_its_own() -> Training:
+    model = share_out(Net(), mesh_of(SIZE))
+    model.layers["2"].act = Tanh()
+    return Training(model, on_all(model))
+
+
 @layout
 def sequence_parallel() -> Training:
     model = share_out(Net(), mesh_of(SIZE), sequence=True)
@@ -361,6 +387,13 @@ def interleaved_and_data() -> Training:
 
 
 @layout
+def stages_of_one_name() -> Training:
+    training = piped("1F1B", 4, mesh_of(4, names=("pipe",)))
+    (block,) = training.model.layers.values()
+    return training._replace(model=nn.Sequential(block))
+
+
+@layout
 def pipeline_and_data() -> Training:
     """The schedule divides gradients by the number of micro-batches, when they are there."""
     return piped("1F1B", 2, mesh_of(2, 2, names=("data", "pipe")))
@@ -404,10 +437,10 @@ def expert_parallel() -> Training:
 # --- run --------------------------------------------------------------------------------------
 
 
-def train(kind: str, path: str) -> None:
+def train(kind: str, path: str, resume: bool = False) -> None:
     training = LAYOUTS[kind]()
     optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=LR)
-    with gradscope.watch(training.model, path) as scope:
+    with gradscope.watch(training.model, path, resume=resume) as scope:
         for x, y in batches():
             optimizer.zero_grad()
             training.backward(x, y)
@@ -423,6 +456,9 @@ def serve(folder: str, kinds: list[str]) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 train(kind, f"{folder}/{kind}")
+                if kind == "pipeline_and_data":  # once more, into one run
+                    for _ in range(2):
+                        train(kind, f"{folder}/resumed", resume=True)
         except Exception as error:
             import traceback
 
