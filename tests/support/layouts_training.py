@@ -11,6 +11,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -125,6 +126,9 @@ class Training(NamedTuple):
 
 
 LAYOUTS: dict[str, Callable[[], Training]] = {}
+
+BARE = ("fsdp1", "tensor_and_fsdp2", "interleaved_and_data", "expert_parallel")
+"""Those of which weights are compared, to the bit, with those of the training without us."""
 
 
 def layout(make: Callable[[], Training]) -> Callable[[], Training]:
@@ -437,15 +441,20 @@ def expert_parallel() -> Training:
 # --- run --------------------------------------------------------------------------------------
 
 
-def train(kind: str, path: str, resume: bool = False) -> None:
+def train(kind: str, path: str, resume: bool = False) -> list[Tensor]:
+    """Train a layout, watched if there is a path; return what this process then has of weights."""
     training = LAYOUTS[kind]()
     optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=LR)
-    with gradscope.watch(training.model, path, resume=resume) as scope:
+    with ExitStack() as stack:
+        scope = path and stack.enter_context(gradscope.watch(training.model, path, resume=resume))
         for x, y in batches():
             optimizer.zero_grad()
             training.backward(x, y)
             optimizer.step()
-            scope.log(loss_by_rank=float(dist.get_rank()))
+            if scope:
+                scope.log(loss_by_rank=float(dist.get_rank()))
+    held = [p.detach() for p in training.model.parameters()]
+    return [p.to_local().clone() if hasattr(p, "to_local") else p.clone() for p in held]
 
 
 def serve(folder: str, kinds: list[str]) -> None:
@@ -455,7 +464,10 @@ def serve(folder: str, kinds: list[str]) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                train(kind, f"{folder}/{kind}")
+                weights = train(kind, f"{folder}/{kind}")
+                if kind in BARE:
+                    pairs = zip(weights, train(kind, ""), strict=True)
+                    assert all(torch.equal(mine, bare) for mine, bare in pairs), "weights differ"
                 if kind == "pipeline_and_data":  # once more, into one run
                     for _ in range(2):
                         train(kind, f"{folder}/resumed", resume=True)
