@@ -23,7 +23,7 @@ from gradscope.runs.run import Run
 from gradscope.storage.reader import TableReader
 from gradscope.storage.writer import RunWriter
 
-_KEPT = ("model", "config", "every", "cut", "gradscope", "torch", "created", "marks")
+_KEPT = ("model", "config", "every", "cut", "gradscope", "torch", "created", "marks", "facts")
 _ROWS_AT_ONCE = 2**17
 
 Track = Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]
