@@ -203,8 +203,13 @@ def _open(model: nn.Module, path: Path, meta: Meta, resume: bool) -> RunWriter:
     if resume and os.path.exists(path / META_NAME):
         old = read_meta(path)
         try:
-            known = Catalogue(old["layers"], old["shortcuts"], old["edges"])
-            difference = known.difference(Modules(model).layers())
+            of_model = Modules(model).layers()
+            rows = old["layers"]
+            if int(old.get("ranks", 1)) > 1 and "replicas" not in old:  # of other stages, too
+                names = {info.name for info in of_model}
+                rows = [row for row in rows if row["name"] in names]
+            known = Catalogue(rows, old["shortcuts"], old["edges"])
+            difference = known.difference(of_model)
         except (LookupError, TypeError) as error:
             raise GradscopeError(
                 f"{path / META_NAME}: broken, its lists of layers, shortcuts and edges cannot"

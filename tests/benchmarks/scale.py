@@ -4,8 +4,8 @@
 
 Every process of the training has what it would have: rows of a Llama-like net, or of its stage of
 it, decoded, added up and sent on by gradscope's own code; but messages go through memory, one
-process after the other. Seconds are those of the processor, so that others on the machine do not
-count; what a process waits for others is in none.
+process after the other, and of those that only send there is one for all of a stage. Seconds are
+those of the processor, so that others on the machine do not count, nor what one waits for others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gradscope.capture.catalogue import Catalogue, LayerInfo, ShortcutInfo
 from gradscope.capture.rows import Keys, Layout, OfLayer, OfParameter, OfShortcut
 from gradscope.session.columns import Decoder, columns
 from gradscope.session.joint import Joint
-from gradscope.session.links import above
+from gradscope.session.links import below
 from gradscope.session.parts import parts
 from gradscope.session.ranks import Ranks
 from gradscope.session.shares import Shares
@@ -152,21 +152,29 @@ def simulate(size: int, blocks: int, stages: int) -> None:
     names = [[name for name, kind in layers_of(p, blocks) if kind != "SiLU"] for p in parts_of]
     told = parts([(some, size // stages) for some in names])
     Memory.queues.clear()
-    processes = []
+    processes: dict[int, Process] = {}
+    alike: dict[
+        int, list[int]
+    ] = {}  # those that only send, by one of each stage: all send the same
+    of_stage: dict[int, int] = {}
     for rank in range(size):
         stage = rank * stages // size
+        if not below(rank, size):
+            alike.setdefault(of_stage.setdefault(stage, rank), []).append(rank)
+            if of_stage[stage] != rank:
+                continue
         held = dict.fromkeys(names[stage], told[stage]["usual"])
         shares = Shares(size / stages, held)
-        processes.append(Process(rank, size, parts_of[stage], blocks, shares))
-    order = sorted(range(size), key=lambda rank: -rank)  # those below before those above
-    assert all(above(rank) < rank for rank in order[:-1])
+        processes[rank] = Process(rank, size, parts_of[stage], blocks, shares)
     for step in range(FLUSHES):
-        for rank in order:
+        for rank in sorted(processes, reverse=True):  # those below before those above
             processes[rank].flush(step)
-    first = processes[0]
-    others = processes[1:]
+            for other in alike.get(rank, [])[1:]:
+                Memory.queues[other].append(Memory.queues[rank][-1])
+    first = processes.pop(0)
+    others = [process for process in processes.values() if process.bytes[0][0]]
     steady = min(first.seconds[1:])
-    worst = np.median([max(p.seconds[1:]) for p in others if p.bytes[0][0]])
+    worst = np.median([min(process.seconds[1:]) for process in others])
     rows = (
         f"{size:5d} processes, {stages} stage{'s' if stages > 1 else ' '}",
         f"process 0: {1e3 * steady:5.1f} ms, {first.bytes[-1][0] / 1e6:.2f} MB received",
@@ -180,7 +188,7 @@ def simulate(size: int, blocks: int, stages: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--processes", type=int, nargs="+", default=[64, 256, 1024])
     parser.add_argument("--blocks", type=int, default=80)
