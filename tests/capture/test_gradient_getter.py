@@ -85,6 +85,32 @@ class OfMasters(Buffers):
             p.data.copy_(master.data)
 
 
+class OfOne(Buffers):
+    """An optimizer of all of them in one tensor, as ZeRO keeps a process's part."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        whole = torch.cat([p.detach().float().reshape(-1) for p in self.parameters])
+        self.whole = whole.requires_grad_()
+        self.optimizer = torch.optim.Adam([self.whole], lr=0.01)
+        places = torch.arange(len(whole)).split([p.numel() for p in self.parameters])
+        for p, place in zip(self.parameters, places, strict=True):
+            p.kept_in = lambda p=p, place=place: self.whole.grad[place].view(p.shape)
+
+    def step(self):
+        self.clip()
+        self.whole.grad = torch.cat([p.main_grad.reshape(-1) for p in self.parameters])
+        self.optimizer.step()
+        sizes = [p.numel() for p in self.parameters]
+        for p, part in zip(self.parameters, self.whole.detach().split(sizes), strict=True):
+            p.data.copy_(part.view(p.shape))
+
+
+def full_grad(parameter):
+    """As DeepSpeed's safe_get_full_grad."""
+    return parameter.kept_in()
+
+
 def by_name(parameter):
     return parameter.main_grad
 
@@ -120,6 +146,7 @@ CASES = [
     (OfTheModel, torch.float32, by_name),
     (OfMasters, torch.bfloat16, "main_grad"),
     (OfMasters, torch.bfloat16, by_name),
+    (OfOne, torch.bfloat16, full_grad),
 ]
 
 
