@@ -183,6 +183,10 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
             "hovertemplate": "<b>%{customdata}</b><br>last loss %{y:.3g}<extra></extra>",
         }
     ]
+    layout["annotations"] += [
+        annotation(theme, "NaN", x=i, y=1, yref="paper", yanchor="top", font={"size": 12})
+        for i in np.flatnonzero(np.isnan(info.loss)).tolist()
+    ]
     signal_limit = _reach(info.signal)
     for number, (values, coloring) in enumerate(
         (
