@@ -83,6 +83,11 @@ class Summary:
         return sorted((part for part in parts if part), key=lambda part: order.index(part.tone))
 
     @property
+    def jumped(self) -> bool:
+        """Whether what is said of the speed is a step at the start that was too large."""
+        return self.speed is not None and self.speed.words.startswith("step ")
+
+    @property
     def tone(self) -> Tone:
         """The worst of its parts."""
         tones = [part.tone for part in self.parts]

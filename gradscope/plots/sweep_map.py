@@ -114,7 +114,8 @@ def sweep_map_info(
 
 def _is_good(summary: Summary) -> bool:
     learns = summary.loss is None or summary.loss.tone == "good"
-    moves = summary.speed is None or summary.speed.tone == "good"
+    # a first step that was large did no harm where the loss fell since
+    moves = summary.speed is None or summary.speed.tone == "good" or summary.jumped
     return summary.flow.tone == "good" and learns and moves
 
 
