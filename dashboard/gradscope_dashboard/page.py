@@ -55,11 +55,15 @@ class Page:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, the sentences above it, and its title where that changes."""
+    """A figure, the sentences above it, and its title where that changes.
+
+    Where `of` is another, what it is of, the figure is drawn anew, with other axes.
+    """
 
     figure: dict[str, Any]
     caption: str
     title: str | None = None
+    of: Any = None
 
 
 def read_page(search: str | None, screen: dict[str, Any], library: Library, views: Any) -> Page:
@@ -163,6 +167,7 @@ def draw_with(
             screen,
             len(drawing.figure["data"]) > 0,
             _labelling(drawing.figure["layout"]),
+            drawing.of,
         ]
         title = no_update if drawing.title is None else drawing.title
         now = {"frame": frame, "data": data, "whole": whole}

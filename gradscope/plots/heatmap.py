@@ -174,6 +174,8 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `info` as a dict for plotly, one panel a run."""
     if not info.panels:
         return nothing_to_show(theme, "No step has been recorded yet.")
+    if info.metric.relative and max(len(panel.names) for panel in info.panels) == 1:
+        return nothing_to_show(theme, "One layer: there is no other to compare its gradient with.")
     panels, _ = shown_panels(info.panels)
     count = len(panels)
     rows = rows_of(count, theme)
