@@ -32,6 +32,14 @@ GRAPH_CONFIG: Any = {
     "toImageButtonOptions": {"format": "svg"},
 }
 
+NOT_YET: Any = {
+    "xaxis": {"visible": False},
+    "yaxis": {"visible": False},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+}
+"""Layout until there is a figure."""
+
 
 @dataclass(frozen=True)
 class Page:
@@ -95,7 +103,7 @@ def chart(graph: str, title: str, above: Sequence[Any] = ()) -> html.Section:
             html.H2(title, id=f"{graph}-title"),
             html.P(id=f"{graph}-caption", className="caption"),
             *above,
-            dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": {}}),
+            dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": NOT_YET}),
             dcc.Store(id=f"{graph}-drawn"),
         ],
     )

@@ -38,7 +38,7 @@ SAID = 4
 """Of so many runs a caption says what is odd."""
 MOST_KEPT = 20
 """Binned pictures that are kept of a run, a megabyte each for 300 layers."""
-LIMITS = (2, 4, 6, 8, 12, 16, 20)
+LIMITS = (3, 4, 6, 8, 12, 16, 20)
 """The colour scale of a gradient ends so many decades below and above the last hidden layer's."""
 
 

@@ -348,4 +348,6 @@ class Drain:
             )
             if heads := list(self._listed.heads):  # none yet: those of a run that is resumed
                 self._writer.update(heads=[head._asdict() for head in heads])
+            if facts := dict(self._catalogue.facts):
+                self._writer.update(facts=facts)
             self._written = now

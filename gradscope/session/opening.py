@@ -19,6 +19,7 @@ from gradscope.capture.modules import Modules
 from gradscope.capture.rows import OfLayer, OfShortcut
 from gradscope.errors import GradscopeError
 from gradscope.session.joint import Joint
+from gradscope.session.links import GlooLinks
 from gradscope.session.meeting import MEETING_SECONDS, Meeting
 from gradscope.session.ranks import Ranks
 from gradscope.session.shares import Shares
@@ -124,7 +125,7 @@ def open_run(
     shares, problem = _shares(model, meeting, sharing)
     held = {} if writer is None else _opened(writer, None)._asdict()
     joint = Joint(*(held.get(key) or [] for key in ("layers", "shortcuts", "edges")))
-    ranks = Ranks(meeting, shares, joint)
+    ranks = Ranks(meeting.rank, meeting.size, GlooLinks(meeting), shares, joint)
     told = {key: held.get(key) for key in ("next_step", "elapsed", "notes", "marks")}
     is_new = writer is not None and writer.is_new
     told = json.loads(meeting.broadcast(json.dumps(told)))

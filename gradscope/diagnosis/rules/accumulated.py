@@ -44,17 +44,21 @@ def accumulated(evidence: Evidence) -> Iterator[Finding]:
     middle = np.median(piles[:, layers], axis=1)
     number = 1 + np.arange(len(rows))
     grown = middle / middle[0]
-    share = grown[FEWEST // 2 :] / number[FEWEST // 2 :]
-    if not ((share >= PILED) & (share <= 1 / PILED)).all() or middle[-1] < MOST:
+    piled = (grown / number >= PILED) & (grown / number <= 1 / PILED)
+    # later steps are of weights that the pile has moved: what the first ones show counts
+    seen = FEWEST // 2 + int(np.argmin(np.append(piled[FEWEST // 2 :], False)))
+    enough = np.flatnonzero(middle[FEWEST - 1 : seen] >= MOST)
+    if len(enough) == 0:
         return
+    last = FEWEST - 1 + int(enough[-1])
     yield Finding(
         "accumulated",
         "critical",
         f"Gradients pile up from step to step: beside what one backward pass makes they have grown"
-        f" {grown[-1]:.0f} times in {len(rows)} steps.",
+        f" {grown[last]:.0f} times in {last + 1} steps.",
         (),
         (int(steps[0]), evidence.step(evidence.rows[-1])),
-        {"growth": float(grown[-1]), "steps": float(len(rows))},
+        {"growth": float(grown[last]), "steps": float(last + 1)},
         ("call optimizer.zero_grad() in every step, before the backward pass",),
         Place(int(steps[0]), int(layers[0]), "grad_norm", "backward"),
     )

@@ -26,8 +26,30 @@ _COPY = re.compile(
 
 def disconnected(evidence: Evidence) -> Iterator[Finding]:
     """Find layers with a gradient of exactly 0, and such as have no path from the loss at all."""
+    yield from _without_gradient(evidence)
     yield from _zero(evidence)
     yield from _without_path(evidence)
+
+
+def _without_gradient(evidence: Evidence) -> Iterator[Finding]:
+    """Find runs without a step, as no gradient ever came to the model."""
+    count = int(evidence.run.facts.get("steps_without_gradient", 0))
+    if count <= AGAIN or evidence.run.was_read("grad_norm").any():
+        return
+    yield Finding(
+        "disconnected",
+        "critical",
+        f"The loss does not depend on the model: it ran, the optimizer stepped {count} times, and"
+        " no parameter ever had a gradient.",
+        (),
+        (0, count - 1),
+        {"steps": float(count)},
+        (
+            "look in the loss for argmax, a comparison, round(), detach(), .item() or numpy: they"
+            " have no gradient; use a differentiable loss, such as cross_entropy on the logits",
+            "check that loss.backward() is called, on a loss made of what the model returned",
+        ),
+    )
 
 
 def _zero(evidence: Evidence) -> Iterator[Finding]:
