@@ -111,7 +111,27 @@ def diagnose(run: Run) -> Diagnosis:
 
     Notes
     -----
-    ================ =============================================================
+    - `vanishing`: early gradient <= 1/100 of the late one, by the running median, and early layers
+      that move slower, too
+    - `exploding`: early gradient >= 100 times the late one (deep nets: .065 decades a layer), or
+      values that are not finite
+    - `vanishing-through-time`, `exploding-through-time`: likewise, over the steps of a sequence
+    - `dead`: an activation's outputs are 0 for 99 % or more of units and samples
+    - `disconnected`: a gradient of exactly 0 that is no underflow, or no path from the loss
+    - `not-updated`: weights that get a gradient and never move
+    - `accumulated`: gradients that still hold those of earlier steps
+    - `scaled-clipping`: gradients clipped before `unscale_`: the optimizer gets threshold / scale
+    - `collapsed`: a hidden layer's outputs are all nearly the same number
+    - `unstable`: a loss that rose, or jumped, under steps too large for the weights
+    - `output`: an activation before a loss that applies it itself, or targets out of its reach
+    - `experts`: experts that get nearly all tokens, or next to none, or no gradient
+    - `tiny-batch`: a BatchNorm over fewer than four values a channel
+    - `batchnorm-eval`: a BatchNorm that trains by its running statistics
+    - `dropout`: a dropout of .9 or more
+    - `saturated`: over half of an activation's units on less than 0.1 of its steepest slope
+    - `attention-logits`: logits above 100: softmax gives all weight to one key
+    - `update-speed`: steps of a tenth of the weights' size, or of next to nothing of it
+
     These decide the verdict, in the order of their gravity. For information only:
     shortcut-dominated and reparameterised blocks, a loss of gradient that the optimizer makes up
     for, and what was so at the first step alone.
