@@ -9,6 +9,7 @@ import numpy as np
 from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.marks import names_of
+from gradscope.diagnosis.rules.remedies import of_size
 from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.signal_path import Floats
 
@@ -91,8 +92,8 @@ def _undone(evidence: Evidence, layers: Mask, update: Floats, weight: Floats) ->
     return Finding(
         "not-updated",
         "critical",
-        f"The optimizer moves the weights by {speed:.2g} of their size at every step, and by the"
-        f" next one they are where they were: what it does to {evidence.named(layers)} is undone.",
+        f"The optimizer moves weights by {of_size(speed)} at every step, and by the next one they"
+        f" are where they were: what it does to {evidence.named(layers)} is undone.",
         names_of(evidence, layers),
         _steps(evidence),
         {"update_ratio": speed},
