@@ -74,6 +74,7 @@ class Updates:
         if is_capturing():
             return
         if not self._concern(optimizer):
+            self._look_at_other()
             self._note_other()
             return
         if not has_closure and not self._is_due(optimizer) and _is_idle(optimizer):
@@ -96,6 +97,25 @@ class Updates:
         if backwards > self._before_other:
             self._before_other = backwards
             self._steps.count("steps_of_others")
+
+    def _look_at_other(self) -> None:
+        """Read what a getter has as an optimizer steps that has no parameter of the model.
+
+        But others in their place, of more digits or in one tensor: what it does to them shows.
+        """
+        step = self._steps.current
+        if (
+            self._parameters.gradient.is_given
+            and not self._steps.told_by_hooks
+            and step.recorded
+            and not step.is_over
+            and any(step.backwards.values())
+        ):
+            self._read_gradients_for_other()
+
+    @guarded("the gradients that watch(gradient=...) has", alone=True)
+    def _read_gradients_for_other(self) -> None:
+        self._steps.parameter_readings().read_clipped(None)
 
     @guarded("weights and clipped gradients", alone=True)
     def _read_weights(self, optimizer: Optimizer) -> None:
@@ -211,6 +231,9 @@ class Updates:
                 " the change of the weights, and every step is recorded. What it made of the"
                 " gradients before it took them is not known: clipped_grad_norm is NaN. To have"
                 f" it, {_REMEDY}"
+                if not readings.has_gradients
+                else "the optimizer has no parameter of the model itself: its steps are told by the"
+                " change of the weights, and every step is recorded"
             )
         readings.after_update()
         self._steps.end(None)

@@ -10,7 +10,7 @@ from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.marks import names_of
 from gradscope.diagnosis.rules.remedies import of_size
-from gradscope.diagnosis.rules.update_speed import falls
+from gradscope.diagnosis.rules.update_speed import falls, stands_still
 from gradscope.diagnosis.signal_path import Floats
 
 MORE = 1.05
@@ -35,7 +35,8 @@ def overwritten(evidence: Evidence) -> Iterator[Finding]:
 
     A norm changes by at most the size of the step, by the triangle inequality. Where it changes by
     more, something else has written the weights; where it does not change at all at steps that do
-    move them, what they did was undone. The latter alone may be a projection, if the loss falls.
+    move them, what they did was undone. Weights that are projected stand likewise, but with them
+    the loss falls: where it does, or is not known, the latter is not said.
     """
     rows = evidence.rows[:: max(len(evidence.rows) // 256, 1)]
     after = rows[np.isin(rows + 1, evidence.rows)]
@@ -57,13 +58,10 @@ def overwritten(evidence: Evidence) -> Iterator[Finding]:
         share = np.where(known, changed / (update**2 / (2 * weight)), np.nan)
     measured = known.sum(axis=0) >= FEWEST
     stands = measured & (np.nan_to_num(column_medians(share), nan=1) < STANDS)
-    if len(evidence.rows) >= WINDOW and stands.sum() > measured.sum() / 2 and _stays(evidence):
+    if len(evidence.rows) < WINDOW or not stands_still(evidence):
+        return
+    if stands.sum() > measured.sum() / 2:
         yield _undone(evidence, stands, update, weight)
-
-
-def _stays(evidence: Evidence) -> bool:
-    """Whether the loss is known, and not much lower than it was."""
-    return evidence.loss is not None and not falls(evidence)
 
 
 def _written(evidence: Evidence, layers: Mask, changed: Floats, update: Floats) -> Finding:
@@ -71,7 +69,7 @@ def _written(evidence: Evidence, layers: Mask, changed: Floats, update: Floats) 
         times = float(np.nanmedian((changed / update)[:, layers]))
     return Finding(
         "not-updated",
-        "critical" if _stays(evidence) else "warning",
+        "warning" if evidence.loss is None or falls(evidence) else "critical",
         f"Between the optimizer's steps something else writes the weights of"
         f" {evidence.named(layers)}: from one step to the next they change {times:.2g} times as"
         " much as the step itself did.",
@@ -92,14 +90,16 @@ def _undone(evidence: Evidence, layers: Mask, update: Floats, weight: Floats) ->
     return Finding(
         "not-updated",
         "critical",
-        f"The optimizer moves weights by {of_size(speed)} at every step, and by the next one they"
-        f" are where they were: what it does to {evidence.named(layers)} is undone.",
+        f"The optimizer moves the weights of {evidence.named(layers)} by {of_size(speed)} at every"
+        " step, and by the next one their norms are what they were, as if nothing had been done; nor"
+        " does the loss change.",
         names_of(evidence, layers),
         _steps(evidence),
         {"update_ratio": speed},
         (
             "look for what is copied over the trained weights after the step: their running"
-            " average belongs into a copy, a checkpoint is loaded once",
+            " average belongs into a copy, a checkpoint is loaded once; where weights are projected"
+            " to a fixed norm, that is why they stand",
         ),
         _place(evidence, layers),
     )

@@ -65,7 +65,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
             (remedies.lower_rate(evidence),),
             Place(steps[0], layer, "update_ratio", "update"),
         )
-    elif most < SLOW or (most < SLUGGISH and _stands_still(evidence)):
+    elif most < SLOW or (most < SLUGGISH and stands_still(evidence)):
         layer = int(weights[known][speed[known].argmax()])
         cause, advice = _against_slow(evidence, most)
         yield Finding(
@@ -124,7 +124,7 @@ def falls(evidence: Evidence) -> bool:
     return bool(last < FELL * first)
 
 
-def _stands_still(evidence: Evidence) -> bool:
+def stands_still(evidence: Evidence) -> bool:
     """Whether the logged loss, smoothed, is at the end what it was at first."""
     loss = evidence.loss
     if loss is None or len(loss.raw) < WINDOW:
