@@ -91,8 +91,8 @@ def _undone(evidence: Evidence, layers: Mask, update: Floats, weight: Floats) ->
         "not-updated",
         "critical",
         f"The optimizer moves the weights of {evidence.named(layers)} by {of_size(speed)} at every"
-        " step, and by the next one their norms are what they were, as if nothing had been done; nor"
-        " does the loss change.",
+        " step, and by the next one their norms are what they were, as if nothing had been done;"
+        " nor does the loss change.",
         names_of(evidence, layers),
         _steps(evidence),
         {"update_ratio": speed},
