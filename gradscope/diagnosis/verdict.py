@@ -277,7 +277,7 @@ def _summary(evidence: Evidence, verdict: str, decades: float, found: Sequence[F
 def _notes(evidence: Evidence) -> list[str]:
     """Return what limits the diagnosis, and what the recorder noted."""
     notes = []
-    if 0 < len(evidence.rows) < WINDOW:
+    if len(evidence.rows) > 0 and len(evidence.steps) < WINDOW:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
     joins = set(evidence.run.shortcuts["branch"])
