@@ -130,6 +130,12 @@ def of_tables(names: dict[str, object], folder: Path) -> None:
     names["pl"] = pytest.importorskip("polars", reason="polars is not installed")
 
 
+def of_listed_runs(names: dict[str, object], folder: Path) -> None:
+    """Add the readers of docs/on-a-cluster.md, and runs that were listed before."""
+    of_tables(names, folder)
+    assert cli.main(["runs", str(folder / "runs")]) == 0
+
+
 def of_scope(names: dict[str, object], folder: Path) -> None:
     """Add a recording that is under way, and nets small enough to try changes on."""
     watched(names, folder)
@@ -148,6 +154,7 @@ def watched(names: dict[str, object], folder: Path) -> None:
 SCENES: dict[str, Callable[[dict[str, object], Path], None]] = {
     "integrations": of_trainers,
     "data": of_tables,
+    "on-a-cluster": of_listed_runs,
     "what-if": of_scope,
     "README": of_runs,
     "recipes": of_runs,

@@ -16,6 +16,7 @@ from gradscope import measure
 from gradscope.autograd.torch_internals import version
 from gradscope.capture import layers
 from gradscope.capture.distributed import replicas
+from gradscope.capture.getter import Getter, GradientGetter
 from gradscope.capture.memory import is_out_of_memory, leaves_room, no_memory_for_copies
 from gradscope.capture.rows import Layout, OfParameter, Segment
 from gradscope.capture.sampling import sample_of, scale_up
@@ -23,6 +24,12 @@ from gradscope.capture.sampling import sample_of, scale_up
 Places = tuple[int, ...]
 
 _LAYOUTS = 64  # that are remembered
+
+_CAME_LATE = (
+    "an optimizer got gradients that were not there when the backward ended: what they were before"
+    " clipping is not known, grad_norm is NaN there. If the program gathers them elsewhere, name"
+    ' the place, as watch(gradient="main_grad")'
+)
 
 
 class Parameters:
@@ -40,6 +47,8 @@ class Parameters:
         elements); accelerators have allocators that cache.
     updates : bool or "sampled", optional
         Whether to read updates, and of a sample of each parameter alone (sampling.py).
+    gradient : where to get gradients, optional
+        As `Getter` takes it.
     tell : called with a sentence, optional
     """
 
@@ -47,9 +56,11 @@ class Parameters:
         self,
         keep_copies: bool | None = None,
         updates: bool | str = True,
+        gradient: GradientGetter = None,
         tell: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.updates = updates
+        self.gradient = Getter(gradient, tell)
         self.tell = tell
         self._keep = keep_copies
         self._copies: dict[int, Tensor] = {}
@@ -232,7 +243,9 @@ class ParameterReadings:
         self._gradients: list[_Norms] = []
         self._seen: dict[int, weakref.ref[Tensor]] = {}  # gradients at the last end of a backward
         self._versions: dict[int, int] = {}
+        self._ended = False  # whether a backward has
         self._clipped: dict[Optimizer | None, list[_Norms]] = {}
+        self._within: set[Optimizer | None] = set()  # that stepped before one had ended
         self._weights: list[_Norms] = []
         self._updates: list[_Norms] = []
         self._copies: dict[int, Tensor] = {}
@@ -248,6 +261,9 @@ class ParameterReadings:
 
     def after_backward(self) -> None:
         """Read the gradients as accumulated by now; a later backward's reading replaces this."""
+        self._ended = True
+        if self._parameters.gradient.is_function:
+            return
         found = self._find_gradients(range(len(self._parameters.tensors)))
         self._gradients = []  # first, as there may be no memory to read them
         self._parameters.look_at_gradients()
@@ -265,7 +281,7 @@ class ParameterReadings:
         kept = {
             i: g
             for i, ref in self._seen.items()
-            if (g := ref()) is not None and g is tensors[i].grad
+            if (g := ref()) is not None and g is self._parameters.gradient(tensors[i])
         }
         if not self._seen or not kept:
             return bool(self._seen)
@@ -292,13 +308,17 @@ class ParameterReadings:
         missing = tuple(i for i in places if i not in self._copies)
         self._weights += self._copy_weights(missing, optimizer)
 
-    def read_clipped(self, optimizer: Optimizer) -> None:
-        """Read the gradients that `optimizer` gets.
+    def read_clipped(self, optimizer: Optimizer | None) -> None:
+        """Read the gradients that `optimizer` gets, or, for None, one that is not the model's own.
 
         Anew, also where nothing seems to have changed them: not every way of clipping leaves a
         mark (`p.grad.data`, unscaling, distributed tensors, code of others).
         """
-        self._clipped[optimizer] = _norms(self._find_gradients(self._places_of(optimizer)))
+        if not self._ended:
+            self._within.add(optimizer)
+        every = range(len(self._parameters.tensors))
+        places = every if optimizer is None else self._places_of(optimizer)
+        self._clipped[optimizer] = _norms(self._find_gradients(places))
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
@@ -337,7 +357,9 @@ class ParameterReadings:
     def before_update(self) -> None:
         """Read the weights, which an optimizer that has not been seen yet may change."""
         tensors = self._parameters.tensors
-        found = self._find_gradients(range(len(tensors)))
+        found: dict[int, Tensor | None] = dict.fromkeys(range(len(tensors)))
+        if not self._parameters.gradient.is_function:
+            found = {**self._find_gradients(range(len(tensors)))}
         weights = self._copy_weights(tuple(found), to_compare=True)
         self._suspected = weights, {i: _state(tensors[i], g) for i, g in found.items()}
 
@@ -353,7 +375,11 @@ class ParameterReadings:
             Compare on an accelerator even where nothing hints at a step.
         """
         tensors, (_, states) = self._parameters.tensors, self._suspected
-        now = {i: _state(tensors[i], tensors[i].grad) for i in states}
+        gradient = self._parameters.gradient
+        now = {
+            i: _state(tensors[i], None if gradient.is_function else gradient(tensors[i]))
+            for i in states
+        }
         if any(now[i].weight != before.weight >= 0 for i, before in states.items()):
             return True
         consumed = any(now[i].gradient != before.gradient for i, before in states.items())
@@ -377,10 +403,11 @@ class ParameterReadings:
     def after_update(self) -> None:
         """Read how far the parameters have moved since `before_update`.
 
-        What the optimizer got is gone: it may have clipped by itself, and zeroed afterwards.
+        What the optimizer got is gone, unless another one told: it may have clipped by itself, and
+        zeroed afterwards.
         """
         self._weights, states = self._suspected
-        self._clipped[None] = []
+        self._clipped.setdefault(None, [])
         self._updates += self._read_updates(tuple(states))
 
     # --- what was read ------------------------------------------------------------------------
@@ -399,6 +426,7 @@ class ParameterReadings:
             Of all backwards: gradients that none has shown come from within one.
         """
         ends_were_seen &= self._parameters.ends_are_told
+        ends_were_seen &= not self._parameters.gradient.is_function
         layout = self._parameters.layout
         segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
         for metric, read, wrong in (
@@ -408,18 +436,26 @@ class ParameterReadings:
             for norms in read:
                 right = _without(layout(norms.places, (metric,)), norms.places, wrong)
                 segments.append((right, norms.values))
-        for norms in (norms for clipped in self._clipped.values() for norms in clipped):
+        for optimizer, norms in [(o, n) for o, some in self._clipped.items() for n in some]:
             segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
+            if not ends_were_seen or self._seen.keys() >= set(norms.places):
+                continue
             # gradients that no end of a backward has shown, as those of an optimizer that steps
             # within it, are read only now
-            if ends_were_seen and not self._seen.keys() >= set(norms.places):
+            if optimizer in self._within:
                 late = _without(layout(norms.places, ("grad_norm",)), norms.places, self._seen)
                 segments.append((late, norms.values))
+            else:
+                self._parameters.tell(_CAME_LATE)
         return [(keys, values) for keys, values in segments if keys]
 
     def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
         tensors = self._parameters.tensors
-        found = {i: g for i in places if (g := tensors[i].grad) is not None}
+        gradient = self._parameters.gradient
+        if gradient.is_given:
+            found = {i: g for i in places if (g := gradient(tensors[i])) is not None}
+        else:
+            found = {i: g for i in places if (g := tensors[i].grad) is not None}
         if len(self._parameters.touched) < len(tensors):
             self._parameters.touched.update(found)
         return found

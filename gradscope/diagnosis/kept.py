@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,7 +102,7 @@ def _read(path: Path, mark: str) -> tuple[Summary, list[str]] | None:
 def _write(path: Path, held: dict[str, Any]) -> None:
     temporary = path / f".{FILE}.tmp"
     with suppress(OSError):
-        text = json.dumps(held, default=lambda values: values.tolist())
+        text = json.dumps(_valid(held), allow_nan=False)
         with new_file(temporary) as file:
             file.write(text.encode("ascii"))
         files.replace(temporary, path / FILE)
@@ -137,27 +138,28 @@ def _summary(held: Mapping[str, Any], name: str) -> Summary:
         summary=str(said["summary"]),
         start=str(said["start"]),
         end=str(said["end"]),
-        decades=float(said["decades"]),
-        early_signal=float(said["early_signal"]),
-        late_signal=float(said["late_signal"]),
+        decades=_number(said["decades"]),
+        early_signal=_number(said["early_signal"]),
+        late_signal=_number(said["late_signal"]),
         findings=tuple(map(_finding, said["findings"])),
         notes=_texts(said["notes"]),
         beside=_texts(said["beside"]),
         settings=_texts(said["settings"]),
     )
     flow = _judged(held["flow"])
-    if flow is None:
-        raise ValueError("no word on the flow")
+    spark = held["spark"]
+    if flow is None or not isinstance(spark, list):
+        raise ValueError("no word on the flow, or no picture of the loss")
     return Summary(
         diagnosis,
         flow,
         verdict=_judged(held["verdict"]),
         loss=_judged(held["loss"]),
         speed=_judged(held["speed"]),
-        last_loss=float(held["last_loss"]),
-        logged_loss=float(held["logged_loss"]),
+        last_loss=_number(held["last_loss"]),
+        logged_loss=_number(held["logged_loss"]),
         shortcuts=str(held["shortcuts"]),
-        spark=np.array(held["spark"], np.float64).reshape(-1),
+        spark=np.array(list(map(_number, spark))),
         steps=int(held["steps"]),
     )
 
@@ -171,7 +173,7 @@ def _finding(held: Mapping[str, Any]) -> Finding:
         sentence=str(held["sentence"]),
         layers=_texts(held["layers"]),
         steps=(int(first), int(last)),
-        evidence={str(key): float(value) for key, value in held["evidence"].items()},
+        evidence={str(key): _number(value) for key, value in held["evidence"].items()},
         remedies=_texts(held["remedies"]),
         place=None
         if place is None
@@ -188,6 +190,23 @@ def _judged(held: Mapping[str, Any] | None) -> Judged | None:
     if held is None:
         return None
     return Judged(str(held["words"]), _one_of(get_args(Tone), held["tone"]))
+
+
+def _valid(value: Any) -> Any:
+    """Return `value` in what JSON has: null for NaN, and text for what is infinite."""
+    if isinstance(value, dict):
+        return {key: _valid(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_valid(entry) for entry in value]
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(float(value))
+
+
+def _number(held: Any) -> float:
+    return math.nan if held is None else float(held)
 
 
 def _texts(held: Iterable[object]) -> tuple[str, ...]:

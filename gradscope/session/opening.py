@@ -19,6 +19,7 @@ from gradscope.capture.modules import Modules
 from gradscope.capture.rows import OfLayer, OfShortcut
 from gradscope.errors import GradscopeError
 from gradscope.session.joint import Joint
+from gradscope.session.links import GlooLinks
 from gradscope.session.meeting import MEETING_SECONDS, Meeting
 from gradscope.session.ranks import Ranks
 from gradscope.session.shares import Shares
@@ -124,7 +125,7 @@ def open_run(
     shares, problem = _shares(model, meeting, sharing)
     held = {} if writer is None else _opened(writer, None)._asdict()
     joint = Joint(*(held.get(key) or [] for key in ("layers", "shortcuts", "edges")))
-    ranks = Ranks(meeting, shares, joint)
+    ranks = Ranks(meeting.rank, meeting.size, GlooLinks(meeting), shares, joint)
     told = {key: held.get(key) for key in ("next_step", "elapsed", "notes", "marks")}
     is_new = writer is not None and writer.is_new
     told = json.loads(meeting.broadcast(json.dumps(told)))
@@ -202,8 +203,13 @@ def _open(model: nn.Module, path: Path, meta: Meta, resume: bool) -> RunWriter:
     if resume and os.path.exists(path / META_NAME):
         old = read_meta(path)
         try:
-            known = Catalogue(old["layers"], old["shortcuts"], old["edges"])
-            difference = known.difference(Modules(model).layers())
+            of_model = Modules(model).layers()
+            rows = old["layers"]
+            if int(old.get("ranks", 1)) > 1 and "replicas" not in old:  # of other stages, too
+                names = {info.name for info in of_model}
+                rows = [row for row in rows if row["name"] in names]
+            known = Catalogue(rows, old["shortcuts"], old["edges"])
+            difference = known.difference(of_model)
         except (LookupError, TypeError) as error:
             raise GradscopeError(
                 f"{path / META_NAME}: broken, its lists of layers, shortcuts and edges cannot"

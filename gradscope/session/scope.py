@@ -42,6 +42,11 @@ _UPDATES = {
 }
 """What is noted of updates that are not told in full."""
 
+_ASKED_LATE = (
+    "grad_norm was not recorded: the function watch(gradient=...) is asked when an optimizer steps,"
+    " and what it returns is clipped_grad_norm"
+)
+
 _MANY = 100
 """Runs in one folder from which on the one that closes keeps its summary."""
 
@@ -107,9 +112,10 @@ class Scope:
             if opened.is_new and opened.writer is not None:
                 remove_run(opened.writer.path)
             raise
-        asked = _UPDATES.get(settings.updates, "")
-        if asked and asked not in opened.notes:  # of a run that is resumed
-            self._note(asked)
+        asked = [_UPDATES.get(settings.updates, ""), callable(settings.gradient) and _ASKED_LATE]
+        for sentence in asked:
+            if sentence and sentence not in opened.notes:  # of a run that is resumed
+                self._note(sentence)
         if opened.problem:
             self._tell(opened.problem)
         process_end.enter(id(model), process_end.Open(self, self._recorder, self._drain))

@@ -12,12 +12,14 @@ from torch.optim import Optimizer
 from gradscope.capture import layers
 from gradscope.capture.compiled import compiled_modules
 from gradscope.capture.distributed import sharing
+from gradscope.capture.getter import GradientGetter
 from gradscope.capture.recorder import Settings
 from gradscope.errors import GradscopeError
 from gradscope.session import process_end
 from gradscope.session.checks import (
     check_config,
     check_cut,
+    check_gradient,
     check_model,
     check_optimizers,
     check_settings,
@@ -36,6 +38,7 @@ def watch(
     every: int = 1,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     scaler: Any = None,
+    gradient: GradientGetter = None,
     cut: str | None = None,
     cut_every: int | None = None,
     config: Mapping[str, Any] | None = None,
@@ -76,6 +79,14 @@ def watch(
         Whose steps count. By default those of every optimizer that has a parameter of the model.
     scaler : optional
         A loss scaler of a class of its own; torch's GradScaler is found without being named.
+    gradient : str or function, optional
+        Where the program keeps the gradients of parameters, if not in `.grad`. The name of an
+        attribute, such as Megatron's "main_grad", is read as `.grad` would be: when a backward ends
+        (`grad_norm`) and when the optimizer steps (`clipped_grad_norm`). A function of a parameter,
+        such as DeepSpeed's `safe_get_full_grad`, is asked only when an optimizer steps, in every
+        process and of each parameter in the same order; it returns a tensor, or None. Then
+        `grad_norm` is NaN. An optimizer that has none of the model's parameters but others in their
+        place may be the one that steps.
     cut : {"shortcuts", "branches"}, optional
         Also record `cut_signal_norm`: the signal that would reach each layer if no gradient could
         pass the shortcuts (or the branches). The forward pass stays as it is, so a net with its
@@ -99,9 +110,9 @@ def watch(
         Keep the memory of that copy from one recorded step to the next. By default on the CPU
         only, where to ask for it anew is slow; elsewhere it is held during the step.
     ranks : {0, "all"}
-        Under torch.distributed, where every process calls `watch`: 0, the default, makes rank 0
-        write one run with the norms over all processes; "all" makes each write its own, local
-        readings to `<run>/rank<n>`.
+        Under torch.distributed, where every process calls `watch`, with its own stage if the model
+        is a pipeline: 0, the default, makes rank 0 write one run with the layers and the norms of
+        all processes; "all" makes each write its own, local readings to `<run>/rank<n>`.
     flush_every, flush_seconds : int, float
         Rows are written to disk when so many have been recorded, or so many seconds (at most 10)
         after the last time, whichever comes first: what a crash can lose.
@@ -158,6 +169,7 @@ def watch(
         settled = check_config(config)
         check_settings(every, flush_every, flush_seconds, ranks)
         check_updates(updates)
+        check_gradient(gradient)
         cut_every = check_cut(model, cut, cut_every, every)
         check_model(inner)
         check_optimizers(inner, optimizers)
@@ -171,6 +183,7 @@ def watch(
         scaler=scaler,
         compiled=compiled_modules(model),
         updates=updates,
+        gradient=gradient,
         keep_snapshot=keep_snapshot,
         cut=cut,
         cut_every=cut_every,

@@ -53,6 +53,7 @@ def test_what_was_kept_says_what_a_look_at_the_run_says(tmp_path, monkeypatch, w
     fresh = summarise(load(path))
     assert fresh.diagnosis.findings
     assert as_text(kept.summary_of(path)) == as_text(fresh)
+    json.loads((path / kept.FILE).read_text(), parse_constant=pytest.fail)  # as others read it
     assert was_read_from_disk(path, monkeypatch)
     assert (
         as_text(kept.summary_of(path)) == as_text(kept.known_summary(load(path))) == as_text(fresh)
