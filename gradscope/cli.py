@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from gradscope.progress import tracked
 from gradscope.schema import RECORDED_VERDICTS
 
 if TYPE_CHECKING:
-    from gradscope.runs.run import Run
+    from gradscope.diagnosis.summary import Summary
 
 _FOUND = 1
 _USER_ERROR = 2
@@ -257,9 +257,7 @@ def _command(
 
 
 def _runs(options: argparse.Namespace) -> None:
-    from gradscope.runs.loading import load_all
-
-    rows = [_summary(run) for run in load_all(options.folder)]
+    rows = list(_rows(options.folder))
     if options.json:
         print(json.dumps(rows, indent=1))
     elif rows:
@@ -268,30 +266,37 @@ def _runs(options: argparse.Namespace) -> None:
         print(f"no runs in {_plain(options.folder)}")
 
 
-def _summary(run: Run) -> dict[str, Any]:
-    from gradscope.diagnosis.verdict import diagnose
+def _rows(folder: str) -> Iterator[dict[str, Any]]:
+    """Yield what is listed of each run in a folder; one that cannot be read is told of."""
+    from gradscope.diagnosis.kept import summary_of
+    from gradscope.diagnosis.summary import summarise
+    from gradscope.runs.loading import discover, load_all
+    from gradscope.runs.remote import is_remote
+    from gradscope.storage.run_json import read_meta, status_of
 
+    if is_remote(folder):
+        for run in load_all(folder):
+            yield _row(run.path, run.meta, run.status, summarise(run))
+        return
+    paths = discover(folder)
+    for path in tracked(paths, "reading", len(paths)):
+        try:
+            meta = read_meta(path)
+            yield _row(path, meta, status_of(path, meta), summary_of(path))
+        except GradscopeError as error:
+            warnings.warn(f"{error}; this run is left out", GradscopeWarning, stacklevel=2)
+
+
+def _row(path: Path, meta: dict[str, Any], status: str, summary: Summary) -> dict[str, Any]:
     return {
-        "name": str(run.path.name),
-        "path": str(run.path),
-        "model": str(run.meta.get("model", "")),
-        "steps": len(run.steps),
-        "loss": _last_loss(run),
-        "status": run.status,
-        "verdict": diagnose(run).verdict,
+        "name": path.name,
+        "path": str(path),
+        "model": str(meta.get("model", "")),
+        "steps": summary.steps,
+        "loss": summary.logged_loss if math.isfinite(summary.logged_loss) else None,
+        "status": status,
+        "verdict": summary.diagnosis.verdict,
     }
-
-
-def _last_loss(run: Run) -> float | None:
-    """Return the latest finite value of the first logged scalar that is called a loss."""
-    from gradscope import schema
-
-    logged = run.steps.columns[len(schema.STEPS) :]
-    for name in logged:
-        if "loss" in name.lower():
-            values = [value for value in run.steps[name].tolist() if math.isfinite(value)]
-            return values[-1] if values else None
-    return None
 
 
 def _text_table(rows: list[dict[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from typing import Literal
 
 FORMAT_VERSION = 1
 
-Combine = Literal["root sum square", "sum", "mean", "deviation", "root mean square"]
+Combine = Literal["root sum square", "sum", "mean", "deviation", "root mean square", "largest"]
 """How readings of one thing at one step become one, over micro-batches and calls of a module:
 `mean` and `deviation` are weighted by the number of elements that each was read from."""
 
@@ -165,19 +165,31 @@ HEADS: Table = (
         "",
         "function of torch.nn.functional: cross_entropy, nll_loss (after no log-softmax),"
         " binary_cross_entropy, binary_cross_entropy_with_logits, mse_loss, huber_loss or"
-        " smooth_l1_loss",
+        " smooth_l1_loss; difference, where a column is compared with a row",
     ),
     Column(
         "after",
         "str",
         "",
         "function that made its input: softmax, log_softmax, sigmoid, tanh, relu, elu, gelu,"
-        " silu, hardtanh or softplus; empty for others, such as a layer",
+        " silu, hardtanh or softplus; broadcast, where (n, 1) was spread to (n, n); empty for"
+        " others, such as a layer",
     ),
 )
 """Losses at the end of the graph, as the first eight backwards have shown them: a cross_entropy
 after softmax or sigmoid takes a softmax of probabilities, one after log_softmax is right, if twice
 the work. Losses of other making, and in compiled code, are not seen."""
+
+FACTS = {
+    "dropout": "share that each dropout leaves out, by the module's name",
+    "outside": "shapes of parameters that the model computes with, which neither it lists nor any"
+    " optimizer holds",
+    "steps_without_gradient": "steps of the model's optimizers to which no gradient had come; none"
+    " of them is recorded",
+    "steps_of_others": "steps of optimizers that hold nothing of the model, after a backward pass"
+    " through it, where none that does has ever stepped",
+}
+"""What `Run.facts` may hold."""
 
 # --- what was read: one row a step, a (step, layer) or a (step, shortcut) ----------------------
 
@@ -331,15 +343,33 @@ LAYER_METRICS: Table = (
         label="spread between samples",
     ),
     Column(
+        "attention_logit_max",
+        "float32",
+        "",
+        "largest logit of attention, of what softmax gets, before masks and biases are added and"
+        " without what they mask: far above 50 all weight goes to one key, and hardly any gradient"
+        " passes. Of the layer that makes the queries, or of nn.MultiheadAttention; at the looks of"
+        " dead_fraction, of 4 million logits of each call at most, in which each query meets all"
+        " keys: of others, the largest may be missed. NaN of attention that is neither"
+        " scaled_dot_product_attention nor a softmax of a batched product of queries and keys,"
+        " where checkpointing or offloading keeps these elsewhere, and where a model runs compiled",
+        combine="largest",
+        label="largest attention logit",
+    ),
+    Column(
         "time_decades",
         "float32",
         "decades",
         "log10 of the gradient at the first time step over that at the last: below 0 it vanishes on"
         " its way back through time, -inf where none arrives. Of nn.RNN, LSTM and GRU at their"
-        " input sequence, of what is called time step after time step (cells, shared layers) at the"
-        " outputs of its first and last call. NaN of fewer than 4 steps, of other layers, of"
-        " bidirectional ones, of packed sequences, of an input that needs no gradient, where a"
-        " model is called once for each step, and where it runs compiled",
+        " input sequence: read there, or where that needs no gradient, is packed, or is gone"
+        " through in both directions, each from its own first step, had by running the layer again"
+        " on 8 samples, the longest of a packed batch, at every 32nd recorded step. Of what is"
+        " called time step after time step (cells, shared layers, a model that is handed the state"
+        " that it has returned) at the outputs of its first and last call. NaN of fewer than 4"
+        " steps, of other layers, and where a model runs compiled; of what would have to be run"
+        " again, NaN of several layers in both directions or with dropout between them, and where"
+        " an optimizer steps within the backward",
         combine="mean",
         label="gradient through time",
     ),
@@ -492,10 +522,13 @@ VERDICTS = (
     "accumulated",
     "collapsed",
     "saturated",
+    "attention-logits",
     "scaled-clipping",
     "output",
     "experts",
     "tiny-batch",
+    "batchnorm-eval",
+    "dropout",
     "unstable",
     "shattered",
     "shortcut-dominated",

@@ -21,6 +21,21 @@ def amount(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
+def number(value: float) -> str:
+    """Return `value` to two digits: `0.21`, `6.2`, `3.0e-7`, `exactly 0`, `NaN`, `inf`."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    if value == 0:
+        return "exactly 0"
+    if 0.01 <= abs(value) < 10_000:
+        digits = 2 - 1 - math.floor(math.log10(abs(value)))
+        return f"{value:.{max(digits, 0)}f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
 def compared(decades: float) -> str:
     """Return what log10(early / late gradient) means: `634 thousand times less gradient than`."""
     if math.isinf(decades):

@@ -1,6 +1,6 @@
 """Windows and macOS, as far as Linux can play them: what is not there is taken away.
 
-What is left of the real systems is said in README's table of platforms.
+What is left of the real systems is said in docs/platforms.md.
 """
 
 from __future__ import annotations

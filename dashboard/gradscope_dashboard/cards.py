@@ -9,8 +9,8 @@ from dash import Dash, Input, Output, State, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.summary import Summary
 from gradscope.plots import Theme
-from gradscope.plots.summary import Summary
 from gradscope_dashboard.library import Library, state_of
 from gradscope_dashboard.page import mark_of, read_page
 

@@ -17,16 +17,16 @@ import numpy as np
 
 from gradscope.diagnosis.comparison import Comparison, compare
 from gradscope.diagnosis.findings import Diagnosis
+from gradscope.diagnosis.kept import summary_of
+from gradscope.diagnosis.summary import Summary, summarise
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.plots import METRICS
 from gradscope.plots.drawn import as_runs
 from gradscope.plots.heatmap import heatmap_info
 from gradscope.plots.speed import speed_info
-from gradscope.plots.summary import Summary, summarise
 from gradscope.runs.loading import discover, load
 from gradscope.runs.run import Run
-from gradscope.storage.lock import is_live
-from gradscope.storage.run_json import read_meta
+from gradscope.storage.run_json import read_meta, status_of
 from gradscope_dashboard.background import Background
 from gradscope_dashboard.starting import Starter
 from gradscope_dashboard.state import SHOWN_AT_FIRST, State
@@ -201,9 +201,7 @@ class Library:
                     "config": held.get("config") or {},
                     "created": str(held.get("created", "")),
                     "model": str(held.get("model", "")),
-                    "status": "crashed"
-                    if held.get("status") == "running" and not is_live(path)
-                    else str(held.get("status")),
+                    "status": status_of(path, held),
                 }
             except GradscopeError as error:
                 row["problem"] = str(error)
@@ -308,7 +306,7 @@ def _summary_of(path: Path) -> Callable[[], Summary]:
     def work() -> Summary:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", GradscopeWarning)
-            return summarise(load(path))
+            return summary_of(path)
 
     return work
 
@@ -336,7 +334,10 @@ def _listed(summary: Summary | None) -> dict[str, Any]:
         "decades": finite(round(summary.diagnosis.decades, 2)),
         "loss": finite(summary.last_loss),
         "said": summary.loss.words if summary.loss else "",
-        "spark": [value if math.isfinite(value) else None for value in summary.spark.tolist()],
+        "spark": [
+            float(f"{value:.4g}") if math.isfinite(value) else None
+            for value in summary.spark.tolist()
+        ],
         "steps": summary.steps,
     }
 

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from gradscope.autograd.attention import FUSED as ATTENTION
+from gradscope.autograd.attention import SOFTMAX
 from gradscope.autograd.data_flow import (
     ELEMENTWISE,
-    MIXING,
     PARTITION,
     PRODUCT,
     DataFlow,
@@ -29,10 +30,6 @@ from gradscope.autograd.graph import Edge, Value
 from gradscope.autograd.sums import MERGED, Sum, Term
 
 AGAIN_AND_AGAIN = 3
-
-ATTENTION = frozenset(kind for kind in MIXING if kind.startswith("ScaledDotProduct"))
-
-SOFTMAX = node_kinds("Softmax SafeSoftmax")
 
 FUSED = node_kinds("Addcmul Addcdiv")
 """What is multiplied in these is not added to what they add."""

@@ -127,11 +127,15 @@ class Backwards:
         """Read the parameters' gradients, as accumulated and not yet clipped."""
         self._unfinished = None
         self.ended += 1
-        for gradients in self._steps.current.gradients:
-            gradients.end_of_backward()
+        self._complete_signals()
         self._read_gradients()
 
-    @guarded("the gradients of the parameters")
+    @guarded("what is complete at the end of the backward")
+    def _complete_signals(self) -> None:
+        for gradients in self._steps.current.gradients:
+            gradients.end_of_backward()
+
+    @guarded("the gradients of the parameters", alone=True)
     def _read_gradients(self) -> None:
         readings = self._steps.parameter_readings()
         readings.after_backward()

@@ -18,8 +18,10 @@ from gradscope.autograd.torch_internals import (
     is_capturing,
     recomputing_node,
 )
+from gradscope.capture.attention import read_attention
 from gradscope.capture.backward import Backwards
 from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.chains import Chains
 from gradscope.capture.compiled import Eager, compiled_frames, has_compiled
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.forward import Forward
@@ -28,11 +30,12 @@ from gradscope.capture.gradients import Gradients
 from gradscope.capture.hooks import ModuleHooks
 from gradscope.capture.layers import ROOT
 from gradscope.capture.losses import Losses
+from gradscope.capture.memory import is_out_of_memory
 from gradscope.capture.modules import Modules
 from gradscope.capture.plan import Plan
 from gradscope.capture.rows import Key, OfLayer
 from gradscope.capture.steps import Step, Steps
-from gradscope.capture.structures import Structures
+from gradscope.capture.structures import ATTENTION, Structures
 from gradscope.capture.tapped import Taps
 from gradscope.capture.units import Units
 from gradscope.capture.updates import Updates
@@ -126,6 +129,7 @@ class Calls:
         self._structures = Structures(catalogue, faults, steps.start, self._meet)
         backwards.look_at_loss = Losses(catalogue, faults).look
         self._units = Units(faults)
+        self._chains = Chains()
         self._outermost = {0}  # modules that were called from outside the model
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
         self._forward: Forward | None = None
@@ -167,8 +171,11 @@ class Calls:
     def module_failed(self, number: int, error: Exception) -> None:
         """Go on without module `number`, whose call could not be read."""
         self._forward = None
-        self._gave_up |= number in self._outermost
-        self._hooks.give_up(number)
+        if not is_out_of_memory(error):  # which may pass
+            self._hooks.give_up(number)
+            if number in self._outermost:
+                self._gave_up = True
+                self._steps.doubt_gradients()  # no forward is tapped, and no end of a backward told
         self._doubt(error)
         name = self._modules.info(number).name or ROOT
         self.faults.report(f"the calls of layer '{name}'", error)
@@ -249,6 +256,7 @@ class Calls:
         if plan.forward or plan.forward_sums:
             self._supply(plan, graph, forward)
         if self._units.is_on:
+            self._read_attention(plan, graph, forward)
             self._units.read(forward.readings)
         forward.readings.read_waiting()
         if plan.trust.lost:
@@ -261,10 +269,13 @@ class Calls:
         if not self._backwards.is_outside():
             layers = {number for number in forward.layers if number is not None}
             arrives = partial(self._arrives_anew, self._is_apart, layers)
-        gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut)
+            link = None
+        else:
+            link = self._chains.follow(forward.modules[0].number, forward.outermost(), plan.behind)
+        gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut, link)
         if self._compiled and self._taps.looks:
             self._taps.learn(plan, graph, forward)
-        gradients.tap(graph, forward.calls if plan.direct or cut else ())
+        gradients.tap(graph, forward.calls if plan.direct or cut else (), forward.replays())
         if cut:
             step.tapped.append(gradients)
 
@@ -275,6 +286,10 @@ class Calls:
     @guarded("activations called as functions")
     def _read_functions(self, plan: Plan, graph: Graph, forward: Forward) -> None:
         read_functions(plan.functions, graph, forward.readings, self._units)
+
+    @guarded(ATTENTION)
+    def _read_attention(self, plan: Plan, graph: Graph, forward: Forward) -> None:
+        read_attention(plan.attention, graph, forward.readings, self._units.look)
 
     def _gradient_failed(self, keys: Sequence[Key], error: Exception) -> None:
         names = {self._modules.info(key.module).name for key in keys if isinstance(key, OfLayer)}
@@ -294,6 +309,7 @@ class Calls:
     def step_began(self, step: Step) -> None:
         """Follow every module in a recorded step, and between them those called from outside."""
         self._node = None
+        self._chains.clear()
         if step.recorded:
             if self._modules.have_changed():
                 self._meet()
@@ -324,7 +340,7 @@ class Calls:
         Compiled code calls no modules, nor does `model.forward()`, and gradients may be set by
         hand: what compiled code has done shows once it is put aside.
         """
-        if step.parameters is None or not step.parameters.has_gradients:
+        if step.parameters is None or not step.parameters.has_gradients or step.is_doubtful:
             return
         if step.gradients:
             self._suspects_compiler = False

@@ -6,11 +6,15 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradscope.autograd.heads import Head
 from gradscope.capture.edge_list import EdgeList
+from gradscope.capture.outside import Outside
 from gradscope.schema import TRAINING
+
+if TYPE_CHECKING:
+    from gradscope.capture.distributed import Sharing
 
 Json = dict[str, Any]
 
@@ -27,6 +31,17 @@ class LayerInfo:
     parameters: int
     weight_layer: bool
     parent: int | None
+
+
+class Spread(NamedTuple):
+    """How many processes hold the same elements of what a layer returns; NaN if not known.
+
+    `output` and `gradient` are of the output, `into` of the gradient at the layer's input.
+    """
+
+    output: float
+    gradient: float
+    into: float
 
 
 @dataclass(frozen=True)
@@ -61,9 +76,14 @@ class Catalogue:
         self.shortcuts = list(shortcuts)
         self.edges = EdgeList(edges)
         self.heads: dict[Head, None] = {}  # in the order of sight
+        self.facts: Json = {}  # `schema.FACTS`
+        self.outside = Outside()
         self.changes = 0  # of what run.json lists
         self.layer_of: dict[int, int] = {}
         self.function_of: dict[int, str] = {}  # module -> activation called on its output
+        self.sharing: Sharing | None = None  # with other processes
+        self.spread: dict[int, Spread] = {}  # of modules, over processes
+        self.shortcut_spread: dict[int, float] = {}
         self._adding = threading.Lock()  # shortcuts: those of other processes come on the drain
         self._resumed = {row["name"]: row["layer"] for row in layers}
         names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in shortcuts]
@@ -177,6 +197,12 @@ class Catalogue:
             if number is not None and self.layers[number][TRAINING] != words:
                 self.layers[number][TRAINING] = words
                 self.changes += 1
+
+    def set_fact(self, name: str, value: object) -> None:
+        """Say something of the training that is no reading."""
+        if self.facts.get(name) != value:
+            self.facts[name] = value
+            self.changes += 1
 
     def edge_rows(self) -> list[dict[str, int]]:
         """Return the edges between the layers that have a number by now."""

@@ -6,7 +6,7 @@ its graph is tapped (gradients.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 
@@ -22,6 +22,7 @@ from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
 from gradscope.capture.readings import Read, Readings
+from gradscope.capture.replays import EVERY, Replay, replay_of
 from gradscope.capture.units import Units
 
 NodeSlot = tuple[Node, int]
@@ -55,11 +56,14 @@ class Forward:
         self._records: list[_Record | None] = []
         self._units = units if units is not None and units.is_on else None
         self.times: dict[int, int] = {}  # recurrent call -> dimension of time of its first input
+        self._replays: dict[int, Replay] = {}
+        self._named: set[int] = set()  # calls with arguments by name
         self._expected = expected
         self._open: list[OpenCall] = []
         self._norms: dict[Place, Read] = {}
         self._terms: dict[Place, tuple[Tensor, int]] = {}
         self._sum_norms: dict[SignedPlaces, Read] = {}
+        self.distributed: dict[int, list[Tensor]] = {}  # call -> outputs that are spread on a mesh
 
     @cached_property
     def calls(self) -> list[Call]:
@@ -86,6 +90,8 @@ class Forward:
             tensors, inputs = _slots(args[0])
         else:
             tensors, inputs = _slots((args, kwargs) if kwargs else args)
+            if kwargs:
+                self._named.add(ordinal)
         if module.time is not None and tensors and args and args[0] is tensors[0]:
             self.times[ordinal] = module.time
         self._open.append((module, ordinal, next_sequence_number(), inputs))
@@ -104,14 +110,26 @@ class Forward:
         if info.is_layer:
             if torch.is_grad_enabled():  # else it will be computed again, or is not trained
                 self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
+                self._note_replay(info, ordinal, module, args)
         elif tensors and (self._expected is None or ordinal in self._expected.calls):
             self._measure_for_joins(ordinal, "out", tensors)
         return not self._open
 
     def returned(self) -> list[tuple[ModuleInfo, _Record]]:
         """Return the modules whose calls returned, with these, in the order in which they began."""
-        both = zip(self.modules, self._records, strict=True)
-        return [(module, record) for module, record in both if record is not None]
+        return list(self.numbered().values())
+
+    def numbered(self) -> dict[int, tuple[ModuleInfo, _Record]]:
+        """Return the same by the numbers of the calls."""
+        both = enumerate(zip(self.modules, self._records, strict=True))
+        return {i: (module, record) for i, (module, record) in both if record is not None}
+
+    def replays(self) -> Iterator[tuple[Replay, Slots]]:
+        """Yield the calls that are to be run again, with where the gradients of these arrive."""
+        for ordinal, replay in self._replays.items():
+            record = self._records[ordinal]
+            if record is not None and len(record[3]) == replay.outputs:
+                yield replay, record[3]
 
     def read_modules(self) -> set[int]:
         """Return the numbers of the modules whose calls had a graph."""
@@ -195,12 +213,24 @@ class Forward:
                     self.readings.read_slopes(activation, z, tensor, info.number)
                 else:
                     x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
+                    if hasattr(tensor, "device_mesh"):
+                        self.distributed.setdefault(ordinal, []).append(tensor)
                     if x.numel() == 0 or not x.is_floating_point():
                         continue
                     norm = self.readings.read_output(x, info, activation, z, place)
             self._norms[place] = norm
             if terms is not None and place in terms:
                 self._hold(place, tensor)
+
+    def _note_replay(
+        self, info: ModuleInfo, ordinal: int, module: nn.Module, args: tuple[object, ...]
+    ) -> None:
+        """Note that a recurrent layer is to be run again, at some of the looks at units."""
+        looks = self._units is not None and self._units.look % EVERY == 0
+        if looks and isinstance(module, nn.RNNBase) and ordinal not in self._named:
+            replay = replay_of(info.number, module, args)
+            if replay is not None:
+                self._replays[ordinal] = replay
 
     def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
         """Take the norms that a join will ask for, as far as the previous forward tells."""

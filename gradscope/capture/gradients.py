@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -13,9 +13,12 @@ from torch.utils.hooks import RemovableHandle
 from gradscope import measure
 from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.torch_internals import apart_from_modes, current_backward, is_plain
+from gradscope.capture.chains import Link
 from gradscope.capture.cuts import CutGraph
+from gradscope.capture.memory import is_out_of_memory
 from gradscope.capture.plan import EdgeTap, Plan, ValueTap, Way
 from gradscope.capture.readings import Read, Readings
+from gradscope.capture.replays import Replay
 from gradscope.capture.rows import Key, Keys, OfLayer
 from gradscope.errors import GradscopeError
 from gradscope.measure import Reading
@@ -36,6 +39,8 @@ class Gradients:
     ----------
     arrives : called with this object before anything is read
         Says whether the backward under way trains the model.
+    link : Link or None
+        Place of the forward among calls that hand on a state.
     cut : "shortcuts", "branches" or None
         What no gradient passes in a second backward, taken within the first: `cut_signal_norm`.
     failed : called with keys of what could not be read, and the exception
@@ -49,8 +54,10 @@ class Gradients:
         arrives: Callable[[Gradients], bool],
         failed: Callable[[Sequence[Key], Exception], None],
         cut: str | None = None,
+        link: Link | None = None,
     ) -> None:
         self.readings = readings
+        self._link = link
         readings.believe(plan.trust)
         self._backward = -1  # the last one that was said to count
         self._is_plain = False  # whether no mode of the user is on in it
@@ -64,10 +71,16 @@ class Gradients:
         self._cut = cut
         self._cut_graph: CutGraph | None = None
         self._cut_norms: list[tuple[Read, Keys]] = []
+        self._replays: list[Replay] = []
         self._is_used_outside = False  # gradient has come that does not come from the outputs
 
-    def tap(self, graph: Graph, calls: Sequence[Call]) -> None:
-        """Put hooks on the nodes of `graph`."""
+    def tap(
+        self,
+        graph: Graph,
+        calls: Sequence[Call],
+        replays: Iterable[tuple[Replay, Sequence[tuple[Node, int]]]] = (),
+    ) -> None:
+        """Put hooks on the nodes of `graph`, and on those of the outputs of `replays`."""
         plan, nodes = self._plan, graph.nodes
         guard, read_values, gather = self._guard, self._read_values, self._gather
         self.leaves = [nodes[i] for i in plan.leaves]
@@ -83,6 +96,11 @@ class Gradients:
             node, slot = calls[call].outputs[position]
             taps = [ValueTap(slot, keys, [])]
             node.register_prehook(partial(guard, read_values, taps))
+        for replay, outputs in replays:
+            self._replays.append(replay)
+            for place, (node, slot) in enumerate(outputs):
+                taps = [ValueTap(slot, replay.keys[0], [])]
+                node.register_prehook(partial(guard, partial(_keep_sample, replay, place), taps))
         if self._cut is not None and plan.cuts[self._cut]:
             self._cut_graph = CutGraph(graph, calls[0].outputs, plan, self._cut)
             for i, (node, _) in enumerate(calls[0].outputs):
@@ -102,6 +120,11 @@ class Gradients:
             if self._plan.sums[i].keys and self._sums[i]:
                 self._read_sum(i)
             self._sums[i].clear()
+        for replay in self._replays:
+            try:
+                replay.read(self.readings)
+            except Exception as error:
+                self._failed(replay.keys[0], error)
         self.readings.read_waiting()
         self._forget_edges()
 
@@ -129,7 +152,8 @@ class Gradients:
                 apart_from_modes(read, taps, gradients)
         except Exception as error:
             keys = [key for tap in taps if isinstance(tap, ValueTap) for key in tap.keys]
-            taps.clear()  # the plan's own: nothing is read here in later steps either
+            if not is_out_of_memory(error):
+                taps.clear()  # the plan's own: nothing is read here in later steps either
             self._cut_graph = None
             self._failed(keys, error)
 
@@ -179,6 +203,10 @@ class Gradients:
             self._read_with_joins(tap, gradient, keys)
         elif keys:
             self.readings.read_norm(gradient, keys, tap.place)
+        if self._link is not None and (end := self._link.end()) is not None:
+            for key in tap.keys:
+                if isinstance(key, OfLayer) and key.module in self._link.chain.layers:
+                    self.readings.read_norm(gradient, (OfLayer(f"{end}_signal_norm", key.module),))
 
     def _read_with_joins(self, tap: ValueTap, gradient: Tensor, keys: Keys) -> None:
         """Read the gradient of a value that is the input of blocks, and its parts in each."""
@@ -257,6 +285,14 @@ def _keep(
 ) -> None:
     """Keep the gradient of an edge until that of its value comes; as short as can be."""
     kept[place] = gradients[position]
+
+
+def _keep_sample(
+    replay: Replay, place: int, taps: Sequence[ValueTap], gradients: tuple[Tensor | None, ...]
+) -> None:
+    for tap in taps:
+        if (gradient := gradients[tap.slot]) is not None:
+            replay.keep(place, gradient)
 
 
 def _add_up(total: Tensor, parts: Sequence[Tensor]) -> bool:

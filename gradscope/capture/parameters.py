@@ -16,11 +16,20 @@ from gradscope import measure
 from gradscope.autograd.torch_internals import version
 from gradscope.capture import layers
 from gradscope.capture.distributed import replicas
+from gradscope.capture.getter import Getter, GradientGetter
+from gradscope.capture.memory import is_out_of_memory, leaves_room, no_memory_for_copies
 from gradscope.capture.rows import Layout, OfParameter, Segment
+from gradscope.capture.sampling import sample_of, scale_up
 
 Places = tuple[int, ...]
 
 _LAYOUTS = 64  # that are remembered
+
+_CAME_LATE = (
+    "an optimizer got gradients that were not there when the backward ended: what they were before"
+    " clipping is not known, grad_norm is NaN there. If the program gathers them elsewhere, name"
+    ' the place, as watch(gradient="main_grad")'
+)
 
 
 class Parameters:
@@ -36,14 +45,31 @@ class Parameters:
         Keep the memory for copies of the weights from step to step. By default on the CPU only,
         where to have it mapped anew costs more than to fill it (6.6 against 1.1 ms for 3 million
         elements); accelerators have allocators that cache.
+    updates : bool or "sampled", optional
+        Whether to read updates, and of a sample of each parameter alone (sampling.py).
+    gradient : where to get gradients, optional
+        As `Getter` takes it.
+    tell : called with a sentence, optional
     """
 
-    def __init__(self, keep_copies: bool | None = None) -> None:
+    def __init__(
+        self,
+        keep_copies: bool | None = None,
+        updates: bool | str = True,
+        gradient: GradientGetter = None,
+        tell: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self.updates = updates
+        self.gradient = Getter(gradient, tell)
+        self.tell = tell
         self._keep = keep_copies
         self._copies: dict[int, Tensor] = {}
         self.tensors: list[Tensor] = []
         self.owners: list[tuple[int, ...]] = []
         self.replicas: list[int] = []
+        self.gradient_replicas: dict[int, int] = {}  # where a gradient is spread otherwise
+        self._sharded: dict[tuple[int, str], Tensor] = {}  # by module and name
+        self._distributed: list[int] = []  # places of those that are spread over processes
         self.wide = False  # whether some are float64
         self.shared: set[int] = set()  # places that several optimizers update in one step
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have made a step
@@ -64,6 +90,8 @@ class Parameters:
         found: list[Tensor | None] = []
         for number, module in modules:
             if own := layers.held_parameters(module):
+                if self._sharded:
+                    own = {n: self._as_sharded((number, n), p) for n, p in own.items()}
                 found += own.values()
                 numbers += [number] * len(own)
         # False for a frozen one, else its class, which a lazy one changes
@@ -104,8 +132,27 @@ class Parameters:
         self._places.clear()
         self.shared.clear()
         self.replicas = [replicas(tensor) for tensor in tensors]
+        self.gradient_replicas.clear()
+        self._distributed = [i for i, t in enumerate(tensors) if hasattr(t, "device_mesh")]
         self.wide = any(t.dtype in (torch.float64, torch.complex128) for t in tensors)
+        self._sharded |= {
+            (m, name): tensors[at]
+            for m, name, at in self.listed
+            if at is not None and hasattr(tensors[at], "device_mesh")
+        }
         self.tensors, self.owners, self._place = tensors, owners, place
+
+    def _as_sharded(self, name: tuple[int, str], parameter: Any) -> Any:
+        """Return what the optimizer has of a parameter that fully_shard has gathered for now.
+
+        The memory of what it gathers is gone when it is done with it.
+        """
+        known: Any = self._sharded.get(name)
+        if known is None or parameter is None:
+            return parameter
+        mesh = getattr(parameter, "device_mesh", None)
+        is_gathered = mesh is None or mesh.ndim < known.device_mesh.ndim
+        return known if is_gathered else parameter
 
     def of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` updates."""
@@ -117,26 +164,42 @@ class Parameters:
             places = self._places[held] = tuple(self._place[p] for p in held if p in self._place)
         return places
 
+    def look_at_gradients(self) -> None:
+        """Note which processes hold gradients, where those of parameters are spread over some."""
+        for i in self._distributed:
+            gradient = self.tensors[i].grad
+            held = self.replicas[i] if gradient is None else replicas(gradient)
+            if self.gradient_replicas.get(i, self.replicas[i]) != held:
+                self.gradient_replicas[i] = held
+                self._layouts.clear()
+
     def holds(self, group: dict[str, Any]) -> bool:
         """Whether one of the parameters is in `group` of an optimizer."""
         return any(id(p) in self._place for p in group["params"])
 
     def copy_of(self, weight: Tensor, place: int) -> Tensor:
-        """Return memory for a copy of `weight`, in a dtype in which differences do not round."""
-        half = weight.dtype in (torch.float16, torch.bfloat16)
-        dtype = torch.float32 if half else weight.dtype
+        """Return memory for a copy of `weight`.
+
+        In its own dtype. Differences do not round, but where torch takes those of half types on an
+        accelerator: of numbers that are not within a factor of 2 of each other they are off by
+        2^-9 in bfloat16, 2^-12 in float16, at most.
+        """
         kept = self._copies.get(place)
         if (
             kept is None
-            or kept.dtype is not dtype
+            or kept.dtype is not weight.dtype
             or kept.shape != weight.shape
             or kept.stride() != weight.stride()
             or kept.device != weight.device
         ):
-            kept = torch.empty_like(weight, dtype=dtype)
+            kept = torch.empty_like(weight)
             if weight.is_cpu if self._keep is None else self._keep:
                 self._copies[place] = kept
         return kept
+
+    def forget_copies(self) -> None:
+        """Let go of the memory that is kept for copies."""
+        self._copies.clear()
 
     def layout(self, places: Places, metrics: tuple[str, ...]) -> Layout:
         """Return what the values of a tensor are that holds `metrics` of the ones at `places`."""
@@ -144,8 +207,18 @@ class Parameters:
         if layout is None:
             if len(self._layouts) >= _LAYOUTS:  # a net that skips blocks has any number of them
                 self._layouts.clear()
+            of_gradients = self.gradient_replicas
             layout = self._layouts[places, metrics] = tuple(
-                tuple(OfParameter(metric, self.owners[i], self.replicas[i]) for metric in metrics)
+                tuple(
+                    OfParameter(
+                        metric,
+                        self.owners[i],
+                        of_gradients.get(i, self.replicas[i])
+                        if metric.endswith("grad_norm")
+                        else self.replicas[i],
+                    )
+                    for metric in metrics
+                )
                 for i in places
             )
         return layout
@@ -162,7 +235,7 @@ class ParameterReadings:
     """What is read of the parameters during one recorded step.
 
     Memory: from `before_step` to `after_step` a copy of the weights that the optimizer is about to
-    change, float32 for half types.
+    change, or of a sample of them.
     """
 
     def __init__(self, parameters: Parameters) -> None:
@@ -170,7 +243,9 @@ class ParameterReadings:
         self._gradients: list[_Norms] = []
         self._seen: dict[int, weakref.ref[Tensor]] = {}  # gradients at the last end of a backward
         self._versions: dict[int, int] = {}
+        self._ended = False  # whether a backward has
         self._clipped: dict[Optimizer | None, list[_Norms]] = {}
+        self._within: set[Optimizer | None] = set()  # that stepped before one had ended
         self._weights: list[_Norms] = []
         self._updates: list[_Norms] = []
         self._copies: dict[int, Tensor] = {}
@@ -186,10 +261,15 @@ class ParameterReadings:
 
     def after_backward(self) -> None:
         """Read the gradients as accumulated by now; a later backward's reading replaces this."""
+        self._ended = True
+        if self._parameters.gradient.is_function:
+            return
         found = self._find_gradients(range(len(self._parameters.tensors)))
-        self._gradients = _norms(found)
+        self._gradients = []  # first, as there may be no memory to read them
+        self._parameters.look_at_gradients()
         self._seen = {i: weakref.ref(g) for i, g in found.items()}
         self._versions = {i: version(g) for i, g in found.items()}
+        self._gradients = _norms(found)
 
     def were_thrown_away(self) -> bool | None:
         """Whether the gradients of the last backward are gone, so that no optimizer will get them.
@@ -201,7 +281,7 @@ class ParameterReadings:
         kept = {
             i: g
             for i, ref in self._seen.items()
-            if (g := ref()) is not None and g is tensors[i].grad
+            if (g := ref()) is not None and g is self._parameters.gradient(tensors[i])
         }
         if not self._seen or not kept:
             return bool(self._seen)
@@ -225,15 +305,20 @@ class ParameterReadings:
             self._spoiled |= again
             self._parameters.shared |= again
         self.read_clipped(optimizer)
-        self._weights += self._copy_weights(tuple(i for i in places if i not in self._copies))
+        missing = tuple(i for i in places if i not in self._copies)
+        self._weights += self._copy_weights(missing, optimizer)
 
-    def read_clipped(self, optimizer: Optimizer) -> None:
-        """Read the gradients that `optimizer` gets.
+    def read_clipped(self, optimizer: Optimizer | None) -> None:
+        """Read the gradients that `optimizer` gets, or, for None, one that is not the model's own.
 
         Anew, also where nothing seems to have changed them: not every way of clipping leaves a
         mark (`p.grad.data`, unscaling, distributed tensors, code of others).
         """
-        self._clipped[optimizer] = _norms(self._find_gradients(self._places_of(optimizer)))
+        if not self._ended:
+            self._within.add(optimizer)
+        every = range(len(self._parameters.tensors))
+        places = every if optimizer is None else self._places_of(optimizer)
+        self._clipped[optimizer] = _norms(self._find_gradients(places))
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
@@ -272,8 +357,10 @@ class ParameterReadings:
     def before_update(self) -> None:
         """Read the weights, which an optimizer that has not been seen yet may change."""
         tensors = self._parameters.tensors
-        found = self._find_gradients(range(len(tensors)))
-        weights = self._copy_weights(tuple(found))
+        found: dict[int, Tensor | None] = dict.fromkeys(range(len(tensors)))
+        if not self._parameters.gradient.is_function:
+            found = {**self._find_gradients(range(len(tensors)))}
+        weights = self._copy_weights(tuple(found), to_compare=True)
         self._suspected = weights, {i: _state(tensors[i], g) for i, g in found.items()}
 
     def was_updated(self, trust_gradients: bool, may_wait: bool) -> bool:
@@ -288,7 +375,11 @@ class ParameterReadings:
             Compare on an accelerator even where nothing hints at a step.
         """
         tensors, (_, states) = self._parameters.tensors, self._suspected
-        now = {i: _state(tensors[i], tensors[i].grad) for i in states}
+        gradient = self._parameters.gradient
+        now = {
+            i: _state(tensors[i], None if gradient.is_function else gradient(tensors[i]))
+            for i in states
+        }
         if any(now[i].weight != before.weight >= 0 for i, before in states.items()):
             return True
         consumed = any(now[i].gradient != before.gradient for i, before in states.items())
@@ -297,9 +388,11 @@ class ParameterReadings:
         replaced = any(now[i].memory != before.memory for i, before in states.items())
         if not (consumed or replaced or may_wait or self.compares_always):
             return False
+        whole = self._parameters.updates is True
         return any(
-            not torch.equal(copy, measure.dense(tensors[i]).to(copy.dtype))
+            not torch.equal(copy, now if whole else sample_of(now))
             for i, copy in self._copies.items()
+            for now in (measure.dense(tensors[i]),)
         )
 
     @property
@@ -310,10 +403,11 @@ class ParameterReadings:
     def after_update(self) -> None:
         """Read how far the parameters have moved since `before_update`.
 
-        What the optimizer got is gone: it may have clipped by itself, and zeroed afterwards.
+        What the optimizer got is gone, unless another one told: it may have clipped by itself, and
+        zeroed afterwards.
         """
         self._weights, states = self._suspected
-        self._clipped[None] = []
+        self._clipped.setdefault(None, [])
         self._updates += self._read_updates(tuple(states))
 
     # --- what was read ------------------------------------------------------------------------
@@ -323,8 +417,16 @@ class ParameterReadings:
         """Whether an optimizer got a gradient."""
         return any(self._clipped.values())
 
-    def segments(self) -> list[Segment]:
-        """Return every reading, as (layout, values)."""
+    def segments(self, ends_were_seen: bool = True) -> list[Segment]:
+        """Return every reading, as (layout, values).
+
+        Parameters
+        ----------
+        ends_were_seen : bool
+            Of all backwards: gradients that none has shown come from within one.
+        """
+        ends_were_seen &= self._parameters.ends_are_told
+        ends_were_seen &= not self._parameters.gradient.is_function
         layout = self._parameters.layout
         segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
         for metric, read, wrong in (
@@ -334,34 +436,73 @@ class ParameterReadings:
             for norms in read:
                 right = _without(layout(norms.places, (metric,)), norms.places, wrong)
                 segments.append((right, norms.values))
-        for norms in (norms for clipped in self._clipped.values() for norms in clipped):
+        for optimizer, norms in [(o, n) for o, some in self._clipped.items() for n in some]:
             segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
+            if not ends_were_seen or self._seen.keys() >= set(norms.places):
+                continue
             # gradients that no end of a backward has shown, as those of an optimizer that steps
             # within it, are read only now
-            if self._parameters.ends_are_told and not self._seen.keys() >= set(norms.places):
+            if optimizer in self._within:
                 late = _without(layout(norms.places, ("grad_norm",)), norms.places, self._seen)
                 segments.append((late, norms.values))
+            else:
+                self._parameters.tell(_CAME_LATE)
         return [(keys, values) for keys, values in segments if keys]
 
     def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
         tensors = self._parameters.tensors
-        found = {i: g for i in places if (g := tensors[i].grad) is not None}
+        gradient = self._parameters.gradient
+        if gradient.is_given:
+            found = {i: g for i in places if (g := gradient(tensors[i])) is not None}
+        else:
+            found = {i: g for i in places if (g := tensors[i].grad) is not None}
         if len(self._parameters.touched) < len(tensors):
             self._parameters.touched.update(found)
         return found
 
-    def _copy_weights(self, places: Places) -> list[_Norms]:
+    def _copy_weights(
+        self, places: Places, optimizer: Optimizer | None = None, to_compare: bool = False
+    ) -> list[_Norms]:
+        """Read the weights at `places`, and copy what their update is read, or found, by."""
+        updates = self._parameters.updates
         result = []
-        copy_of = self._parameters.copy_of
         for group, weights in self._weights_at(places):
-            copies = [copy_of(w, i) for i, w in zip(group, weights, strict=True)]
-            self._copies.update(zip(group, copies, strict=True))
-            if all([w is self._parameters.tensors[i] for i, w in zip(group, weights, strict=True)]):
-                self._pairs[group] = weights, copies
-            result.append(_Norms(group, measure.copy_with_norms(weights, copies)))
+            copied = weights if updates is True else [sample_of(w) for w in weights]
+            copies = None
+            if updates or to_compare:
+                copies = self._memory_for(group, copied, optimizer)
+            if copies is None or updates is not True:
+                result.append(_Norms(group, measure.norms(weights)))
+                if copies is None:
+                    continue
+                measure.copy_with_norms(copied, copies)
+            else:
+                result.append(_Norms(group, measure.copy_with_norms(weights, copies)))
+                tensors = self._parameters.tensors
+                if all([w is tensors[i] for i, w in zip(group, weights, strict=True)]):
+                    self._pairs[group] = weights, copies
+            self._copies.update(zip(group, copies, strict=True))  # now that they are copies
         return result
 
+    def _memory_for(
+        self, places: Places, weights: list[Tensor], optimizer: Optimizer | None
+    ) -> list[Tensor] | None:
+        """Return memory for copies of `weights`, None where there is none, which is told."""
+        parameters = self._parameters
+        try:
+            if optimizer is None or leaves_room(weights, optimizer):
+                return [parameters.copy_of(w, i) for i, w in zip(places, weights, strict=True)]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        parameters.forget_copies()
+        parameters.tell(no_memory_for_copies(weights))
+        return None
+
     def _read_updates(self, places: Places) -> list[_Norms]:
+        if not self._parameters.updates:
+            self._copies.clear()
+            return []
         if places in self._pairs:  # as when they were copied
             weights, copies = self._pairs.pop(places)
             for i in places:
@@ -370,7 +511,12 @@ class ParameterReadings:
         result = []
         for group, weights in self._weights_at([i for i in places if i in self._copies]):
             copies = [self._copies.pop(i) for i in group]
-            result.append(_Norms(group, measure.difference_norms(weights, copies)))
+            if self._parameters.updates is True:
+                norms = measure.difference_norms(weights, copies)
+            else:
+                samples = [sample_of(w) for w in weights]
+                norms = scale_up(measure.difference_norms(samples, copies), weights, samples)
+            result.append(_Norms(group, norms))
         return result
 
     def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:

@@ -16,17 +16,21 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 from torch.autograd.graph import Node
 
+from gradscope.autograd.attention import Attention
 from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value, locate
 from gradscope.autograd.joins import Join
 from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
 from gradscope.capture.functions import Function
-from gradscope.capture.recurrence import FEWEST, ends_of_time
+from gradscope.capture.recurrence import FEWEST, ends_of_time, layers_behind
 from gradscope.capture.rows import Key, Keys, OfLayer, OfShortcut
 from gradscope.capture.waiting import Trust
 from gradscope.schema import SPLIT_FORMS
 
 CUTS = ("shortcuts", "branches")
 """What can be cut: gradient through the shortcuts, or through the branches."""
+
+STATES = 4
+"""Outputs at most of what is called once for each time step."""
 
 Place = tuple[int, str, int]
 """Where a tensor was seen: call, "in" or "out", position among the tensors with a gradient."""
@@ -131,6 +135,9 @@ class Plan:
     cuts : way -> edges that a cut of this way lets no gradient pass
     outputs : (value, number) of each output of a layer
     functions : activations that were called on the output of a layer without a module
+    attention : calls of attention whose queries and keys the graph may keep
+    behind : for each output of the outermost call, the layers that it comes from
+        None where layers go through time within this forward.
     trust : which tensors may wait to be read together
     structure : that of the graphs
     """
@@ -149,6 +156,8 @@ class Plan:
     cuts: dict[str, list[Edge]] = field(default_factory=dict)
     outputs: list[tuple[Value, int]] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
+    attention: list[Attention] = field(default_factory=list)
+    behind: tuple[frozenset[int], ...] = ()
     calls: set[int] = field(default_factory=set)
     trust: Trust = field(default_factory=Trust)
     structure: Structure | None = None
@@ -176,6 +185,8 @@ def make_plan(
     times = times or {}
     ends = ends_of_time(graph, calls, layers)
     plan = Plan(structure=graph.structure)
+    if not (ends or times) and len(calls[0].outputs) <= STATES:
+        plan.behind = layers_behind(graph, calls, layers)
     consumers_of = graph.consumers()
     whole: dict[Value, list[Key]] = defaultdict(list)
     totals: dict[Value, list[int]] = defaultdict(list)

@@ -29,6 +29,7 @@ from gradscope.capture.backward import Backwards
 from gradscope.capture.calls import Calls
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.faults import Faults
+from gradscope.capture.getter import GradientGetter
 from gradscope.capture.hiding import HiddenHooks
 from gradscope.capture.hooks import hook_optimizers
 from gradscope.capture.modules import Modules
@@ -57,6 +58,10 @@ class Settings:
         Those that were handed to torch.compile.
     keep_snapshot : bool, optional
         Keep the memory for the weights before a step.
+    updates : bool or "sampled"
+        Whether to read how far steps move the weights, and of a sample of them alone.
+    gradient : str, function or None
+        Where the gradients of parameters are, as `Getter` takes it.
     cut : "shortcuts", "branches" or None
         What to cut in a second backward, on every `cut_every`-th step.
     cut_every : int
@@ -67,6 +72,8 @@ class Settings:
     scaler: Any = None
     compiled: tuple[weakref.ref[nn.Module], ...] = ()
     keep_snapshot: bool | None = None
+    updates: bool | str = True
+    gradient: GradientGetter = None
     cut: str | None = None
     cut_every: int = 1
 
@@ -110,7 +117,8 @@ class Recorder:
                 " trained to have them all"
             )
         gpu_kernel.prepare(model.parameters())
-        parameters = Parameters(settings.keep_snapshot)
+        parameters = Parameters(settings.keep_snapshot, settings.updates, settings.gradient, tell)
+        parameters.look_up(modules)  # as they are between steps
         self._steps = Steps(
             modules, parameters, catalogue, settings.every, first, elapsed, emit, faults
         )

@@ -51,6 +51,34 @@ def ends_of_time(
     return ends
 
 
+def layers_behind(
+    graph: Graph, calls: Sequence[Call], layers: Sequence[int | None]
+) -> tuple[frozenset[int], ...]:
+    """Return, for each output of the outermost call, the layers with parameters that it comes from.
+
+    Parameters
+    ----------
+    graph, calls, layers : as for `ends_of_time`
+    """
+    of: dict[int, set[int]] = defaultdict(set)
+    for call, layer in zip(calls, layers, strict=True):
+        if layer is not None and call.owns_parameters:
+            for edge in call.outputs:
+                if (value := locate(graph, edge)) is not None:
+                    of[value[0]].add(layer)
+    found = []
+    for edge in calls[0].outputs:
+        value = locate(graph, edge)
+        stack = [] if value is None else [value[0]]
+        seen = set(stack)
+        for node in stack:  # the list grows while it is read
+            following = {producer for producer, _ in graph.edges[node] if producer >= 0} - seen
+            seen |= following
+            stack += following
+        found.append(frozenset(layer for node in seen for layer in of.get(node, ())))
+    return tuple(found)
+
+
 def _depends(graph: Graph, later: Call, earlier: Call) -> bool:
     """Whether the outputs of one call depend on those of another."""
     wanted = {value[0] for edge in earlier.outputs if (value := locate(graph, edge)) is not None}

@@ -111,8 +111,9 @@ class Sheets:
         sheet.items += [(number, *meaning) for meaning in meanings]
         if trust is None or place is None or wanted.elements > kernel.small:
             return sheet, number
-        if not rows.is_full() and trust.may_try(place):
-            trial = Trial(trust, Known(place, tag, wanted, meanings), number, rows.take())
+        known = Known(place, tag, wanted, meanings)
+        if not rows.is_full() and trust.may_try(known):
+            trial = Trial(trust, known, number, rows.take())
             stream.waiting.try_late(trial, sheet, rows, tensors)
         else:
             stream.waiting.count(wanted.elements)

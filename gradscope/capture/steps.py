@@ -58,7 +58,7 @@ class Step:
         self.recorded = recorded
         self.is_over = False  # stepped: the next forward or backward belongs to another step
         self.skipped = False
-        self.is_doubtful = False  # whether its signals are of this step is not known
+        self.is_doubtful = False  # its signals may be of another step, or not complete
         self.ended = math.nan  # seconds since the start
         self.stepped_by: list[weakref.ref[Optimizer]] = []
         self.gradients: dict[BackwardReadings, None] = {}  # those that a backward has reached
@@ -84,7 +84,7 @@ class Step:
             row.segments += gradients.readings.segments()
             row.sums += gradients.readings.sums()
         if self.parameters is not None:
-            row.segments += self.parameters.segments()
+            row.segments += self.parameters.segments(ends_were_seen=not self.is_doubtful)
         row.segments += self.readings.segments()
         return row
 
@@ -147,6 +147,7 @@ class Steps:
         self.told_by_hooks = False
         self.is_being_made = False
         self.listener: StepListener | None = None
+        faults.doubt = self._doubt_signals
         self._modules = modules
         self._parameters = parameters
         self._catalogue = catalogue
@@ -170,6 +171,10 @@ class Steps:
     def doubt_gradients(self) -> None:
         """Take no gradient any more for one before clipping that an optimizer shows first."""
         self._parameters.ends_are_told = False
+
+    def _doubt_signals(self) -> None:
+        """Take nothing for known that the current step reads of the graph."""
+        self.current.is_doubtful = True
 
     def end(self, optimizer: Optimizer | None) -> None:
         """Note that `optimizer`, or one without hooks, has made the current step."""
@@ -222,6 +227,11 @@ class Steps:
             number = value.item() if isinstance(value, Tensor) else value
             self.current.scalars[name] = float(number)
 
+    def count(self, fact: str) -> None:
+        """Count one more of `schema.FACTS`, of what leads to no row."""
+        self._number_layers()
+        self._catalogue.set_fact(fact, self._catalogue.facts.get(fact, 0) + 1)
+
     def note_learning_rate(self, rate: float | Tensor | None) -> None:
         """Note the rate that an optimizer makes the current step with."""
         if isinstance(rate, Tensor):
@@ -251,6 +261,7 @@ class Steps:
         met = self._modules.met
         if met != self._numbered:
             replaced = self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
+            self._catalogue.set_fact("dropout", self._modules.dropout())
             self._numbered = met
             if replaced:
                 self.faults.tell(

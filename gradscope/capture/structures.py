@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from gradscope.autograd.attention import find_attention
 from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.capture.catalogue import Catalogue, ShortcutInfo, occurrences
@@ -13,6 +14,7 @@ from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.forward import Forward
 from gradscope.capture.functions import find_functions
 from gradscope.capture.plan import Plan, make_plan, position
+from gradscope.capture.spread import find_spread
 
 PLANS = 128
 """Structures that are remembered: a model of changing depth has some, not any number."""
@@ -23,6 +25,8 @@ ANALYSIS_SHARE = 0.02
 _JOINS = "shortcuts"
 _EDGES = "the flow of data from layer to layer"
 _FUNCTIONS = "activations called as functions"
+ATTENTION = "the logits of attention"
+_SPREAD = "which part of an output a process holds"
 
 
 class Structures:
@@ -73,9 +77,16 @@ class Structures:
             ]
         )
         plan = make_plan(graph, calls, layers, joins, numbers, forward.times)
+        self._catalogue.outside.meet(graph.nodes[leaf] for leaf in plan.leaves)
         self._add_functions(plan, graph, forward)
+        self._add_attention(plan, graph, forward)
         self._add_edges(graph, forward)
+        self._add_spread(graph, forward, dict(zip(numbers, joins, strict=True)))
         return plan
+
+    @guarded(_SPREAD)
+    def _add_spread(self, graph: Graph, forward: Forward, joins: Mapping[int, Join]) -> None:
+        find_spread(self._catalogue, graph, forward, joins, self.faults.tell)
 
     def _joins(self, graph: Graph, forward: Forward) -> list[Join]:
         """Look for residual joins, within a share of the time that the training has taken.
@@ -127,3 +138,7 @@ class Structures:
         except Exception as error:
             self.faults.report(_FUNCTIONS, error)
         self._catalogue.function_of |= {f.layer: f.name for f in plan.functions}
+
+    @guarded(ATTENTION)
+    def _add_attention(self, plan: Plan, graph: Graph, forward: Forward) -> None:
+        plan.attention = find_attention(graph, forward.calls, forward.layers)

@@ -89,14 +89,17 @@ class Taps:
         self._arrived: TappedReadings | None = None
         self._aliases: Aliases | None = None
         self._sites: Sites | None = None
+        device = self._one_device() if sites else None
+        self._reads = device is not None and device.type not in EAGER_DEVICES
         try:
-            device = self._one_device() if sites else None
-            if device is not None and device.type not in EAGER_DEVICES:
-                hooks.may_tap()
+            if sites:  # where they are not read their calls tell at least that a step is over
                 self._sites = Sites(sites, self)
+                if self._reads:
+                    hooks.may_tap()
                 self._sites.put_in()
         except Unavailable as error:
-            faults.report(_TAPS, error)
+            if self._reads:
+                faults.report(_TAPS, error)
 
     def _one_device(self) -> torch.device | None:
         found = {p.device for _, m in self._modules for p in m.parameters(recurse=False)}
@@ -115,7 +118,8 @@ class Taps:
 
     def _can_read(self) -> bool:
         return (
-            self._sites is not None
+            self._reads
+            and self._sites is not None
             and self._reached
             and not self._is_stale
             and not self.faults.is_off(_TAPS)
@@ -217,7 +221,8 @@ class Taps:
 
     def forward_begins(self) -> None:
         """Take note of an eager forward on a recorded step."""
-        can_look = self._sites is not None and (self._reached or not self._steps.rows)
+        can_look = self._reads and self._sites is not None
+        can_look &= self._reached or not self._steps.rows
         self._aliases = Aliases(with_gradient) if can_look and not self.is_on else None
 
     def forget(self) -> None:

@@ -67,12 +67,14 @@ class Units:
     ----------
     is_on : bool
         Whether the forward under way is looked at.
+    look : int
+        Number of the latest look.
     """
 
     def __init__(self, faults: Faults) -> None:
         self.faults = faults
         self.is_on = False
-        self._look = 0
+        self.look = 0
         self._sites: dict[tuple[int, int, int], _Site] = {}
         self._channels_first: dict[int, bool] = {}  # of layers that are no activations
         self._last: tuple[torch.Size, bool] | None = None  # output of the latest of these
@@ -82,7 +84,7 @@ class Units:
 
     def begin(self, number: int) -> None:
         """Begin a forward of the recorded step `number`, counted in recorded steps."""
-        self._look, rest = divmod(number, EVERY)
+        self.look, rest = divmod(number, EVERY)
         self.is_on = rest == 0 and not self.faults.is_off(_WHAT)
         if self.is_on:
             self._last = None
@@ -135,7 +137,7 @@ class Units:
     def _take_samples(self, layer: int, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[0] < 2:
             return
-        some = x[_some(x.shape, SAMPLES, ELEMENTS, None, self._look)].float()
+        some = x[_some(x.shape, SAMPLES, ELEMENTS, None, self.look)].float()
         key = OfLayer("sample_spread", layer, x.numel())
         copy = some.clone() if some.data_ptr() == x.data_ptr() else some
         self._samples.append((key, copy.reshape(len(some), -1)))
@@ -143,12 +145,12 @@ class Units:
     def _take_units(self, layer: int, x: Tensor, channels_first: bool) -> None:
         unit = 1 if channels_first and x.dim() > 2 else x.dim() - 1
         others = [dim for dim in range(x.dim()) if dim != unit]
-        some = x[_some(x.shape, SAMPLES, PLACES, unit, self._look)]
+        some = x[_some(x.shape, SAMPLES, PLACES, unit, self.look)]
         largest = some.amax(others) if others else some.clone()
         call = self._calls[layer]
         self._calls[layer] += 1
         place = layer, call, len(largest)
-        window = self._look // WINDOW
+        window = self.look // WINDOW
         site = self._sites.get(place)
         if site is None or site.window < window - 1 or site.now.device != largest.device:
             site = self._sites[place] = _Site(largest, window)
@@ -194,11 +196,13 @@ def _some(
     for left, dim in zip(range(len(dims), 0, -1), smallest_first, strict=True):
         limits[dim] = max(1, round(places ** (1 / left)))
         places = max(1, places // min(limits[dim], shape[dim]))
-    index = []
-    for dim, size in enumerate(shape):
-        stride = -(-size // limits.get(dim, size))
-        index.append(slice((stride // 2 + 31 * look) % stride, None, stride))
-    return tuple(index)
+    return tuple(spread(size, limits.get(dim, size), look) for dim, size in enumerate(shape))
+
+
+def spread(size: int, most: int, look: int) -> slice:
+    """Return `most` of `size` places at most, evenly spread; others at every look."""
+    stride = -(-size // most)
+    return slice((stride // 2 + 31 * look) % stride, None, stride)
 
 
 def _add(readings: Readings, keys: list[OfLayer], values: Tensor) -> None:

@@ -56,6 +56,7 @@ class Updates:
         self._known = weakref.WeakKeyDictionary()
         self._idle: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # whose step is none
         self._ended_before_step = 0
+        self._before_other = 0  # backwards before the latest step that was none of the model's
         self._hookless = False
         backwards.look_for_step = self.look_for_step
 
@@ -70,10 +71,16 @@ class Updates:
 
     def before_step(self, optimizer: Optimizer, has_closure: bool) -> None:
         """Read what any optimizer in this process, if it is one of the model's, is about to use."""
-        if is_capturing() or not self._concern(optimizer):
+        if is_capturing():
+            return
+        if not self._concern(optimizer):
+            self._look_at_other()
+            self._note_other()
             return
         if not has_closure and not self._is_due(optimizer) and _is_idle(optimizer):
             self._idle.add(optimizer)
+            if self._steps.current.forwarded:
+                self._steps.count("steps_without_gradient")
             return
         if self._steps.current.was_made_by(optimizer):
             self._steps.close()  # no forward was seen since it stepped last
@@ -82,7 +89,35 @@ class Updates:
         if self._steps.current.recorded:
             self._read_weights(optimizer)
 
-    @guarded("weights and clipped gradients")
+    def _note_other(self) -> None:
+        """Count a step of an optimizer that holds nothing of the model, where one of it is due."""
+        if self._given is not None or self.optimizers:
+            return
+        backwards = sum(self._steps.current.backwards.values())
+        if backwards > self._before_other:
+            self._before_other = backwards
+            self._steps.count("steps_of_others")
+
+    def _look_at_other(self) -> None:
+        """Read what a getter has as an optimizer steps that has no parameter of the model.
+
+        But others in their place, of more digits or in one tensor: what it does to them shows.
+        """
+        step = self._steps.current
+        if (
+            self._parameters.gradient.is_given
+            and not self._steps.told_by_hooks
+            and step.recorded
+            and not step.is_over
+            and any(step.backwards.values())
+        ):
+            self._read_gradients_for_other()
+
+    @guarded("the gradients that watch(gradient=...) has", alone=True)
+    def _read_gradients_for_other(self) -> None:
+        self._steps.parameter_readings().read_clipped(None)
+
+    @guarded("weights and clipped gradients", alone=True)
     def _read_weights(self, optimizer: Optimizer) -> None:
         self._backwards.settle()
         for name, value in handed_by_scaler(optimizer).items():
@@ -103,7 +138,7 @@ class Updates:
         if self._steps.current.recorded:
             self._read_updates(optimizer)
 
-    @guarded("weight updates")
+    @guarded("weight updates", alone=True)
     def _read_updates(self, optimizer: Optimizer) -> None:
         if self._backwards.ended > self._ended_before_step:  # its closure went backward
             self._steps.parameter_readings().read_clipped(optimizer)
@@ -196,6 +231,9 @@ class Updates:
                 " the change of the weights, and every step is recorded. What it made of the"
                 " gradients before it took them is not known: clipped_grad_norm is NaN. To have"
                 f" it, {_REMEDY}"
+                if not readings.has_gradients
+                else "the optimizer has no parameter of the model itself: its steps are told by the"
+                " change of the weights, and every step is recorded"
             )
         readings.after_update()
         self._steps.end(None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Known:
     `tag` tells whether it is still the same that is to be read at its place.
     """
 
-    __slots__ = ("dtype", "elements", "meanings", "place", "tag", "wanted")
+    __slots__ = ("__weakref__", "dtype", "elements", "meanings", "place", "tag", "wanted")
 
     def __init__(
         self, place: Place, tag: object, wanted: Wanted, meanings: tuple[Meaning, ...]
@@ -74,7 +75,8 @@ class Trust:
         self.proven: dict[Place, Known] = {}
         self.lost = False
         self._refuted: set[Place] = set()
-        self._on_trial: set[Place] = set()
+        # a trial that is thrown away with its step leaves this by itself
+        self._on_trial: WeakValueDictionary[Place, Known] = WeakValueDictionary()
         self._forms: dict[tuple[Known, ...], tuple[Form, list[Item]]] = {}
 
     def judge(self, trial: Trial, sums: NDArray[np.floating]) -> None:
@@ -84,7 +86,7 @@ class Trust:
         with np.errstate(invalid="ignore"):
             same = (np.abs(at_once - late) <= bound) | (at_once == late)
         place = trial.known.place
-        self._on_trial.discard(place)
+        self._on_trial.pop(place, None)
         if not (same | (np.isnan(at_once) & np.isnan(late))).all():
             self.refute(place)
         elif place not in self._refuted:
@@ -95,11 +97,11 @@ class Trust:
         self._refuted.add(place)
         self.proven.pop(place, None)
 
-    def may_try(self, place: Place) -> bool:
-        """Whether a tensor at `place` is to be tried: it is not known yet if it may wait."""
-        if place in self._refuted or place in self._on_trial:
+    def may_try(self, known: Known) -> bool:
+        """Whether `known` is to be tried: it is not known yet if it may wait."""
+        if known.place in self._refuted or known.place in self._on_trial:
             return False
-        self._on_trial.add(place)
+        self._on_trial[known.place] = known
         return True
 
     def form(self, known: tuple[Known, ...]) -> tuple[Form, list[Item]]:

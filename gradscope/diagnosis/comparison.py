@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import html
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,12 @@ import pandas as pd
 
 from gradscope.diagnosis.curves import Curve, logged_curves
 from gradscope.diagnosis.findings import Diagnosis
+from gradscope.diagnosis.kept import known_summary
 from gradscope.diagnosis.shortcut_story import shortcut_story
-from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
 from gradscope.schema import SPLIT_FORMS
+from gradscope.wording import listed
 
 WORSE_ERROR = 0.02
 """Training error, as a share, by which the deeper net must be worse for a degradation."""
@@ -125,47 +126,75 @@ def compare(runs: Sequence[Run], diagnoses: Sequence[Diagnosis] | None = None) -
 
     Notes
     -----
-    Degradation: of two nets that both have shortcuts or both have none, the deeper one has the
-    higher training error by 2 points or more (or, where no error was logged, a loss 1.25 times as
-    high). Overfitting: the training loss still fell while the gap, validation less training loss,
-    grew by a twentieth of the first training loss or more, counted from the lowest validation loss
-    or, where that is the last one, from the middle of the run. Underfitting: the training loss
-    kept more than half of its first value, and validation is within a tenth of it.
+    Degradation: of two nets that both have shortcuts or both have none, each the best trained of
+    its depth, the deeper one has the higher training error by 2 points or more (or, where no error
+    was logged, a loss 1.25 times as high). Overfitting: the training loss still fell while the
+    gap, validation less training loss, grew by a twentieth of the first training loss or more,
+    counted from the lowest validation loss or, where that is the last one, from the middle of the
+    run. Underfitting: the training loss kept more than half of its first value, and validation is
+    within a tenth of it.
     """
-    listed: list[Run] = [runs] if isinstance(runs, Run) else list(runs)
-    for run in listed:
+    given: list[Run] = [runs] if isinstance(runs, Run) else list(runs)
+    for run in given:
         if not isinstance(run, Run):
             kind = type(run).__name__
             raise GradscopeError(
                 f"compare() takes runs, got {kind}; read one with gradscope.load(path)"
             )
-    if not listed:
+    if not given:
         raise GradscopeError("compare() needs at least one run, got none")
-    curves = [logged_curves(run) for run in listed]
-    diagnoses = [diagnose(run) for run in listed] if diagnoses is None else list(diagnoses)
-    step = min((int(run.steps["step"].max()) for run in listed if len(run.steps)), default=0)
-    table = _table(listed, curves, diagnoses, step)
-    observations, notes = [], []
-    order = np.argsort(table["depth"].to_numpy(), kind="stable")
-    for a, b in itertools.combinations(order, 2):
+    curves = [logged_curves(run) for run in given]
+    if diagnoses is None:
+        known = [known_summary(run) for run in given]
+        diagnoses, stories = [s.diagnosis for s in known], [s.shortcuts for s in known]
+    else:
+        diagnoses, stories = list(diagnoses), [shortcut_story(run) for run in given]
+    step = min((int(run.steps["step"].max()) for run in given if len(run.steps)), default=0)
+    table = _table(given, curves, diagnoses, step)
+    observations: list[Observation] = []
+    for a, b in itertools.combinations(_best_of_each_depth(table), 2):
         if table["depth"].iloc[a] < table["depth"].iloc[b]:
             observations += _degradation(table.iloc[a], table.iloc[b], diagnoses[b])
-    for run, curve in zip(listed, curves, strict=True):
+    for run, curve, story in zip(given, curves, stories, strict=True):
         observations += _fit(run, curve)
-        if story := shortcut_story(run):
+        if story:
             sentence = f"{run.name}: {story[0].lower()}{story[1:]}"
             observations.append(Observation("shortcuts", (run.name,), sentence, {}))
+    return Comparison(table, tuple(observations), _not_logged(given, curves))
+
+
+def _best_of_each_depth(table: pd.DataFrame) -> list[int]:
+    """Return places of runs, from shallow to deep: the best trained of its depth, of either kind.
+
+    With shortcuts is one kind, without the other.
+    """
+    ranked = table.reset_index().sort_values(["train_error", "train_loss"], kind="stable")
+    best = ranked.groupby(["depth", ranked["shortcuts"] > 0], sort=False)["index"].first()
+    return sorted(best.tolist(), key=lambda place: (table["depth"].iloc[place], place))
+
+
+def _not_logged(
+    runs: Sequence[Run], curves: Sequence[Mapping[tuple[str, str], Curve]]
+) -> tuple[str, ...]:
+    """Say what could not be compared, as nobody logged it."""
+    training, validation = [], []
+    for run, curve in zip(runs, curves, strict=True):
         if ("train", "loss") not in curve and ("train", "error") not in curve:
-            notes.append(
-                f"{run.name}: no training loss or error was logged; log one with"
-                " scope.log(train_loss=loss)"
-            )
+            training.append(run.name)
         elif ("val", "loss") not in curve:
-            notes.append(
-                f"{run.name}: no validation loss was logged, so its fit cannot be told; log one"
-                " with scope.log(val_loss=loss)"
-            )
-    return Comparison(table, tuple(observations), tuple(notes))
+            validation.append(run.name)
+    notes = []
+    if training:
+        notes.append(
+            f"{listed(training)}: no training loss or error was logged; log one with"
+            " scope.log(train_loss=loss)"
+        )
+    if validation:
+        notes.append(
+            f"{listed(validation)}: no validation loss was logged, so how well it fits cannot be"
+            " told; log one with scope.log(val_loss=loss)"
+        )
+    return tuple(notes)
 
 
 def _table(
@@ -178,8 +207,8 @@ def _table(
     for run, curve, diagnosis in zip(runs, curves, diagnoses, strict=True):
         row: dict[str, object] = {
             "run": run.name,
-            "depth": int(run.layers["depth"].max()) if len(run.layers) else 0,
-            "shortcuts": int(run.shortcuts["form"].isin(SPLIT_FORMS).sum()),
+            "depth": max((int(layer["depth"]) for layer in run.meta["layers"]), default=0),
+            "shortcuts": sum(join["form"] in SPLIT_FORMS for join in run.meta["shortcuts"]),
             "step": step,
         }
         for part, measure in itertools.product(("train", "val"), ("loss", "error")):

@@ -219,7 +219,7 @@ class Kernel:
                     for kind in (SQUARES, MOMENTS, NONZERO, JOIN):
                         self._compiler.get(name, kind, dtype, dtype, _UNIT)
                 for kind in (COPY, DIFFERENCE):
-                    self._compiler.get("many", kind, dtype, torch.float32, _UNIT)
+                    self._compiler.get("many", kind, dtype, dtype, _UNIT)
 
     def wait(self, seconds: float) -> bool:
         """Wait until all is compiled that was asked for; return whether it is. Not for training."""

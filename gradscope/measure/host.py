@@ -56,8 +56,22 @@ def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> list
 
 
 def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> list[float]:
-    """Return the L2 norm of each difference, which overwrites `copies`."""
+    """Return the L2 norm of each difference, which overwrites `copies`, but for half types."""
+    if any(copy.dtype in HALF for copy in copies):
+        return [
+            _difference(x, y) if y.dtype in HALF else difference_norms([x], [y])[0]
+            for x, y in zip(tensors, copies, strict=True)
+        ]
     return _change_with_norms(torch_internals.subtract_all, Tensor.sub_, tensors, copies)
+
+
+def _difference(x: Tensor, y: Tensor) -> float:
+    """Return the L2 norm of `x` - `y`, in which half types do not round."""
+    squares = (
+        torch.linalg.vector_norm(a.double() - b).item() ** 2
+        for a, b in zip(_pieces(x), _pieces(y), strict=True)
+    )
+    return math.sqrt(sum(squares))
 
 
 def census(
@@ -127,7 +141,7 @@ def _change_with_norms(
     values: list[float] = []
     for group in _cached_groups(copies):
         first = copies[group.start]
-        if first.numel() <= PIECE:
+        if first.numel() <= PIECE or first.dtype in HALF:  # whose pieces are no views
             change_all(list(copies[group]), list(tensors[group]))
             values += norms(copies[group])
             continue

@@ -128,7 +128,7 @@ def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tens
     Parameters
     ----------
     tensors, copies : sequences of n Tensors
-        Each copy like the dense form of its tensor; half types in float32.
+        Each copy like the dense form of its tensor; half types in float32, or as they are.
     """
     if (fast := _kernel_for(tensors)) is not None:
         return _roots(fast.copies(tensors, copies))

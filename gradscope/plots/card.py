@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gradscope.diagnosis.summary import Summary, summarise
 from gradscope.errors import GradscopeError
-from gradscope.plots.drawn import arrives, drawn_metric
+from gradscope.plots.drawn import arrives, drawn_metric, last_readable_row
 from gradscope.plots.lettering import times
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.summary import Summary, last_readable_row, summarise
 from gradscope.plots.theme import LIGHT, Theme
 from gradscope.runs.run import Run
 
@@ -205,7 +205,7 @@ def _advice(summary: Summary, theme: Theme) -> list[str]:
     if not grave:
         return _wrapped(_LEFT, 522, summary.shortcuts, 100, 2, 22, theme.text)
     lines = [
-        f"{'Try' if i == 0 else 'or'}: {_cut(text, 92)}"
+        f"{'Try' if i == 0 else 'or'}: {_cut(text, 92 if i else 80)}"  # the first is bold
         for i, text in enumerate(grave[0].remedies[:2])
     ]
     return [

@@ -118,6 +118,16 @@ def arrives(data: DrawnMetric, row: int) -> float:
     return float(data.values(row, row + 1)[0][0])
 
 
+def last_readable_row(data: DrawnMetric) -> int:
+    """Return the last row in which any layer has a number other than 0; the last one if none."""
+    for first in (max(len(data.steps) - 1000, 0), 0):
+        values = data.read(first)
+        known = np.flatnonzero((np.isfinite(values) & (values != 0)).any(axis=1))
+        if len(known):
+            return first + int(known[-1])
+    return len(data.steps) - 1
+
+
 def as_runs(runs: Run | Sequence[Run]) -> list[Run]:
     """Return `runs` as a list.
 

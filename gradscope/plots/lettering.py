@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.wording import amount
+from gradscope.wording import number as number  # as this module offers it, too
 
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -23,21 +24,6 @@ def safe(text: str, limit: int = 60) -> str:
         half = (limit - 1) // 2
         text = f"{text[:half]}…{text[-half:]}"
     return html.escape(text, quote=True)
-
-
-def number(value: float) -> str:
-    """Return `value` to two digits: `0.21`, `6.2`, `3.0e-7`, `exactly 0`, `NaN`, `inf`."""
-    if math.isnan(value):
-        return "NaN"
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    if value == 0:
-        return "exactly 0"
-    if 0.01 <= abs(value) < 10_000:
-        digits = 2 - 1 - math.floor(math.log10(abs(value)))
-        return f"{value:.{max(digits, 0)}f}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
 
 
 def factor(value: float) -> str:

@@ -11,6 +11,7 @@ from string import Template
 import plotly.graph_objects as go
 
 from gradscope._version import __version__
+from gradscope.diagnosis.summary import summarise
 from gradscope.errors import GradscopeError
 from gradscope.plots import (
     depth_profile,
@@ -24,7 +25,6 @@ from gradscope.plots import (
     training,
 )
 from gradscope.plots.drawn import as_runs
-from gradscope.plots.summary import summarise
 from gradscope.plots.theme import DARK, LIGHT
 from gradscope.runs.run import Run
 

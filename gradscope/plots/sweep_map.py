@@ -11,10 +11,10 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
+from gradscope.diagnosis.summary import Summary, summarise
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.summary import Summary, summarise
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,

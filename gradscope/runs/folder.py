@@ -15,11 +15,16 @@ from gradscope.errors import GradscopeWarning
 from gradscope.runs import frames
 from gradscope.runs.remote import Mirror
 from gradscope.storage import parts
-from gradscope.storage.lock import is_live
 from gradscope.storage.reader import read_rows
-from gradscope.storage.run_json import META_NAME, last_lost, lost_words, read_meta
+from gradscope.storage.run_json import META_NAME, last_lost, lost_words, read_meta, status_of
 
 _LATEST = 10**12  # later than any step
+_LISTED = {
+    "layers": schema.LAYERS,
+    "shortcuts": schema.SHORTCUTS,
+    "edges": schema.EDGES,
+    "heads": schema.HEADS,
+}
 
 
 class RunFolder:
@@ -40,8 +45,6 @@ class RunFolder:
         What `run.json` holds.
     id : str
         What it calls the run: parts of another one are left out.
-    layers, shortcuts, edges, heads : DataFrame
-        The columns of `schema.LAYERS`, `schema.SHORTCUTS`, `schema.EDGES` and `schema.HEADS`.
     steps : DataFrame
         The columns of `schema.STEPS`, then the logged scalars.
     """
@@ -63,6 +66,26 @@ class RunFolder:
         if closed and self.status == "closed":  # what was read in between is all there is
             self._tell_if_cut_off()
 
+    @property
+    def layers(self) -> pd.DataFrame:
+        """As `Run.layers`."""
+        return self._listed["layers"].frame
+
+    @property
+    def shortcuts(self) -> pd.DataFrame:
+        """As `Run.shortcuts`."""
+        return self._listed["shortcuts"].frame
+
+    @property
+    def edges(self) -> pd.DataFrame:
+        """As `Run.edges`."""
+        return self._listed["edges"].frame
+
+    @property
+    def heads(self) -> pd.DataFrame:
+        """As `Run.heads`."""
+        return self._listed["heads"].frame
+
     def refresh(self) -> bool:
         """Take in what was written since; return whether there was anything."""
         if self.mirror is not None:
@@ -72,10 +95,9 @@ class RunFolder:
     @property
     def status(self) -> str:
         """As `Run.status`."""
-        status = str(self.meta.get("status", "crashed"))
-        if status == "running" and self.mirror is None and not is_live(self.path):
-            return "crashed"
-        return status
+        if self.mirror is not None:
+            return str(self.meta.get("status", "crashed"))
+        return status_of(self.path, self.meta)
 
     @property
     def notes(self) -> list[str]:
@@ -112,10 +134,7 @@ class RunFolder:
             if seen == self._seen:
                 return False
         self.meta: dict[str, Any] = frames.cleaned(read_meta(self.path))
-        self.layers = frames.listed(file, self.meta["layers"], schema.LAYERS)
-        self.shortcuts = frames.listed(file, self.meta["shortcuts"], schema.SHORTCUTS)
-        self.edges = frames.listed(file, self.meta["edges"], schema.EDGES)
-        self.heads = frames.listed(file, self.meta["heads"], schema.HEADS)
+        self._listed = {key: frames.Listed(file, self.meta[key], t) for key, t in _LISTED.items()}
         self._seen = seen
         if self.meta["lost"]:
             self.tell(f"{self.path}: {lost_words(self.meta['lost'])}")
@@ -124,17 +143,11 @@ class RunFolder:
     def _read_steps(self) -> bool:
         after = int(self.steps["step"].iloc[-1]) if len(self.steps) else -1
         pieces = read_rows(self.path / "steps", self.id, None, after, _LATEST, self.tell)
-        new = [pd.DataFrame(rows) for *_, rows in pieces]
-        if not new:
-            return False
-        known = [self.steps] if len(self.steps) else []
-        joined = pd.concat([*known, *new], ignore_index=True)
-        names = schema.names(schema.STEPS)
-        extras = [name for name in joined.columns if name not in names]
-        self.steps = joined.reindex(columns=names + extras).astype(
-            {c.name: c.dtype for c in schema.STEPS}
-        )
-        return True
+        new = [rows for *_, rows in pieces]
+        if new:
+            known = {str(name): self.steps[name].to_numpy() for name in self.steps}
+            self.steps = frames.steps([known, *new] if len(self.steps) else new)
+        return bool(new)
 
     def _tell_if_cut_off(self) -> None:
         """Say so where there are readings of later steps than the table `steps` has."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,51 @@ import pandas as pd
 from gradscope import schema
 from gradscope.arithmetic import ratio, relative
 from gradscope.errors import GradscopeError
+
+
+class Listed:
+    """What `run.json` lists of one kind; its frame is made when it is asked for.
+
+    Parameters
+    ----------
+    file : path of the run.json
+    rows : what it lists
+    table : its columns
+
+    Raises
+    ------
+    GradscopeError
+        If no frame can be made of it.
+    """
+
+    def __init__(self, file: Path, rows: Any, table: schema.Table) -> None:
+        self._given = file, rows, table
+        if not _is_well_formed(rows, table):  # most are, and a frame takes a millisecond
+            _ = self.frame
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row each."""
+        return listed(*self._given)
+
+
+def _is_well_formed(rows: Any, table: schema.Table) -> bool:
+    """Whether a glance tells that `listed` takes `rows`."""
+    kinds = [(c.name, _KINDS.get(c.dtype)) for c in table if c.name != schema.TRAINING]
+    numbered = table in (schema.LAYERS, schema.SHORTCUTS)
+    for place, row in enumerate(rows):
+        if type(row) is not dict or any(type(row.get(name)) is not kind for name, kind in kinds):
+            return False
+        if type(row.get(schema.TRAINING, "")) is not str or not 0 <= row.get("position", 0) <= 1:
+            return False
+        if any(abs(row[name]) >= 2**31 for name, kind in kinds if kind is int):
+            return False
+        if numbered and row[table[0].name] != place:
+            return False
+    return True
+
+
+_KINDS = {"str": str, "int32": int, "int64": int, "float64": float}
 
 
 def listed(file: Path, rows: Any, table: schema.Table) -> pd.DataFrame:
@@ -57,9 +104,22 @@ def cleaned(value: Any) -> Any:
     return clean(value) if isinstance(value, str) else value
 
 
+@cache
 def no_steps() -> pd.DataFrame:
-    """Return the steps of a run that has none."""
+    """Return the steps of a run that has none; not to be changed."""
     return pd.DataFrame({c.name: pd.Series([], dtype=c.dtype) for c in schema.STEPS})
+
+
+def steps(pieces: Sequence[Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """Return rows of the table of steps as a frame; a scalar that some lack is NaN there."""
+    dtypes = {column.name: column.dtype for column in schema.STEPS}
+    names = [*dtypes, *(name for rows in pieces for name in rows if name not in dtypes)]
+    columns = {}
+    for name in dict.fromkeys(names):
+        values = [rows.get(name, np.full(rows["step"].size, np.nan)) for rows in pieces]
+        joined = np.concatenate(values)
+        columns[name] = joined.astype(dtypes.get(name, joined.dtype), copy=False)
+    return pd.DataFrame(columns)
 
 
 def readings(

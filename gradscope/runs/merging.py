@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 
 from gradscope import schema
-from gradscope.arithmetic import combine, energy_share, share_of_process
+from gradscope.arithmetic import Groups, combine, energy_share, share_of_process
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.runs.loading import load, load_all
 from gradscope.runs.run import Run
 from gradscope.storage.reader import TableReader
 from gradscope.storage.writer import RunWriter
 
-_KEPT = ("model", "config", "every", "cut", "gradscope", "torch", "created", "marks")
+_KEPT = ("model", "config", "every", "cut", "gradscope", "torch", "created", "marks", "facts")
 _ROWS_AT_ONCE = 2**17
 
 Track = Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]
@@ -139,6 +139,7 @@ class _Union:
             for reader, numbers in zip(self._readers, self.numbers, strict=True)
         ]
         flat = [number for numbers in self.numbers for number in numbers]
+        groups = Groups(flat, [1] * len(flat))
         given: dict[str, np.ndarray] = {}
         result = {}
         for place, column in enumerate(metrics):
@@ -147,7 +148,7 @@ class _Union:
                 [values[place] * share for values, share in zip(read, shares, strict=True)], axis=1
             ).astype(np.float64)
             out = np.full((steps.size, len(self.rows)), np.nan)
-            combine(column, given, flat, [1] * len(flat), out)
+            combine(column, given, groups, out)
             wide = read[0][place].dtype == np.float64
             result[column.name] = out if wide else out.astype(np.float32)
         return result

@@ -21,6 +21,11 @@ UNCHANGED = "unchanged"
 _FILE = "tried.json"
 
 
+def tried_file(run: Path) -> Path:
+    """Return the file that holds what was tried beside the run in `run`."""
+    return run / FOLDER / _FILE
+
+
 @dataclass(frozen=True)
 class Tried:
     """One change that was tried on copies of a net, or none: the copy that was left as it was.
@@ -84,7 +89,7 @@ def write_tried(run: Path, tried: Sequence[Tried]) -> None:
     GradscopeError
         If it cannot be written.
     """
-    file = run / FOLDER / _FILE
+    file = tried_file(run)
     temporary = file.with_name(f".{_FILE}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +107,7 @@ def read_tried(run: Path) -> list[Tried]:
     run : folder of the run
     """
     with suppress(OSError, ValueError, TypeError, RecursionError, AttributeError):
-        return [_row(row) for row in json.loads((run / FOLDER / _FILE).read_bytes())]
+        return [_row(row) for row in json.loads(tried_file(run).read_bytes())]
     return []
 
 

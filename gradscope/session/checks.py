@@ -34,6 +34,26 @@ def check_settings(every: int, flush_every: int, flush_seconds: float, ranks: in
         )
 
 
+def check_updates(updates: object) -> None:
+    """Refuse what is no way to tell a step's update."""
+    if not isinstance(updates, bool) and updates != "sampled":
+        raise GradscopeError(
+            f'watch(updates={updates!r}): needs True, "sampled" (an estimate in little memory) or'
+            " False (no update_norm)"
+        )
+
+
+def check_gradient(gradient: object) -> None:
+    """Refuse what is no place of gradients."""
+    if gradient is None or (isinstance(gradient, str) and gradient.isidentifier()):
+        return
+    if isinstance(gradient, Tensor) or not callable(gradient):
+        raise GradscopeError(
+            f"watch(gradient={gradient!r:.80}): needs the name of an attribute of parameters, such"
+            ' as "main_grad", or a function from a parameter to its gradient'
+        )
+
+
 def check_cut(model: nn.Module, cut: str | None, cut_every: int | None, every: int) -> int:
     """Return `cut_every`, its default filled in."""
     if cut is not None and cut not in CUTS:

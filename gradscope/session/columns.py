@@ -7,117 +7,145 @@ over parameters, micro-batches and calls of a module, and divided by the factor 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradscope import schema
-from gradscope.arithmetic import Array, combine, energy_share, ratio, root_sum_square
+from gradscope.arithmetic import Array, Groups, combine, energy_share, ratio, root_sum_square
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.rows import Key, OfLayer, OfParameter, OfShortcut, OfStep
+from gradscope.capture.rows import Layout, OfLayer, OfShortcut
+from gradscope.session.arrangement import OF_LAYERS, OF_SHORTCUTS, Arrangement
+from gradscope.session.shares import ALONE, Shares
 from gradscope.session.tape import HostRow
 
 Columns = dict[str, NDArray[np.generic]]
 """Column -> values, of one table."""
 
-_OF_LAYERS = schema.by_name(schema.LAYER_METRICS, schema.TIME_NORMS)
-_OF_SHORTCUTS = schema.by_name(schema.SHORTCUT_METRICS, schema.FORWARD_NORMS)
+_REMEMBERED = 8
 
-_KeyOfKind = TypeVar("_KeyOfKind", OfLayer, OfParameter, OfShortcut)
-_Found = dict[str, list[tuple[int, _KeyOfKind]]]
-"""Metric -> place of a value, and what it is of."""
+
+class Copies(NamedTuple):
+    """Norms of what several processes should hold alike: of `numbers`, so many `copies` of each."""
+
+    numbers: NDArray[np.int64]
+    copies: NDArray[np.float64]
+    norms: Array
+
+
+class Decoded(NamedTuple):
+    """Readings of rows, of each layer and shortcut as one, (rows, n); `columns` makes tables of it.
+
+    `weights` are of layers and shortcuts, (n,): how many elements were read, or 1 where they do not
+    matter, over the number of processes that read the same; 0 of what was not read.
+    """
+
+    wide: bool
+    steps: Columns
+    totals: dict[str, Array]
+    values: dict[str, dict[str, Array]]
+    weights: dict[str, dict[str, NDArray[np.float64]]]
+    copies: dict[str, Copies]
 
 
 class Decoder:
-    """Turns rows into columns of the part files, by the numbers of `catalogue`."""
+    """Puts readings of rows together, by the numbers of `catalogue`.
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    Parameters
+    ----------
+    catalogue : Catalogue
+    shares : Shares, optional
+        What of the readings goes into those of all processes.
+    """
+
+    def __init__(self, catalogue: Catalogue, shares: Shares = ALONE) -> None:
         self._catalogue = catalogue
+        self._shares = shares
+        self._arrangements: list[Arrangement] = []  # the last few
         self._called: set[int] = set()  # layers of which an output was read
+        self.summands: dict[str, None] = {}  # layers of whose gradient processes hold summands
 
-    def columns(self, rows: Sequence[HostRow]) -> list[dict[str, Columns]]:
-        """Return the columns of the tables `layers`, `shortcuts` and `steps`, in runs of rows.
+    def decoded(self, rows: Sequence[HostRow]) -> Iterator[Decoded]:
+        """Yield the readings of `rows`, in runs of rows of one layout.
 
         Every layer and shortcut known by now stands in every row, in the catalogue's order.
         """
-        return [
-            self._alike(list(group))
-            for _, group in groupby(rows, key=lambda row: [layout for layout, _ in row.segments])
-        ]
+        for layouts, alike in groupby(rows, _layouts):
+            yield self._alike(list(alike), self._arrangement(layouts))
 
-    def _alike(self, rows: list[HostRow]) -> dict[str, Columns]:
-        """Return the columns of rows of one layout."""
-        layout = [keys for some, _ in rows[0].segments for keys in some]
+    def _arrangement(self, layouts: list[Layout]) -> Arrangement:
+        for known in self._arrangements:
+            if known.layouts == layouts:
+                return known
+        made = Arrangement(layouts, self._catalogue, self._shares)
+        self.summands |= dict.fromkeys(made.summands)
+        self._arrangements = [made, *self._arrangements[: _REMEMBERED - 1]]
+        return made
+
+    def _alike(self, rows: list[HostRow], arranged: Arrangement) -> Decoded:
+        """Return the readings of rows of one layout."""
         values = np.array(
             [np.concatenate([v for _, v in row.segments]) if row.segments else [] for row in rows],
             dtype=np.float64,
         )
-        dtype = np.float64 if any(row.wide for row in rows) else np.float32
-        scalars = _scalars(rows, layout, values)
+        scalars = _scalars(rows, arranged, values)
         scales = {
             name: np.nan_to_num(scalars.pop(name, np.full(len(rows), math.nan)), nan=1.0)
             for name in ("loss_scale", "grad_scale")
         }
-        n_layers, n_shortcuts = len(self._catalogue.layers), len(self._catalogue.shortcuts)
-        layers = {name: np.full((len(rows), n_layers), np.nan) for name in _OF_LAYERS}
-        shortcuts = {name: np.full((len(rows), n_shortcuts), np.nan) for name in _OF_SHORTCUTS}
-        totals = self._of_parameters(layout, values, scales, layers)
-        self._of_layers(layout, values, scales, layers)
-        self._of_shortcuts(layout, values, scales, shortcuts)
-        return {
-            "layers": _table(rows, "layer", n_layers, layers, dtype),
-            "shortcuts": _table(rows, "shortcut", n_shortcuts, shortcuts, dtype),
-            "steps": _steps(rows, scales["loss_scale"], scalars, totals),
-        }
+        decoded = Decoded(
+            any(row.wide for row in rows),
+            _steps(rows, scales["loss_scale"], scalars),
+            {},
+            {
+                "layers": _nothing(rows, self._catalogue.layers, OF_LAYERS),
+                "shortcuts": _nothing(rows, self._catalogue.shortcuts, OF_SHORTCUTS),
+            },
+            {"layers": {}, "shortcuts": {}},
+            {},
+        )
+        self._of_parameters(arranged, values, scales, decoded)
+        self._of_layers(arranged, values, scales, decoded)
+        self._of_shortcuts(arranged, values, scales, decoded)
+        return decoded
 
     def _of_parameters(
-        self,
-        layout: Sequence[tuple[Key, ...]],
-        values: Array,
-        scales: Mapping[str, Array],
-        layers: dict[str, Array],
-    ) -> dict[str, Array]:
-        """Fill in the norms of parameters; return those over all parameters."""
-        totals = {}
-        number = self._catalogue.layer_of
-        for name, entries in _found(layout, OfParameter).items():
-            column = _OF_LAYERS[name]
-            picked = _unscaled(column, values, [place for place, _ in entries], scales)
-            owners = [min(number[m] for m in key.owners) for _, key in entries]  # tied: the first
-            totals[name] = root_sum_square(picked)
-            combine(column, {name: picked}, owners, [1] * len(entries), layers[name])
-        return totals
+        self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
+    ) -> None:
+        """Fill in the norms of parameters, and those over all parameters."""
+        layers = decoded.values["layers"]
+        for name, (places, groups) in arranged.parameters.items():
+            column, held = OF_LAYERS[name], arranged.held[name]
+            picked = _unscaled(column, values, places, scales)
+            decoded.weights["layers"][name] = _weights(groups, len(self._catalogue.layers))
+            if self._shares is not ALONE:
+                combine(column, {name: picked}, groups, layers[name])
+                decoded.copies[name] = Copies(held.alike, held.by, layers[name][:, held.alike])
+                picked = picked / np.sqrt(held.copies)
+            decoded.totals[name] = root_sum_square(picked)
+            combine(column, {name: picked}, groups, layers[name])
 
     def _of_layers(
-        self,
-        layout: Sequence[tuple[Key, ...]],
-        values: Array,
-        scales: Mapping[str, Array],
-        layers: dict[str, Array],
+        self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
     ) -> None:
-        number = self._catalogue.layer_of
+        layers, weights = decoded.values["layers"], decoded.weights["layers"]
         elements = np.zeros(len(self._catalogue.layers))  # of each layer's outputs
-        for name, entries in _found(layout, OfLayer).items():
-            column = _OF_LAYERS[name]
-            places = [place for place, _ in entries]
+        for name, (places, groups) in arranged.layers.items():
+            column = OF_LAYERS[name]
             readings = {name: _unscaled(column, values, places, scales)}
-            if column.mean:  # taken in the same breath: it stands before the deviation
-                assert all(layout[p - 1][0][0] == column.mean for p in places), layout
-                readings[column.mean] = values[:, [place - 1 for place in places]]
-            numbers = [number[key.module] for _, key in entries]
-            counts = [key.elements for _, key in entries]
-            combine(column, readings, numbers, counts, layers[name])
+            if column.mean:
+                readings[column.mean] = values[:, places - 1]
+            weights[name] = _weights(groups, elements.size)
+            combine(column, readings, groups, layers[name])
             if name == "activation_norm":
-                np.add.at(elements, numbers, counts)
+                elements[groups.numbers] = groups.weights
         _complete_outputs(layers, elements)
         self._count_outputs(layers, elements)
-        first, last = (layers.pop(column.name) for column in schema.TIME_NORMS)
-        with np.errstate(divide="ignore"):
-            layers["time_decades"] = np.log10(ratio(first, last))
+        weights["output_elements"] = (~np.isnan(layers["output_elements"][0])).astype(np.float64)
+        self._apply_shares(OfLayer, OF_LAYERS, layers, weights)
 
     def _count_outputs(self, layers: dict[str, Array], elements: Array) -> None:
         """Fill in how many elements the outputs had; 0 of layers that were only called before."""
@@ -128,67 +156,111 @@ class Decoder:
             layers["output_elements"][:, known] = elements[known]
 
     def _of_shortcuts(
-        self,
-        layout: Sequence[tuple[Key, ...]],
-        values: Array,
-        scales: Mapping[str, Array],
-        shortcuts: dict[str, Array],
+        self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
     ) -> None:
-        for name, entries in _found(layout, OfShortcut).items():
-            column = _OF_SHORTCUTS[name]
-            picked = _unscaled(column, values, [place for place, _ in entries], scales)
-            numbers = [key.shortcut for _, key in entries]
-            combine(column, {name: picked}, numbers, [1] * len(entries), shortcuts[name])
-        branch, shortcut = (shortcuts.pop(column.name) for column in schema.FORWARD_NORMS)
-        shortcuts["branch_ratio"] = ratio(branch, shortcut)
-        shortcuts["energy_share"] = energy_share(
-            shortcuts["shortcut_norm"], shortcuts["branch_norm"]
-        )
+        shortcuts, weights = decoded.values["shortcuts"], decoded.weights["shortcuts"]
+        for name, (places, groups) in arranged.shortcuts.items():
+            column = OF_SHORTCUTS[name]
+            weights[name] = _weights(groups, len(self._catalogue.shortcuts))
+            picked = _unscaled(column, values, places, scales)
+            combine(column, {name: picked}, groups, shortcuts[name])
+        self._apply_shares(OfShortcut, OF_SHORTCUTS, shortcuts, weights)
+
+    def _apply_shares(
+        self,
+        kind: type[OfLayer] | type[OfShortcut],
+        metrics: Mapping[str, schema.Column],
+        values: Mapping[str, Array],
+        weights: Mapping[str, NDArray[np.float64]],
+    ) -> None:
+        """Leave what is this process's own."""
+        if self._shares is ALONE:
+            return
+        catalogue, parallel = self._catalogue, None
+        if catalogue.sharing is not None and catalogue.sharing.parallel > 1:
+            parallel = np.full((3, len(catalogue.layers)), np.nan)  # as of `Spread`
+            for module, spread in list(catalogue.spread.items()):
+                if module in catalogue.layer_of:
+                    parallel[:, catalogue.layer_of[module]] = spread
+            if kind is OfShortcut:
+                known = catalogue.shortcut_spread
+                numbers = range(len(catalogue.shortcuts))
+                parallel = np.array([[known.get(number, np.nan) for number in numbers]] * 3)
+        for name, weight in weights.items():
+            column = metrics[name]
+            if column.processes == "copies":  # of parameters: done
+                continue
+            side = 2 if name == "input_signal_norm" else column.processes == "mean of losses"
+            copies = None if parallel is None else parallel[int(side)]
+            self._shares.apply(column, kind, values[name], weight, copies)
 
 
-def _found(layout: Sequence[tuple[Key, ...]], kind: type[_KeyOfKind]) -> _Found[_KeyOfKind]:
-    """Return where the readings of one kind are, by metric."""
-    found: _Found[_KeyOfKind] = defaultdict(list)
-    for place, keys in enumerate(layout):
-        for key in keys:
-            if isinstance(key, kind):
-                found[key.metric].append((place, key))
-    return found
+def columns(decoded: Decoded) -> dict[str, Columns]:
+    """Return the columns of the tables `layers`, `shortcuts` and `steps`."""
+    dtype = np.float64 if decoded.wide else np.float32
+    steps = np.asarray(decoded.steps["step"])
+    layers, shortcuts = dict(decoded.values["layers"]), dict(decoded.values["shortcuts"])
+    first, last = (layers.pop(column.name) for column in schema.TIME_NORMS)
+    with np.errstate(divide="ignore"):
+        layers["time_decades"] = np.log10(ratio(first, last))
+    branch, shortcut = (shortcuts.pop(column.name) for column in schema.FORWARD_NORMS)
+    shortcuts["branch_ratio"] = ratio(branch, shortcut)
+    shortcuts["energy_share"] = energy_share(shortcuts["shortcut_norm"], shortcuts["branch_norm"])
+    norms = {
+        name: decoded.totals.get(name, np.full(len(steps), math.nan))
+        for name in ("grad_norm", "clipped_grad_norm")
+    }
+    return {
+        "layers": _table(steps, "layer", layers, dtype),
+        "shortcuts": _table(steps, "shortcut", shortcuts, dtype),
+        "steps": {**decoded.steps, **norms},
+    }
+
+
+def _layouts(row: HostRow) -> list[Layout]:
+    return [layout for layout, _ in row.segments]
+
+
+def _nothing(
+    rows: Sequence[HostRow], of: Sequence[object], metrics: Mapping[str, schema.Column]
+) -> dict[str, Array]:
+    return {name: np.full((len(rows), len(of)), np.nan) for name in metrics}
+
+
+def _weights(groups: Groups, size: int) -> NDArray[np.float64]:
+    """Return how many elements each of `size` things was read from."""
+    weights = np.zeros(size)
+    weights[groups.numbers] = groups.weights
+    return weights
 
 
 def _unscaled(
-    column: schema.Column, values: Array, places: list[int], scales: Mapping[str, Array]
+    column: schema.Column, values: Array, places: NDArray[np.int64], scales: Mapping[str, Array]
 ) -> Array:
     """Return the values at `places`, divided by the scale that `column` says they carried."""
     picked: Array = values[:, places]
     return picked / scales[column.scale][:, None] if column.scale else picked
 
 
-def _scalars(
-    rows: Sequence[HostRow], layout: Sequence[tuple[Key, ...]], values: Array
-) -> dict[str, Array]:
+def _scalars(rows: Sequence[HostRow], arranged: Arrangement, values: Array) -> dict[str, Array]:
     """Return what was logged, as numbers and as tensors."""
-    scalars: dict[str, Array] = {}
-    for place, keys in enumerate(layout):
-        for key in keys:
-            if isinstance(key, OfStep):
-                scalars[key.name] = values[:, place]
+    scalars: dict[str, Array] = {n: values[:, place] for n, place in arranged.scalars.items()}
     for name in {name for row in rows for name in row.scalars}:
         scalars[name] = np.array([row.scalars.get(name, math.nan) for row in rows])
     return scalars
 
 
 def _table(
-    rows: list[HostRow], index: str, n: int, metrics: Mapping[str, Array], dtype: type
+    steps: NDArray[np.generic], index: str, metrics: Mapping[str, Array], dtype: type
 ) -> Columns:
-    steps = np.array([row.step for row in rows], dtype=np.int64)
+    n = next(iter(metrics.values())).shape[1]
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
         values: Columns = {
             name: matrix.reshape(-1).astype(dtype) for name, matrix in metrics.items()
         }
     return {
         "step": np.repeat(steps, n),
-        index: np.tile(np.arange(n, dtype=np.int32), len(rows)),
+        index: np.tile(np.arange(n, dtype=np.int32), len(steps)),
         **values,
     }
 
@@ -205,18 +277,14 @@ def _complete_outputs(layers: dict[str, Array], elements: Array) -> None:
         layers[metric][np.isnan(norm)] = math.nan  # a count of signs does not show a NaN
 
 
-def _steps(
-    rows: list[HostRow], scale: Array, scalars: dict[str, Array], totals: Mapping[str, Array]
-) -> Columns:
-    nothing = np.full(len(rows), math.nan)
+def _steps(rows: list[HostRow], scale: Array, scalars: dict[str, Array]) -> Columns:
+    """Return the columns of `steps`, but for the norms over all parameters."""
     found_inf = scalars.pop("found_inf", np.zeros(len(rows)))
     columns: Columns = {
         "step": np.array([row.step for row in rows], dtype=np.int64),
         "time": np.array([row.time for row in rows]),
         "skipped": np.array([row.skipped for row in rows]) | (found_inf > 0),
-        "grad_norm": totals.get("grad_norm", nothing),
-        "clipped_grad_norm": totals.get("clipped_grad_norm", nothing),
         "loss_scale": scale,
-        "learning_rate": nothing,
+        "learning_rate": np.full(len(rows), math.nan),
     }
     return columns | scalars

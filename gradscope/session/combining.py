@@ -1,41 +1,30 @@
-"""The rows that several processes have read of one step, put together as one.
+"""The sums that several processes make of one step, as readings.
 
-A reading is combined as `schema.Column` says. What all processes should hold alike is compared
-first: where it differs, no number is that of all, and it is NaN.
+What several should hold alike is compared: where it differs, no number is that of all, and it is
+NaN.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope import schema
-from gradscope.arithmetic import share_of_process
-from gradscope.capture.rows import Key, Keys, Layout, OfParameter, OfStep
-from gradscope.session.derived import HostSegment
-from gradscope.session.tape import HostRow
+from gradscope.arithmetic import Array, root_sum_square
+from gradscope.session.columns import Columns, Decoded
+from gradscope.session.joint import Joint
+from gradscope.session.partial_rows import METRICS, Ints, Kind, PartialRow, Slots, readings_of
 
 TOLERANCE = 1e-4
 """Relative difference of two readings of one thing, on different hardware at most."""
 
-Unlike = frozenset[Key]
-
-_NONE: Unlike = frozenset()
-_Values = dict[Key, list[float]]
+_OF_STEPS = ("clipped_grad_norm", "update_norm")  # what steps of one number have in common
 
 
 class Combiner:
-    """Combines the rows of `size` processes.
-
-    Parameters
-    ----------
-    size : int
-    unfollowed : kinds of readings that cannot be put together: they are NaN
+    """Makes readings of what all of `size` processes have added up.
 
     Attributes
     ----------
@@ -43,148 +32,133 @@ class Combiner:
         Steps that not every process has sent.
     apart : list of int
         Steps of one number in which processes did not do the same.
-    unlike : dict of str to list
-        Metric -> the owners of parameters, of which processes hold readings of their own.
+    unlike : dict of str to array
+        Metric -> the numbers of layers, of which processes hold readings of their own.
     """
 
-    def __init__(self, size: int, unfollowed: tuple[type[Key], ...]) -> None:
+    def __init__(self, size: int, joint: Joint, slots: Slots) -> None:
         self.partial: list[int] = []
         self.apart: list[int] = []
-        self.unlike: dict[str, list[tuple[int, ...]]] = {}
+        self.unlike: dict[str, Ints] = {}
         self._size = size
-        self._unfollowed = unfollowed
-        self._ever = _NONE
-        self._known: dict[
-            tuple[bool, bool, Unlike, Layout], list[tuple[Layout, list[int], float]]
-        ] = {}
+        self._joint = joint
+        self._slots = slots
+        self._ever: set[tuple[str, int]] = set()  # metrics of layers that were unlike
 
-    def combined(self, rows: Mapping[int, HostRow]) -> HostRow:
-        """Return the `rows` of one step, by process, as one; the step's own is rank 0's."""
-        step, whole = rows[0].step, len(rows) == self._size
-        if whole:
-            unlike = self._compare(rows)
-            self._ever |= unlike
-        else:  # nothing to compare: what differed before is not believed
-            unlike = self._ever
-            self.partial.append(step)
-        is_apart = whole and self._is_apart(unlike, rows[0])
-        if is_apart:
-            self.apart.append(step)
-        elif whole:
-            for metric in {key.metric for key in unlike if isinstance(key, OfParameter)}:
-                self.unlike.setdefault(metric, _owners(unlike, metric))
-        segments = [
-            segment
-            for rank, row in sorted(rows.items())
-            if rank == 0 or (whole and not is_apart)
-            for layout, values in row.segments
-            for segment in self._shared(layout, values, rank == 0, whole, unlike)
+    def decoded(self, rows: Sequence[PartialRow]) -> Decoded:
+        """Return the readings of `rows`, by the numbers of the run."""
+        sums = np.zeros((len(rows), 2, self._slots.size))
+        for i, row in enumerate(rows):
+            sums[i, :, : row.sums.shape[1]] = row.sums
+        whole = np.array([row.processes == self._size for row in rows])
+        self.partial += [
+            row.step for row, all_of_it in zip(rows, whole, strict=True) if not all_of_it
         ]
-        if is_apart:
-            segments = [(keys, v if _of_step(keys) else v * math.nan) for keys, v in segments]
-        return rows[0]._replace(segments=segments)
+        values: dict[str, dict[str, Array]] = {
+            table: {name: np.full((len(rows), len(listed)), np.nan) for name in METRICS[table]}
+            for table, listed in (
+                ("layers", self._joint.layers),
+                ("shortcuts", self._joint.shortcuts),
+            )
+        }
+        for kind in sorted(
+            self._slots.kinds, key=lambda kind: kind.metric
+        ):  # means before deviations
+            if not kind.copies:
+                self._fill(kind, sums, values[kind.table])
+        self._compare(rows, sums, whole, values)
+        norms = values["layers"]
+        totals = {}
+        for name in ("grad_norm", "clipped_grad_norm"):
+            slots = self._slots.kinds.get(Kind("layers", name))
+            if slots is not None:
+                read = self._place("layers", np.flatnonzero(slots >= 0))
+                seen = sums[:, 1, slots[slots >= 0]] > 0
+                totals[name] = root_sum_square(np.where(seen, norms[name][:, read], 0.0))
+                totals[name][~seen.any(axis=1)] = np.nan
+        wide = any(row.wide for row in rows)
+        return Decoded(wide, _steps(rows), totals, values, {}, {})
 
-    def _compare(self, rows: Mapping[int, HostRow]) -> Unlike:
-        """Return of what, that all processes should hold alike, they have read different things."""
-        first, *others = (self._copies(row) for row in rows.values())
-        unlike: set[Key] = set()
-        for other in others:
-            keys = first.keys() | other.keys()
-            if keys and not _alike(first, other, keys):
-                unlike |= {key for key in keys if not _alike(first, other, (key,))}
-        return frozenset(unlike) if unlike else _NONE
+    def _place(self, table: str, numbers: Ints) -> Ints:
+        return np.array(self._joint.places[table], np.int64)[numbers]
 
-    def _copies(self, row: HostRow) -> _Values:
-        """Return the readings of what every process holds a copy of."""
-        found: _Values = defaultdict(list)
-        if OfParameter in self._unfollowed:
-            return found
-        for layout, values in row.segments:
-            for keys, value in zip(layout, values.tolist(), strict=True):
-                for key in keys:
-                    if isinstance(key, OfParameter) and key.copies == self._size:
-                        found[key].append(value)
-        return found
+    def _fill(self, kind: Kind, sums: NDArray[np.float64], values: dict[str, Array]) -> None:
+        numbers, found, _ = readings_of(kind, self._slots, sums)
+        column, places = METRICS[kind.table][kind.metric], self._place(kind.table, numbers)
+        if column.combine == "deviation":
+            with np.errstate(invalid="ignore"):
+                variance = found - np.square(values[column.mean][:, places])
+            found = np.sqrt(np.maximum(variance, 0))
+        values[kind.metric][:, places] = found
 
-    def _is_apart(self, unlike: Unlike, row: HostRow) -> bool:
-        """Whether processes made steps of their own: most of what optimizers got differs."""
-        if not unlike:
-            return False
-        copies = self._copies(row)
-        for metric in ("clipped_grad_norm", "update_norm"):
-            steps = [key for key in copies if key.metric == metric]  # type: ignore[union-attr]
-            if steps:
-                return 2 * len(unlike.intersection(steps)) > len(steps)
-        return False
-
-    def _shared(
+    def _compare(
         self,
-        layout: Layout,
-        values: NDArray[np.floating],
-        own: bool,
-        whole: bool,
-        unlike: Unlike,
-    ) -> Iterator[HostSegment]:
-        """Yield what one process's values add to those of all, keys of one share at a time."""
-        known = own, whole, unlike, layout
-        if known not in self._known:
-            if len(self._known) > 64:  # layouts repeat, but for a model that changes all the time
-                self._known.clear()
-            self._known[known] = list(self._by_share(layout, own, whole, unlike))
-        for keys, places, share in self._known[known]:
-            yield keys, values[places] * share
-
-    def _by_share(
-        self, layout: Layout, own: bool, whole: bool, unlike: Unlike
-    ) -> Iterator[tuple[Layout, list[int], float]]:
-        """Yield the keys of each share, with their places in `layout` and the share."""
-        shares: dict[float, list[tuple[int, Keys]]] = defaultdict(list)
-        for place, keys in enumerate(layout):
-            by_share: dict[float, list[Key]] = defaultdict(list)
-            for key in keys:
-                if own or not isinstance(key, OfStep):
-                    by_share[self._share(key, whole, unlike)].append(key)
-            for share, some in by_share.items():
-                shares[share].append((place, tuple(some)))
-        for share, entries in shares.items():
-            yield tuple(keys for _, keys in entries), [place for place, _ in entries], share
-
-    def _share(self, key: Key, whole: bool, unlike: Unlike) -> float:
-        """Return what a process's reading is multiplied by before it is combined with others'.
-
-        NaN where it says nothing without the others'; what all of them hold alike does.
-        """
-        if isinstance(key, OfStep):
-            return 1.0
-        copies = key.copies if isinstance(key, OfParameter) else 1
-        if (
-            isinstance(key, self._unfollowed)
-            or key in unlike
-            or not (whole or copies == self._size)
-        ):
-            return math.nan
-        if not whole:
-            return 1.0
-        return float(share_of_process(_COLUMNS[key.metric], self._size, copies))
+        rows: Sequence[PartialRow],
+        sums: NDArray[np.float64],
+        whole: NDArray[np.bool_],
+        values: dict[str, dict[str, Array]],
+    ) -> None:
+        """Set to NaN what is not that of all, and note of what and why."""
+        layers = values["layers"]
+        unlike = {name: np.zeros(x.shape, np.bool_) for name, x in layers.items()}
+        alike = {name: np.full(x.shape, np.nan) for name, x in layers.items()}
+        counts = {name: np.zeros((2, len(rows))) for name in _OF_STEPS}  # compared, unlike
+        for kind in self._slots.kinds:
+            if not kind.copies:
+                continue
+            numbers, means, seen = readings_of(kind, self._slots, sums)
+            of = self._slots.kinds[Kind("layers", kind.metric)][numbers]
+            places = self._place("layers", numbers)
+            held = (seen > 0) & (seen <= kind.copies)  # by more: parts of it, that are not compared
+            differs = held & _differ(sums[:, 0, of], means, seen, kind.copies)
+            alike[kind.metric][:, places] = np.where(held & ~differs, means, np.nan)
+            differs |= held & (seen < kind.copies) & whole[:, None]
+            unlike[kind.metric][:, places] |= differs
+            if kind.metric in counts:
+                counts[kind.metric] += np.stack([held.sum(axis=1), differs.sum(axis=1)])
+        for i, row in enumerate(rows):
+            differing = {name: np.flatnonzero(cells[i]) for name, cells in unlike.items()}
+            if not whole[i]:  # nothing to compare: what differed before is not believed
+                for name in values["shortcuts"]:
+                    values["shortcuts"][name][i] = np.nan
+                for name, metric in layers.items():
+                    metric[i] = alike[name][i]
+                for name, place in self._ever:
+                    layers[name][i, place] = np.nan
+                continue
+            self._ever |= {(name, n) for name, some in differing.items() for n in some.tolist()}
+            compared, found = next((c[:, i] for c in counts.values() if c[0, i]), (0, 0))
+            if 2 * found > compared:
+                self.apart.append(row.step)
+                for some in values.values():
+                    for metric in some.values():
+                        metric[i] = np.nan
+                continue
+            for name, places in differing.items():
+                layers[name][i, places] = np.nan
+                if places.size:
+                    self.unlike.setdefault(name, places)
 
 
-def _alike(one: _Values, other: _Values, keys: Iterable[Key]) -> bool:
-    """Whether two processes have read the same of `keys`."""
-    pairs = [(one.get(key, []), other.get(key, [])) for key in keys]
-    if any(len(mine) != len(theirs) for mine, theirs in pairs):
-        return False
-    mine, theirs = (np.array(list(chain.from_iterable(x))) for x in zip(*pairs, strict=True))
-    return bool(np.isclose(mine, theirs, rtol=TOLERANCE, atol=0, equal_nan=True).all())
+def _differ(
+    squares: Array, means: Array, seen: NDArray[np.float64], copies: int
+) -> NDArray[np.bool_]:
+    """Whether norms that `seen` processes have read of one thing differ.
+
+    Told by the sum of their squared distances from their mean; `squares` are sums over `copies`.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = squares * copies - np.square(means) * seen
+        result: NDArray[np.bool_] = spread > TOLERANCE**2 * np.square(means)
+    return result
 
 
-def _owners(unlike: Unlike, metric: str) -> list[tuple[int, ...]]:
-    return sorted(k.owners for k in unlike if isinstance(k, OfParameter) and k.metric == metric)
-
-
-def _of_step(layout: Layout) -> bool:
-    return all(isinstance(key, OfStep) for keys in layout for key in keys)
-
-
-_COLUMNS = schema.by_name(
-    schema.LAYER_METRICS, schema.TIME_NORMS, schema.SHORTCUT_METRICS, schema.FORWARD_NORMS
-)
+def _steps(rows: Sequence[PartialRow]) -> Columns:
+    columns: Columns = {
+        "step": np.array([row.step for row in rows], np.int64),
+        "time": np.array([row.time for row in rows]),
+        "skipped": np.array([row.skipped for row in rows], np.bool_),
+    }
+    for name in dict.fromkeys(name for row in rows for name in row.scalars):
+        columns[name] = np.array([row.scalars.get(name, math.nan) for row in rows])
+    return columns

@@ -14,12 +14,17 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
 from gradscope import schema
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.rows import Row
+from gradscope.capture.distributed import several
+from gradscope.capture.rows import OfLayer, OfShortcut, Row
 from gradscope.session.alerts import Alerts
-from gradscope.session.columns import Columns, Decoder
-from gradscope.session.ranks import SILENCE_SECONDS, Ranks
+from gradscope.session.columns import Columns, Decoded, Decoder, columns
+from gradscope.session.meeting import SILENCE_SECONDS
+from gradscope.session.ranks import Ranks
+from gradscope.session.shares import ALONE, Shares
 from gradscope.session.sinks import Subscription
 from gradscope.session.tape import HostRow, Tape
 from gradscope.storage.writer import RunWriter
@@ -61,7 +66,10 @@ class Drain:
         marks: Iterable[dict[str, Any]] = (),
     ) -> None:
         self._catalogue = catalogue
-        self._decoder = Decoder(catalogue)
+        self._decoder = Decoder(catalogue, ALONE if ranks is None else ranks.shares)
+        self._is_cut_off = False  # from the processes whose readings belong to those of this one
+        self._may_meet = not several()  # others that this process has not waited for
+        self._listed = catalogue if ranks is None else ranks.joint  # what the run's rows speak of
         self._writer = writer
         self._ranks = ranks
         self._tell = tell
@@ -185,7 +193,10 @@ class Drain:
 
     def _flush(self, closing: bool) -> None:
         try:
-            rows = self._tape.fetch()
+            waiting = self._tape.fetch()
+            if self._may_meet and several():
+                self._be_alone()
+            rows = [] if self._is_cut_off else self._decoded(waiting)
             if self._ranks is not None:
                 rows = self._exchange(rows, closing)
             if self._writer is not None:
@@ -194,25 +205,42 @@ class Drain:
         except Exception as error:  # the thread must live: `hand_over` waits for it
             self._tell(f"lost the steps of one flush: {type(error).__name__}: {error}")
 
-    def _write(self, writer: RunWriter, rows: list[HostRow], closing: bool) -> None:
-        decoded = self._decode(rows) if rows else []
+    def _be_alone(self) -> None:
+        """Say of readings of outputs that they are not those of all processes: they are NaN."""
+        self._may_meet = False
+        size = dist.get_world_size()
+        self._decoder = Decoder(self._catalogue, Shares(unknown=(OfLayer, OfShortcut), others=size))
+        self._tell(
+            f"the process group was made after watch(): process {dist.get_rank()} of {size} writes"
+            " what it reads itself. Of its share of the batch alone there would be signals,"
+            " activations and shortcuts, which are NaN; norms of parameters are those that it"
+            " holds whole. Call watch() after init_process_group(), on every process, to have"
+            " those of all"
+        )
+
+    def _write(self, writer: RunWriter, rows: Iterable[Decoded], closing: bool) -> None:
+        written = self._add_rows(writer, rows)
         self._describe()
         writer.flush()
-        self._send(decoded)
+        self._send(written)
         if self._alerts is not None and not closing:
             self._alerts.look()
 
-    def _exchange(self, rows: list[HostRow], closing: bool) -> list[HostRow]:
+    def _exchange(self, rows: Iterable[Decoded], closing: bool) -> list[Decoded]:
         assert self._ranks is not None
         try:
             patience = max(self._patience(), 0.1)
             merged = self._ranks.exchange(rows, closing, patience, self._catalogue)
         except Exception as error:
-            self._ranks = None
-            self._tell(
-                "process 0 takes no readings any more, those of this one are lost from here on"
-                f" ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            above = self._ranks.above
+            self._ranks, self._is_cut_off = None, True  # what this process reads is not that of all
+            reason = (
+                f"process {above} takes no readings any more, those of this one are lost"
+                if self._writer is None
+                else "the readings of the processes cannot be put together, they are lost"
             )
+            said = (str(error).splitlines() or [""])[0][:200]
+            self._tell(f"{reason} from here on ({type(error).__name__}: {said})")
             return []
         self._tell_of_others()
         return merged
@@ -225,7 +253,9 @@ class Drain:
         """Write what some process has not sent its part of, and end the connections."""
         if self._ranks is None:
             return
-        rows = self._ranks.give_up()
+        rows = []
+        with suppress(Exception):  # the process above is gone
+            rows = self._ranks.give_up(1)
         self._tell_of_others()
         if rows and self._writer is not None:
             with self._writing:
@@ -255,40 +285,51 @@ class Drain:
                 " hold alike"
             )
 
-    def _tell_unlike(self, metric: str, owners: Iterable[tuple[int, ...]]) -> None:
+    def _tell_unlike(self, metric: str, numbers: Iterable[int]) -> None:
         """Say that processes hold something of their own, which is taken for copies."""
-        number, rows = self._catalogue.layer_of, self._catalogue.layers
-        found = {number[m]: None for some in owners for m in some if m in number}
         remedy = (
             "gradients that the program itself reduces after the backward are clipped_grad_norm"
             if metric == "grad_norm"
             else 'watch(ranks="all") has the readings of each'
         )
         self._tell(
-            f"{metric} of {layers_named([rows[i]['name'] for i in found])} differs between"
-            f" processes that should hold it alike, and is NaN where it does: {remedy}"
+            f"{metric} of {layers_named([self._listed.layers[n]['name'] for n in numbers])} differs"
+            f" between processes that should hold it alike, and is NaN where it does: {remedy}"
         )
 
-    def _decode(self, rows: list[HostRow]) -> list[dict[str, Columns]]:
-        """Hand the rows to the writer, and return what it got."""
-        assert self._writer is not None
-        decoded = []
+    def _decoded(self, rows: list[HostRow]) -> list[Decoded]:
+        """Put readings of rows together."""
         try:
-            for columns in self._decoder.columns(rows):
-                for table in schema.TABLES:
-                    self._writer.add_rows(table, columns[table])
-                decoded.append(columns)
+            decoded = list(self._decoder.decoded(rows))
+            if self._decoder.summands:
+                self._tell(
+                    f"{layers_named(list(self._decoder.summands))}: each process has a summand of"
+                    " their gradient, which the optimizer adds up itself: grad_norm and"
+                    " clipped_grad_norm are NaN there and over all parameters. fully_shard over"
+                    " one more dimension of the mesh adds them up before"
+                )
+            return decoded
         except Exception as error:
             steps = f"{rows[0].step}-{rows[-1].step}"
             self._tell(f"lost steps {steps}: {type(error).__name__}: {error}")
-        return decoded
+            return []
 
-    def _send(self, decoded: list[dict[str, Columns]]) -> None:
+    def _add_rows(self, writer: RunWriter, rows: Iterable[Decoded]) -> list[dict[str, Columns]]:
+        """Hand the rows to the writer, and return what it got."""
+        written = []
+        for decoded in rows:
+            tables = columns(decoded)
+            for table in schema.TABLES:
+                writer.add_rows(table, tables[table])
+            written.append(tables)
+        return written
+
+    def _send(self, written: list[dict[str, Columns]]) -> None:
         """Send rows on; a sink that fails is told of, and dropped."""
         for subscription in list(self._subscriptions):
             try:
-                for columns in decoded:
-                    subscription.send(columns, self._catalogue.layers, self._catalogue.shortcuts)
+                for tables in written:
+                    subscription.send(tables, self._listed.layers, self._listed.shortcuts)
             except Exception as error:
                 self._subscriptions.remove(subscription)
                 self._tell(
@@ -299,16 +340,18 @@ class Drain:
     def _describe(self) -> None:
         """Bring run.json up to date, before the rows that speak of new layers are on disk."""
         assert self._writer is not None
-        layers, shortcuts = self._catalogue.layers, self._catalogue.shortcuts
-        now = (self._catalogue.changes, len(self._notes), len(self._marks))
+        layers, shortcuts = self._listed.layers, self._listed.shortcuts
+        now = (self._listed.changes, len(self._notes), len(self._marks))
         if now != self._written:
             self._writer.update(
                 layers=layers,
                 shortcuts=shortcuts,
-                edges=self._catalogue.edge_rows(),
+                edges=self._listed.edge_rows(),
                 notes=list(self._notes),
                 marks=list(self._marks),
             )
-            if heads := list(self._catalogue.heads):  # none yet: those of a run that is resumed
+            if heads := list(self._listed.heads):  # none yet: those of a run that is resumed
                 self._writer.update(heads=[head._asdict() for head in heads])
+            if facts := dict(self._catalogue.facts):
+                self._writer.update(facts=facts)
             self._written = now

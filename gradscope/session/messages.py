@@ -1,4 +1,4 @@
-"""What one process tells another: its rows, as numbers behind JSON that says what they are.
+"""What one process tells another: its sums, as numbers behind JSON that says what they are.
 
 No pickle: whatever connects to a port of this machine is given no objects to make.
 """
@@ -6,49 +6,45 @@ No pickle: whatever connects to a port of this machine is given no objects to ma
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradscope.capture.catalogue import ShortcutInfo
-from gradscope.capture.rows import Key, Layout, OfLayer, OfParameter, OfShortcut, OfStep
-from gradscope.session.derived import HostSegment
-from gradscope.session.tape import HostRow
+from gradscope.session.partial_rows import Ints, Kind, PartialRow
+
+_FIELDS = ("step", "time", "skipped", "wide", "processes", "scalars")
 
 
 class Message(NamedTuple):
-    """Rows of one process, whether it has no more, and shortcuts that it has met since the last."""
+    """Rows that are complete, and what is new since the last message.
 
-    rows: list[HostRow]
-    closing: bool
-    shortcuts: list[ShortcutInfo]
+    Attributes
+    ----------
+    complete : float
+        Of steps up to this one nothing more will come; infinity of one that has no more.
+    rows : list of PartialRow
+    slots : list of (Kind, array)
+        What sums are of that no message has had yet, by the sender's numbers.
+    told : dict or None
+        Its layers and shortcuts, where they have changed.
+    """
+
+    complete: float
+    rows: list[PartialRow]
+    slots: list[tuple[Kind, Ints]]
+    told: dict[str, Any] | None
 
     def packed(self) -> bytes:
         """Return the message as bytes."""
-        layouts: dict[Layout, int] = {}
-        values = [v for row in self.rows for _, v in row.segments]
-        rows = [
-            {
-                **{name: getattr(row, name) for name in ("step", "time", "skipped", "wide")},
-                "scalars": row.scalars,
-                "segments": [
-                    layouts.setdefault(layout, len(layouts)) for layout, _ in row.segments
-                ],
-            }
-            for row in self.rows
-        ]
-        written = [[[[_KINDS.index(type(k)), *k] for k in keys] for keys in x] for x in layouts]
-        shortcuts = [astuple(info) for info in self.shortcuts]
         head = {
-            "closing": self.closing,
-            "shortcuts": shortcuts,
-            "rows": rows,
-            "layouts": written,
+            "complete": self.complete,
+            "rows": [{name: getattr(row, name) for name in _FIELDS} for row in self.rows],
+            "sizes": [row.sums.shape[1] for row in self.rows],
+            "slots": [[*kind, numbers.tolist()] for kind, numbers in self.slots],
+            "told": self.told,
         }
-        numbers = np.concatenate([np.empty(0), *values]).astype(np.float64)
-        return json.dumps(head).encode() + b"\n" + numbers.tobytes()
+        sums = [row.sums.tobytes() for row in self.rows]
+        return b"".join([json.dumps(head).encode(), b"\n", *sums])
 
     @classmethod
     def unpacked(cls, data: bytes) -> Message:
@@ -56,43 +52,14 @@ class Message(NamedTuple):
         text, _, numbers = data.partition(b"\n")
         head = json.loads(text)
         values = np.frombuffer(numbers, np.float64)
-        layouts = [tuple(tuple(map(_key, keys)) for keys in x) for x in head["layouts"]]
-        rows = []
-        for row in head["rows"]:
-            segments: list[HostSegment] = []
-            for layout in (layouts[number] for number in row.pop("segments")):
-                segments.append((layout, values[: len(layout)]))
-                values = values[len(layout) :]
-            rows.append(HostRow(**row, segments=segments))
-        return cls(rows, head["closing"], [ShortcutInfo(*info) for info in head["shortcuts"]])
-
-    def renumbered(self, numbers: Sequence[int]) -> list[HostRow]:
-        """Return the rows with the number of each shortcut taken from `numbers`."""
-        if list(numbers) == list(range(len(numbers))):
-            return self.rows
-        known: dict[int, Layout] = {}  # layouts repeat, as one object
-
-        def renumber(layout: Layout) -> Layout:
-            if id(layout) not in known:
-                known[id(layout)] = tuple(
-                    tuple(
-                        k._replace(shortcut=numbers[k.shortcut]) if isinstance(k, OfShortcut) else k
-                        for k in keys
-                    )
-                    for keys in layout
-                )
-            return known[id(layout)]
-
-        return [
-            row._replace(segments=[(renumber(x), values) for x, values in row.segments])
-            for row in self.rows
+        ends = np.cumsum([2 * size for size in head["sizes"]])[:-1]
+        sums = np.split(values, ends) if head["sizes"] else []
+        rows = [
+            PartialRow(**row, sums=some.reshape(2, -1))
+            for row, some in zip(head["rows"], sums, strict=True)
         ]
-
-
-_KINDS: list[type[Key]] = [OfLayer, OfParameter, OfShortcut, OfStep]
-
-
-def _key(written: Sequence[Any]) -> Key:
-    kind, *fields = written
-    key: Key = _KINDS[kind](*(tuple(f) if isinstance(f, list) else f for f in fields))
-    return key
+        slots = [
+            (Kind(table, metric, copies), np.array(of, np.int64))
+            for table, metric, copies, of in head["slots"]
+        ]
+        return cls(head["complete"], rows, slots, head["told"])

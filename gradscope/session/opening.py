@@ -14,10 +14,15 @@ from torch import nn
 
 from gradscope.capture import layers
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.distributed import replicas, several
+from gradscope.capture.distributed import Sharing, replicas, several
 from gradscope.capture.modules import Modules
+from gradscope.capture.rows import OfLayer, OfShortcut
 from gradscope.errors import GradscopeError
-from gradscope.session.ranks import MEETING_SECONDS, Ranks
+from gradscope.session.joint import Joint
+from gradscope.session.links import GlooLinks
+from gradscope.session.meeting import MEETING_SECONDS, Meeting
+from gradscope.session.ranks import Ranks
+from gradscope.session.shares import Shares
 from gradscope.storage.run_json import META_NAME, Meta, read_meta
 from gradscope.storage.writer import RunWriter, remove_run
 
@@ -72,10 +77,12 @@ def refuse(model: object, problem: str) -> None:
     """Tell the processes that train together with this one, if any, why it does not watch."""
     if several():
         with suppress(Exception):  # it is on its way out with an error that says more
-            Ranks(model).refuse(problem)
+            Meeting(model).refuse(problem)
 
 
-def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank: bool) -> Opened:
+def open_run(
+    model: nn.Module, path: Path, meta: Meta, sharing: Sharing, resume: bool, every_rank: bool
+) -> Opened:
     """Open the run in `path`, to be written by rank 0, or with `every_rank` one for each process.
 
     A relative path is made absolute: the program may change its folder. Where the other processes
@@ -88,24 +95,24 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
     """
     if not several():
         return _opened(_open(model, path.absolute(), meta, resume), None)
-    ranks = Ranks(model)
+    meeting = Meeting(model)
     # all relative paths are rank 0's; one that cannot be opened is found before anybody waits
     writer, problem = None, ""
-    place: Meta = {"rank": ranks.rank, "ranks": ranks.size}
+    place: Meta = {"rank": meeting.rank, "ranks": meeting.size}
     try:
-        if ranks.rank == 0:
+        if meeting.rank == 0:
             own = path.absolute() / "rank0" if every_rank else path.absolute()
             writer = _open(model, own, _placed(model, meta, place, every_rank), resume)
     except GradscopeError as error:
         problem = str(error)
-    problem = ranks.agree(problem)
-    if not problem and ranks.absent:
-        return _alone(ranks, path, writer)
+    problem = meeting.agree(problem)
+    if not problem and meeting.absent:
+        return _alone(meeting, path, writer)
     if not problem:
-        path = Path(ranks.broadcast(str(path.absolute())))
+        path = Path(meeting.broadcast(str(path.absolute())))
         if every_rank:
             writer, problem = _each(model, path, meta, place, resume, writer)
-            problem = ranks.agree_again(problem)
+            problem = meeting.agree(problem)
     if problem:
         if writer is not None:
             writer.close()
@@ -115,13 +122,32 @@ def open_run(model: nn.Module, path: Path, meta: Meta, resume: bool, every_rank:
     if every_rank:
         assert writer is not None
         return _opened(writer, None)
-    ranks.connect()
+    shares, problem = _shares(model, meeting, sharing)
     held = {} if writer is None else _opened(writer, None)._asdict()
-    shared = ("next_step", "elapsed", "layers", "shortcuts", "edges", "notes", "marks")
-    told = {key: held.get(key) for key in shared}
+    joint = Joint(*(held.get(key) or [] for key in ("layers", "shortcuts", "edges")))
+    ranks = Ranks(meeting.rank, meeting.size, GlooLinks(meeting), shares, joint)
+    told = {key: held.get(key) for key in ("next_step", "elapsed", "notes", "marks")}
     is_new = writer is not None and writer.is_new
-    told = json.loads(ranks.broadcast(json.dumps(told)))
-    return Opened(path, writer, ranks, is_new, **told, problem=ranks.problem)
+    told = json.loads(meeting.broadcast(json.dumps(told)))
+    nothing: dict[str, Any] = {"layers": [], "shortcuts": [], "edges": []}  # `joint` has them
+    return Opened(path, writer, ranks, is_new, **told, **nothing, problem=problem)
+
+
+def _shares(model: nn.Module, meeting: Meeting, sharing: Sharing) -> tuple[Shares, str]:
+    """Return what of this process's readings is its own, and what is not known of that."""
+    names = [
+        layers.unwrapped_name(name) or layers.ROOT
+        for name, module in model.named_modules()
+        if layers.own_parameters(module)
+    ]
+    told = meeting.compare(names)
+    usual, holders = told["usual"], told["holders"]
+    losses = sharing.divisor or meeting.size / told["stages"] / sharing.parallel
+    unknown = sharing.unknown or ((OfLayer, OfShortcut) if told["problem"] else ())
+    have = {name: holders.get(name, usual) for name in names}
+    experts = frozenset(name for name, share in have.items() if share < max(have.values()))
+    held = {name: share / sharing.shards.get(name, 1) for name, share in have.items()}
+    return Shares(losses, held, unknown, experts), sharing.problem or told["problem"]
 
 
 def _placed(model: nn.Module, meta: Meta, place: Meta, every_rank: bool) -> Meta:
@@ -142,11 +168,11 @@ def _each(
         return None, str(error)
 
 
-def _alone(ranks: Ranks, path: Path, writer: RunWriter | None) -> Opened:
+def _alone(meeting: Meeting, path: Path, writer: RunWriter | None) -> Opened:
     """Open what this process writes without the others: rank 0's own readings."""
-    absent = ", ".join(map(str, ranks.absent))
+    absent = ", ".join(map(str, meeting.absent))
     note = (
-        f"process {absent} of {ranks.size} did not call watch() within {MEETING_SECONDS} s, or"
+        f"process {absent} of {meeting.size} did not call watch() within {MEETING_SECONDS} s, or"
         " with another model, as a stage of a pipeline is: this run holds the readings of process"
         " 0 alone, of its share of the batch or its stage. Call watch() on every process with the"
         " same model to have those of all"
@@ -177,8 +203,13 @@ def _open(model: nn.Module, path: Path, meta: Meta, resume: bool) -> RunWriter:
     if resume and os.path.exists(path / META_NAME):
         old = read_meta(path)
         try:
-            known = Catalogue(old["layers"], old["shortcuts"], old["edges"])
-            difference = known.difference(Modules(model).layers())
+            of_model = Modules(model).layers()
+            rows = old["layers"]
+            if int(old.get("ranks", 1)) > 1 and "replicas" not in old:  # of other stages, too
+                names = {info.name for info in of_model}
+                rows = [row for row in rows if row["name"] in names]
+            known = Catalogue(rows, old["shortcuts"], old["edges"])
+            difference = known.difference(of_model)
         except (LookupError, TypeError) as error:
             raise GradscopeError(
                 f"{path / META_NAME}: broken, its lists of layers, shortcuts and edges cannot"

@@ -1,8 +1,10 @@
-"""Several processes that train one model: their readings, put together by the first of them.
+"""Several processes that train one model: their readings, added up on the way to the first.
 
-Each process sends its rows to rank 0 whenever it flushes, over connections of its own and from its
-drain thread: nothing is exchanged in a step, and the training's own collectives are not disturbed,
-nor do they matter: a program may destroy its process group before it closes its scope.
+Each has four others below it at most, adds what these send to its own, and sends that on: what a
+process does in a flush does not grow with their number. Sums travel from thread to thread of ours,
+over connections of their own: the training's collectives are not disturbed, as those of a back end
+would be that may run one at a time and in one order, nor do they matter: a program may destroy its
+process group before it closes its scope.
 
 Nobody waits for another process without a bound of seconds. A process that is silent for longer
 is taken to be gone; of steps that not every process has sent, only what all hold alike is kept.
@@ -10,201 +12,160 @@ is taken to be gone; of steps that not every process has sent, only what all hol
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
-from datetime import timedelta
+import json
+import math
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import nn
+import numpy as np
 
-from gradscope.autograd.torch_internals import default_store
-from gradscope.capture import layers
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.distributed import unfollowed
+from gradscope.session.columns import Decoded
 from gradscope.session.combining import Combiner
+from gradscope.session.joint import Joint, described
+from gradscope.session.links import Links, above, below
 from gradscope.session.messages import Message
-from gradscope.session.tape import HostRow
-
-MEETING_SECONDS = 15
-"""For which `watch()` waits for the other processes to call it, too."""
-
-SILENCE_SECONDS = 20
-"""For which a process may be silent, that sends every second, until it is taken to be gone."""
-
-_meetings: Counter[str] = Counter()  # of models of one signature, so far
-
-
-def signature(model: object) -> str:
-    """Return what tells models apart, the same on every process that trains one."""
-    names = [type(model).__name__]
-    if isinstance(model, nn.Module):
-        names += [layers.unwrapped_name(name) for name, _ in model.named_parameters()]
-    text = "\n".join(names)
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+from gradscope.session.partial_rows import Ints, PartialRow, Slots, partial_rows
+from gradscope.session.shares import Shares
 
 
 class Ranks:
-    """The processes that train one model; made on all of them.
+    """The processes that train one model; made on all of them, once they have met.
 
     Parameters
     ----------
-    model : what is watched
-        Processes meet whose models have the same class and the same names of parameters.
+    rank, size : int
+    links : Links
+        To the process above and those below.
+    shares : Shares
+        Of this process's readings.
+    joint : Joint
+        Layers and shortcuts of all; on rank 0 with those of the run that is resumed.
 
     Attributes
     ----------
-    rank, size : int
-    absent : list of int
-        Processes that did not come to the meeting: if there are any, this one goes on alone.
+    above : int
+        The process that this one sends to.
     gone : list of int
-        Those that have fallen silent since they came.
-    problem : str
-        What is not known of how they share the model, "" if all is.
+        Those below this process that have fallen silent.
     combiner : Combiner
-        Makes one row of the rows of all.
     """
 
-    def __init__(self, model: object) -> None:
-        self.rank = dist.get_rank()
-        self.size = dist.get_world_size()
-        self.absent: list[int] = []
+    def __init__(self, rank: int, size: int, links: Links, shares: Shares, joint: Joint) -> None:
+        self.rank, self.size = rank, size
+        self.above = above(rank)
+        self._links = links
+        self.shares, self.joint = shares, joint
         self.gone: list[int] = []
-        kinds, self.problem = unfollowed(model) if isinstance(model, nn.Module) else ((), "")
-        self.combiner = Combiner(self.size, kinds)
-        name = signature(model)
-        _meetings[name] += 1
-        self._store = dist.PrefixStore(  # type: ignore[attr-defined]
-            f"gradscope/{name}/{_meetings[name]}", default_store()
-        )
-        self._group: Any = None
-        self._open = set(range(self.size))
-        self._waiting: dict[int, dict[int, HostRow]] = defaultdict(dict)
-        self._latest = dict.fromkeys(range(self.size), -1)  # step that each has sent
-        self._told = 0  # shortcuts that rank 0 was told of
-        self._numbers: dict[int, list[int]] = defaultdict(list)  # of others' shortcuts, here
-
-    # --- before a run is begun ------------------------------------------------------------------
-
-    def refuse(self, problem: str) -> None:
-        """Tell the others why this process does not watch, and wait for nobody."""
-        self._store.set(f"problem/{self.rank}", problem)
-
-    def agree(self, problem: str) -> str:
-        """Return the first problem that a process has, "" if none has any.
-
-        Waits for the others to come, `MEETING_SECONDS` at most; see `absent`.
-        """
-        self._store.set(f"problem/{self.rank}", problem)
-        if problem:
-            return problem
-        keys = [f"problem/{rank}" for rank in range(self.size)]
-        try:
-            self._store.wait(keys, timedelta(seconds=MEETING_SECONDS))
-        except RuntimeError:
-            self._store.set("alone", "yes")
-        if self._store.check(["alone"]):
-            self.absent = [r for r, key in enumerate(keys) if not self._store.check([key])]
-            self.absent = self.absent or [r for r in range(self.size) if r != self.rank]
-            keys = [key for key in keys if self._store.check([key])]
-        problems = [self._store.get(key).decode() for key in keys]
-        return next((p for p in problems if p), "")
-
-    def agree_again(self, problem: str) -> str:
-        """Return the first problem that a process has; all of them have come."""
-        self._store.set(f"second problem/{self.rank}", problem)
-        keys = [f"second problem/{rank}" for rank in range(self.size)]
-        self._store.wait(keys, timedelta(seconds=SILENCE_SECONDS))
-        return next((p for p in (self._store.get(key).decode() for key in keys) if p), "")
-
-    def broadcast(self, value: str) -> str:
-        """Return rank 0's `value`; waits for it, `SILENCE_SECONDS` at most."""
-        number = self._store.add(f"told by {self.rank}", 1)
-        if self.rank == 0:
-            self._store.set(f"value/{number}", value)
-            return value
-        self._store.wait([f"value/{number}"], timedelta(seconds=SILENCE_SECONDS))
-        return str(self._store.get(f"value/{number}").decode())
-
-    def connect(self) -> None:
-        """Open connections to all of them; everybody has to."""
-        store = dist.PrefixStore("data", self._store)  # type: ignore[attr-defined]
-        patience = timedelta(seconds=SILENCE_SECONDS)
-        self._group = dist.ProcessGroupGloo(store, self.rank, self.size, timeout=patience)
-
-    # --- while it is written --------------------------------------------------------------------
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more is awaited from any process."""
-        return not self._open
+        self._slots = Slots()
+        self.combiner = Combiner(self.size, joint, self._slots)
+        self._below = {other: _Sender() for other in below(rank, size)}
+        self._complete = -1.0  # up to which step this process has read
+        self._waiting: dict[int, PartialRow] = {}
+        self._own: set[int] = set()  # steps of those that this process has read
+        self._runs_sent = 0
+        self._catalogue_told = -1
+        self._told = ""
+        self._settled = 0  # news that were passed on, or have their place in the run
+        self.done = False
+        """Whether nothing more is awaited from any process, nor to be sent."""
 
     def exchange(
-        self, rows: list[HostRow], closing: bool, seconds: float, catalogue: Catalogue
-    ) -> list[HostRow]:
-        """Send `rows` to rank 0; there, return the rows that all processes have sent by now.
+        self, decoded: Iterable[Decoded], closing: bool, seconds: float, catalogue: Catalogue
+    ) -> list[Decoded]:
+        """Add `decoded` to what others have read, and send it on; on rank 0, return what all have.
 
-        Shortcuts are numbered by each process as it meets them, in its `catalogue`: those of others
-        get rank 0's numbers, by their names.
-
-        Waits for the next message of every process, `seconds` at most for each, so it must not run
-        on the training thread.
+        Waits for the next message of every process below, `seconds` at most for each, so it must
+        not run on the training thread.
 
         Raises
         ------
         RuntimeError
-            If rank 0 does not take them.
+            If the process above takes nothing any more.
         """
-        if self.rank != 0:
-            shortcuts = catalogue.shortcut_infos(self._told)
-            self._send(Message(rows, closing, shortcuts), seconds)
-            self._told += len(shortcuts)
-            if closing:
-                self._open.clear()
-            return []
-        messages = {0: Message(rows, closing, [])}
-        for rank in sorted(self._open - {0}):
-            try:
-                messages[rank] = self._receive(rank, seconds)
-            except RuntimeError:
-                self._open.discard(rank)
-                self.gone.append(rank)
-        for rank, message in messages.items():
-            self._numbers[rank] += catalogue.add_shortcuts(message.shortcuts)
-            for row in message.renumbered(self._numbers[rank]) if rank else message.rows:
-                self._waiting[row.step][rank] = row
-                self._latest[rank] = row.step
-            if message.closing:
-                self._open.discard(rank)
-        return self._take_ready()
+        if catalogue.changes != self._catalogue_told:
+            self._catalogue_told = catalogue.changes
+            self.joint.take(described(catalogue, self.shares.experts))
+        numbers = self.joint.numbers()
+        for row in partial_rows(decoded, self._slots, numbers):
+            if row.step in self._waiting:
+                row.add(self._waiting.pop(row.step), self._slots.largest)  # its own scalars first
+            self._add(row)
+            self._own.add(row.step)
+            self._complete = row.step
+        if closing:
+            self._complete = math.inf
+        for rank, sender in self._below.items():
+            if sender.complete < math.inf:
+                try:
+                    self._take(rank, sender, Message.unpacked(self._links.receive(rank, seconds)))
+                except RuntimeError:
+                    sender.complete = math.inf
+                    self.gone.append(rank)
+        complete = min([self._complete, *(s.complete for s in self._below.values())])
+        return self._pass_on(complete, seconds)
 
-    def give_up(self) -> list[HostRow]:
-        """Return what is left of steps that some process has not sent."""
-        self._open.clear()
-        self._group = None
-        return self._take_ready()
+    def give_up(self, seconds: float) -> list[Decoded]:
+        """Pass on what is left of steps that some process has not sent."""
+        left = [] if self.done else self._pass_on(math.inf, seconds)
+        self._links.end()
+        return left
 
-    def _take_ready(self) -> list[HostRow]:
-        """Take out the steps of which nothing is awaited any more, each as one row."""
-        ready = [step for step in sorted(self._waiting) if self._is_ready(step)]
-        return [self.combiner.combined(self._waiting.pop(step)) for step in ready]
+    def _take(self, rank: int, sender: _Sender, message: Message) -> None:
+        """Add what a process below has sent."""
+        if message.told is not None:
+            self.joint.take(message.told, rank)
+            sender.numbers = self.joint.numbers(rank)
+        for kind, of in message.slots:
+            new = self._slots.take(kind, sender.numbers[kind.table][of])
+            sender.slots = np.concatenate([sender.slots, new])
+        for row in message.rows:
+            sums = np.zeros((2, self._slots.size))
+            sums[:, sender.slots[: row.sums.shape[1]]] = row.sums
+            row.sums = sums
+            self._add(row)
+        sender.complete = message.complete
 
-    def _is_ready(self, step: int) -> bool:
-        """Whether no process that is still there has its part of `step` left to send."""
-        left = {rank for rank in self._open if self._latest[rank] < step}
-        return 0 in self._waiting[step] and not left
+    def _add(self, row: PartialRow) -> None:
+        if row.step in self._waiting:
+            self._waiting[row.step].add(row, self._slots.largest)
+        else:
+            self._waiting[row.step] = row
 
-    def _send(self, message: Message, seconds: float) -> None:
-        data = torch.frombuffer(bytearray(message.packed()), dtype=torch.uint8)
-        patience = timedelta(seconds=seconds)
-        self._group.send([torch.tensor([data.numel()])], 0, 0).wait(patience)
-        self._group.send([data], 0, 1).wait(patience)
+    def _pass_on(self, complete: float, seconds: float) -> list[Decoded]:
+        """Take out the steps of which nothing is awaited any more, and send or return them."""
+        ready = [self._waiting.pop(step) for step in sorted(self._waiting) if step <= complete]
+        if self.rank == 0:
+            self.done = complete == math.inf
+            rows = [row for row in ready if row.step in self._own]
+            self._own -= {row.step for row in ready}
+            if (rows or self._settled) and self._settled != self.joint.news:
+                self.joint.settle()  # for the first time when all have told of their layers
+                self._settled = self.joint.news
+            return [self.combiner.decoded(rows)] if rows else []
+        self._own.clear()
+        told = self._news()
+        message = Message(complete, ready, self._slots.runs[self._runs_sent :], told)
+        self._links.send(message.packed(), seconds)
+        self._runs_sent = len(self._slots.runs)
+        self.done = complete == math.inf
+        return []
 
-    def _receive(self, rank: int, seconds: float) -> Message:
-        size = torch.zeros(1, dtype=torch.int64)
-        patience = timedelta(seconds=seconds)
-        self._group.recv([size], rank, 0).wait(patience)
-        data = torch.empty(int(size.item()), dtype=torch.uint8)
-        self._group.recv([data], rank, 1).wait(patience)
-        return Message.unpacked(data.numpy().tobytes())
+    def _news(self) -> dict[str, Any] | None:
+        """Return the layers and shortcuts of all below, None where they are those told last."""
+        if self._settled == self.joint.news:
+            return None
+        self._settled = self.joint.news
+        told = self.joint.described()
+        text = json.dumps(told, sort_keys=True)
+        is_new, self._told = text != self._told, text
+        return told if is_new else None
+
+
+class _Sender:
+    """What is known of a process below: how far it is, and which numbers of its are which here."""
+
+    def __init__(self) -> None:
+        self.complete = -1.0
+        self.numbers: dict[str, Ints] = {}
+        self.slots: Ints = np.empty(0, np.int64)

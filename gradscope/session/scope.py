@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 import weakref
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from gradscope._version import __version__
 from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.distributed import Sharing
 from gradscope.capture.recorder import Recorder, Settings
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.session import alerts, process_end
@@ -32,6 +34,22 @@ if TYPE_CHECKING:
     from gradscope.runs.run import Run
     from gradscope.whatif.result import WhatIf
 
+_UPDATES = {
+    False: "update_norm was not recorded, as watch(updates=False) asked",
+    "sampled": "update_norm is estimated from a sample of each parameter of more than 65,536"
+    ' elements, as watch(updates="sampled") asked: its standard error is about 1 %, and more where'
+    " few of the elements move",
+}
+"""What is noted of updates that are not told in full."""
+
+_ASKED_LATE = (
+    "grad_norm was not recorded: the function watch(gradient=...) is asked when an optimizer steps,"
+    " and what it returns is clipped_grad_norm"
+)
+
+_MANY = 100
+"""Runs in one folder from which on the one that closes keeps its summary."""
+
 
 class Scope:
     """A model under watch; made by `watch`. Use `log`, `run` and `close`, or a `with` block."""
@@ -43,6 +61,7 @@ class Scope:
         settings: Settings,
         config: dict[str, Any],
         *,
+        sharing: Sharing,
         resume: bool,
         every_rank: bool,
         flush_every: int,
@@ -58,13 +77,16 @@ class Scope:
             "model": type(model).__name__,
             "every": settings.every,
             "cut": settings.cut,
+            **({} if settings.updates is True else {"updates": settings.updates}),
             **({"config": config} if config else {}),
             "gradscope": __version__,
             "torch": torch.__version__,
         }
-        opened = open_run(model, path, meta, resume, every_rank)
+        opened = open_run(model, path, meta, sharing, resume, every_rank)
         self.path = opened.path
+        self._writes = opened.writer is not None
         catalogue = Catalogue(opened.layers, opened.shortcuts, opened.edges)
+        catalogue.sharing = sharing
         self._drain = Drain(
             catalogue,
             opened.writer,
@@ -90,6 +112,10 @@ class Scope:
             if opened.is_new and opened.writer is not None:
                 remove_run(opened.writer.path)
             raise
+        asked = [_UPDATES.get(settings.updates, ""), callable(settings.gradient) and _ASKED_LATE]
+        for sentence in asked:
+            if sentence and sentence not in opened.notes:  # of a run that is resumed
+                self._note(sentence)
         if opened.problem:
             self._tell(opened.problem)
         process_end.enter(id(model), process_end.Open(self, self._recorder, self._drain))
@@ -283,6 +309,8 @@ class Scope:
             self._explain_if_empty()
         self._drain.close(seconds)
         process_end.leave(self._model_id, self)
+        if self._writes and seconds >= CLOSE_SECONDS:
+            _keep_summary(self.path)
         if self._cell is not None:
             self._cell.refresh()
 
@@ -334,14 +362,31 @@ class Scope:
 
     def _tell(self, sentence: str) -> None:
         """Say what cannot be recorded: as a warning, and in the run; each sentence once."""
-        if sentence not in self._notes:
-            self._notes.append(sentence)
-            self._drain.note(sentence)
+        if self._note(sentence):
             try:
                 warnings.warn(f"gradscope: {sentence}", GradscopeWarning, stacklevel=2)
             except Exception as error:  # warnings are errors here, or cannot be shown
                 with suppress(Exception):
                     print(error, file=sys.stderr)
+
+    def _note(self, sentence: str) -> bool:
+        """Keep `sentence` in the run; return whether it was not there yet."""
+        if sentence in self._notes:
+            return False
+        self._notes.append(sentence)
+        self._drain.note(sentence)
+        return True
+
+
+def _keep_summary(path: Path) -> None:
+    """Say of a run among many how it went, for those who list them."""
+    with suppress(Exception):  # a reader does it then
+        with os.scandir(path.parent) as runs:
+            if not any(place >= _MANY for place, _ in enumerate(runs)):
+                return
+        from gradscope.diagnosis.kept import keep_closed  # pandas is not needed to record
+
+        keep_closed(path)
 
 
 def _record(model: nn.Module, path: Path, optimizer: Optimizer) -> Scope:
@@ -352,6 +397,7 @@ def _record(model: nn.Module, path: Path, optimizer: Optimizer) -> Scope:
         path,
         settings,
         {},
+        sharing=Sharing(),
         resume=False,
         every_rank=False,
         flush_every=500,

@@ -11,15 +11,19 @@ from torch.optim import Optimizer
 
 from gradscope.capture import layers
 from gradscope.capture.compiled import compiled_modules
+from gradscope.capture.distributed import sharing
+from gradscope.capture.getter import GradientGetter
 from gradscope.capture.recorder import Settings
 from gradscope.errors import GradscopeError
 from gradscope.session import process_end
 from gradscope.session.checks import (
     check_config,
     check_cut,
+    check_gradient,
     check_model,
     check_optimizers,
     check_settings,
+    check_updates,
 )
 from gradscope.session.drain import CLOSE_SECONDS
 from gradscope.session.opening import folder, refuse
@@ -34,9 +38,11 @@ def watch(
     every: int = 1,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     scaler: Any = None,
+    gradient: GradientGetter = None,
     cut: str | None = None,
     cut_every: int | None = None,
     config: Mapping[str, Any] | None = None,
+    updates: bool | str = True,
     keep_snapshot: bool | None = None,
     ranks: int | str = 0,
     flush_every: int = 500,
@@ -73,6 +79,14 @@ def watch(
         Whose steps count. By default those of every optimizer that has a parameter of the model.
     scaler : optional
         A loss scaler of a class of its own; torch's GradScaler is found without being named.
+    gradient : str or function, optional
+        Where the program keeps the gradients of parameters, if not in `.grad`. The name of an
+        attribute, such as Megatron's "main_grad", is read as `.grad` would be: when a backward ends
+        (`grad_norm`) and when the optimizer steps (`clipped_grad_norm`). A function of a parameter,
+        such as DeepSpeed's `safe_get_full_grad`, is asked only when an optimizer steps, in every
+        process and of each parameter in the same order; it returns a tensor, or None. Then
+        `grad_norm` is NaN. An optimizer that has none of the model's parameters but others in their
+        place may be the one that steps.
     cut : {"shortcuts", "branches"}, optional
         Also record `cut_signal_norm`: the signal that would reach each layer if no gradient could
         pass the shortcuts (or the branches). The forward pass stays as it is, so a net with its
@@ -83,14 +97,22 @@ def watch(
     config : dict, optional
         What tells this run from others, such as `{"lr": 0.1, "depth": 50}`: numbers and words,
         kept in `run.json` and shown beside the run; of other values the text. See `Run.config`.
+    updates : bool or "sampled", optional
+        By what a step's update is told. True: by a copy of the weights, as large as the trainable
+        parameters; exact, but for half types on an accelerator without Triton, where an element
+        that more than doubles or halves is off by 2^-9 of its change at most. "sampled": by a copy
+        of a fixed sample, up to 16,384 elements of each parameter of more than 65,536 (8 MB of a
+        net of 7 billion in bfloat16); `update_norm` is then an estimate with a standard error of
+        0.6 % a parameter (1.1 % at most) where the elements of an update are alike, and of
+        sqrt(3 / share / 16384) / 2 where only a share of them moves, as of an embedding's rows.
+        False: not at all, `update_norm` is NaN. `weight_norm` is exact in each case.
     keep_snapshot : bool, optional
-        Keep the memory for the copy of the weights that a step's update is told by (as much as the
-        trainable parameters, half types in float32) from one recorded step to the next. By default
-        on the CPU only, where to ask for it anew is slow; elsewhere it is held during the step.
+        Keep the memory of that copy from one recorded step to the next. By default on the CPU
+        only, where to ask for it anew is slow; elsewhere it is held during the step.
     ranks : {0, "all"}
-        Under torch.distributed, where every process calls `watch`: 0, the default, makes rank 0
-        write one run with the norms over all processes; "all" makes each write its own, local
-        readings to `<run>/rank<n>`.
+        Under torch.distributed, where every process calls `watch`, with its own stage if the model
+        is a pipeline: 0, the default, makes rank 0 write one run with the layers and the norms of
+        all processes; "all" makes each write its own, local readings to `<run>/rank<n>`.
     flush_every, flush_seconds : int, float
         Rows are written to disk when so many have been recorded, or so many seconds (at most 10)
         after the last time, whichever comes first: what a crash can lose.
@@ -128,8 +150,9 @@ def watch(
     begins at the result of a function, is NaN, and told of. Where the compiled call cannot be
     reached from the object given here, recorded steps run without torch.compile.
 
-    Memory: while an optimizer steps on a recorded step, a copy of the weights that it updates;
-    besides, a few numbers for each layer.
+    Memory: while an optimizer steps on a recorded step, a copy of the weights that it updates (see
+    `updates`); besides, a few numbers for each layer. Where there is no memory for what would be
+    read, it is NaN in that step, which is told once, and the training goes on.
 
     On the CPU float32 tensors are summed by a small C kernel, which is compiled on first use where
     there is a C compiler, and kept in the user's cache; GRADSCOPE_KERNEL=0 in the environment
@@ -145,6 +168,8 @@ def watch(
     try:
         settled = check_config(config)
         check_settings(every, flush_every, flush_seconds, ranks)
+        check_updates(updates)
+        check_gradient(gradient)
         cut_every = check_cut(model, cut, cut_every, every)
         check_model(inner)
         check_optimizers(inner, optimizers)
@@ -157,6 +182,8 @@ def watch(
         optimizers=optimizers,
         scaler=scaler,
         compiled=compiled_modules(model),
+        updates=updates,
+        gradient=gradient,
         keep_snapshot=keep_snapshot,
         cut=cut,
         cut_every=cut_every,
@@ -167,6 +194,7 @@ def watch(
         settings,
         settled,
         resume=resume,
+        sharing=sharing(model),
         every_rank=ranks == "all",
         flush_every=flush_every,
         flush_seconds=flush_seconds,

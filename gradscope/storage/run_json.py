@@ -17,6 +17,7 @@ from typing import Any
 from gradscope import schema
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.storage import files, parts
+from gradscope.storage.lock import is_live
 
 META_NAME = "run.json"
 LISTS = ("layers", "shortcuts", "edges", "heads", "notes", "lost", "marks")
@@ -65,6 +66,12 @@ def read_meta(path: Path) -> Meta:
         if not isinstance(meta.setdefault(key, []), list):
             raise GradscopeError(f"{file}: broken, `{key}` is no list")
     return dict(meta)
+
+
+def status_of(path: Path, meta: Meta) -> str:
+    """Return the state of a run: "running", "closed", or "crashed" where nobody writes it now."""
+    status = str(meta.get("status", "crashed"))
+    return "crashed" if status == "running" and not is_live(path) else status
 
 
 def lost_words(lost: list[dict[str, Any]]) -> str:

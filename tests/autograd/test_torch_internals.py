@@ -136,6 +136,8 @@ BY_OBJECT = {
     "RemovableHandle.hooks_dict_ref",
     "GradScaler._scale",
     "Optimizer.grad_scale",
+    "FSDPModule._get_fsdp_state",
+    "_ToTorchTensor.dtensor_spec",
 }
 """What single objects have, or have not."""
 

@@ -1,4 +1,4 @@
-"""Measure what watching costs: the table of the README. Run by hand; pytest does not collect it.
+"""Measure what watching costs: the table of docs/cost.md. Run by hand; pytest does not collect it.
 
     python tests/benchmarks/overhead.py --rounds 21
 

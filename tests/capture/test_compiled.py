@@ -126,3 +126,20 @@ def test_after_close_compiled_code_runs_again(tmp_path):
     assert counter.frame_count == 0
     train(compiled, model, batches(2))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("prepare", [compiled_first, compiled_in_place])
+def test_what_is_logged_before_the_backward_of_an_unrecorded_step_is_not_of_the_step_before(
+    prepare, tmp_path
+):
+    model = Net()
+    called, scope = prepare(model, tmp_path / "run", "eager", every=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with scope:
+        for step, (x, y) in enumerate(batches(5)):
+            loss = F.cross_entropy(called(x), y)
+            scope.log(number=step)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert scope.run.steps.set_index("step").number.to_dict() == {0: 0, 2: 2, 4: 4}

@@ -67,29 +67,6 @@ def test_norms_over_two_processes_equal_the_single_process(kind, whole, trained)
     assert run.steps.train_loss.iloc[-1] == 1.0  # rank 0's
 
 
-OF_PARAMETERS = ["grad_norm", "clipped_grad_norm", "weight_norm", "update_norm"]
-OF_OUTPUTS = ["signal_norm", "input_signal_norm", "activation_norm", "activation_std"]
-
-
-@pytest.mark.parametrize(
-    "kind, right, unknown",
-    [
-        ("fsdp1", OF_OUTPUTS, OF_PARAMETERS),
-        ("tensor-parallel", OF_PARAMETERS, OF_OUTPUTS),
-    ],
-)
-def test_what_is_not_followed_is_not_read_and_said(kind, right, unknown, whole, trained):
-    run = gradscope.load(trained(kind))
-    read, expected = run.frame(), whole.frame()
-    np.testing.assert_allclose(read[right], expected[right], rtol=2e-5)
-    assert read[unknown].isna().all().all()
-    assert run.steps.grad_norm.isna().all() == ("grad_norm" in unknown)
-    if kind == "tensor-parallel":
-        assert run.shortcut_readings.total_norm.isna().all()
-    (note,) = run.notes
-    assert "not followed" in note
-
-
 def test_weights_under_ddp_are_the_same_to_the_bit_with_and_without_watching(trained):
     for rank in range(2):
         bare = torch.load(f"{trained('bare')}-{rank}.pt")

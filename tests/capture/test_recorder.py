@@ -6,6 +6,7 @@ import gc
 import itertools
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -30,7 +31,7 @@ from loops import batches, loss_of, net
         "gradscope.measure.norms",
         "gradscope.measure.census",
         "gradscope.session.tape.Tape.put",
-        "gradscope.session.columns.Decoder.columns",
+        "gradscope.session.columns.Decoder.decoded",
         "gradscope.capture.steps.Steps.close",
         "gradscope.capture.backward.Backwards.arrives",
         "gradscope.capture.updates.Updates._concern",
@@ -186,3 +187,28 @@ def test_a_structure_that_changes_all_the_time_costs_bounded_time(tmp_path, monk
     scope.close()
     assert 0 < len(scope.run.shortcuts) < 8  # a deeper net has more of them
     assert scope.run.frame().signal_norm.notna().all()  # the layers are read all the same
+
+
+@pytest.mark.filterwarnings("ignore::gradscope.GradscopeWarning")
+def test_of_a_forward_that_cannot_be_followed_no_clipped_gradient_is_taken_for_the_whole(
+    tmp_path, monkeypatch
+):
+    from gradscope.capture.forward import Forward
+
+    def broken(self, *args):
+        raise ZeroDivisionError("injected")
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monkeypatch.setattr(Forward, "leave", broken)
+    clipped = []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.ones(5, 3)).square().mean().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            clipped.append(nn.utils.get_total_norm([p.grad for p in model.parameters()]).item())
+            optimizer.step()
+    np.testing.assert_allclose(scope.run.steps.clipped_grad_norm, clipped, rtol=1e-5)
+    taken = scope.run.steps.grad_norm
+    assert not (taken < 2e-3).any(), taken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -142,14 +143,19 @@ def test_micro_batches_are_put_together_before_the_ratio_is_taken(tmp_path):
 
 
 NOT_SEEN = {
-    "an input that needs no gradient": (
-        lambda: nn.LSTM(3, 5, batch_first=True),
+    "two layers in two directions": (
+        lambda: nn.GRU(3, 5, 2, bidirectional=True),
         lambda model, x: model(x)[0].square().mean(),
     ),
-    "two directions": (
-        lambda: Sequence(nn.GRU(4, 5, bidirectional=True)),
-        lambda model, x: model.recurrent(model.embed(x))[0].square().mean(),
+    "dropout between two layers": (
+        lambda: nn.GRU(3, 5, 2, dropout=0.1),
+        lambda model, x: model(x)[0].square().mean(),
     ),
+    "a state that is given by name": (
+        lambda: nn.GRU(3, 5),
+        lambda model, x: model(x, hx=torch.ones(1, T, 5))[0].square().mean(),
+    ),
+    "one sequence": (lambda: nn.GRU(3, 5), lambda model, x: model(x[0])[0].square().mean()),
     "an activation shared by many layers": (
         lambda: nn.Sequential(nn.Linear(3, 3), (act := nn.ReLU()), nn.Linear(3, 3), act, act, act),
         last_step,
@@ -159,16 +165,6 @@ NOT_SEEN = {
         lambda model, x: nn.Sequential(model)(x).square().mean(),
     ),
     "few steps": (lambda: Cells(nn.GRUCell(3, 5)), lambda model, x: last_step(model, x[:, :3])),
-    "packed": (
-        lambda: Sequence(nn.GRU(4, 5, batch_first=True)),
-        lambda model, x: (
-            model.recurrent(
-                nn.utils.rnn.pack_padded_sequence(model.embed(x), torch.full((6,), T), True)
-            )[0]
-            .data.square()
-            .mean()
-        ),
-    ),
 }
 
 
@@ -188,5 +184,275 @@ def test_the_first_state_does_not_stand_in_for_the_input(tmp_path):
         def forward(self, x):
             return self.recurrent(x, self.state)[0]
 
-    found = decades(Learned(), torch.randn(T, 4, 3), tmp_path / "run", last_step)
-    assert found == {}
+    model, x = Learned(), torch.randn(T, 4, 3)
+    found = decades(model, x, tmp_path / "run", last_step)
+    expected = two_ends(model.recurrent, x, all_outputs, model.state.detach())
+    assert found == {"recurrent": pytest.approx(expected, rel=1e-4)}
+
+
+def two_ends(module, x, loss_of_outputs, state=None):
+    """Return log10 of the gradient of an input that is made to need one, first over last step."""
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss_of_outputs(*module(x, state)), x)
+    dim = int(module.batch_first)
+    return math.log10(gradient.select(dim, 0).norm() / gradient.select(dim, -1).norm())
+
+
+class Raw(nn.Module):
+    """A recurrent layer on an input that needs no gradient."""
+
+    def __init__(self, recurrent, state=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.recurrent, self.state = recurrent, state
+
+    def forward(self, x):
+        return self.recurrent(x) if self.state is None else self.recurrent(x, self.state)
+
+
+def last_output(out, state):
+    return out[:, -1].square().mean()
+
+
+def all_outputs(out, state):
+    return out.square().mean()
+
+
+def last_state(out, state):
+    return (state[0] + state[1] if isinstance(state, tuple) else state).square().mean()
+
+
+def all_that_there_is(out, state):
+    return last_output(out, state) + last_state(out, state)
+
+
+KINDS = [nn.RNN, partial(nn.RNN, nonlinearity="relu"), nn.LSTM, nn.GRU]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", [last_output, all_outputs, last_state, all_that_there_is])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_an_input_that_needs_no_gradient_is_no_obstacle(kind, loss, layers, tmp_path):
+    model, x = Raw(kind(3, 5, layers, batch_first=True)), torch.randn(6, T, 3)
+    found = decades(model, x, tmp_path / "run", lambda model, x: loss(*model(x)))
+    expected = two_ends(model.recurrent, x, loss)
+    assert found == {"recurrent": pytest.approx(expected, rel=1e-4)}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.LSTM(3, 5, proj_size=4, batch_first=True),
+        nn.GRU(3, 5, bias=False, batch_first=True),
+        nn.GRU(3, 5, dropout=0.0, batch_first=True).double(),
+    ],
+)
+@pytest.mark.parametrize("given", [True, False])
+def test_so_it_is_with_a_given_state_of_any_size_and_kind(module, given, tmp_path):
+    torch.manual_seed(0)
+    dtype = module.weight_hh_l0.dtype
+    x, state = torch.randn(6, T, 3, dtype=dtype), None
+    if given:
+        widths = (getattr(module, "proj_size", 0) or 5, 5)
+        parts = tuple(torch.randn(1, 6, width, dtype=dtype) for width in widths)
+        state = parts if isinstance(module, nn.LSTM) else parts[1]
+    model = Raw(module, state)
+    found = decades(model, x, tmp_path / "run", lambda model, x: last_output(*model(x)))
+    expected = two_ends(module, x, last_output, state)
+    assert found == {"recurrent": pytest.approx(expected, rel=1e-4)}
+
+
+@pytest.mark.parametrize("embedded", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_two_directions_each_goes_from_its_own_first_step(kind, embedded, tmp_path):
+    class Both(Raw):
+        def __init__(self):
+            super().__init__(kind(3, 5, bidirectional=True))
+            self.embed = nn.Linear(3, 3)
+
+        def forward(self, x):
+            out, _ = self.recurrent(self.embed(x) if embedded else x)
+            return out[-1, :, :5].square().mean() + 2 * out[0, :, 5:].square().mean()
+
+    model, x = Both(), torch.randn(T, 6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        model(x).backward()
+        optimizer.step()
+    x = (model.embed(x) if embedded else x).detach().requires_grad_()
+    out, _ = model.recurrent(x)
+    forth = torch.autograd.grad(out[-1, :, :5].square().mean(), x, retain_graph=True)[0]
+    back = torch.autograd.grad(2 * out[0, :, 5:].square().mean(), x)[0]
+    first = math.hypot(forth[0].norm(), back[-1].norm())
+    last = math.hypot(forth[-1].norm(), back[0].norm())
+    found = scope.run.frame().set_index("name").time_decades["recurrent"]
+    assert found == pytest.approx(math.log10(first / last), rel=1e-4)
+
+
+@pytest.mark.parametrize("lengths", [[T] * 6, [5, T, 7, T, T, 6]])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("by_state", [True, False])
+def test_of_packed_sequences_the_longest_are_read(lengths, kind, by_state, tmp_path):
+    class Packed(Raw):
+        def forward(self, x):
+            packed = nn.utils.rnn.pack_padded_sequence(
+                x, torch.tensor(lengths), batch_first=True, enforce_sorted=False
+            )
+            out, state = self.recurrent(packed)
+            if by_state:
+                return last_state(out, state)
+            out, _ = nn.utils.rnn.pad_packed_sequence(out, batch_first=True)
+            return out[torch.arange(6), torch.tensor(lengths) - 1].square().mean()
+
+    model, x = Packed(kind(3, 5, batch_first=True)), torch.randn(6, T, 3)
+    found = decades(model, x, tmp_path / "run", lambda model, x: model(x))
+    longest = [i for i, length in enumerate(lengths) if length == T]
+    expected = two_ends(model.recurrent, x[longest], last_state if by_state else last_output)
+    assert found == {"recurrent": pytest.approx(expected, rel=1e-4)}
+
+
+def test_of_a_large_batch_some_samples_are_read_now_and_then(tmp_path):
+    model, x = Raw(nn.GRU(3, 5, batch_first=True)), torch.randn(20, T, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(34):
+            last_output(*model(x)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    found = scope.run.frame().set_index("step").time_decades.dropna()
+    expected = two_ends(model.recurrent, x[:8], last_output)
+    assert found.to_dict() == {step: pytest.approx(expected, rel=1e-4) for step in (0, 32)}
+
+
+def test_to_run_it_again_changes_neither_training_nor_random_numbers(tmp_path):
+    def train(watched):
+        torch.manual_seed(0)
+        model = nn.ModuleList([nn.LSTM(3, 5, 2), nn.GRU(5, 4, bidirectional=True), nn.Dropout(0.1)])
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        with gradscope.watch(model, tmp_path / "run") if watched else torch.enable_grad():
+            for _ in range(3):
+                out, _ = model[0](torch.randn(T, 6, 3))
+                out, _ = model[1](model[2](out).detach())
+                out.square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        return [*model.parameters(), torch.get_rng_state()]
+
+    for bare, watched in zip(train(False), train(True), strict=True):
+        assert torch.equal(bare, watched)
+
+
+def test_weights_that_were_changed_in_the_backward_are_not_run_again(tmp_path):
+    model, x = Raw(nn.GRU(3, 5, batch_first=True)), torch.randn(6, T, 3)
+    for parameter in model.parameters():
+        optimizer = torch.optim.SGD([parameter], lr=0.1)
+        parameter.register_post_accumulate_grad_hook(lambda p, step=optimizer.step: step() and None)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(2):
+            last_output(*model(x)).backward()
+    assert scope.run.frame().time_decades.isna().all()
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+def test_nothing_waits_where_a_layer_is_run_again(kind, tmp_path):
+    """Tensors on meta have no values to wait for."""
+    with torch.device("meta"):
+        model, x = Raw(kind(3, 5, bidirectional=True)), torch.randn(T, 6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        model(x)[0].square().mean().backward()
+        optimizer.step()
+    assert scope.run.notes == []
+
+
+class Tutorial(nn.Module):
+    """Called once for each character, with the state that it has returned, as in torch's own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.to_state, self.to_output = nn.Linear(3 + 5, 5), nn.Linear(5, 2)
+        self.kept = []
+
+    def forward(self, x, state):
+        self.kept.append(self.to_state(torch.cat([x, state], 1)))
+        state = torch.tanh(self.kept[-1])
+        return self.to_output(state), state
+
+
+def step_by_step(model, x, every_step=False, detached_at=None):
+    model.kept, state, losses = [], torch.zeros(6, 5), []
+    for t in range(x.shape[1]):
+        out, state = model(x[:, t], state.detach() if t == detached_at else state)
+        losses.append(out.square().mean())
+    return sum(losses) if every_step else losses[-1]
+
+
+@pytest.mark.parametrize("every_step", [True, False])
+@pytest.mark.parametrize("detached_at", [None, T - 5])
+def test_a_model_that_is_handed_its_state_at_each_call_goes_through_time(
+    every_step, detached_at, tmp_path
+):
+    model, x = Tutorial(), torch.randn(6, T, 3)
+    loss_of = partial(step_by_step, every_step=every_step, detached_at=detached_at)
+    found = decades(model, x, tmp_path / "run", loss_of)
+    value = loss_of(model, x)
+    ends = [[detached_at or 0, T - 1]]
+    if every_step and detached_at:
+        ends.append([0, detached_at - 1])
+    first, last = (
+        torch.stack(torch.autograd.grad(value, [model.kept[i] for i in some], retain_graph=True))
+        .square()
+        .sum()
+        .sqrt()
+        for some in zip(*ends, strict=True)
+    )
+    assert found == {"to_state": pytest.approx(math.log10(first / last), rel=1e-4)}
+
+
+@pytest.mark.parametrize("kind", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+def test_so_do_cells_that_are_called_one_by_one(kind, tmp_path):
+    model, x = nn.ModuleDict({"cell": kind(3, 5), "head": nn.Linear(5, 2)}), torch.randn(6, T, 3)
+    kept = []
+
+    def loss_of(model, x):
+        kept.clear()
+        state = None
+        for t in range(T):
+            state = model["cell"](x[:, t], state)
+            kept.append(state if isinstance(state, tuple) else (state,))
+        return model["head"](kept[-1][0]).square().mean()
+
+    found = decades(model, x, tmp_path / "run", loss_of)
+    value = loss_of(model, x)
+    first, last = (
+        sum(
+            g.square().sum()
+            for g in torch.autograd.grad(value, some, retain_graph=True, allow_unused=True)
+            if g is not None
+        ).sqrt()
+        for some in (kept[0], kept[-1])
+    )
+    assert found == {"cell": pytest.approx(math.log10(first / last), rel=1e-4)}
+
+
+def rollout(kept, model, x):
+    kept.clear()
+    for _ in range(T):
+        kept.append(model(x))
+        x = x + 0.1 * kept[-1]
+    return x.square().mean()
+
+
+def test_so_does_a_net_that_makes_steps_along_its_output(tmp_path):
+    model, x, kept = nn.Linear(3, 3), torch.randn(6, 3), []
+    found = decades(model, x, tmp_path / "run", partial(rollout, kept))
+    ends = torch.autograd.grad(rollout(kept, model, x), [kept[0], kept[-1]])
+    expected = math.log10(ends[0].norm() / ends[1].norm())
+    assert found == {"(root)": pytest.approx(expected, rel=1e-4)}
+
+
+def test_calls_that_hand_nothing_on_have_no_time(tmp_path):
+    model, x = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(6, T, 3)
+    loss = lambda model, x: sum(model(x[:, t]).square().mean() for t in range(T))  # noqa: E731
+    assert decades(model, x, tmp_path / "run", loss) == {}

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 import gradscope
 from gradscope.capture import waiting
 from gradscope.measure.cpu_kernel import Kernel, kernel
+from gradscope.measure.entries import Wanted
+from gradscope.measure.sums import SQUARES
 from reference import Reference
 
 
@@ -179,3 +181,16 @@ def test_none_waits_longer_than_when_it_was_tried(tmp_path):
             optimizer.step()
     assert scope.run.notes == []
     assert scope.run.frame().activation_norm.notna().all()
+
+
+def test_a_place_is_tried_again_where_its_trial_was_thrown_away_with_its_step():
+    trust = waiting.Trust()
+    wanted = Wanted(SQUARES, torch.float32, torch.float32, 4, 0.0, 0.0)
+    thrown_away = waiting.Known("place", None, wanted, ())
+    again = waiting.Known("place", None, wanted, ())
+    assert trust.may_try(thrown_away) and not trust.may_try(again)
+    del thrown_away
+    assert trust.may_try(again)
+    sums = np.ones((2, 5))
+    trust.judge(waiting.Trial(trust, again, 0, 1), sums)
+    assert trust.proven == {"place": again}

@@ -164,3 +164,20 @@ def test_no_runs_and_things_that_are_none_are_refused(tmp_path: Path) -> None:
         compare([])
     with pytest.raises(GradscopeError, match=r"gradscope\.load"):
         compare([tmp_path])  # type: ignore[list-item]
+
+
+def test_of_many_runs_the_best_of_each_depth_are_compared(tmp_path: Path) -> None:
+    runs = [
+        net(tmp_path / f"{depth}-{number}", depth, {"train_loss": curve(last)})
+        for depth, losses in ((8, (2.0, 0.02, 1.0)), (32, (1.9, 0.03, np.nan)))
+        for number, last in enumerate(losses)
+    ]
+    (observation,) = compare(runs).observations
+    assert observation.kind == "no degradation"
+    assert observation.runs == ("8-1", "32-1")
+
+
+def test_runs_that_lack_a_loss_are_named_in_one_note(tmp_path: Path) -> None:
+    runs = [net(tmp_path / f"run-{number}", 4, {}) for number in range(7)]
+    (note,) = compare(runs).notes
+    assert note.startswith("run-0, run-1 ... run-5, run-6 (7 in all): no training loss")

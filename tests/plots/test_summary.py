@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradscope.diagnosis.shortcut_story import shortcut_story
+from gradscope.diagnosis.summary import summarise
 from gradscope.plots.lettering import times
-from gradscope.plots.summary import summarise
 from gradscope.runs.run import Run
 from handmade import chain, falling, make_run
 from synthetic import write_with

@@ -146,6 +146,19 @@ def test_gradients_that_are_reduced_after_the_backward_are_not_put_together_befo
     assert note.startswith("grad_norm of layers '0', '2' differs between processes")
 
 
+def test_a_model_watched_before_there_is_a_group_has_no_readings_of_a_part_of_the_batch(tmp_path):
+    ended = run_two("watched before", tmp_path / "run")
+    assert [code for code, *_ in ended] == [0, 0], ended
+    first, second = (load(tmp_path / f"run-{rank}") for rank in range(2))
+    for run in first, second:
+        read = run.frame()
+        assert read[["signal_norm", "activation_norm"]].isna().all().all()
+        (note,) = run.notes
+        assert "after watch()" in note and "init_process_group()" in note
+    np.testing.assert_array_equal(first.steps.grad_norm, second.steps.grad_norm)
+    assert np.isfinite(first.steps.grad_norm).all()
+
+
 def test_layers_that_each_process_leaves_out_for_itself_are_read_by_their_names(tmp_path):
     run = trained("layers left out", tmp_path / "run")
     assert run.notes == []

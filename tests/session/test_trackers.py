@@ -1,77 +1,27 @@
-"""README's lines for trackers that take a function, run as they stand against small doubles.
-
-The doubles have the signature of the tracker's own method, and nothing else: the packages are
-heavy, or want a server.
-"""
+"""The lines of docs/ for trackers that take a function, run as they stand against doubles."""
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import gradscope
+from trackers import Aim, Comet, Neptune, Trackio
 
-README = Path(__file__).parents[2] / "README.md"
-
-
-class Comet:
-    """As comet_ml.Experiment."""
-
-    def __init__(self):
-        self.got = {}
-
-    def log_metrics(self, dic, prefix=None, step=None, epoch=None):
-        self.got[step] = dict(dic)
-
-
-class Trackio:
-    """As the module trackio."""
-
-    def __init__(self):
-        self.got = {}
-
-    def log(self, metrics, step=None):
-        self.got[step] = dict(metrics)
-
-
-class Aim:
-    """As aim.Run."""
-
-    def __init__(self):
-        self.got = defaultdict(dict)
-
-    def track(self, value, name=None, step=None, epoch=None, *, context=None):
-        self.got[step][name] = value
-
-
-class Neptune:
-    """As neptune.Run, whose fields are made by their names."""
-
-    def __init__(self):
-        self.got = defaultdict(dict)
-
-    def __getitem__(self, name):
-        run = self
-
-        class Field:
-            def append(self, value, *, step=None, timestamp=None, wait=False):
-                run.got[step][name] = value
-
-        return Field()
+PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
 
 
 def test_each_line_sends_every_reading(tmp_path):
     (block,) = (
         block
-        for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-        if "trackio.log" in block
+        for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+        if "trackio_run.log" in block
     )
     trackers = {
-        "experiment": Comet(), "trackio": Trackio(), "aim_run": Aim(), "neptune_run": Neptune(),
+        "experiment": Comet(), "trackio_run": Trackio(), "aim_run": Aim(), "neptune_run": Neptune(),
     }  # fmt: skip
     expected = {}
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))

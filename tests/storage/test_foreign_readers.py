@@ -18,7 +18,7 @@ from gradscope.storage import parts
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed")
 
 
-README = Path(__file__).parents[2] / "README.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture
@@ -34,16 +34,16 @@ def merging(tmp_path):
     return path
 
 
-def as_printed(words: str, folder: Path, **names: object) -> object:
-    """Run the block of README.md that holds `words` in a folder; return its last expression."""
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+def as_printed(words: str, folder: Path, page: str = "data.md", **names: object) -> object:
+    """Run the block of a page that holds `words` in a folder; return its last expression."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
     (block,) = (block for block in blocks if words in block)
     *statements, last = ast.parse(block).body
     assert isinstance(last, ast.Expr)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        exec(compile(ast.Module(statements, []), "README.md", "exec"), names)
-        return eval(compile(ast.Expression(last.value), "README.md", "eval"), names)
+        exec(compile(ast.Module(statements, []), page, "exec"), names)
+        return eval(compile(ast.Expression(last.value), page, "eval"), names)
 
 
 def test_duckdb_reads_each_reading_once_with_its_name(merging):
@@ -74,3 +74,28 @@ def test_pandas_reads_a_table_as_it_stands(pair: Path):
     pd.testing.assert_frame_equal(
         read, gradscope.load(pair / "plain-50").layer_readings, check_dtype=False
     )
+
+
+def test_dask_reads_all_runs_at_once(tmp_path):
+    dask = pytest.importorskip("dask", reason="dask is not installed")
+    pytest.importorskip("dask.dataframe", reason="dask has no dataframes here")
+    synthetic.write_pair(tmp_path / "runs", n_layers=5, n_steps=20)
+    read = as_printed("dask.dataframe", tmp_path, "on-a-cluster.md", dask=dask)
+    steps = pd.concat(run.steps for run in gradscope.load_all(tmp_path / "runs"))
+    expected = steps.groupby("step")[["train_loss", "grad_norm"]].mean()
+    pd.testing.assert_frame_equal(read.sort_index(), expected, check_dtype=False)
+
+
+def test_spark_reads_all_runs_at_once(tmp_path):
+    sql = pytest.importorskip("pyspark.sql", reason="pyspark is not installed")
+    functions = pytest.importorskip("pyspark.sql.functions", reason="pyspark is not installed")
+    synthetic.write_pair(tmp_path / "runs", n_layers=5, n_steps=20)
+    spark = sql.SparkSession.builder.master("local[1]").getOrCreate()
+    try:
+        read = as_printed("spark.read", tmp_path, "on-a-cluster.md", spark=spark, F=functions)
+    finally:
+        spark.stop()
+    runs = gradscope.load_all(tmp_path / "runs")
+    assert {name: loss for name, loss, _ in read.to_numpy()} == {
+        run.name: run.steps.train_loss.min() for run in runs
+    }

@@ -51,16 +51,6 @@ def shard(model):
     fully_shard(model, mesh=mesh)
 
 
-def share_out(model):
-    """Share out the outputs of one layer over the processes: tensor parallel."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-
-    mesh = init_device_mesh("cpu", (2,))
-    parallelize_module(model, mesh, {"fc": ColwiseParallel(output_layouts=Replicate())})
-
-
 def main(kind, path):
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
@@ -73,16 +63,6 @@ def main(kind, path):
     elif kind == "all":
         model = nn.parallel.DistributedDataParallel(model)
         ranks = "all"
-    elif kind == "fsdp1":
-        from torch.distributed.fsdp import FullyShardedDataParallel
-        from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-
-        wrap = ModuleWrapPolicy({nn.Linear})
-        model = FullyShardedDataParallel(
-            model, auto_wrap_policy=wrap, use_orig_params=True, device_id=torch.device("cpu")
-        )
-    elif kind == "tensor-parallel":
-        share_out(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     if kind == "zero":
         from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -90,8 +70,6 @@ def main(kind, path):
         model = nn.parallel.DistributedDataParallel(model)
         optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=0.01)
     half = [(x[rank * 4 : rank * 4 + 4], y[rank * 4 : rank * 4 + 4]) for x, y in batches()]
-    if kind == "tensor-parallel":
-        half = batches()
     if kind == "refused":
         for attempt in ({"cut": "shortcuts"}, {}):
             try:

@@ -77,10 +77,16 @@ def train_dropping(path: str, rank: int) -> None:
 
 def main(kind: str, path: str) -> None:
     rank = int(os.environ["RANK"])
+    if kind == "watched before":
+        early = net()
+        scope = gradscope.watch(early, f"{path}-{rank}")
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     inner = net()
     model = nn.parallel.DistributedDataParallel(inner)
-    if (
+    if kind == "watched before":
+        train(nn.parallel.DistributedDataParallel(early))
+        scope.close()
+    elif (
         kind == "exception"
     ):  # rank 0 fails while rank 1 waits for it in the training's own collective
         with gradscope.watch(model, path):

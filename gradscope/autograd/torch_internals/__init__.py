@@ -38,6 +38,7 @@ from gradscope.autograd.torch_internals.modules import (
     WRAPPER_NAMES,
     children_of,
     default_store,
+    divide_factor,
     has_child,
     is_compiled,
     is_scripted,
@@ -48,6 +49,7 @@ from gradscope.autograd.torch_internals.modules import (
 from gradscope.autograd.torch_internals.node_names import check_names
 from gradscope.autograd.torch_internals.nodes import (
     backward_of_ones,
+    distributed_as,
     has_saved,
     is_custom,
     kind_name,
@@ -93,6 +95,8 @@ __all__ = [
     "copy_all",
     "current_backward",
     "default_store",
+    "distributed_as",
+    "divide_factor",
     "handed_by_scaler",
     "has_child",
     "has_saved",

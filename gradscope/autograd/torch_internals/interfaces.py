@@ -65,19 +65,21 @@ INTERFACES = (
     Interface(
         "Node._saved_*",
         "holds what an operation was called with: the factor of a sum, the dimension of a stack,"
-        " the input of an activation",
-        "shortcuts and activations called as functions are not read",
+        " the input of an activation, queries and keys",
+        "shortcuts, activations called as functions and logits of attention are not read",
     ),
     Interface(
         "Node._raw_saved_*",
         "tells what a node saved from what a hook, as of checkpointing, keeps elsewhere",
-        "activations called as functions and the forward ratio of scaled branches are not read",
+        "activations called as functions, logits of attention and the forward ratio of scaled"
+        " branches are not read",
     ),
     Interface(
         "SavedTensor.unpack_hook",
         "tells what a hook keeps that a node saved; before torch 2.10 it is"
         " torch._C._autograd._push_saved_tensors_default_hooks, followed, that does",
-        "activations called as functions and the forward ratio of scaled branches are not read",
+        "activations called as functions, logits of attention and the forward ratio of scaled"
+        " branches are not read",
     ),
     Interface(
         "names of nodes",
@@ -159,6 +161,16 @@ INTERFACES = (
         "torch.distributed.distributed_c10d._get_default_store",
         "is where the processes of a training meet",
         "",  # watch() of a distributed model says so
+    ),
+    Interface(
+        "FSDPModule._get_fsdp_state",
+        "tells what fully_shard divides the sum of gradients by, where that was set",
+        "",  # then they are taken to be means
+    ),
+    Interface(
+        "_ToTorchTensor.dtensor_spec",
+        "tells which part of a distributed tensor a local one is",
+        "",  # without, readings of outputs under tensor parallel are NaN, which is told
     ),
     Interface(
         "Module._compiled_call_impl",

@@ -103,3 +103,21 @@ def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
         return module._parameters
     except AttributeError:
         return dict(module.named_parameters(recurse=False))
+
+
+def divide_factor(module: nn.Module) -> float | None:
+    """Return what fully_shard divides the sum of a module's gradients by.
+
+    None where that is the number of processes, 0 where it shards nothing of `module` itself.
+    """
+    try:
+        if not any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__):
+            return 0.0
+        state: Any = module._get_fsdp_state()  # type: ignore[operator]
+        groups = getattr(state, "_fsdp_param_groups", None)
+        groups = [state._fsdp_param_group] if groups is None else groups
+        factors = {group.gradient_divide_factor for group in groups if group is not None}
+        factor = next(iter(factors), 0.0)
+        return factor if factor is None else float(factor)
+    except AttributeError:
+        return None

@@ -90,6 +90,26 @@ def is_custom(node: Node) -> bool:
         raise Unavailable("torch.autograd.function.BackwardCFunction") from None
 
 
+def distributed_as(node: Node) -> tuple[Any, Any, Any] | None:
+    """Return of what distributed tensor a node made a local one: its mesh and placements.
+
+    And those of its gradient. None for a node that did not.
+
+    Raises
+    ------
+    Unavailable
+        If this torch does not tell.
+    """
+    if kind_name(type(node)) != "_ToTorchTensorBackward":
+        return None
+    made: Any = node
+    try:
+        spec = made.dtensor_spec
+        return spec.mesh, spec.placements, made.grad_placements or spec.placements
+    except AttributeError:
+        raise Unavailable("_ToTorchTensor.dtensor_spec") from None
+
+
 def saved(node: Node, name: str) -> Any:
     """Return what `node` has saved as `name`, such as `alpha` or `self`.
 

@@ -8,7 +8,12 @@ from itertools import groupby
 from .judging import Look
 from .trainings import LOOKS
 
-HALVES = {"A": "half A, rules are chosen on it", "B": "half B", "AB": "both halves"}
+HALVES = {
+    "A": "half A, on which rules were chosen",
+    "B": "half B, on which they were mended later",
+    "C": "set C, written when the rules stood",
+    "ABC": "all",
+}
 
 
 def table(looks: Sequence[Look]) -> Iterator[str]:
@@ -47,6 +52,8 @@ def rates(looks: Sequence[Look]) -> Iterator[str]:
     yield f"{'':10}{'healthy':28}broken"
     yield f"{'':10}{'ill':14}{'cannot tell':14}{'ill':14}{'cause right':14}remedy right"
     for half, title in HALVES.items():
+        if not any(look.half in half for look in looks):
+            continue
         yield title
         for steps in LOOKS:
             some = [look for look in looks if look.half in half and look.steps == steps]

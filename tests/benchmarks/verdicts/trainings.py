@@ -63,14 +63,21 @@ class Training:
     """One training: its name, the module it stands in, how it is built, and its fault if any."""
 
     name: str
-    group: str
+    module: str
     build: Build
     fault: Fault | None = None
     needs: tuple[str, ...] = ()
 
     @property
+    def group(self) -> str:
+        """The file that it stands in."""
+        return self.module.rpartition(".")[2]
+
+    @property
     def half(self) -> str:
-        """A: rules are chosen on it; B: they are not."""
+        """A: rules were chosen on it; B: rules were mended on it later; C: they were not."""
+        if ".unseen." in self.module:
+            return "C"
         return "AB"[zlib.crc32(self.name.encode()) % 2]
 
     @property
@@ -110,7 +117,7 @@ def _register(name: str, fault: Fault | None, needs: tuple[str, ...]) -> Callabl
         if name in ALL:
             raise ValueError(f"there are two trainings called {name!r}")
         code = build.func if isinstance(build, partial) else build
-        ALL[name] = Training(name, code.__module__.rpartition(".")[2], build, fault, needs)
+        ALL[name] = Training(name, code.__module__, build, fault, needs)
         return build
 
     return take
@@ -118,7 +125,7 @@ def _register(name: str, fault: Fault | None, needs: tuple[str, ...]) -> Callabl
 
 def load(more: Iterable[Path] = ()) -> dict[str, Training]:
     """Import the trainings of this folder and those of folders `more`, and return all."""
-    for package in ("healthy", "broken"):
+    for package in ("healthy", "broken", "unseen"):
         here = Path(__file__).parent / package
         for module in pkgutil.iter_modules([str(here)]):
             importlib.import_module(f"{__package__}.{package}.{module.name}")

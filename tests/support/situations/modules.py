@@ -70,3 +70,66 @@ def evaluated_in_between():
         with torch.no_grad():
             loss_of(model.eval(), batch)
         model.train()
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -0.3 * gradient
+
+
+class Domains(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features, self.label, self.domain = nn.Linear(5, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+        self.double()
+
+    def forward(self, x):
+        x = torch.tanh(self.features(x))
+        return self.label(x), self.domain(Reversed.apply(x))
+
+
+def gradient_reversed():
+    model = Domains()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    yield model
+    for x, y in batches(3):
+        label, domain = model(x)
+        cross_entropy = nn.functional.cross_entropy
+        (cross_entropy(label, y) + cross_entropy(domain, 1 - y)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def gradients_changed_by_hooks():
+    model = net()
+    model[2].register_full_backward_hook(lambda module, taken, given: (taken[0] * 0.5,))
+    model[3].register_full_backward_pre_hook(lambda module, given: (given[0] * 2,))
+    for p in model.parameters():
+        p.register_hook(lambda gradient: gradient.clamp(-0.01, 0.01))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    yield model
+    for batch in batches(3):
+        loss_of(model, batch).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def frozen_critic():
+    model = nn.ModuleDict({"maker": net(), "critic": nn.Linear(2, 1).double()})
+    optimizers = [SGD(part.parameters(), lr=0.1) for part in model.values()]
+    yield model
+    for x, _ in batches(3):
+        model["critic"].requires_grad_(False)
+        (-model["critic"](model["maker"](x))).mean().backward()
+        optimizers[0].step()
+        optimizers[0].zero_grad()
+        model["critic"].requires_grad_(True)
+        model["critic"](model["maker"](x).detach()).mean().backward()
+        optimizers[1].step()
+        optimizers[1].zero_grad()

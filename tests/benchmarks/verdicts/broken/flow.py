@@ -222,11 +222,22 @@ class Attention(nn.Module):
         return self.out(logits.masked_fill(mask, -math.inf).softmax(-1) @ self.value(x))
 
 
+class Fused(Attention):
+    """The same with torch's kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = (part(x)[:, None] for part in (self.query, self.key, self.value))
+        seen = F.scaled_dot_product_attention(*given, is_causal=True, scale=self.scale)
+        return self.out(seen[:, 0])
+
+
 class Attending(nn.Module):
-    def __init__(self, scale: float, width: int = 64, layers: int = 4) -> None:
+    def __init__(
+        self, scale: float, kind: type[Attention] = Attention, width: int = 64, layers: int = 4
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(96, width)
-        self.attentions = nn.ModuleList(Attention(width, scale) for _ in range(layers))
+        self.attentions = nn.ModuleList(kind(width, scale) for _ in range(layers))
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         self.head = nn.Linear(width, 96)
 
@@ -237,8 +248,8 @@ class Attending(nn.Module):
         return self.head(x)
 
 
-def attending(scale: float, lr: float) -> tuple[nn.Module, Step]:
-    model = Attending(scale)
+def attending(scale: float, lr: float, kind: type[Attention] = Attention) -> tuple[nn.Module, Step]:
+    model = Attending(scale, kind)
     return model, supervised(model, adamw(model, lr), text(8, 32), next_character)
 
 
@@ -256,3 +267,19 @@ broken(
     remedy="scale|sqrt|normalis|temperature|qk|lower",
     seen=30,
 )(partial(attending, 1.0, 3e-2))
+broken(
+    "fused attention whose logits are large AdamW",
+    "attention logits too large",
+    "attention|attention-logits|saturated",
+    layer="attentions.0.query|attentions.1.query|attentions.2.query|attentions.3.query",
+    remedy="scale|sqrt|normalis|temperature|qk",
+    seen=8,
+)(partial(attending, 40.0, 1e-3, Fused))
+broken(
+    "fused attention whose logits grow AdamW",
+    "attention logits grow",
+    "attention|attention-logits|saturated",
+    layer="attentions.0.query|attentions.1.query|attentions.2.query|attentions.3.query",
+    remedy="scale|sqrt|normalis|temperature|qk|lower",
+    seen=30,
+)(partial(attending, 0.125, 1e-1, Fused))

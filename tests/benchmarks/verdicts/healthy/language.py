@@ -191,3 +191,39 @@ def linear_attention() -> tuple[nn.Module, Step]:
 
     model = Model()
     return model, supervised(model, adam(model, 3e-3), digits(32))
+
+
+class Normed(nn.Module):
+    """Attention whose queries and keys are normalised, before a learnt temperature."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.query_norm, self.key_norm = nn.RMSNorm(16), nn.RMSNorm(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.mix(x).unflatten(-1, (3, -1, 16)).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind()
+        query, key = self.query_norm(query), self.key_norm(key)
+        seen = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out(seen.transpose(1, 2).flatten(-2))
+
+
+@healthy("transformer with normalised queries and keys AdamW")
+def normed() -> tuple[nn.Module, Step]:
+    class Model(nn.Module):
+        def __init__(self, width: int = 64) -> None:
+            super().__init__()
+            self.embedding, self.position = nn.Embedding(CHARACTERS, width), nn.Embedding(32, width)
+            self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(4))
+            self.attentions = nn.ModuleList(Normed(width) for _ in range(4))
+            self.head = nn.Linear(width, CHARACTERS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embedding(x) + self.position.weight[: x.shape[1]]
+            for norm, attention in zip(self.norms, self.attentions, strict=True):
+                x = x + attention(norm(x))
+            return self.head(x)
+
+    model = Model()
+    return model, supervised(model, adamw(model, 1e-2), text(8, 32), next_character)

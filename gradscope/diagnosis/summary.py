@@ -14,12 +14,9 @@ from gradscope.diagnosis.findings import CANNOT_TELL, FLOW, Diagnosis
 from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.diagnosis.speed import typical_speed
 from gradscope.diagnosis.verdict import diagnosis_of
-from gradscope.plots.drawn import DrawnMetric, drawn_metric
-from gradscope.plots.lettering import number
-from gradscope.plots.metrics import METRICS
-from gradscope.plots.sampling import bin_starts
 from gradscope.runs.run import Run
-from gradscope.wording import amount
+from gradscope.schema import STEPS
+from gradscope.wording import amount, number
 
 Tone = Literal["good", "unsure", "bad"]
 
@@ -59,6 +56,8 @@ class Summary:
     last_loss : float
         The middle of its last tenth, as `Diagnosis.beside` tells it; NaN where none was logged,
         or where it ends in NaN.
+    logged_loss : float
+        The latest finite value of the first logged scalar that is called a loss, NaN without.
     spark : array, shape (n,), at most `SPARK` + 1
         The training loss.
     steps : int
@@ -72,6 +71,7 @@ class Summary:
     speed: Judged | None
     shortcuts: str
     last_loss: float
+    logged_loss: float
     spark: NDArray[np.float64]
     steps: int
 
@@ -94,16 +94,6 @@ class Summary:
         return next((tone for tone in ("bad", "unsure") if tone in tones), "good")
 
 
-def last_readable_row(data: DrawnMetric) -> int:
-    """Return the last row in which any layer has a number other than 0; the last one if none."""
-    for first in (max(len(data.steps) - 1000, 0), 0):
-        values = data.read(first)
-        known = np.flatnonzero((np.isfinite(values) & (values != 0)).any(axis=1))
-        if len(known):
-            return first + int(known[-1])
-    return len(data.steps) - 1
-
-
 def summarise(run: Run) -> Summary:
     """Return what there is to say of `run` in short; it reads the whole of it."""
     evidence = Evidence(run)
@@ -113,8 +103,8 @@ def summarise(run: Run) -> Summary:
     tones: dict[str, Tone] = {"healthy": "good", CANNOT_TELL: "unsure"}
     other = verdict not in FLOW and verdict not in tones
     steps, values, raw = _training_loss(run)
-    kept = np.append(bin_starts(len(values), SPARK), len(values) - 1)
-    ends = values[kept] if len(values) else values
+    points = min(len(values), SPARK)
+    kept = np.append(np.arange(points) * len(values) // max(points, 1), len(values) - 1)
     loss = _loss(run, steps, values, raw)
     return Summary(
         diagnosis,
@@ -124,9 +114,20 @@ def summarise(run: Run) -> Summary:
         _speed(evidence, loss),
         shortcut_story(run),
         np.nan if _lost(run, steps) is not None else _at_the_end(raw),
-        ends,
+        _logged_loss(run),
+        values[kept] if len(values) else values,
         len(run.steps),
     )
+
+
+def _logged_loss(run: Run) -> float:
+    steps = run.steps
+    for name in steps.columns[len(STEPS) :]:
+        if "loss" in name.lower():
+            values = steps[name].to_numpy()
+            finite = values[np.isfinite(values)]
+            return float(finite[-1]) if len(finite) else np.nan
+    return np.nan
 
 
 def _training_loss(run: Run) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
@@ -187,18 +188,22 @@ def _loss(
 
 def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
     """Return how far steps move the weights, as the diagnosis does; a jump at the start first."""
-    data = drawn_metric(evidence.run, METRICS["update_ratio"])
-    if data.empty:
+    run = evidence.run
+    table = run.layers
+    deeper = np.diff(table["depth"].to_numpy(), prepend=0) > 0  # not the normalisation after it
+    layers = np.flatnonzero(deeper if deeper.any() else np.ones(len(table), bool))
+    steps = run.steps["step"].to_numpy()
+    if not (len(steps) and len(layers)):
         return None
-    count = len(data.steps)
-    early = data.values(0, min(20, count))
+    _, early = run.matrix("update_ratio", None, int(steps[:20][-1]), layers.tolist())
     jumps = np.where(np.isfinite(early) & (early > JUMP), early, 0)
     if jumps.any():
         row, layer = np.unravel_index(int(np.argmax(jumps)), jumps.shape)
         by = jumps[row, layer]
+        names = table["name"].to_numpy()[layers]
         far = f"{by * 100:.0f} %" if by < 10 else f"{amount(by)} times its size"
         tone: Tone = "unsure" if loss is not None and loss.tone == "good" else "bad"
-        return Judged(f"step {data.steps[row]} moved {data.names[int(layer)]} by {far}", tone)
+        return Judged(f"step {steps[row]} moved {names[int(layer)]} by {far}", tone)
     speed = typical_speed(evidence)
     known = speed[np.isfinite(speed)]
     if not len(known):
