@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Call
-from gradscope.autograd.torch_internals import sequence_number
+from gradscope.autograd.torch_internals import Unavailable, sequence_number
 from gradscope.capture.recurrence import FEWEST, OnTheWay
 
 _Made = tuple[int, int, type[Node]]
@@ -67,10 +67,22 @@ class Chains:
         way : OnTheWay
             None in it of a call that has a time of its own.
         """
-        if not way.behind or call.start < 0:  # this torch tells no numbers
-            self._last.pop(module, None)
+        chain, handed = self._last.pop(module, None) or (Chain(), {})
+        if not way.behind or call.start < 0:
             return None
-        chain, handed = self._last.get(module) or (Chain(), {})
+        try:
+            return self._link(module, call, way, chain, handed)
+        except Unavailable:  # this torch tells no numbers
+            return None
+
+    def _link(
+        self,
+        module: int,
+        call: Call,
+        way: OnTheWay,
+        chain: Chain,
+        handed: dict[_Made, frozenset[int]],
+    ) -> Link:
         # one value may be given or returned once or twice in graphs of one structure
         given = list(zip(call.inputs, way.after, strict=False)) if handed else []
         ways = [
