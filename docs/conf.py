@@ -19,11 +19,13 @@ project = "gradscope"
 author = "The gradscope developers"
 release = gradscope.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+default_role = "code"  # `name` in docstrings
 myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = "gradscope"
-html_show_sourcelink = html_copy_source = False
+html_show_sourcelink = html_copy_source = html_show_copyright = False
+html_static_path, html_css_files = ["static"], ["site.css"]
 html_theme_options = {"top_of_page_buttons": []}
 
 autodoc_member_order = "bysource"

@@ -7,7 +7,7 @@ and what is combined is combined as its `schema.Column` says.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,32 +68,62 @@ def root_sum_square(values: Array) -> Array:
     return result
 
 
-def share_of_process(column: Column, processes: int, copies: Array | float) -> Array | float:
+def share_of_process(column: Column, losses: float, copies: Array | float) -> Array | float:
     """Return what a process's reading is multiplied by before it is combined with the others'.
 
     Parameters
     ----------
     column : Column
-    processes : int
-        How many train together.
+    losses : float
+        Of how many processes' losses the gradients are the mean; NaN if outputs of one are not of
+        samples of its own.
     copies : float or array
         How many of them hold the same elements of what was read.
     """
     if column.processes == "mean of losses":
-        return 1 / processes
+        return 1 / losses
     if column.processes == "copies":
         return 1 / np.sqrt(copies)
-    return 1.0
+    return 1.0 if losses == losses else math.nan
 
 
-def combine(
-    column: Column,
-    readings: Mapping[str, Array],
-    numbers: Sequence[int],
-    counts: Sequence[int],
-    out: Array,
-) -> None:
-    """Write readings, shape (rows, k), to the columns `numbers` of `out`, combining repeats.
+class Groups:
+    """Which of k readings are of one thing.
+
+    Parameters
+    ----------
+    numbers : sequence of k ints
+        Of which layer, or shortcut, each was read.
+    counts : sequence of k ints
+        Elements that each was read from: the weights of means and deviations.
+
+    Attributes
+    ----------
+    numbers : array of n ints
+        Those that there are, in ascending order.
+    weights : array, shape (n,)
+        Of how many elements each was read.
+    """
+
+    def __init__(self, numbers: Sequence[int], counts: Sequence[int]) -> None:
+        given = np.asarray(numbers, np.int64)
+        self.order = np.argsort(given, kind="stable")
+        sorted_ = given[self.order]
+        self.starts = np.flatnonzero(np.diff(sorted_, prepend=-1))
+        self.numbers = sorted_[self.starts]
+        self.sizes = np.diff(np.append(self.starts, sorted_.size))
+        self.counts = np.asarray(counts, dtype=np.float64)[self.order]
+        self.weights = self.sums(self.counts)
+
+    def sums(self, values: Array) -> Array:
+        """Return the sums of sorted `values` over each group, (..., k) -> (..., n)."""
+        if not self.starts.size:
+            return values
+        return np.asarray(np.add.reduceat(values, self.starts, axis=-1))
+
+
+def combine(column: Column, readings: Mapping[str, Array], groups: Groups, out: Array) -> None:
+    """Write readings, shape (rows, k), to the columns of `out` that `groups` names, as one each.
 
     Parameters
     ----------
@@ -101,41 +131,33 @@ def combine(
         Tells how.
     readings : mapping of str to array, shape (rows, k)
         Those of `column` by its name; of a deviation those of its mean, too.
-    numbers : sequence of k ints
-        Of which layer, or shortcut, each was read.
-    counts : sequence of k ints
-        Elements that each was read from: the weights of means and deviations.
+    groups : Groups
     out : array, shape (rows, layers or shortcuts)
     """
-    values = readings[column.name]
-    places: dict[int, list[int]] = defaultdict(list)
-    for i, number in enumerate(numbers):
-        places[number].append(i)
-    once = [(number, some[0]) for number, some in places.items() if len(some) == 1]
-    if once:
-        targets, sources = zip(*once, strict=True)
-        out[:, list(targets)] = values[:, list(sources)]
-    weights = np.asarray(counts, dtype=np.float64)
-    mean = readings.get(column.mean)
-    for number, some in places.items():
-        if len(some) > 1:
-            means = None if mean is None else mean[:, some]
-            out[:, number] = _combined(column, values[:, some], weights[some], means)
+    values = readings[column.name][:, groups.order]
+    once = groups.sizes == 1
+    out[:, groups.numbers[once]] = values[:, groups.starts[once]]
+    if not once.all():
+        mean = readings.get(column.mean)
+        means = None if mean is None else mean[:, groups.order]
+        combined = _combined(column, values, means, groups)
+        out[:, groups.numbers[~once]] = combined[:, ~once]
 
 
-def _combined(column: Column, values: Array, weights: Array, means: Array | None) -> Array:
-    """Return readings of one thing as one, (rows, k) -> (rows,), by `weights`, (k,)."""
+def _combined(column: Column, values: Array, means: Array | None, groups: Groups) -> Array:
+    """Return readings of each group as one, (rows, k) -> (rows, n)."""
     if column.combine == "sum":
-        return np.asarray(values.sum(axis=1))
+        return groups.sums(values)
     if column.combine == "largest":
-        return np.asarray(values.max(axis=1))
-    whole = weights.sum()
+        return np.asarray(np.maximum.reduceat(values, groups.starts, axis=-1))
     if column.combine == "mean":
-        return np.asarray(values @ weights / whole)
+        return groups.sums(values * groups.counts) / groups.weights
+    squares = np.square(values)
     if column.combine == "root mean square":
-        return np.asarray(np.sqrt(np.square(values) @ weights / whole))
+        return np.asarray(np.sqrt(groups.sums(squares * groups.counts) / groups.weights))
     if column.combine == "deviation":  # the law of total variance
         assert means is not None, f"{column.name} without {column.mean}"
-        spread = np.square(values) + np.square(means - (means @ weights / whole)[:, None])
-        return np.asarray(np.sqrt(spread @ weights / whole))
-    return root_sum_square(values)
+        mean = groups.sums(means * groups.counts) / groups.weights
+        apart = np.square(means - np.repeat(mean, groups.sizes, axis=1))
+        return np.asarray(np.sqrt(groups.sums((squares + apart) * groups.counts) / groups.weights))
+    return np.asarray(np.sqrt(groups.sums(squares)))

@@ -165,19 +165,31 @@ HEADS: Table = (
         "",
         "function of torch.nn.functional: cross_entropy, nll_loss (after no log-softmax),"
         " binary_cross_entropy, binary_cross_entropy_with_logits, mse_loss, huber_loss or"
-        " smooth_l1_loss",
+        " smooth_l1_loss; difference, where a column is compared with a row",
     ),
     Column(
         "after",
         "str",
         "",
         "function that made its input: softmax, log_softmax, sigmoid, tanh, relu, elu, gelu,"
-        " silu, hardtanh or softplus; empty for others, such as a layer",
+        " silu, hardtanh or softplus; broadcast, where (n, 1) was spread to (n, n); empty for"
+        " others, such as a layer",
     ),
 )
 """Losses at the end of the graph, as the first eight backwards have shown them: a cross_entropy
 after softmax or sigmoid takes a softmax of probabilities, one after log_softmax is right, if twice
 the work. Losses of other making, and in compiled code, are not seen."""
+
+FACTS = {
+    "dropout": "share that each dropout leaves out, by the module's name",
+    "outside": "shapes of parameters that the model computes with, which neither it lists nor any"
+    " optimizer holds",
+    "steps_without_gradient": "steps of the model's optimizers to which no gradient had come; none"
+    " of them is recorded",
+    "steps_of_others": "steps of optimizers that hold nothing of the model, after a backward pass"
+    " through it, where none that does has ever stepped",
+}
+"""What `Run.facts` may hold."""
 
 # --- what was read: one row a step, a (step, layer) or a (step, shortcut) ----------------------
 
@@ -515,6 +527,8 @@ VERDICTS = (
     "output",
     "experts",
     "tiny-batch",
+    "batchnorm-eval",
+    "dropout",
     "unstable",
     "shattered",
     "shortcut-dominated",

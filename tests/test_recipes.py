@@ -18,8 +18,10 @@ import torch
 
 import gradscope
 import learners
+import plain_loop
 import situations
 import truth
+from gradscope.diagnosis import verdict
 from gradscope.session import sinks
 from situations import accumulation
 
@@ -43,7 +45,9 @@ def module_of(file: str, patch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_every_recipe_is_shorter_than_30_lines():
-    assert len(recipes()) == 7
+    assert len(recipes()) == 9
+    blocks = (ROOT / "CONTRIBUTING.md").read_text().count("```python")
+    assert blocks == len(recipes())
     assert [file for file, block in recipes().items() if block.count("\n") >= 30] == []
 
 
@@ -170,6 +174,43 @@ def test_the_test_in_the_recipe_passes(changed, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(changed)}
     done = subprocess.run(command, cwd=changed, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- a verdict, a training to judge it by --------------------------------------------------------
+
+
+def test_the_recipe_for_a_verdict_finds_what_it_is_for(monkeypatch, tmp_path):
+    rule = module_of("gradscope/diagnosis/rules/skipped.py", monkeypatch).skipped
+    monkeypatch.setattr(verdict, "RULES", (*verdict.RULES, rule))
+    monkeypatch.setattr(verdict, "GRAVEST_FIRST", ("skipped", *verdict.GRAVEST_FIRST))
+    for scale, skips in ((2.0**127, True), (1.0, False)):
+        model = plain_loop.Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=0.99)
+        with gradscope.watch(model, tmp_path / f"{skips}") as scope:
+            for _ in range(8):
+                optimizer.zero_grad()
+                scaler.scale(100 * model(torch.ones(4, 5)).square().mean()).backward()
+                scaler.step(optimizer)
+                scaler.update()
+        found = {finding.verdict for finding in gradscope.diagnose(scope.run).findings}
+        assert ("skipped" in found) is skips
+
+
+def test_the_training_of_the_recipe_is_judged(monkeypatch, tmp_path):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    from verdicts import trainings
+    from verdicts.broken import paths
+
+    monkeypatch.setattr(trainings, "ALL", {})
+    code = recipes()["tests/benchmarks/verdicts/broken/paths.py"]
+    exec(compile(code, "CONTRIBUTING.md", "exec"), dict(vars(paths)))
+    (training,) = trainings.ALL.values()
+    model, step = training.build()
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for number in range(8):
+            step(number)
+    assert gradscope.diagnose(scope.run).verdict in training.fault.verdicts
 
 
 # --- a view, an integration -----------------------------------------------------------------------

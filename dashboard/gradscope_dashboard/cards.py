@@ -53,7 +53,11 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         strips = [card(name, library, page.theme, slots[name], len(shown) <= FEW) for name in shown]
         if len(shown) <= FEW:
             return strips, ""
-        return sorted(strips, key=_urgency), "many"
+        ranks = {name: rank for rank, name in enumerate(sorted(shown, key=library.badness))}
+        worst_first = sorted(
+            zip(strips, shown, strict=True), key=lambda pair: (_urgency(pair[0]), -ranks[pair[1]])
+        )
+        return [strip for strip, _ in worst_first], "many"
 
 
 def _urgency(strip: Any) -> int:

@@ -51,7 +51,7 @@ def controls() -> html.Section:
             html.Div(id="runs", className="choice", role="group", **aria(label="runs")),
             html.Details(
                 [
-                    html.Summary(id="runs-summary", className="button"),
+                    html.Summary("Runs", id="runs-summary", className="button"),
                     html.Div(id="runs-table"),
                 ],
                 id="runs-panel",

@@ -175,6 +175,10 @@ class Library:
             return None
         return max(known, key=lambda name: _badness(known[name]), default=None)
 
+    def badness(self, name: str) -> tuple[int, float, float]:
+        """Return what is the larger the worse off the run called `name` is, as far as is known."""
+        return _badness(self.summary(name, patient=False))
+
     def rows(self) -> list[dict[str, Any]]:
         """Return a row of the table of runs for each; what takes long is None until it is known."""
         rows = []

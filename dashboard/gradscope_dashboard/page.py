@@ -32,6 +32,14 @@ GRAPH_CONFIG: Any = {
     "toImageButtonOptions": {"format": "svg"},
 }
 
+NOT_YET: Any = {
+    "xaxis": {"visible": False},
+    "yaxis": {"visible": False},
+    "paper_bgcolor": "rgba(0,0,0,0)",
+    "plot_bgcolor": "rgba(0,0,0,0)",
+}
+"""Layout until there is a figure."""
+
 
 @dataclass(frozen=True)
 class Page:
@@ -47,11 +55,15 @@ class Page:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, the sentences above it, and its title where that changes."""
+    """A figure, the sentences above it, and its title where that changes.
+
+    Where `of` is another, what it is of, the figure is drawn anew, with other axes.
+    """
 
     figure: dict[str, Any]
     caption: str
     title: str | None = None
+    of: Any = None
 
 
 def read_page(search: str | None, screen: dict[str, Any], library: Library, views: Any) -> Page:
@@ -95,7 +107,7 @@ def chart(graph: str, title: str, above: Sequence[Any] = ()) -> html.Section:
             html.H2(title, id=f"{graph}-title"),
             html.P(id=f"{graph}-caption", className="caption"),
             *above,
-            dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": {}}),
+            dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": NOT_YET}),
             dcc.Store(id=f"{graph}-drawn"),
         ],
     )
@@ -155,6 +167,7 @@ def draw_with(
             screen,
             len(drawing.figure["data"]) > 0,
             _labelling(drawing.figure["layout"]),
+            drawing.of,
         ]
         title = no_update if drawing.title is None else drawing.title
         now = {"frame": frame, "data": data, "whole": whole}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch.autograd.graph import Node
 
 from gradscope.autograd.data_flow import NORM, PRODUCT, node_kinds
+from gradscope.autograd.torch_internals import Unavailable, shape
 
 LOSSES = {
     "BinaryCrossEntropy": "binary_cross_entropy",
@@ -45,6 +46,8 @@ _SAME = node_kinds(
 _ENDS = PRODUCT | NORM | node_kinds("Embedding")
 """Where a model begins, seen from its loss."""
 
+_COMPARING = frozenset(LOSSES) | node_kinds("Sub Rsub Expand")
+
 _NODES = 4096
 """Of the graph of a loss that are looked at."""
 
@@ -66,7 +69,7 @@ def find_heads(roots: Iterable[Node]) -> list[Head]:
     seen = set(stack)
     while stack and len(seen) < _NODES:
         node = stack.pop()
-        head = _head(node)
+        head = Head("difference", "broadcast") if _is_broadcast(node) else _head(node)
         if head is not None:
             found[head] = None
             continue
@@ -77,6 +80,31 @@ def find_heads(roots: Iterable[Node]) -> list[Head]:
                 seen.add(producer)
                 stack.append(producer)
     return sorted(found)
+
+
+def _is_broadcast(node: Node) -> bool:
+    """Whether a column that a layer made, (n, 1), is compared with a row: each with each, (n, n).
+
+    Who means it writes an unsqueeze or a view.
+    """
+    kind = _kind(node)
+    if kind not in _COMPARING:
+        return False
+    try:
+        out = shape(node, 0)
+        if kind in LOSSES:  # it spreads its input beforehand
+            given = node.next_functions[0][0]
+            return given is not None and _kind(given) == "Expand" and _is_broadcast(given)
+        if len(out) != 2 or out[0] != out[1] or out[0] < 2:
+            return False
+        columns = [
+            producer
+            for producer, slot in node.next_functions
+            if producer is not None and shape(producer, slot) == (out[0], 1)
+        ]
+    except Unavailable:
+        return False
+    return any(_kind(column) not in _SAME for column in columns)
 
 
 def _head(node: Node) -> Head | None:

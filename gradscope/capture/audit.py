@@ -20,6 +20,7 @@ class Audit:
         self._state: tuple[object, ...] = ()
         self._changes = 0
         self._listed: list[tuple[int, str, int | None]] = []
+        self._outside = 0
 
     def update(self, told_by_hooks: bool) -> None:
         """Say of each layer what is known by now; costs nothing where nothing has changed.
@@ -39,6 +40,18 @@ class Audit:
         if state != self._state:
             self._state = state
             self._catalogue.set_training(self._training(told_by_hooks))
+        if told_by_hooks and len(self._catalogue.outside) != self._outside:
+            self._look_outside()
+
+    def _look_outside(self) -> None:
+        """Say of which shapes are the parameters that neither model nor optimizers hold."""
+        lost = self._catalogue.outside.without({id(p) for p in self._parameters.tensors})
+        self._outside = len(lost)
+        if lost and not self._parameters.may_be_gathered:
+            groups = [group for optimizer in all_optimizers() for group in optimizer.param_groups]
+            held = {id(p) for group in groups for p in group["params"]}
+            shapes = [list(p.shape) for p in lost if id(p) not in held]
+            self._catalogue.set_fact("outside", shapes)
 
     def _training(self, told_by_hooks: bool) -> dict[int, str]:
         parameters = self._parameters

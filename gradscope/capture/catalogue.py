@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gradscope.autograd.heads import Head
 from gradscope.capture.edge_list import EdgeList
+from gradscope.capture.outside import Outside
 from gradscope.schema import TRAINING
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Catalogue:
         self.shortcuts = list(shortcuts)
         self.edges = EdgeList(edges)
         self.heads: dict[Head, None] = {}  # in the order of sight
+        self.facts: Json = {}  # `schema.FACTS`
+        self.outside = Outside()
         self.changes = 0  # of what run.json lists
         self.layer_of: dict[int, int] = {}
         self.function_of: dict[int, str] = {}  # module -> activation called on its output
@@ -194,6 +197,12 @@ class Catalogue:
             if number is not None and self.layers[number][TRAINING] != words:
                 self.layers[number][TRAINING] = words
                 self.changes += 1
+
+    def set_fact(self, name: str, value: object) -> None:
+        """Say something of the training that is no reading."""
+        if self.facts.get(name) != value:
+            self.facts[name] = value
+            self.changes += 1
 
     def edge_rows(self) -> list[dict[str, int]]:
         """Return the edges between the layers that have a number by now."""

@@ -1,13 +1,14 @@
 """A model, or a part of one, that is called once for each time step, and handed its own state.
 
-What each call returns and the next one takes is told by the numbers of the nodes that made it. The
-layers that this state comes from go through time: their gradients in the first and in the last call
-of a chain are compared, as those of layers that are called repeatedly within one forward.
+What each call returns and the next one takes, as it is or after an operation or two, is told by the
+numbers of the nodes that made it. The layers that this state comes from go through time: their
+gradients in the first and in the last call of a chain are compared, as those of layers that are
+called repeatedly within one forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from torch.autograd.graph import Node
@@ -18,6 +19,8 @@ from gradscope.capture.recurrence import FEWEST
 
 _Made = tuple[int, int, type[Node]]
 """What tells a value from all others: number and kind of its node, and its slot."""
+
+_OPERATIONS, _OPERANDS = 2, 4
 
 
 class Chain:
@@ -68,15 +71,29 @@ class Chains:
             self._last.pop(module, None)
             return None
         chain, handed = self._last.get(module) or (Chain(), {})
-        given = [handed[made] for made in _made(call.inputs) if made in handed] if handed else []
+        given = [handed[made] for made in _given(call) if made in handed] if handed else []
         if not given:
             chain = Chain()
         chain.layers.update(*given)
         chain.calls += 1
-        self._last[module] = chain, dict(zip(_made(call.outputs), behind, strict=True))
+        # one value may be returned once or twice in graphs of one structure
+        self._last[module] = chain, dict(zip(_made(call.outputs), behind, strict=False))
         return Link(chain, chain.calls - 1)
 
 
-def _made(edges: Sequence[tuple[Node, int]]) -> Iterator[_Made]:
+def _given(call: Call) -> Iterator[_Made]:
+    """Yield the values that a call was given, and those that they were made of in two operations.
+
+    A state is often masked in between, or a step along it added to it.
+    """
+    edges = list(call.inputs)
+    for _ in range(_OPERATIONS):
+        yield from _made(edges)
+        before = [edge for node, _ in edges for edge in node.next_functions[:_OPERANDS]]
+        edges = [(node, slot) for node, slot in before if node is not None]
+    yield from _made(edges)
+
+
+def _made(edges: Iterable[tuple[Node, int]]) -> Iterator[_Made]:
     for node, slot in edges:
         yield sequence_number(node), slot, type(node)

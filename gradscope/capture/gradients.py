@@ -99,9 +99,8 @@ class Gradients:
         for replay, outputs in replays:
             self._replays.append(replay)
             for place, (node, slot) in enumerate(outputs):
-                taps = [ValueTap(slot, (OfLayer("first_signal_norm", replay.layer),), [])]
-                keep = partial(_keep_sample, replay, place)
-                node.register_prehook(partial(guard, keep, taps))
+                taps = [ValueTap(slot, replay.keys[0], [])]
+                node.register_prehook(partial(guard, partial(_keep_sample, replay, place), taps))
         if self._cut is not None and plan.cuts[self._cut]:
             self._cut_graph = CutGraph(graph, calls[0].outputs, plan, self._cut)
             for i, (node, _) in enumerate(calls[0].outputs):
@@ -122,19 +121,12 @@ class Gradients:
                 self._read_sum(i)
             self._sums[i].clear()
         for replay in self._replays:
-            self._read_replay(replay)
+            try:
+                replay.read(self.readings)
+            except Exception as error:
+                self._failed(replay.keys[0], error)
         self.readings.read_waiting()
         self._forget_edges()
-
-    def _read_replay(self, replay: Replay) -> None:
-        """Read the gradient at the ends of a recurrent layer that is run again."""
-        keys = [(OfLayer(f"{end}_signal_norm", replay.layer),) for end in ("first", "last")]
-        try:
-            for ends in replay.ends():
-                for gradient, key in zip(ends, keys, strict=True):
-                    self.readings.read_norm(gradient, key)
-        except Exception as error:
-            self._failed(keys[0], error)
 
     def _forget_edges(self) -> None:
         self._alone[:] = [None] * len(self._alone)

@@ -13,6 +13,15 @@ from gradscope.capture import layers
 from gradscope.capture.catalogue import LayerInfo
 from gradscope.capture.recurrence import time_dimension
 
+_DROPOUTS = (
+    nn.AlphaDropout,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.FeatureAlphaDropout,
+)
+
 
 class ModuleInfo(NamedTuple):
     """What is known of a module before it is called; `time` as in `recurrence.time_dimension`."""
@@ -105,6 +114,14 @@ class Modules:
         """Return the names of the outermost modules that torch.jit has compiled."""
         names = [self.infos[n].name or layers.ROOT for n, m in self if is_scripted(m)]
         return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
+
+    def dropout(self) -> dict[str, float]:
+        """Return the share that each dropout of the model in training leaves out, by its name."""
+        return {
+            self.infos[number].name: module.p
+            for number, module in self
+            if isinstance(module, _DROPOUTS) and module.training and module.p > 0
+        }
 
     def layers(self) -> list[LayerInfo]:
         """Return every layer as it is now, in order of definition."""

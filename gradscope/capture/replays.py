@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from gradscope.autograd.torch_internals import version
+from gradscope.capture.readings import Readings
 from gradscope.capture.recurrence import FEWEST
+from gradscope.capture.rows import OfLayer
 
 SAMPLES = 8
 """That a layer is run on; of a packed batch those that are longest."""
@@ -30,8 +32,7 @@ class Replay:
 
     Attributes
     ----------
-    layer : int
-        Number of the module.
+    keys : of the gradients at the first and at the last step
     outputs : int
         Tensors that the call returned: the sequence, and one or two states.
     """
@@ -39,7 +40,8 @@ class Replay:
     def __init__(
         self, layer: int, module: nn.RNNBase, x: Tensor, state: list[Tensor], sample: _Sample
     ) -> None:
-        self.layer, self.outputs = layer, 1 + len(state)
+        self.keys = tuple((OfLayer(f"{end}_signal_norm", layer),) for end in ("first", "last"))
+        self.outputs = 1 + len(state)
         self._x = x
         self._state = state
         self._sample = sample
@@ -54,6 +56,12 @@ class Replay:
         """Take some samples of the gradient that has arrived at an output; they are flat."""
         take = self._sample.sequence if output == 0 else self._sample.state
         self._gradients[output] = take(gradient).clone()
+
+    def read(self, readings: Readings) -> None:
+        """Run it again, and read the gradients at its ends."""
+        for ends in self.ends():
+            for gradient, keys in zip(ends, self.keys, strict=True):
+                readings.read_norm(gradient, keys)
 
     def ends(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield, of each direction, the gradients at its first and at its last time step.

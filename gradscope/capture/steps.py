@@ -227,6 +227,11 @@ class Steps:
             number = value.item() if isinstance(value, Tensor) else value
             self.current.scalars[name] = float(number)
 
+    def count(self, fact: str) -> None:
+        """Count one more of `schema.FACTS`, of what leads to no row."""
+        self._number_layers()
+        self._catalogue.set_fact(fact, self._catalogue.facts.get(fact, 0) + 1)
+
     def note_learning_rate(self, rate: float | Tensor | None) -> None:
         """Note the rate that an optimizer makes the current step with."""
         if isinstance(rate, Tensor):
@@ -256,6 +261,7 @@ class Steps:
         met = self._modules.met
         if met != self._numbered:
             replaced = self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
+            self._catalogue.set_fact("dropout", self._modules.dropout())
             self._numbered = met
             if replaced:
                 self.faults.tell(

@@ -77,6 +77,7 @@ class Structures:
             ]
         )
         plan = make_plan(graph, calls, layers, joins, numbers, forward.times)
+        self._catalogue.outside.meet(graph.nodes[leaf] for leaf in plan.leaves)
         self._add_functions(plan, graph, forward)
         self._add_attention(plan, graph, forward)
         self._add_edges(graph, forward)

@@ -56,6 +56,7 @@ class Updates:
         self._known = weakref.WeakKeyDictionary()
         self._idle: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # whose step is none
         self._ended_before_step = 0
+        self._before_other = 0  # backwards before the latest step that was none of the model's
         self._hookless = False
         backwards.look_for_step = self.look_for_step
 
@@ -74,9 +75,12 @@ class Updates:
             return
         if not self._concern(optimizer):
             self._look_at_other()
+            self._note_other()
             return
         if not has_closure and not self._is_due(optimizer) and _is_idle(optimizer):
             self._idle.add(optimizer)
+            if self._steps.current.forwarded:
+                self._steps.count("steps_without_gradient")
             return
         if self._steps.current.was_made_by(optimizer):
             self._steps.close()  # no forward was seen since it stepped last
@@ -84,6 +88,15 @@ class Updates:
         self._ended_before_step = self._backwards.ended
         if self._steps.current.recorded:
             self._read_weights(optimizer)
+
+    def _note_other(self) -> None:
+        """Count a step of an optimizer that holds nothing of the model, where one of it is due."""
+        if self._given is not None or self.optimizers:
+            return
+        backwards = sum(self._steps.current.backwards.values())
+        if backwards > self._before_other:
+            self._before_other = backwards
+            self._steps.count("steps_of_others")
 
     def _look_at_other(self) -> None:
         """Read what a getter has as an optimizer steps that has no parameter of the model.

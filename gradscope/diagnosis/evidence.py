@@ -122,9 +122,15 @@ class Evidence:
 
     def looks(self, column: str) -> Floats:
         """Return a metric that is read at some steps only, at those, (looks, layers)."""
-        steps = self.rows[:: max(len(self.rows) // ROWS_AT_ONCE, 1)]
-        read = self.at(column, steps)
-        return np.asarray(read[~np.isnan(read).all(axis=1)])
+        return self.looks_and_rows(column)[0]
+
+    def looks_and_rows(self, column: str) -> tuple[Floats, NDArray[np.int64]]:
+        """Return the same, and the rows of `steps` of these looks."""
+        # an odd stride: a look is taken at every eighth recorded step, skipped ones among them
+        rows = self.rows[:: max(len(self.rows) // ROWS_AT_ONCE, 1) | 1]
+        read = self.at(column, rows)
+        known = ~np.isnan(read).all(axis=1)
+        return np.asarray(read[known]), np.asarray(rows[known])
 
     def audit(self, word: str) -> Mask:
         """Return of which layers all parameters are `word`: frozen, no optimizer, no gradient."""

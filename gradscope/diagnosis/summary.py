@@ -54,7 +54,8 @@ class Summary:
     shortcuts : str
         What they do, in a sentence; empty without any.
     last_loss : float
-        The middle of its last tenth, as `Diagnosis.beside` tells it; NaN where none was logged.
+        The middle of its last tenth, as `Diagnosis.beside` tells it; NaN where none was logged,
+        or where it ends in NaN.
     logged_loss : float
         The latest finite value of the first logged scalar that is called a loss, NaN without.
     spark : array, shape (n,), at most `SPARK` + 1
@@ -82,6 +83,11 @@ class Summary:
         return sorted((part for part in parts if part), key=lambda part: order.index(part.tone))
 
     @property
+    def jumped(self) -> bool:
+        """Whether what is said of the speed is a step at the start that was too large."""
+        return self.speed is not None and self.speed.words.startswith("step ")
+
+    @property
     def tone(self) -> Tone:
         """The worst of its parts."""
         tones = [part.tone for part in self.parts]
@@ -107,7 +113,7 @@ def summarise(run: Run) -> Summary:
         loss,
         _speed(evidence, loss),
         shortcut_story(run),
-        _at_the_end(raw),
+        np.nan if _lost(run, steps) is not None else _at_the_end(raw),
         _logged_loss(run),
         values[kept] if len(values) else values,
         len(run.steps),
@@ -140,6 +146,19 @@ def _at_the_end(values: NDArray[np.float64]) -> float:
     return float(np.median(values[-max(len(values) // 10, 1) :])) if len(values) else np.nan
 
 
+def _lost(run: Run, steps: NDArray[np.int64]) -> int | None:
+    """Return from which step on a loss is NaN to the end, None if it is not.
+
+    NaN that is logged reads as what was not logged.
+    """
+    if not len(steps):
+        return None
+    recorded = run.steps["step"].to_numpy()
+    after = recorded[recorded > steps[-1]]
+    usual = int(np.diff(np.append(-1, np.searchsorted(recorded, steps))).max())
+    return int(after[0]) if len(after) > max(usual, 2) else None
+
+
 def _loss(
     run: Run,
     steps: NDArray[np.int64],
@@ -148,11 +167,9 @@ def _loss(
 ) -> Judged | None:
     if not len(values):
         return None
-    recorded = run.steps["step"].to_numpy()
-    after = recorded[recorded > steps[-1]]
-    usual = int(np.diff(np.append(-1, np.searchsorted(recorded, steps))).max())
-    if len(after) > max(usual, 2):  # NaN that is logged reads as what was not logged
-        return Judged(f"loss NaN from step {after[0]:,} on", "bad")
+    lost = _lost(run, steps)
+    if lost is not None:
+        return Judged(f"loss NaN from step {lost:,} on", "bad")
     broken = ~np.isfinite(values)
     if broken.any():
         return Judged(f"loss not finite at step {steps[broken][0]:,}", "bad")

@@ -13,20 +13,23 @@ from gradscope.diagnosis.findings import CANNOT_TELL, Diagnosis, Finding
 from gradscope.diagnosis.rules import (
     accumulated,
     attention,
+    batch_norm,
     blocks,
     clipping,
     collapsed,
     dead,
     disconnected,
+    dropout,
     experts,
     flow,
+    games,
     loss,
     non_finite,
     not_updated,
     output,
+    overwritten,
     saturated,
     through_time,
-    tiny_batch,
     update_speed,
 )
 from gradscope.diagnosis.signal_path import SignalPath, composites
@@ -38,8 +41,10 @@ from gradscope.schema import VERDICTS
 RULES = (
     non_finite.non_finite,
     not_updated.not_updated,
+    overwritten.overwritten,
     accumulated.accumulated,
     flow.flow,
+    games.starved_player,
     through_time.through_time,
     dead.dead,
     disconnected.disconnected,
@@ -48,7 +53,9 @@ RULES = (
     attention.large_logits,
     output.output,
     experts.unbalanced_experts,
-    tiny_batch.tiny_batch,
+    dropout.strong_dropout,
+    batch_norm.tiny_batch,
+    batch_norm.running_statistics,
     clipping.scaled_clipping,
     loss.unstable,
     update_speed.update_speed,
@@ -57,6 +64,7 @@ RULES = (
 )
 
 GRAVEST_FIRST = (
+    "batchnorm-eval",
     "exploding",
     "dead",
     "disconnected",
@@ -73,6 +81,7 @@ GRAVEST_FIRST = (
     "attention-logits",
     "experts",
     "tiny-batch",
+    "dropout",
     "update-speed",
 )
 """Verdicts that a run can have as a whole, beside `healthy`."""
@@ -102,7 +111,29 @@ def diagnose(run: Run) -> Diagnosis:
 
     Notes
     -----
-    ================ ==============================================================
+    - `vanishing`: early gradient <= 1/100 of the late one, by the running median, and early layers
+      that move slower, too
+    - `exploding`: early gradient >= 100 times the late one (deep nets: .065 decades a layer), while
+      the loss does not fall, or values that are not finite
+    - `vanishing-through-time`, `exploding-through-time`: likewise, over the steps of a sequence
+    - `dead`: an activation's outputs are 0 for 99 % or more of units and samples
+    - `disconnected`: a gradient of exactly 0 that is no underflow, or no path from the loss
+    - `not-updated`: weights that get a gradient and never move, or are written by something else
+    - `accumulated`: gradients that still hold those of earlier steps
+    - `scaled-clipping`: gradients clipped before `unscale_`: the optimizer gets threshold / scale
+    - `collapsed`: outputs that are one number, or the same for all samples or units
+    - `unstable`: a loss that rose, or jumped, under steps too large for the weights
+    - `output`: an activation before a loss that applies it itself, targets out of its reach, or of
+      another shape
+    - `experts`: experts that get nearly all tokens, or next to none, or no gradient
+    - `tiny-batch`: a BatchNorm over fewer than four values a channel
+    - `batchnorm-eval`: a BatchNorm in training that normalises by running statistics that do not
+      fit
+    - `dropout`: nine tenths of a layer or more left out in training
+    - `saturated`: over half of an activation's units on less than 0.1 of its steepest slope
+    - `attention-logits`: logits above 100: softmax gives all weight to one key
+    - `update-speed`: steps of a tenth of the weights' size, or of next to nothing of it
+
     These decide the verdict, in the order of their gravity. For information only:
     shortcut-dominated and reparameterised blocks, a loss of gradient that the optimizer makes up
     for, and what was so at the first step alone.
@@ -148,7 +179,17 @@ def _agreeing(found: list[Finding]) -> list[Finding]:
     explained: set[str] = set()
     if verdicts & {"scaled-clipping", "not-updated"}:
         explained.add("update-speed")  # steps are small as the gradient is gone
-    return [finding for finding in found if finding.verdict not in explained]
+    starved = {layer for f in found if f.verdict == "experts" for layer in f.layers}
+    return [
+        finding
+        for finding in found
+        if finding.verdict not in explained
+        and not (finding.verdict == "disconnected" and _are_among(finding.layers, starved))
+    ]
+
+
+def _are_among(layers: Sequence[str], starved: set[str]) -> bool:
+    return bool(layers) and starved.issuperset(layers)
 
 
 def _gravity(finding: Finding) -> int:
@@ -168,7 +209,7 @@ def _headline(found: Sequence[Finding], unknown: str | None) -> str:
 
 def _covers(finding: Finding, evidence: Evidence, row: int) -> bool:
     if len(evidence.rows) == 0:
-        return False
+        return True
     step = int(evidence.steps["step"].iloc[evidence.rows[row]])
     return finding.steps[0] <= step <= finding.steps[1]
 
@@ -236,7 +277,7 @@ def _summary(evidence: Evidence, verdict: str, decades: float, found: Sequence[F
 def _notes(evidence: Evidence) -> list[str]:
     """Return what limits the diagnosis, and what the recorder noted."""
     notes = []
-    if 0 < len(evidence.rows) < WINDOW:
+    if len(evidence.rows) > 0 and len(evidence.steps) < WINDOW:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
     joins = set(evidence.run.shortcuts["branch"])

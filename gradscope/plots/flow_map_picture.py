@@ -137,6 +137,7 @@ def lanes_figure(lanes: list[Lane], theme: Theme) -> FigureDict:
         theme,
         "layer, input → output" if same else "depth, input → output",
         range=[0.2, longest + 0.8],
+        **({"dtick": 1} if longest < 6 else {}),
         showgrid=False,
         showticklabels=same and all(s.layers == 1 for lane in lanes for s in lane.squares),
     )

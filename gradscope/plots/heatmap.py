@@ -38,7 +38,7 @@ SAID = 4
 """Of so many runs a caption says what is odd."""
 MOST_KEPT = 20
 """Binned pictures that are kept of a run, a megabyte each for 300 layers."""
-LIMITS = (2, 4, 6, 8, 12, 16, 20)
+LIMITS = (3, 4, 6, 8, 12, 16, 20)
 """The colour scale of a gradient ends so many decades below and above the last hidden layer's."""
 
 
@@ -174,6 +174,8 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `info` as a dict for plotly, one panel a run."""
     if not info.panels:
         return nothing_to_show(theme, "No step has been recorded yet.")
+    if info.metric.relative and max(len(panel.names) for panel in info.panels) == 1:
+        return nothing_to_show(theme, "One layer: there is no other to compare its gradient with.")
     panels, _ = shown_panels(info.panels)
     count = len(panels)
     rows = rows_of(count, theme)

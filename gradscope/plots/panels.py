@@ -101,8 +101,8 @@ def in_panels(
     """
     columns = 1 if theme.narrow else min(len(items), MOST_BESIDE)
     rows = rows_of(len(items), theme)
-    if rows > 1 and not theme.narrow:
-        below = 0.26 / rows
+    if rows > 1:
+        below = min(below, 0.3 / rows) if theme.narrow else 0.26 / rows
     wide = (1 - beside * (columns - 1)) / columns
     high = (1 - below * (rows - 1)) / rows
     for number, item in enumerate(items):

@@ -114,7 +114,8 @@ def sweep_map_info(
 
 def _is_good(summary: Summary) -> bool:
     learns = summary.loss is None or summary.loss.tone == "good"
-    moves = summary.speed is None or summary.speed.tone == "good"
+    # a first step that was large did no harm where the loss fell since
+    moves = summary.speed is None or summary.speed.tone == "good" or summary.jumped
     return summary.flow.tone == "good" and learns and moves
 
 
@@ -183,6 +184,10 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
             "hovertemplate": "<b>%{customdata}</b><br>last loss %{y:.3g}<extra></extra>",
         }
     ]
+    layout["annotations"] += [
+        annotation(theme, "NaN", x=i, y=1, yref="paper", yanchor="top", font={"size": 12})
+        for i in np.flatnonzero(np.isnan(info.loss)).tolist()
+    ]
     signal_limit = _reach(info.signal)
     for number, (values, coloring) in enumerate(
         (
@@ -222,10 +227,14 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
         )
     layout["shapes"] += _outlines(info, theme)
     if not theme.narrow:
+        low, high, slow, fast = (
+            ramp[end][1] for ramp in (_stops(theme), _ramp(theme)) for end in (0, -1)
+        )
         layout["annotations"] += [
             annotation(
                 theme,
-                f"blue: vanishing<br>red: exploding<br>± {signal_limit} decades",
+                f"{_square(low)} vanishing<br>{_square(high)} exploding"
+                f"<br>± {signal_limit} decades",
                 x=1,
                 xref="paper",
                 xanchor="left",
@@ -236,7 +245,7 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
             ),
             annotation(
                 theme,
-                "dark: 10<sup>−7</sup> a step<br>bright: 1 a step",
+                f"{_square(slow)} 10<sup>−7</sup> a step<br>{_square(fast)} 1 a step",
                 x=1,
                 xref="paper",
                 xanchor="left",
@@ -329,6 +338,10 @@ def _stops(theme: Theme) -> list[list[Any]]:
 
 def _ramp(theme: Theme) -> list[list[Any]]:
     return [[i / (len(theme.sequence) - 1), color] for i, color in enumerate(theme.sequence)]
+
+
+def _square(color: str) -> str:
+    return f'<span style="color: {color}">■</span>'
 
 
 def _outlines(info: SweepInfo, theme: Theme) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ what each process wrote allows: a mean weighs every process the same.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -16,14 +17,14 @@ import numpy as np
 import pandas as pd
 
 from gradscope import schema
-from gradscope.arithmetic import combine, energy_share, share_of_process
+from gradscope.arithmetic import Groups, combine, energy_share, share_of_process
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.runs.loading import load, load_all
 from gradscope.runs.run import Run
 from gradscope.storage.reader import TableReader
 from gradscope.storage.writer import RunWriter
 
-_KEPT = ("model", "config", "every", "cut", "gradscope", "torch", "created", "marks")
+_KEPT = ("model", "config", "every", "cut", "gradscope", "torch", "created", "marks", "facts")
 _ROWS_AT_ONCE = 2**17
 
 Track = Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]]
@@ -130,6 +131,7 @@ class _Union:
                 numbers.append(number)
             self.numbers.append(numbers)
         self._copies = [_copies(run, listed(run)) for run in runs]
+        self._losses = [_losses(run) for run in runs]
 
     def merged(self, steps: np.ndarray, metrics: schema.Table) -> dict[str, np.ndarray]:
         """Return each metric over all ranks, steps x layers (or shortcuts)."""
@@ -139,15 +141,17 @@ class _Union:
             for reader, numbers in zip(self._readers, self.numbers, strict=True)
         ]
         flat = [number for numbers in self.numbers for number in numbers]
+        groups = Groups(flat, [1] * len(flat))
         given: dict[str, np.ndarray] = {}
         result = {}
         for place, column in enumerate(metrics):
-            shares = (share_of_process(column, len(read), copies) for copies in self._copies)
+            each = zip(self._losses, self._copies, strict=True)
+            shares = [share_of_process(column, losses, copies) for losses, copies in each]
             given[column.name] = np.concatenate(
                 [values[place] * share for values, share in zip(read, shares, strict=True)], axis=1
             ).astype(np.float64)
             out = np.full((steps.size, len(self.rows)), np.nan)
-            combine(column, given, flat, [1] * len(flat), out)
+            combine(column, given, groups, out)
             wide = read[0][place].dtype == np.float64
             result[column.name] = out if wide else out.astype(np.float32)
         return result
@@ -165,8 +169,18 @@ def _edges(runs: Sequence[Run], numbers: Sequence[Sequence[int]]) -> list[dict[s
 
 def _copies(run: Run, listed: pd.DataFrame) -> np.ndarray:
     """Return how many ranks hold the parameters of each layer alike; all do if not said."""
-    held: Mapping[str, int] = run.meta.get("replicas", {})
+    held: Mapping[str, float | None] = run.meta.get("replicas", {})
     return np.array([held.get(name, run.meta["ranks"]) for name in listed["name"]], np.float64)
+
+
+def _losses(run: Run) -> float:
+    """Return of how many losses the gradients are the mean; NaN if outputs are spread otherwise."""
+    return float(run.meta.get("losses", run.meta["ranks"])) if _follows(run) else math.nan
+
+
+def _follows(run: Run) -> bool:
+    """Whether each process has outputs of samples of its own."""
+    return bool(run.meta.get("outputs_followed", True))
 
 
 def _ranks(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -209,7 +223,13 @@ def _warn(problem: str) -> None:
 
 
 def _notes(runs: Sequence[Run], differing: int) -> list[str]:
-    notes = [f"rank {run.meta['rank']}: {note}" for run in runs for note in run.notes]
+    notes = []
+    if not all(map(_follows, runs)):
+        notes.append(
+            "which part of an output each process holds is not known: there are no signals,"
+            ' activations and shortcuts; without ranks="all" they are put together while training'
+        )
+    notes += [f"rank {run.meta['rank']}: {note}" for run in runs for note in run.notes]
     if differing:
         notes.append("steps that not every rank has on disk are left out")
     return notes

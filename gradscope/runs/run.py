@@ -137,6 +137,11 @@ class Run:
         return self._folder.heads.copy()
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What was seen of the training beside readings, those of `schema.FACTS` that are known."""
+        return dict(self._folder.meta.get("facts", {}))
+
+    @property
     def steps(self) -> pd.DataFrame:
         """One row a recorded step: the columns of `schema.STEPS`, then the logged scalars."""
         with self._lock:

@@ -7,30 +7,26 @@ over parameters, micro-batches and calls of a module, and divided by the factor 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradscope import schema
-from gradscope.arithmetic import Array, combine, energy_share, ratio, root_sum_square
+from gradscope.arithmetic import Array, Groups, combine, energy_share, ratio, root_sum_square
 from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.rows import Key, Layout, OfLayer, OfParameter, OfShortcut, OfStep
+from gradscope.capture.rows import Layout, OfLayer, OfShortcut
+from gradscope.session.arrangement import OF_LAYERS, OF_SHORTCUTS, Arrangement
 from gradscope.session.shares import ALONE, Shares
 from gradscope.session.tape import HostRow
 
 Columns = dict[str, NDArray[np.generic]]
 """Column -> values, of one table."""
 
-_OF_LAYERS = schema.by_name(schema.LAYER_METRICS, schema.TIME_NORMS)
-_OF_SHORTCUTS = schema.by_name(schema.SHORTCUT_METRICS, schema.FORWARD_NORMS)
-
-_KeyOfKind = TypeVar("_KeyOfKind", OfLayer, OfParameter, OfShortcut)
-_Found = dict[str, list[tuple[int, _KeyOfKind]]]
-"""Metric -> place of a value, and what it is of."""
+_REMEMBERED = 8
+_OF_ALL = ("grad_norm", "clipped_grad_norm")
 
 
 class Copies(NamedTuple):
@@ -69,6 +65,7 @@ class Decoder:
     def __init__(self, catalogue: Catalogue, shares: Shares = ALONE) -> None:
         self._catalogue = catalogue
         self._shares = shares
+        self._arrangements: list[Arrangement] = []  # the last few
         self._called: set[int] = set()  # layers of which an output was read
         self.summands: dict[str, None] = {}  # layers of whose gradient processes hold summands
 
@@ -77,17 +74,25 @@ class Decoder:
 
         Every layer and shortcut known by now stands in every row, in the catalogue's order.
         """
-        for _, alike in groupby(rows, _layouts):
-            yield self._alike(list(alike))
+        for layouts, alike in groupby(rows, _layouts):
+            yield self._alike(list(alike), self._arrangement(layouts))
 
-    def _alike(self, rows: list[HostRow]) -> Decoded:
+    def _arrangement(self, layouts: list[Layout]) -> Arrangement:
+        for known in self._arrangements:
+            if known.layouts == layouts:
+                return known
+        made = Arrangement(layouts, self._catalogue, self._shares)
+        self.summands |= dict.fromkeys(made.summands)
+        self._arrangements = [made, *self._arrangements[: _REMEMBERED - 1]]
+        return made
+
+    def _alike(self, rows: list[HostRow], arranged: Arrangement) -> Decoded:
         """Return the readings of rows of one layout."""
-        layout = [keys for some, _ in rows[0].segments for keys in some]
         values = np.array(
             [np.concatenate([v for _, v in row.segments]) if row.segments else [] for row in rows],
             dtype=np.float64,
         )
-        scalars = _scalars(rows, layout, values)
+        scalars = _scalars(rows, arranged, values)
         scales = {
             name: np.nan_to_num(scalars.pop(name, np.full(len(rows), math.nan)), nan=1.0)
             for name in ("loss_scale", "grad_scale")
@@ -97,74 +102,54 @@ class Decoder:
             _steps(rows, scales["loss_scale"], scalars),
             {},
             {
-                "layers": _nothing(rows, self._catalogue.layers, _OF_LAYERS),
-                "shortcuts": _nothing(rows, self._catalogue.shortcuts, _OF_SHORTCUTS),
+                "layers": _nothing(rows, self._catalogue.layers, OF_LAYERS),
+                "shortcuts": _nothing(rows, self._catalogue.shortcuts, OF_SHORTCUTS),
             },
             {"layers": {}, "shortcuts": {}},
             {},
         )
-        self._of_parameters(layout, values, scales, decoded)
-        self._of_layers(layout, values, scales, decoded)
-        self._of_shortcuts(layout, values, scales, decoded)
+        self._of_parameters(arranged, values, scales, decoded)
+        self._of_layers(arranged, values, scales, decoded)
+        self._of_shortcuts(arranged, values, scales, decoded)
         return decoded
 
     def _of_parameters(
-        self,
-        layout: Sequence[tuple[Key, ...]],
-        values: Array,
-        scales: Mapping[str, Array],
-        decoded: Decoded,
+        self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
     ) -> None:
         """Fill in the norms of parameters, and those over all parameters."""
-        layers, weights = decoded.values["layers"], decoded.weights["layers"]
-        number = self._catalogue.layer_of
-        for name, entries in _found(layout, OfParameter).items():
-            column = _OF_LAYERS[name]
-            picked = _unscaled(column, values, [place for place, _ in entries], scales)
-            owners = [min(number[m] for m in key.owners) for _, key in entries]  # tied: the first
-            once = [1] * len(entries)
-            weights[name] = _counted(owners, once, len(self._catalogue.layers))
+        layers = decoded.values["layers"]
+        for name, (places, groups) in arranged.parameters.items():
+            column, held = OF_LAYERS[name], arranged.held[name]
+            picked = _unscaled(column, values, places, scales)
+            decoded.weights["layers"][name] = _weights(groups, len(self._catalogue.layers))
             if self._shares is not ALONE:
-                names = [str(self._catalogue.layers[owner]["name"]) for owner in owners]
-                found = zip(entries, names, strict=True)
-                self.summands |= {
-                    layer: None
-                    for (_, key), layer in zip(entries, names, strict=True)
-                    if not key.copies
-                }
-                copies = np.array([self._shares.copies(key, of) for (_, key), of in found])
-                decoded.copies[name] = _copies(column, picked, owners, copies)
-                picked = picked / np.sqrt(copies)
+                combine(column, {name: picked}, groups, layers[name])
+                decoded.copies[name] = Copies(held.alike, held.by, layers[name][:, held.alike])
+                picked = picked / np.sqrt(held.copies)
             decoded.totals[name] = root_sum_square(picked)
-            combine(column, {name: picked}, owners, once, layers[name])
+            combine(column, {name: picked}, groups, layers[name])
+        before, after = (decoded.weights["layers"].get(name) for name in _OF_ALL)
+        if after is not None and (before is None or (after > 0)[before == 0].any()):
+            decoded.totals[_OF_ALL[0]] = np.full(len(values), math.nan)  # of some it was not read
 
     def _of_layers(
-        self,
-        layout: Sequence[tuple[Key, ...]],
-        values: Array,
-        scales: Mapping[str, Array],
-        decoded: Decoded,
+        self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
     ) -> None:
         layers, weights = decoded.values["layers"], decoded.weights["layers"]
-        number = self._catalogue.layer_of
         elements = np.zeros(len(self._catalogue.layers))  # of each layer's outputs
-        for name, entries in _found(layout, OfLayer).items():
-            column = _OF_LAYERS[name]
-            places = [place for place, _ in entries]
+        for name, (places, groups) in arranged.layers.items():
+            column = OF_LAYERS[name]
             readings = {name: _unscaled(column, values, places, scales)}
-            if column.mean:  # taken in the same breath: it stands before the deviation
-                assert all(layout[p - 1][0][0] == column.mean for p in places), layout
-                readings[column.mean] = values[:, [place - 1 for place in places]]
-            numbers = [number[key.module] for _, key in entries]
-            counts = [key.elements for _, key in entries]
-            weights[name] = _counted(numbers, counts, elements.size)
-            combine(column, readings, numbers, counts, layers[name])
+            if column.mean:
+                readings[column.mean] = values[:, places - 1]
+            weights[name] = _weights(groups, elements.size)
+            combine(column, readings, groups, layers[name])
             if name == "activation_norm":
-                np.add.at(elements, numbers, counts)
+                elements[groups.numbers] = groups.weights
         _complete_outputs(layers, elements)
         self._count_outputs(layers, elements)
         weights["output_elements"] = (~np.isnan(layers["output_elements"][0])).astype(np.float64)
-        self._apply_shares(OfLayer, _OF_LAYERS, layers, weights)
+        self._apply_shares(OfLayer, OF_LAYERS, layers, weights)
 
     def _count_outputs(self, layers: dict[str, Array], elements: Array) -> None:
         """Fill in how many elements the outputs had; 0 of layers that were only called before."""
@@ -175,21 +160,15 @@ class Decoder:
             layers["output_elements"][:, known] = elements[known]
 
     def _of_shortcuts(
-        self,
-        layout: Sequence[tuple[Key, ...]],
-        values: Array,
-        scales: Mapping[str, Array],
-        decoded: Decoded,
+        self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
     ) -> None:
         shortcuts, weights = decoded.values["shortcuts"], decoded.weights["shortcuts"]
-        for name, entries in _found(layout, OfShortcut).items():
-            column = _OF_SHORTCUTS[name]
-            picked = _unscaled(column, values, [place for place, _ in entries], scales)
-            numbers = [key.shortcut for _, key in entries]
-            once = [1] * len(entries)
-            weights[name] = _counted(numbers, once, len(self._catalogue.shortcuts))
-            combine(column, {name: picked}, numbers, once, shortcuts[name])
-        self._apply_shares(OfShortcut, _OF_SHORTCUTS, shortcuts, weights)
+        for name, (places, groups) in arranged.shortcuts.items():
+            column = OF_SHORTCUTS[name]
+            weights[name] = _weights(groups, len(self._catalogue.shortcuts))
+            picked = _unscaled(column, values, places, scales)
+            combine(column, {name: picked}, groups, shortcuts[name])
+        self._apply_shares(OfShortcut, OF_SHORTCUTS, shortcuts, weights)
 
     def _apply_shares(
         self,
@@ -231,10 +210,7 @@ def columns(decoded: Decoded) -> dict[str, Columns]:
     branch, shortcut = (shortcuts.pop(column.name) for column in schema.FORWARD_NORMS)
     shortcuts["branch_ratio"] = ratio(branch, shortcut)
     shortcuts["energy_share"] = energy_share(shortcuts["shortcut_norm"], shortcuts["branch_norm"])
-    norms = {
-        name: decoded.totals.get(name, np.full(len(steps), math.nan))
-        for name in ("grad_norm", "clipped_grad_norm")
-    }
+    norms = {name: decoded.totals.get(name, np.full(len(steps), math.nan)) for name in _OF_ALL}
     return {
         "layers": _table(steps, "layer", layers, dtype),
         "shortcuts": _table(steps, "shortcut", shortcuts, dtype),
@@ -252,52 +228,24 @@ def _nothing(
     return {name: np.full((len(rows), len(of)), np.nan) for name in metrics}
 
 
-def _counted(numbers: list[int], counts: list[int], size: int) -> NDArray[np.float64]:
-    """Return how many elements each was read from."""
-    return np.bincount(np.array(numbers, np.int64), counts, size).astype(np.float64)
-
-
-def _copies(
-    column: schema.Column, norms: Array, owners: list[int], copies: NDArray[np.float64]
-) -> Copies:
-    """Return the norms of layers that several processes hold alike, as one of them has them."""
-    of: dict[int, set[float]] = defaultdict(set)
-    for owner, held in zip(owners, copies.tolist(), strict=True):
-        of[owner].add(held)
-    alike = {owner: min(held) for owner, held in of.items() if len(held) == 1 and min(held) > 1}
-    own = np.full((len(norms), 1 + max(owners, default=0)), np.nan)
-    combine(column, {column.name: norms}, owners, [1] * len(owners), own)
-    numbers = np.array(list(alike), np.int64)
-    return Copies(numbers, np.array(list(alike.values()), np.float64), own[:, numbers])
-
-
-def _found(layout: Sequence[tuple[Key, ...]], kind: type[_KeyOfKind]) -> _Found[_KeyOfKind]:
-    """Return where the readings of one kind are, by metric."""
-    found: _Found[_KeyOfKind] = defaultdict(list)
-    for place, keys in enumerate(layout):
-        for key in keys:
-            if isinstance(key, kind):
-                found[key.metric].append((place, key))
-    return found
+def _weights(groups: Groups, size: int) -> NDArray[np.float64]:
+    """Return how many elements each of `size` things was read from."""
+    weights = np.zeros(size)
+    weights[groups.numbers] = groups.weights
+    return weights
 
 
 def _unscaled(
-    column: schema.Column, values: Array, places: list[int], scales: Mapping[str, Array]
+    column: schema.Column, values: Array, places: NDArray[np.int64], scales: Mapping[str, Array]
 ) -> Array:
     """Return the values at `places`, divided by the scale that `column` says they carried."""
     picked: Array = values[:, places]
     return picked / scales[column.scale][:, None] if column.scale else picked
 
 
-def _scalars(
-    rows: Sequence[HostRow], layout: Sequence[tuple[Key, ...]], values: Array
-) -> dict[str, Array]:
+def _scalars(rows: Sequence[HostRow], arranged: Arrangement, values: Array) -> dict[str, Array]:
     """Return what was logged, as numbers and as tensors."""
-    scalars: dict[str, Array] = {}
-    for place, keys in enumerate(layout):
-        for key in keys:
-            if isinstance(key, OfStep):
-                scalars[key.name] = values[:, place]
+    scalars: dict[str, Array] = {n: values[:, place] for n, place in arranged.scalars.items()}
     for name in {name for row in rows for name in row.scalars}:
         scalars[name] = np.array([row.scalars.get(name, math.nan) for row in rows])
     return scalars

@@ -67,6 +67,7 @@ class Drain:
     ) -> None:
         self._catalogue = catalogue
         self._decoder = Decoder(catalogue, ALONE if ranks is None else ranks.shares)
+        self._is_cut_off = False  # from the processes whose readings belong to those of this one
         self._may_meet = not several()  # others that this process has not waited for
         self._listed = catalogue if ranks is None else ranks.joint  # what the run's rows speak of
         self._writer = writer
@@ -195,7 +196,7 @@ class Drain:
             waiting = self._tape.fetch()
             if self._may_meet and several():
                 self._be_alone()
-            rows = self._decoded(waiting)
+            rows = [] if self._is_cut_off else self._decoded(waiting)
             if self._ranks is not None:
                 rows = self._exchange(rows, closing)
             if self._writer is not None:
@@ -230,13 +231,16 @@ class Drain:
         try:
             patience = max(self._patience(), 0.1)
             merged = self._ranks.exchange(rows, closing, patience, self._catalogue)
-        except RuntimeError as error:
+        except Exception as error:
             above = self._ranks.above
-            self._ranks = None
-            self._tell(
-                f"process {above} takes no readings any more, those of this one are lost from here"
-                f" on ({type(error).__name__}: {str(error).splitlines()[0][:200]})"
+            self._ranks, self._is_cut_off = None, True  # what this process reads is not that of all
+            reason = (
+                f"process {above} takes no readings any more, those of this one are lost"
+                if self._writer is None
+                else "the readings of the processes cannot be put together, they are lost"
             )
+            said = (str(error).splitlines() or [""])[0][:200]
+            self._tell(f"{reason} from here on ({type(error).__name__}: {said})")
             return []
         self._tell_of_others()
         return merged
@@ -250,7 +254,7 @@ class Drain:
         if self._ranks is None:
             return
         rows = []
-        with suppress(RuntimeError):  # the process above is gone
+        with suppress(Exception):  # the process above is gone
             rows = self._ranks.give_up(1)
         self._tell_of_others()
         if rows and self._writer is not None:
@@ -348,4 +352,6 @@ class Drain:
             )
             if heads := list(self._listed.heads):  # none yet: those of a run that is resumed
                 self._writer.update(heads=[head._asdict() for head in heads])
+            if facts := dict(self._catalogue.facts):
+                self._writer.update(facts=facts)
             self._written = now

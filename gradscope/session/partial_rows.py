@@ -7,7 +7,7 @@ processes are added on their way, so that none has more to do than a few others 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from gradscope import schema
 from gradscope.arithmetic import Array
+from gradscope.session.arrangement import OF_LAYERS, OF_SHORTCUTS
 from gradscope.session.columns import Decoded
 
 Ints = NDArray[np.int64]
 
-METRICS = {
-    "layers": schema.by_name(schema.LAYER_METRICS, schema.TIME_NORMS),
-    "shortcuts": schema.by_name(schema.SHORTCUT_METRICS, schema.FORWARD_NORMS),
-}
+METRICS = {"layers": OF_LAYERS, "shortcuts": OF_SHORTCUTS}
 """Table -> the metrics of which processes add up their readings."""
+
+
+_UNWEIGHTED = ("root sum square", "sum", "largest")
 
 
 class Kind(NamedTuple):
@@ -43,6 +44,8 @@ class Slots:
         """Kind -> slot of each layer or shortcut, -1 of those without."""
         self.runs: list[tuple[Kind, Ints]] = []
         """What slots are of, in order."""
+        self.largest: list[int] = []
+        """Those of which processes do not add up, but keep the largest."""
         self.size = 0
 
     def take(self, kind: Kind, numbers: Ints) -> Ints:
@@ -55,6 +58,8 @@ class Slots:
         if new.size:
             slots[new] = np.arange(self.size, self.size + new.size)
             self.runs.append((kind, new))
+            if METRICS[kind.table][kind.metric].combine == "largest":
+                self.largest += slots[new].tolist()
             self.size += new.size
         return slots[numbers]
 
@@ -81,16 +86,20 @@ class PartialRow:
     scalars: dict[str, float]
     sums: NDArray[np.float64]
 
-    def add(self, other: PartialRow) -> None:
-        """Add what other processes have read."""
+    def add(self, other: PartialRow, largest: Sequence[int] = ()) -> None:
+        """Add what other processes have read, but for the slots that keep the `largest`."""
         self.processes += other.processes
         self.skipped |= other.skipped
         self.wide |= other.wide
         known = {name: x for name, x in self.scalars.items() if not math.isnan(x)}
         self.scalars = {**other.scalars, **known}
         size = max(self.sums.shape[1], other.sums.shape[1])
-        total = widened(self.sums, size)
-        total[:, : other.sums.shape[1]] += other.sums
+        mine, theirs = widened(self.sums, size), widened(other.sums, size)
+        total = mine + theirs
+        kept = [i for i in largest if i < size]
+        both = (mine[1, kept] > 0) & (theirs[1, kept] > 0)  # else one of them is 0
+        greater = np.maximum(mine[0, kept], theirs[0, kept])
+        total[0, kept] = np.where(both, greater, total[0, kept])
         self.sums = total
 
 
@@ -142,7 +151,7 @@ def _parts(
                 continue
             column, values = metrics[name], decoded.values[table]
             given, weight = values[name][:, read], weights[read]
-            if column.combine in ("root sum square", "sum"):
+            if column.combine in _UNWEIGHTED:
                 weight = np.ones_like(weight)
             moment = _moment(column, given, values[column.mean][:, read] if column.mean else given)
             yield slots.take(Kind(table, name), numbers[table][read]), moment * weight, weight
@@ -156,7 +165,7 @@ def _parts(
 
 def _moment(column: schema.Column, values: Array, means: Array) -> Array:
     """Return what adds up over processes, but for its weight."""
-    if column.combine in ("sum", "mean"):
+    if column.combine in ("sum", "mean", "largest"):
         return values
     squares = np.square(values)
     return squares + np.square(means) if column.combine == "deviation" else squares
@@ -179,7 +188,7 @@ def readings_of(
     total, weights = sums[:, 0, of[numbers]], sums[:, 1, of[numbers]]
     column = METRICS[kind.table][kind.metric]
     with np.errstate(invalid="ignore", divide="ignore"):
-        if column.combine in ("root sum square", "sum") and not kind.copies:
+        if column.combine in _UNWEIGHTED and not kind.copies:
             values = np.where(weights > 0, total, np.nan)
         else:
             values = total / weights

@@ -15,24 +15,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
 from gradscope.capture.catalogue import Catalogue
 from gradscope.session.columns import Decoded
 from gradscope.session.combining import Combiner
 from gradscope.session.joint import Joint, described
-from gradscope.session.meeting import SILENCE_SECONDS, Meeting
+from gradscope.session.links import Links, above, below
 from gradscope.session.messages import Message
 from gradscope.session.partial_rows import Ints, PartialRow, Slots, partial_rows
 from gradscope.session.shares import Shares
-
-BELOW = 4
-"""How many processes send to one."""
 
 
 class Ranks:
@@ -40,7 +34,9 @@ class Ranks:
 
     Parameters
     ----------
-    meeting : Meeting
+    rank, size : int
+    links : Links
+        To the process above and those below.
     shares : Shares
         Of this process's readings.
     joint : Joint
@@ -48,7 +44,6 @@ class Ranks:
 
     Attributes
     ----------
-    rank, size : int
     above : int
         The process that this one sends to.
     gone : list of int
@@ -56,15 +51,15 @@ class Ranks:
     combiner : Combiner
     """
 
-    def __init__(self, meeting: Meeting, shares: Shares, joint: Joint) -> None:
-        self.rank, self.size = meeting.rank, meeting.size
-        self.above = (self.rank - 1) // BELOW
+    def __init__(self, rank: int, size: int, links: Links, shares: Shares, joint: Joint) -> None:
+        self.rank, self.size = rank, size
+        self.above = above(rank)
+        self._links = links
         self.shares, self.joint = shares, joint
         self.gone: list[int] = []
         self._slots = Slots()
         self.combiner = Combiner(self.size, joint, self._slots)
-        first = BELOW * self.rank + 1
-        self._below = {rank: _Sender() for rank in range(first, min(first + BELOW, self.size))}
+        self._below = {other: _Sender() for other in below(rank, size)}
         self._complete = -1.0  # up to which step this process has read
         self._waiting: dict[int, PartialRow] = {}
         self._own: set[int] = set()  # steps of those that this process has read
@@ -74,22 +69,6 @@ class Ranks:
         self._settled = 0  # news that were passed on, or have their place in the run
         self.done = False
         """Whether nothing more is awaited from any process, nor to be sent."""
-        patience = timedelta(seconds=SILENCE_SECONDS)
-        self._up: Any = None
-        self._down: Any = None
-        if self.rank:
-            first = BELOW * self.above + 1
-            store = dist.PrefixStore(  # type: ignore[attr-defined]
-                f"data/{self.above}", meeting.store
-            )
-            place, size = self.rank - first + 1, min(BELOW, self.size - first)
-            self._up = dist.ProcessGroupGloo(store, place, size + 1, timeout=patience)
-        if self._below:
-            store = dist.PrefixStore(  # type: ignore[attr-defined]
-                f"data/{self.rank}", meeting.store
-            )
-            size = len(self._below) + 1
-            self._down = dist.ProcessGroupGloo(store, 0, size, timeout=patience)
 
     def exchange(
         self, decoded: Iterable[Decoded], closing: bool, seconds: float, catalogue: Catalogue
@@ -110,7 +89,7 @@ class Ranks:
         numbers = self.joint.numbers()
         for row in partial_rows(decoded, self._slots, numbers):
             if row.step in self._waiting:
-                row.add(self._waiting.pop(row.step))  # its own scalars first
+                row.add(self._waiting.pop(row.step), self._slots.largest)  # its own scalars first
             self._add(row)
             self._own.add(row.step)
             self._complete = row.step
@@ -119,7 +98,7 @@ class Ranks:
         for rank, sender in self._below.items():
             if sender.complete < math.inf:
                 try:
-                    self._take(rank, sender, self._receive(rank, seconds))
+                    self._take(rank, sender, Message.unpacked(self._links.receive(rank, seconds)))
                 except RuntimeError:
                     sender.complete = math.inf
                     self.gone.append(rank)
@@ -129,7 +108,7 @@ class Ranks:
     def give_up(self, seconds: float) -> list[Decoded]:
         """Pass on what is left of steps that some process has not sent."""
         left = [] if self.done else self._pass_on(math.inf, seconds)
-        self._up = self._down = None
+        self._links.end()
         return left
 
     def _take(self, rank: int, sender: _Sender, message: Message) -> None:
@@ -149,7 +128,7 @@ class Ranks:
 
     def _add(self, row: PartialRow) -> None:
         if row.step in self._waiting:
-            self._waiting[row.step].add(row)
+            self._waiting[row.step].add(row, self._slots.largest)
         else:
             self._waiting[row.step] = row
 
@@ -166,7 +145,8 @@ class Ranks:
             return [self.combiner.decoded(rows)] if rows else []
         self._own.clear()
         told = self._news()
-        self._send(Message(complete, ready, self._slots.runs[self._runs_sent :], told), seconds)
+        message = Message(complete, ready, self._slots.runs[self._runs_sent :], told)
+        self._links.send(message.packed(), seconds)
         self._runs_sent = len(self._slots.runs)
         self.done = complete == math.inf
         return []
@@ -180,21 +160,6 @@ class Ranks:
         text = json.dumps(told, sort_keys=True)
         is_new, self._told = text != self._told, text
         return told if is_new else None
-
-    def _send(self, message: Message, seconds: float) -> None:
-        data = torch.frombuffer(bytearray(message.packed()), dtype=torch.uint8)
-        patience = timedelta(seconds=seconds)
-        self._up.send([torch.tensor([data.numel()])], 0, 0).wait(patience)
-        self._up.send([data], 0, 1).wait(patience)
-
-    def _receive(self, rank: int, seconds: float) -> Message:
-        place = rank - BELOW * self.rank
-        size = torch.zeros(1, dtype=torch.int64)
-        patience = timedelta(seconds=seconds)
-        self._down.recv([size], place, 0).wait(patience)
-        data = torch.empty(int(size.item()), dtype=torch.uint8)
-        self._down.recv([data], place, 1).wait(patience)
-        return Message.unpacked(data.numpy().tobytes())
 
 
 class _Sender:

@@ -74,6 +74,8 @@ class Shares(NamedTuple):
             np.divide(values, np.sqrt(copies), out=values)
         elif column.combine == "sum":
             np.divide(values, copies, out=values)
+        elif column.combine == "largest":
+            values[:, np.isnan(copies)] = np.nan
         else:
             values[:, np.isnan(copies)] = np.nan
             np.divide(weights, np.where(np.isnan(copies), 1, copies), out=weights)

@@ -110,9 +110,9 @@ def watch(
         Keep the memory of that copy from one recorded step to the next. By default on the CPU
         only, where to ask for it anew is slow; elsewhere it is held during the step.
     ranks : {0, "all"}
-        Under torch.distributed, where every process calls `watch`: 0, the default, makes rank 0
-        write one run with the norms over all processes; "all" makes each write its own, local
-        readings to `<run>/rank<n>`.
+        Under torch.distributed, where every process calls `watch`, with its own stage if the model
+        is a pipeline: 0, the default, makes rank 0 write one run with the layers and the norms of
+        all processes; "all" makes each write its own, local readings to `<run>/rank<n>`.
     flush_every, flush_seconds : int, float
         Rows are written to disk when so many have been recorded, or so many seconds (at most 10)
         after the last time, whichever comes first: what a crash can lose.

@@ -305,6 +305,7 @@ def main() -> None:
     options.add_argument("--live", action="store_true")
     options.add_argument("--pictures", type=Path, metavar="OUT")
     options.add_argument("--only", nargs="+", default=(), help="folders to take pictures of")
+    options.add_argument("--width", type=int, nargs="+", choices=(1440, 390), default=())
     options.add_argument("--theme", choices=("light", "dark"), help="the one to take pictures in")
     asked = options.parse_args()
     torch.set_num_threads(1)
@@ -312,7 +313,7 @@ def main() -> None:
         from pictures import take
 
         themes = (asked.theme,) if asked.theme else ("light", "dark")
-        take(asked.folder, asked.pictures, asked.only, themes)
+        take(asked.folder, asked.pictures, asked.only, themes, asked.width)
         return
     if asked.live:
         spawn = multiprocessing.get_context("spawn")

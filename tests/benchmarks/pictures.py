@@ -18,17 +18,20 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "dashboard"))
 
+from interactions import FLAGS, WATCH
+
 from gradscope_dashboard import start
 from gradscope_dashboard.views import VIEWS
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 SIZES = {1440: 900, 390: 844}
 ALL = ("sweep", "sixty")
 """Folders of which all runs are shown."""
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 
 
-def take(folder: Path, out: Path, only: Sequence[str], themes: Sequence[str]) -> None:
+def take(
+    folder: Path, out: Path, only: Sequence[str], themes: Sequence[str], sizes: Sequence[int] = ()
+) -> None:
     """Take the pictures of the folders of runs in `folder`, and put them together by folder."""
     out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
@@ -38,13 +41,15 @@ def take(folder: Path, out: Path, only: Sequence[str], themes: Sequence[str]) ->
         for kind in kinds:
             with start(kind) as server:
                 for theme in themes:
-                    for width, height in SIZES.items():
+                    for width in sizes or SIZES:
+                        height = SIZES[width]
                         context = browser.new_context(
                             viewport={"width": width, "height": height},
                             color_scheme=theme,
                             bypass_csp=True,
                         )
                         page = context.new_page()
+                        page.add_init_script(WATCH)
                         query = "?run=*" if kind.name in ALL else ""
                         page.goto(f"{server.url}{query}")
                         pictures = [
@@ -61,19 +66,23 @@ def take(folder: Path, out: Path, only: Sequence[str], themes: Sequence[str]) ->
 def _states(page: Page) -> Iterator[str]:
     """Bring the page to each of its states in turn, and yield what it is called."""
     page.locator("article, #cards").first.wait_for(timeout=60_000)
-    _settle(page, 2500)
+    page.wait_for_timeout(2500)
+    page.get_by_role("button", name="Pause", exact=True).click()  # what polls is never done
+    _settle(page, 500)
     for view in VIEWS:
         tab = page.locator("#tabs").get_by_role("button", name=view.LABEL, exact=True)
         if not tab.is_visible():
             yield "empty"
             return
         tab.click()
-        _settle(page, 900)
+        if view.NAME == "net":
+            page.locator("#net svg").first.wait_for(timeout=60_000)
+        _settle(page, 500)
         yield view.NAME
     layer = page.locator("#layer-table td button").first
     if layer.count():
         layer.click()
-        _settle(page, 1200)
+        _settle(page, 500)
         yield "drawer"
         page.keyboard.press("Escape")
     findings = page.locator("article summary").first
@@ -84,13 +93,15 @@ def _states(page: Page) -> Iterator[str]:
     table = page.locator("#runs-panel > summary")
     if table.is_visible():
         table.click()
-        _settle(page, 1500)
+        _settle(page, 500)
         yield "runs"
 
 
 def _settle(page: Page, least: int) -> None:
     page.wait_for_timeout(least)
-    page.wait_for_function("!document.querySelector('.dash-graph--pending')", timeout=60_000)
+    page.wait_for_function(
+        "window.__open === 0 && performance.now() - window.__last > 250", timeout=60_000
+    )
 
 
 def _picture(page: Page, path: Path) -> Path:

@@ -436,6 +436,22 @@ def test_so_do_cells_that_are_called_one_by_one(kind, tmp_path):
     assert found == {"cell": pytest.approx(math.log10(first / last), rel=1e-4)}
 
 
+def rollout(kept, model, x):
+    kept.clear()
+    for _ in range(T):
+        kept.append(model(x))
+        x = x + 0.1 * kept[-1]
+    return x.square().mean()
+
+
+def test_so_does_a_net_that_makes_steps_along_its_output(tmp_path):
+    model, x, kept = nn.Linear(3, 3), torch.randn(6, 3), []
+    found = decades(model, x, tmp_path / "run", partial(rollout, kept))
+    ends = torch.autograd.grad(rollout(kept, model, x), [kept[0], kept[-1]])
+    expected = math.log10(ends[0].norm() / ends[1].norm())
+    assert found == {"(root)": pytest.approx(expected, rel=1e-4)}
+
+
 def test_calls_that_hand_nothing_on_have_no_time(tmp_path):
     model, x = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)), torch.randn(6, T, 3)
     loss = lambda model, x: sum(model(x[:, t]).square().mean() for t in range(T))  # noqa: E731

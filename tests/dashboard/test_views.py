@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,10 +49,55 @@ def test_every_view_draws_both_runs_and_breaks_no_accessibility_rule(
     page.get_by_role("button", name=label, exact=True, pressed=True).wait_for()
     page.get_by_text("vanishing", exact=False).first.wait_for()
     assert page.locator("html").get_attribute("data-theme") == theme
+    assert broken_rules(page) == []
+
+
+def broken_rules(page: Any) -> list[tuple[str, str]]:
+    """Return the rules of accessibility that the page breaks, each with a place."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
     violations = axe.Axe().run(page, options=rules).response["violations"]
-    assert [(broken["id"], broken["nodes"][0]["html"]) for broken in violations] == []
+    return [(broken["id"], broken["nodes"][0]["html"]) for broken in violations]
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_what_opens_breaks_no_accessibility_rule_on_a_phone(
+    dashboard: Serve, browse: Browse, tmp_path: Path, theme: str
+) -> None:
+    for number in range(5):
+        synthetic.write_run(tmp_path / f"run-{number}", n_layers=9, n_steps=30)
+    url = dashboard(tmp_path)
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
+    page = browse(f"{url}?view=layers&theme={theme}&run=*", bypass_csp=True, **phone)
+    page.get_by_role("button", name="blocks.0.fc").first.tap()
+    drawn(page, "history")
+    page.locator("#runs-panel > summary").tap()
+    page.get_by_text("5 of 5 runs").wait_for()
+    page.wait_for_function("document.querySelectorAll('#cards article.is-bad').length === 5")
+    page.locator("article summary").first.tap()
+    page.get_by_text("Would it help?").first.wait_for()
+    assert broken_rules(page) == []
+    page.get_by_text("Would it help?").first.tap()
+    page.get_by_text("To try what would help").wait_for()
+    assert broken_rules(page) == []
+
+
+def test_what_another_step_leaves_as_it_is_is_not_sent_again(
+    browse: Browse, server: Server
+) -> None:
+    page = browse(f"{server.url}?metric=update_ratio")
+    drawn(page, "profile")
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_text("Resume").wait_for()
+    page.wait_for_load_state("networkidle")
+
+    def of(output: str) -> Any:
+        return page.expect_response(lambda got: f"..{output}." in (got.request.post_data or ""))
+
+    with of("cards.children") as cards, of("profile.figure") as profile:
+        page.get_by_role("button", name="Step before").click()
+    assert cards.value.status == 204
+    assert profile.value.status == 200
 
 
 def test_the_page_fits_a_phone(browse: Browse, server: Server) -> None:

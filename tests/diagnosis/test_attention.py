@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gradscope
+from handmade import make_run
 from small_trainings import sgd, the, train
 
 
@@ -65,3 +68,16 @@ def test_logits_that_were_large_at_one_look_are_not(tmp_path):
 
     diagnosis = train(tmp_path / "run", model, sgd(model, 1e-4), before=once)
     assert "attention-logits" not in {finding.verdict for finding in diagnosis.findings}
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_looks_are_found_in_a_long_run(skipped, tmp_path):
+    steps = 9000
+    logits = np.full((steps, 1), np.nan)
+    logits[::8] = np.linspace(1, 1000, len(logits[::8]))[:, None]
+    layers = [{"layer": 0, "name": "fc", "kind": "Linear", "depth": 1, "parameters": 4}]
+    marks = np.zeros(steps, bool)
+    marks[3] = skipped
+    readings = {"signal_norm": 1.0, "attention_logit_max": logits}
+    run = make_run(tmp_path / "run", layers, readings, n_steps=steps, steps={"skipped": marks})
+    assert the(gradscope.diagnose(run), "attention-logits").layers == ("fc",)

@@ -20,6 +20,7 @@ class Mixture(nn.Module):
         self.router, self.head = nn.Linear(16, len(shares)), nn.Linear(16, 4)
         self.add_module(name, nn.ModuleList(nn.Linear(16, 16) for _ in shares))
         self.name, self.shares, self.top = name, torch.tensor(shares), top
+        self.least = 1
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.repeat(8, 1)  # tokens
@@ -27,7 +28,7 @@ class Mixture(nn.Module):
         out = x
         for _ in range(self.top):
             to = torch.multinomial(self.shares, len(x), replacement=True)
-            to[: len(self.shares)] = torch.arange(len(self.shares))
+            to[: len(self.shares) * self.least] = torch.arange(len(self.shares) * self.least)
             for number, expert in enumerate(self.get_submodule(self.name)):
                 rows = (to == number).nonzero()[:, 0]
                 out = out.index_add(0, rows, weights[rows, number, None] * expert(x[rows]))
@@ -47,6 +48,14 @@ def test_one_that_gets_nearly_all_tokens_is_told_though_all_are_called_at_each_s
     )
     assert "xpert 1 of 'experts' gets 9" in finding.sentence and "balances" in finding.remedies[0]
     assert finding.evidence["largest_token_share"] > 0.95
+
+
+def test_that_no_gradient_reaches_those_that_get_no_token_is_no_finding_of_its_own(tmp_path):
+    model = Mixture([0.0, 1.0, 0.0, 0.0])
+    model.least = 0
+    diagnosis = diagnosed(tmp_path / "run", model)
+    assert diagnosis.verdict == "experts"
+    assert "disconnected" not in {finding.verdict for finding in diagnosis.findings}
 
 
 def test_some_that_get_them_all_are_told_by_number(tmp_path):

@@ -91,12 +91,6 @@ def test_a_gradient_that_is_lost_over_time_steps_is_told(cell, length, found, tm
         assert ("an LSTM" if cell is nn.RNNCell else "gate's bias") in finding.remedies[0]
 
 
-def test_a_recurrent_layer_is_noted_where_its_steps_are_not_seen(tmp_path):
-    model = Last(nn.RNN(4, 8, batch_first=True), 4)
-    notes = train(tmp_path / "run", model, sgd(model)).notes
-    assert any("time step" in note and "0 · rnn (RNN)" in note for note in notes)
-
-
 @pytest.mark.parametrize(("off", "found"), [(28, True), (8, False)])
 def test_a_layer_most_of_whose_units_are_off_is_dead(off, found, tmp_path):
     model = net(16, 32, 32, 4)
@@ -122,3 +116,49 @@ def test_an_input_that_does_not_vary_has_collapsed_from_the_start(tmp_path):
     diagnosis = train(tmp_path / "run", model, sgd(model), before=lambda step, x: 0 * x + 1)
     finding = the(diagnosis, "collapsed")
     assert any("input varies" in remedy for remedy in finding.remedies)
+
+
+def test_units_that_start_alike_and_stay_so_are_told(tmp_path):
+    model = net(16, 32, 32, 32, 4)
+    for layer in model[::2]:
+        nn.init.constant_(layer.weight, 0.05)
+        nn.init.constant_(layer.bias, 0.02)
+    finding = the(train(tmp_path / "run", model, sgd(model, 1e-3)), "collapsed")
+    assert finding.layers == ("0", "2", "4") and "random weights" in finding.remedies[0]
+
+
+def test_centred_units_and_single_ones_are_not_alike(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32),
+        nn.Linear(32, 1), nn.Tanh(), nn.Linear(1, 4),
+    )  # fmt: skip
+    assert "collapsed" not in train(tmp_path / "run", model, sgd(model, 1e-3)).verdicts
+
+
+@pytest.mark.parametrize(("weight", "found"), [(0.0, False), (1000.0, True)])
+def test_a_layer_that_a_penalty_empties_is_told(weight, found, tmp_path):
+    class Coded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.code = nn.Linear(16, 32), nn.Linear(32, 8)
+            self.decoder = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            code = self.code(self.encoder(x).relu())
+            return self.decoder(code), code
+
+    torch.manual_seed(0)
+    model = Coded()
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        torch.optim.Adam(model.parameters(), 1e-2),
+        loss_of=lambda out, y: (
+            nn.functional.cross_entropy(out[0], y) + weight * out[1].square().mean()
+        ),
+        steps=120,
+    )
+    assert ("collapsed" in diagnosis.verdicts) is found
+    if found:
+        assert the(diagnosis, "collapsed").layers == ("code",)

@@ -107,3 +107,69 @@ def test_a_batchnorm_over_two_samples_is_told(size, found, tmp_path):
         loss_of=lambda out, y: F.cross_entropy(out, y[: len(out)]),
     )
     assert ("tiny-batch" in diagnosis.verdicts) is found
+
+
+LOSSES_OF_TWO_SHAPES = {
+    "by hand": (lambda out, y: (out - y).square().mean(), True),
+    "mse_loss": (F.mse_loss, True),
+    "the other way round": (lambda out, y: (y - out).abs().mean(), True),
+    "one shape": (lambda out, y: F.mse_loss(out[:, 0], y), False),
+    "each with each, meant": (
+        lambda out, y: (out[:, 0].unsqueeze(1) - y).square().mean() + F.mse_loss(out[:, 0], y),
+        False,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(
+    ("loss_of", "found"), LOSSES_OF_TWO_SHAPES.values(), ids=LOSSES_OF_TWO_SHAPES
+)
+def test_predictions_that_are_broadcast_against_targets_are_told(loss_of, found, tmp_path):
+    model = net(16, 32, 1)
+    diagnosis = train(
+        tmp_path / "run", model, sgd(model, 1e-3), loss_of=loss_of, targets=lambda x: x.sum(1)
+    )
+    assert ("output" in diagnosis.verdicts) is found
+    if found:
+        assert "squeeze" in the(diagnosis, "output").remedies[0]
+
+
+def normalised() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.BatchNorm1d(32),
+        nn.ReLU(), nn.Linear(32, 4),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+@pytest.mark.parametrize("size", [0.1, 40.0])
+def test_a_batchnorm_in_eval_is_told(size, scale, tmp_path):
+    model = normalised()
+    diagnosis = train(
+        tmp_path / "run",
+        model.eval(),
+        sgd(model, 1e-6),
+        before=lambda step, x: size * x,
+        loss_of=lambda out, y: scale * F.cross_entropy(out, y),
+    )
+    finding = the(diagnosis, "batchnorm-eval")
+    assert diagnosis.verdict == "batchnorm-eval" and "train()" in finding.remedies[0]
+
+
+def test_running_statistics_that_fit_are_for_information(tmp_path):
+    model = normalised()
+    for _ in range(100):
+        model(torch.randn(64, 16))
+    diagnosis = train(tmp_path / "run", model.eval(), sgd(model, 1e-3))
+    assert diagnosis.verdict == "healthy"
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_a_batchnorm_in_training_is_not(size, tmp_path):
+    model = normalised()
+    diagnosis = train(
+        tmp_path / "run", model, sgd(model, 1e-3), before=lambda step, x: size * x, steps=12
+    )
+    assert all(finding.verdict != "batchnorm-eval" for finding in diagnosis.findings)

@@ -229,14 +229,14 @@ def test_a_constant_output_layer_is_no_collapse(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at_first", "remedy"), [(1e-5, "larger weights"), (0.5, "hold samples apart")]
+    ("at_first", "remedy"), [(1e-6, "larger weights"), (0.5, "hold samples apart")]
 )
 def test_an_output_that_is_alike_for_all_samples_has_collapsed(
     tmp_path: Path, at_first: float, remedy: str
 ) -> None:
     spread = np.full((40, N), np.nan)
     spread[::8] = 0.7
-    spread[::8, 6:] = 1e-5
+    spread[::8, 6:] = 1e-6
     spread[0, 6:] = at_first
     run = make_run(tmp_path / "r", LAYERS, {"signal_norm": 1.0, "sample_spread": spread})
     diagnosis = diagnose(run)
@@ -407,3 +407,9 @@ def test_any_readings_get_a_diagnosis(tmp_path: Path, seed: int) -> None:
     assert str(diagnosis) and diagnosis._repr_html_()
     assert str(compare([run, run]))
     ledger(run)
+
+
+def test_a_recurrent_layer_is_noted_where_its_steps_were_not_read(tmp_path: Path) -> None:
+    layers = [{**row, "kind": "RNN"} if row["name"] == "fc2" else row for row in LAYERS]
+    notes = diagnose(make_run(tmp_path / "r", layers, {"signal_norm": 1.0})).notes
+    assert any("time step" in note and "fc2 (RNN)" in note for note in notes)

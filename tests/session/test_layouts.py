@@ -19,10 +19,13 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
+from gradscope.runs.merging import merge
 from layouts_training import (
+    EACH,
     LR,
     MICRO,
     SIZE,
+    STEPS,
     Attending,
     Block,
     Experts,
@@ -101,7 +104,7 @@ def truth(model: nn.Module) -> list[pd.DataFrame]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return where all layouts have been trained, each to a run of its name."""
     path = tmp_path_factory.mktemp("layouts")
-    command = [sys.executable, str(SCRIPT), str(path), *TABLE]
+    command = [sys.executable, str(SCRIPT), str(path), *TABLE, "stages_of_one_name"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, timeout=300, check=True)
     return path
@@ -128,7 +131,9 @@ class Cell:
 SPLIT = {"input_signal_norm": r"up$|head"}
 COLUMNS = "weights are split by outputs (column parallel): input_signal_norm is NaN"
 SUMMANDS = "each process has a summand of their gradient"
+LATE = "gradients that were not there when the backward ended"
 OF_NORMS = dict.fromkeys(["grad_norm", "clipped_grad_norm"], "norm")
+OF_OUTPUTS = ["signal_norm", *ACTIVATIONS]
 MICRO_BATCHES = dict.fromkeys(SIGNALS, float(MICRO))
 
 TABLE = {
@@ -141,12 +146,16 @@ TABLE = {
     "fsdp1_hybrid": Cell(),
     "fsdp1_flat": Cell(("use_orig_params=True",), dict.fromkeys(PARAMETERS, "")),
     "tensor_parallel": Cell((COLUMNS,), SPLIT),
+    "function_of_its_own": Cell(
+        ("'layers.2.act': which part of their outputs", COLUMNS),
+        {"input_signal_norm": r"up$|head|2.act"} | dict.fromkeys(OF_OUTPUTS, "2.act"),
+    ),
     "sequence_parallel": Cell((COLUMNS, SUMMANDS), {**SPLIT, **OF_NORMS}),
     "loss_parallel": Cell((COLUMNS, SUMMANDS), {**SPLIT, **OF_NORMS}),
     "tensor_and_fsdp2": Cell((COLUMNS,), SPLIT),
     "pipeline": Cell(),
-    "pipeline_and_data": Cell(times=MICRO_BATCHES),
-    "interleaved_and_data": Cell(times=MICRO_BATCHES),
+    "pipeline_and_data": Cell((LATE,), {"grad_norm": ""}, MICRO_BATCHES),
+    "interleaved_and_data": Cell((LATE,), {"grad_norm": r"embed|\.[01]\."}, MICRO_BATCHES),
     "context_parallel": Cell(block=Attending),
     "expert_parallel": Cell(block=Experts),
 }
@@ -217,6 +226,43 @@ def test_the_shortcuts_of_a_layout_are_those_of_one_process(kind, folder, tmp_pa
     ratios = [some["branch_ratio"].to_numpy() for some in both]
     known = ~np.isnan(ratios[0])
     np.testing.assert_allclose(ratios[0][known], ratios[1][known], rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", EACH)
+def test_runs_of_all_processes_are_merged_as_while_training_or_not_at_all(kind, folder, tmp_path):
+    whole = load(folder / kind)
+    merged = merge([folder / f"each-{kind}"], tmp_path / "merged")
+    read = merged.frame().set_index(["step", "name"])
+    right = whole.frame().set_index(["step", "name"]).reindex(read.index)
+    for metric in PARAMETERS + OF_OUTPUTS:
+        if kind == "tensor_and_fsdp2" and metric in OF_OUTPUTS:
+            assert read[metric].isna().all()
+        else:
+            known = read[metric].notna() if kind == "tensor_and_fsdp2" else slice(None)
+            np.testing.assert_allclose(
+                read[metric][known], right[metric][known], rtol=1e-9, err_msg=metric
+            )
+    if kind == "tensor_and_fsdp2":
+        assert read.grad_norm.isna().any() and "signals" in merged.notes[0]
+
+
+def test_a_pipeline_resumes_its_run(folder):
+    whole, run = load(folder / "pipeline_and_data"), load(folder / "resumed")
+    assert run.steps.step.tolist() == list(range(2 * STEPS))
+    assert run.layers.equals(whole.layers) and run.edges.equals(whole.edges)
+    assert run.shortcuts.equals(whole.shortcuts)
+    for metric in "clipped_grad_norm", "signal_norm":
+        first, second = np.split(run.matrix(metric)[1], 2)
+        np.testing.assert_array_equal(first, second)
+
+
+def test_stages_that_call_other_layers_by_the_same_names_are_not_added_up(folder):
+    run = load(folder / "stages_of_one_name")
+    assert len(run.steps) == STEPS
+    read = run.frame()[PARAMETERS + SIGNALS + ACTIVATIONS]
+    assert read.isna().all().all() and run.steps.grad_norm.isna().all()
+    (note,) = run.notes
+    assert "train weights of their own" in note and 'ranks="all"' in note
 
 
 @pytest.mark.parametrize("kind", ["pipeline", "interleaved_and_data"])

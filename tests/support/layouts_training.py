@@ -11,6 +11,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -124,7 +125,13 @@ class Training(NamedTuple):
     optimizer: torch.optim.Optimizer | None = None
 
 
+EACH = ("pipeline", "expert_parallel", "tensor_and_fsdp2")
+"""Those of which each process writes a run of its own, too, to be merged."""
+
 LAYOUTS: dict[str, Callable[[], Training]] = {}
+
+BARE = ("fsdp1", "tensor_and_fsdp2", "interleaved_and_data", "expert_parallel")
+"""Those of which weights are compared, to the bit, with those of the training without us."""
 
 
 def layout(make: Callable[[], Training]) -> Callable[[], Training]:
@@ -270,6 +277,32 @@ def tensor_parallel() -> Training:
     return Training(model, on_all(model))
 
 
+class Own(torch.autograd.Function):
+    """A tanh, of which nobody can know whether it asks other processes for something."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(y := x.tanh())
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return gradient * (1 - y * y)
+
+
+class Tanh(nn.Tanh):
+    def forward(self, x: Tensor) -> Tensor:
+        return Own.apply(x)
+
+
+@layout
+def function_of_its_own() -> Training:
+    model = share_out(Net(), mesh_of(SIZE))
+    model.layers["2"].act = Tanh()
+    return Training(model, on_all(model))
+
+
 @layout
 def sequence_parallel() -> Training:
     model = share_out(Net(), mesh_of(SIZE), sequence=True)
@@ -361,6 +394,13 @@ def interleaved_and_data() -> Training:
 
 
 @layout
+def stages_of_one_name() -> Training:
+    training = piped("1F1B", 4, mesh_of(4, names=("pipe",)))
+    (block,) = training.model.layers.values()
+    return training._replace(model=nn.Sequential(block))
+
+
+@layout
 def pipeline_and_data() -> Training:
     """The schedule divides gradients by the number of micro-batches, when they are there."""
     return piped("1F1B", 2, mesh_of(2, 2, names=("data", "pipe")))
@@ -404,15 +444,20 @@ def expert_parallel() -> Training:
 # --- run --------------------------------------------------------------------------------------
 
 
-def train(kind: str, path: str) -> None:
+def train(kind: str, path: str, **options: object) -> list[Tensor]:
+    """Train a layout, watched if there is a path; return what this process then has of weights."""
     training = LAYOUTS[kind]()
     optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=LR)
-    with gradscope.watch(training.model, path) as scope:
+    with ExitStack() as stack:
+        scope = path and stack.enter_context(gradscope.watch(training.model, path, **options))
         for x, y in batches():
             optimizer.zero_grad()
             training.backward(x, y)
             optimizer.step()
-            scope.log(loss_by_rank=float(dist.get_rank()))
+            if scope:
+                scope.log(loss_by_rank=float(dist.get_rank()))
+    held = [p.detach() for p in training.model.parameters()]
+    return [p.to_local().clone() if hasattr(p, "to_local") else p.clone() for p in held]
 
 
 def serve(folder: str, kinds: list[str]) -> None:
@@ -422,7 +467,15 @@ def serve(folder: str, kinds: list[str]) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                train(kind, f"{folder}/{kind}")
+                weights = train(kind, f"{folder}/{kind}")
+                if kind in BARE:
+                    pairs = zip(weights, train(kind, ""), strict=True)
+                    assert all(torch.equal(mine, bare) for mine, bare in pairs), "weights differ"
+                if kind in EACH:
+                    train(kind, f"{folder}/each-{kind}", ranks="all")
+                if kind == "pipeline_and_data":  # once more, into one run
+                    for _ in range(2):
+                        train(kind, f"{folder}/resumed", resume=True)
         except Exception as error:
             import traceback
 

@@ -75,7 +75,7 @@ def layer_rows(n_layers: int, steps: np.ndarray, decades: float) -> dict[str, np
     metrics = {
         "grad_norm": 0.5 * signals * parameter,
         "clipped_grad_norm": 0.4 * signals * parameter,
-        "weight_norm": 8.0 * parameter,
+        "weight_norm": np.sqrt(8.0**2 + steps[:, None] * 0.05**2) * parameter,  # across the weights
         "update_norm": 0.05 * signals * parameter,
         "signal_norm": signals,
         "input_signal_norm": 0.9 * signals,

@@ -119,7 +119,8 @@
       const on = state.sort === key;
       const button = element("button", { onclick: () => { state.down = on ? !state.down : false; state.sort = key; draw(); } },
         (HEADS[key] || key) + (on ? (state.down ? " ▼" : " ▲") : ""));
-      return element("th", { scope: "col", "aria-sort": on ? (state.down ? "descending" : "ascending") : "none" }, button);
+      const number = visible.some((data) => typeof value(data, key) === "number") && key !== "name";
+      return element("th", { scope: "col", class: number ? "number" : "", "aria-sort": on ? (state.down ? "descending" : "ascending") : "none" }, button);
     });
     const table = element("table", {},
       element("thead", {}, element("tr", {}, element("td", {}), ...heads)),

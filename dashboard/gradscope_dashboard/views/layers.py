@@ -5,9 +5,9 @@ assets/layers.js draws it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 from dash.exceptions import PreventUpdate
@@ -15,6 +15,7 @@ from dash.exceptions import PreventUpdate
 from gradscope.plots import METRICS
 from gradscope.plots.layer_table import SHOWN, layer_table
 from gradscope.plots.lettering import number, times
+from gradscope.runs.run import Run
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import Page, read_page
 from gradscope_dashboard.state import ROWS, TABLE_COLUMNS
@@ -85,7 +86,7 @@ def _content(rows: pd.DataFrame, page: Page) -> dict[str, Any]:
     order = f"sorted by {HEADS[page.state.sort.lstrip('-')]}" if page.state.sort else "worst first"
     differs = [column for column in TABLE_COLUMNS if rows[column].nunique(dropna=False) > 1]
     columns = [*differs, *(column for column in TABLE_COLUMNS if column not in differs)]
-    cells = zip(*(map(_say(column), shown[column]) for column in columns), strict=True)
+    cells = zip(*(_say(column, shown, page.runs) for column in columns), strict=True)
     return {
         "title": "Which layers are worst off?",
         "caption": f"{len(shown)} of {len(rows)} weight layers, {order}. Gradients are over the"
@@ -110,14 +111,20 @@ def _head(name: str, sort: str | None) -> dict[str, Any]:
     }
 
 
-def _say(column: str) -> Callable[[Any], str]:
-    """Return what writes the cells of a column."""
+def _say(column: str, rows: pd.DataFrame, runs: list[Run]) -> list[str]:
+    """Return the cells of a column; a dash where a layer has no such reading, as tied weights."""
     if column == "parameters":
-        return "{:,}".format
+        return [f"{count:,}" for count in rows[column]]
     if column not in METRICS:
-        return str
+        return list(map(str, rows[column]))
     say = times if METRICS[column].relative else number
-    return lambda value: say(float(value))
+    recorded = "update_norm" if column == "update_ratio" else column
+    read = {run.name: run.was_read(recorded) for run in runs}
+    where = zip(rows[column].astype(float), rows["run"], rows["number"], strict=True)
+    return [
+        "–" if np.isnan(value) and not read[run][layer] else say(value)
+        for value, run, layer in where
+    ]
 
 
 CLICKS: dict[str, Any] = {}

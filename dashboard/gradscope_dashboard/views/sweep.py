@@ -46,7 +46,8 @@ def _draw(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
     info = _info(page)
-    return Drawing(sweep_map_figure(info, page.theme), sweep_map_caption(info))
+    known = None if info is None else info.runs
+    return Drawing(sweep_map_figure(info, page.theme), sweep_map_caption(info), of=known)
 
 
 def table(page: Page) -> pd.DataFrame:

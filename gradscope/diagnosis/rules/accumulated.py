@@ -9,18 +9,21 @@ import numpy as np
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding, Place
-from gradscope.diagnosis.signal_path import Floats
+from gradscope.diagnosis.signal_path import Floats, composites
 
-LOOK = 24
-"""First recorded steps, of consecutive ones, over which gradients pile up."""
+LOOK = 8
+"""First recorded steps, of consecutive ones, over which gradients pile up: later ones are of
+weights that the pile has moved."""
 
-FEWEST = 6
+FROM = 4
+"""Step from which on they have."""
 
-MOST = 1.0
-"""What a gradient can be at most over its signal and input, by Cauchy and Schwarz."""
+PILES = 1.0
+"""Growth over the root of the number of steps: n gradients of any directions add up to as much, and
+to n times one where they agree. What nothing is added to grows by .6 of it at most."""
 
-PILED = 0.4
-"""Share of the number of steps that a gradient must have grown to, over what its signal makes."""
+LAYERS = 0.25
+"""Share of the layers that may grow less."""
 
 
 def accumulated(evidence: Evidence) -> Iterator[Finding]:
@@ -31,41 +34,46 @@ def accumulated(evidence: Evidence) -> Iterator[Finding]:
     the number of steps.
     """
     rows = evidence.rows[:LOOK]
-    if len(rows) < FEWEST or evidence.step(rows[0]) != 0:
+    if len(rows) < LOOK or evidence.step(rows[0]) != 0:
         return
     steps = evidence.steps["step"].to_numpy()[rows]
     if (np.diff(steps) != 1).any():
         return
     piles = _piles(evidence, rows)
     stepped = evidence.weights & evidence.run.was_read("weight_norm")
-    layers = np.flatnonzero(stepped & np.isfinite(piles).all(axis=0))
+    stepped &= ~composites(evidence.layers, evidence.weights)
+    layers = np.flatnonzero(stepped & (np.nan_to_num(piles) > 0).all(axis=0))
     if len(layers) < 2:
         return
-    middle = np.median(piles[:, layers], axis=1)
-    number = 1 + np.arange(len(rows))
-    grown = middle / middle[0]
-    share = grown[FEWEST // 2 :] / number[FEWEST // 2 :]
-    if not ((share >= PILED) & (share <= 1 / PILED)).all() or middle[-1] < MOST:
+    grown = np.quantile(piles[:, layers] / piles[0, layers], LAYERS, axis=1)
+    number = 1 + np.arange(LOOK)
+    if not (grown / np.sqrt(number) >= PILES)[FROM - 1 :].all():
         return
     yield Finding(
         "accumulated",
         "critical",
-        f"Gradients pile up from step to step: beside what one backward pass makes they have grown"
-        f" {grown[-1]:.0f} times in {len(rows)} steps.",
+        "Gradients pile up from step to step: beside what one backward pass makes they have grown"
+        f" {grown[-1]:.0f} times in {LOOK} steps.",
         (),
         (int(steps[0]), evidence.step(evidence.rows[-1])),
-        {"growth": float(grown[-1]), "steps": float(len(rows))},
+        {"growth": float(grown[-1]), "steps": float(LOOK)},
         ("call optimizer.zero_grad() in every step, before the backward pass",),
         Place(int(steps[0]), int(layers[0]), "grad_norm", "backward"),
     )
 
 
 def _piles(evidence: Evidence, rows: np.ndarray) -> Floats:
-    """Return each layer's gradient over its signal and its input, the output of the one before."""
+    """Return each layer's gradient over its signal and its input, (rows, layers).
+
+    The input is what the layers before give; that of the first ones is taken as of one size.
+    """
     grad, signal, out = (
         evidence.at(column, rows) for column in ("grad_norm", "signal_norm", "activation_norm")
     )
     into = np.ones_like(out)
-    into[:, 1:] = out[:, :-1]
+    for layer in range(out.shape[1]):
+        read = evidence.sources.get(layer, []) if evidence.sources else [layer - 1][layer == 0 :]
+        if read:
+            into[:, layer] = np.sqrt((out[:, read] ** 2).sum(axis=1))
     with np.errstate(invalid="ignore"):  # 0 * inf
         return over_reference(grad, signal * into)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.evidence import ROWS_AT_ONCE, Evidence
+from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.remedies import lower_rate
 from gradscope.diagnosis.signal_path import Floats
@@ -28,12 +28,7 @@ LOOKS = 2
 
 def large_logits(evidence: Evidence) -> Iterator[Finding]:
     """Find attention whose logits are large now, as they always were or as they have grown to."""
-    rows = evidence.rows[:: max(len(evidence.rows) // ROWS_AT_ONCE, 1)]
-    if len(rows) == 0:
-        return
-    read = evidence.at("attention_logit_max", rows)
-    looks = ~np.isnan(read).all(axis=1)
-    read, rows = read[looks], rows[looks]
+    read, rows = evidence.looks_and_rows("attention_logit_max")
     if len(rows) == 0:
         return
     large = read > LARGE

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import residual_blocks
-from gradscope.diagnosis.evidence import Evidence, Mask
+from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
 from gradscope.diagnosis.rules.saturated import gates
@@ -18,18 +18,35 @@ COLLAPSED = 1e-3
 """Standard deviation of an output over its root mean square."""
 
 
-ALIKE = 0.002
-"""Root of the share of an output's variance that lies between samples: healthy language models come
-down to .008 at their outputs."""
+ALIKE = 1e-5
+"""Root of the share of an output's variance that lies between samples, where rounding alone makes
+it: language models that know the frequency of letters, and nothing else yet, come down to .0008."""
+
+ALL_ALIKE = 0.002
+"""The same for all layers, from the first one on: the input hardly varies, and may do so still."""
+
+GONE, TOGETHER = 0.01, 0.1
+"""Shares left of a loss, and of what tells outputs apart, where it rewards that they are alike."""
 
 LOOKS = 2
 """Looks in a row at which samples must be alike."""
 
+UNITS_ALIKE = 0.9999
+"""`sample_spread` from which on units do not differ; in trainings weight layers reach .97."""
+
+OFF_CENTRE = 0.05
+"""Mean over deviation above which that is no doing of a normalisation, which centres each unit."""
+
+EMPTIED = 0.05
+"""Size of an output at the end over that at first: trainings keep a quarter."""
+
 
 def collapsed(evidence: Evidence) -> Iterator[Finding]:
-    """Find outputs that are one and the same number, or one and the same for all samples."""
+    """Find outputs that are one number, the same for all samples or units, or next to nothing."""
     yield from _constant(evidence)
     yield from _alike(evidence)
+    yield from _symmetric(evidence)
+    yield from _emptied(evidence)
 
 
 def _alike(evidence: Evidence) -> Iterator[Finding]:
@@ -42,12 +59,16 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
     if evidence.path is None or len(looks) < LOOKS:
         return
     chain = looks[:, evidence.path.layers]
-    if not (chain[-LOOKS:, -1] < ALIKE).all():
+    from_input = bool((chain[-LOOKS:] < ALL_ALIKE).all())
+    rewarded = _comes_together(evidence)
+    if not (from_input or rewarded or (chain[-LOOKS:, -1] < ALIKE).all()):
         return
-    same = chain[-1] < ALIKE
+    same = chain[-1] < (ALL_ALIKE if from_input else ALIKE)
+    if rewarded and not same[-1]:
+        same = np.arange(len(same)) == len(same) - 1
     first = len(same) - int(np.argmin(same[::-1])) if not same.all() else 0
     layers = evidence.path.layers[first:]
-    from_start = bool(chain[0, -1] < ALIKE)
+    from_start = from_input or bool(chain[0, -1] < ALIKE)
     steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
     yield Finding(
         "collapsed",
@@ -58,9 +79,10 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
         steps,
         {"sample_spread": float(chain[-1, -1])},
         (
-            "start from larger weights (torch.nn.init.kaiming_normal_), or normalise",
-            "check that the input varies from sample to sample",
-        )
+            "check that the input varies from sample to sample, and is normalised once:"
+            " (x - mean) / std",
+            "start from larger weights (torch.nn.init.kaiming_normal_), or normalise in between",
+        )[:: 1 if from_input else -1]
         if from_start
         else (
             "the loss rewards it: hold samples apart, by negatives, a variance term, or a predictor"
@@ -69,6 +91,21 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
         ),
         Place(steps[1], int(layers[0]), "activation_std", "forward"),
     )
+
+
+def _comes_together(evidence: Evidence) -> bool:
+    """Whether the loss has all but gone, and with it all that tells samples' outputs apart."""
+    loss, path = evidence.loss, evidence.path
+    spread, size = evidence.looks("sample_spread"), evidence.looks("activation_std")
+    if loss is None or path is None or len(loss.raw) < WINDOW or len(spread) < LOOKS:
+        return False
+    values = loss.raw[np.isfinite(loss.raw)]
+    last = path.layers[-1]
+    ends = [float(np.median(some)) for some in (values[:3], values[-5:])]
+    share = spread[-1, last] / spread[0, last] if spread[0, last] > 0 else np.nan
+    grown = size[-1, last] / size[0, last] if size[0, last] > 0 else np.nan
+    gone = ends[0] > 0 and ends[1] < GONE * ends[0]
+    return bool(gone and share < TOGETHER and share * grown < TOGETHER)
 
 
 def _constant(evidence: Evidence) -> Iterator[Finding]:
@@ -100,6 +137,69 @@ def _constant(evidence: Evidence) -> Iterator[Finding]:
             "start from larger weights, or put a normalisation before these layers",
         ),
         first_place(evidence, flat, "activation_std", "forward"),
+    )
+
+
+def _symmetric(evidence: Evidence) -> Iterator[Finding]:
+    """Find weight layers all of whose units say the same, as where all weights are one number."""
+    looks = evidence.looks("sample_spread")
+    if len(looks) == 0 or not evidence.windows:
+        return
+    elements, mean, spread = (
+        evidence.median(column)[-1]
+        for column in ("output_elements", "activation_mean", "activation_std")
+    )
+    several = elements >= 2 * np.nanmin(elements, initial=np.inf)
+    same = evidence.weights & several & (np.nan_to_num(looks[-1]) > UNITS_ALIKE)
+    hidden = evidence.weights & ~evidence.outputs
+    told = same & (np.abs(mean) > OFF_CENTRE * spread)
+    if told.sum() < 2 or told[hidden].mean() <= 0.5:
+        return
+    yield Finding(
+        "collapsed",
+        "critical",
+        f"All units of {evidence.named(same)} give the same number for a sample: they started from"
+        " the same weights, get the same gradient, and stay one unit.",
+        names_of(evidence, same),
+        (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])),
+        {"sample_spread": float(looks[-1][same].min())},
+        ("start from random weights (torch.nn.init.kaiming_normal_), not from one number",),
+        Place(
+            evidence.step(evidence.rows[0]),
+            int(np.flatnonzero(same)[0]),
+            "sample_spread",
+            "forward",
+        ),
+    )
+
+
+def _emptied(evidence: Evidence) -> Iterator[Finding]:
+    """Find hidden weight layers whose output the training has brought to next to nothing."""
+    rows = evidence.rows
+    if evidence.path is None or len(rows) < WINDOW:
+        return
+    few = np.concatenate([rows[:3], rows[-3:]])
+    norm, elements = (evidence.at(c, few) for c in ("activation_norm", "output_elements"))
+    size = over_reference(norm, np.sqrt(elements))
+    left = over_reference(column_medians(size[3:]), column_medians(size[:3]))
+    empty = evidence.weights & ~evidence.outputs & (np.nan_to_num(left, nan=1) < EMPTIED)
+    if not empty.any():
+        return
+    most = float(left[empty].min())
+    yield Finding(
+        "collapsed",
+        "warning",
+        f"The training has brought the output of {evidence.named(empty)} to {most:.1%} of its size"
+        " at first: next to nothing passes there any more.",
+        names_of(evidence, empty),
+        (evidence.step(rows[0]), evidence.step(rows[-1])),
+        {"size_left": most},
+        (
+            "if a term of the loss pulls it to 0, as the KL divergence of a VAE or a penalty on"
+            " activations: lower that term's weight (beta), or anneal it from 0",
+            "lower the weight decay, if it is what shrinks the weights there",
+        ),
+        Place(evidence.step(rows[-1]), int(np.flatnonzero(empty)[0]), "activation_norm", "forward"),
     )
 
 

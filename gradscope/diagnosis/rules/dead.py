@@ -13,6 +13,7 @@ from gradscope.diagnosis.evidence import Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
+from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.wording import capitalised
 
 OFF = 0.99
@@ -43,7 +44,7 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
     much = "every unit and sample" if most == 1 else f"{most:.1%} of its units and samples"
     yield Finding(
         "dead",
-        severity_of(off),
+        "information" if not off[-1].any() and falls(evidence) else severity_of(off),
         f"{capitalised(evidence.named(layers))} {give} 0 for {much}: next to no gradient passes,"
         " and the layers before stop learning.",
         names_of(evidence, layers),

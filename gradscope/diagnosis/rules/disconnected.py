@@ -26,8 +26,72 @@ _COPY = re.compile(
 
 def disconnected(evidence: Evidence) -> Iterator[Finding]:
     """Find layers with a gradient of exactly 0, and such as have no path from the loss at all."""
+    yield from _without_gradient(evidence)
+    yield from _nothing(evidence)
     yield from _zero(evidence)
     yield from _without_path(evidence)
+
+
+def _without_gradient(evidence: Evidence) -> Iterator[Finding]:
+    """Find runs without a step, as no gradient ever came to the model."""
+    count = int(evidence.run.facts.get("steps_without_gradient", 0))
+    if count <= AGAIN or evidence.run.was_read("grad_norm").any():
+        return
+    yield Finding(
+        "disconnected",
+        "critical",
+        f"The loss does not depend on the model: it ran, the optimizer stepped {count} times, and"
+        " no parameter ever had a gradient.",
+        (),
+        (0, count - 1),
+        {"steps": float(count)},
+        (
+            "look in the loss for argmax, a comparison, round(), detach(), .item() or numpy: they"
+            " have no gradient; use a differentiable loss, such as cross_entropy on the logits",
+            "check that loss.backward() is called, on a loss made of what the model returned",
+        ),
+    )
+
+
+def _nothing(evidence: Evidence) -> Iterator[Finding]:
+    """Find losses that give a gradient of exactly 0, as that of a softmax over one class."""
+    path = evidence.path
+    if path is None or len(evidence.rows) < AGAIN:
+        return
+    signal, mean, spread = (
+        evidence.at(column, evidence.rows[:: max(len(evidence.rows) // 64, 1)])
+        for column in ("signal_norm", "activation_mean", "activation_std")
+    )
+    known = evidence.weights & ~np.isnan(signal).all(axis=0)
+    if not known.any() or np.nanmax(signal[:, known]) > 0:
+        return
+    last = int(path.layers[-1])
+    softmax = [i for i, kind in enumerate(evidence.activations) if kind == "softmax"]
+    one = bool(softmax) and bool(((mean == 1) & (spread == 0))[:, softmax[-1]].all())
+    why, advice = (
+        (
+            f"layer {evidence.labels[softmax[-1]]} is a softmax over one class, which is 1 whatever"
+            " it is given",
+            "use a sigmoid with binary_cross_entropy, or better none with"
+            " binary_cross_entropy_with_logits; a softmax needs an output for each class",
+        )
+        if one
+        else (
+            "whatever the model gives, the loss stays as it is",
+            "look in the loss for a multiplication by 0, a mask that leaves nothing, a clamp or a"
+            " softmax over one class",
+        )
+    )
+    yield Finding(
+        "disconnected",
+        "critical",
+        f"The gradient of the loss is exactly 0 at every weight layer and step: {why}.",
+        (evidence.names[last],),
+        (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])),
+        {"layers": float(known.sum())},
+        (advice,),
+        Place(evidence.step(evidence.rows[0]), last, "signal_norm", "loss"),
+    )
 
 
 def _zero(evidence: Evidence) -> Iterator[Finding]:

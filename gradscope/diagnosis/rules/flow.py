@@ -13,8 +13,9 @@ from gradscope.diagnosis.evidence import WINDOW, Evidence, column_medians, runni
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.ledger import account, decades_by_group, ledger
 from gradscope.diagnosis.rules import remedies
+from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.signal_path import Floats, SignalPath, log10
-from gradscope.diagnosis.speed import is_adaptive
+from gradscope.diagnosis.speed import is_adaptive, is_fast
 from gradscope.kinds import canonical
 from gradscope.wording import amount, capitalised, compared
 
@@ -114,6 +115,9 @@ def _finding(
         elif made_up_for := made_up_for and abs(speed) < -SLOWER:
             sentence += " " + _speed_in_words(speed, adaptive=adaptive)
         severity = "information" if made_up_for else severity
+    if verdict == "exploding" and _does_no_harm(evidence, lost):
+        severity = "information"
+        sentence += " It does no harm so far: the loss falls, and no step is too large."
     change = _typical_change(evidence, path, rows)
     # an underflow to 0 is the far end of vanishing
     far = change <= 10**VANISHING if verdict == "vanishing" else change >= 10**EXPLODING
@@ -123,6 +127,15 @@ def _finding(
     worst = int(path.layers[0] if not far.any() else path.layers[far][0])
     place = Place(steps[0], worst, "signal_norm", "backward")
     return Finding(verdict, severity, sentence, layers, steps, numbers, tuple(advice), place)
+
+
+def _does_no_harm(evidence: Evidence, won: float) -> bool:
+    """Whether a gain that an optimizer can live with goes with a loss that falls, by small steps.
+
+    Layers whose outputs are all handed on together, as in dense blocks, add up gradients on their
+    way back; what makes it an explosion is steps too large.
+    """
+    return won < MADE_UP_FOR and falls(evidence) and not is_fast(evidence)
 
 
 def _typical_change(evidence: Evidence, path: SignalPath, rows: NDArray[np.int64]) -> Floats:

@@ -116,7 +116,8 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
         largest = at["activation_norm"][before[-1]]
         return found(
             f"the forward pass became {kind} at layer {labels[layer]}, whose weights are finite;"
-            f" the layer before, {labels[before[-1]]}, still was (norm {largest:.2g})",
+            f" the layer before, {labels[before[-1]]}, still gave finite numbers (norm"
+            f" {largest:.2g})",
             "forward", layer, "activation_norm", "forward",
         )  # fmt: skip
     lossless = _loss_at(evidence, row)
@@ -269,6 +270,10 @@ def _remedies(evidence: Evidence, broken: _Broken, growth: dict[str, float]) -> 
         yield "look for a logarithm, division, root or exponential before this layer; add an eps"
     if broken.what == "loss":
         yield "look for log(0) or a division by 0 in the loss; use the form that takes logits"
+        yield (
+            "look for a root or norm of 0 in the loss, whose slope is infinite (add an eps inside),"
+            " and for missing values among the targets"
+        )
     if broken.what in ("backward", "gradient"):
         yield (
             "look for a root, norm, division or power at 0 there: its value is finite, its slope is"

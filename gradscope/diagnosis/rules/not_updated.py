@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.evidence import Evidence, Mask
+from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules.marks import names_of
-from gradscope.wording import amount, capitalised
+from gradscope.wording import amount, capitalised, listed
 
 ENOUGH = 3
 """Recorded steps without a move before it is said: a warm-up may start at a learning rate of 0."""
@@ -20,6 +21,8 @@ NEXT_TO_NOTHING = 1e-9
 
 def not_updated(evidence: Evidence) -> Iterator[Finding]:
     """Find weights that no optimizer holds, and such as its steps leave where they are."""
+    yield from _of_others(evidence)
+    yield from _outside(evidence)
     if not evidence.windows:
         return
     run = evidence.run
@@ -37,17 +40,62 @@ def not_updated(evidence: Evidence) -> Iterator[Finding]:
     grad = np.nan_to_num(evidence.median("grad_norm")).max(axis=0)
     got &= grad > NEXT_TO_NOTHING * grad.max(initial=0)
     yield from _unmoved(evidence, got & held & ~moved, got & held)
+    yield from _over(evidence)
+
+
+def _of_others(evidence: Evidence) -> Iterator[Finding]:
+    """Find runs without a step, as the optimizers that stepped hold nothing of the model."""
+    count = int(evidence.run.facts.get("steps_of_others", 0))
+    if count < ENOUGH or evidence.run.was_read("update_norm").any():
+        return
+    yield Finding(
+        "not-updated",
+        "critical",
+        f"The optimizer holds none of the model's parameters: {count} times it stepped after a"
+        " backward pass through the model, and not one weight of it moved.",
+        (),
+        (0, count - 1),
+        {"steps": float(count)},
+        (
+            "make the optimizer from the parameters of the model that is trained, after it was"
+            " copied, loaded, wrapped or moved: Adam(model.parameters())",
+        ),
+    )
+
+
+def _outside(evidence: Evidence) -> Iterator[Finding]:
+    """Find parameters of layers that the model does not know that it has."""
+    shapes = evidence.run.facts.get("outside", [])
+    if not shapes or len(evidence.rows) == 0:
+        return
+    each = list(dict.fromkeys(" x ".join(map(str, shape)) or "1" for shape in shapes))
+    elements = sum(math.prod(shape) for shape in shapes)
+    yield Finding(
+        "not-updated",
+        "critical",
+        f"The model computes with {len(shapes)} parameters that model.parameters() does not list"
+        f" and no optimizer holds ({listed(each)}; {amount(elements)} numbers in all): they never"
+        " learn, are not saved, and do not move to another device.",
+        (),
+        _steps(evidence),
+        {"parameters": float(len(shapes)), "elements": float(elements)},
+        (
+            "keep layers in nn.ModuleList or nn.ModuleDict, not in a Python list or dict, and make"
+            " the optimizer afterwards",
+            "if they belong to another model that is meant to stay as it is, freeze it:"
+            " requires_grad_(False)",
+        ),
+    )
 
 
 def _unheld(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
     if not layers.any():
         return
-    one = layers.sum() == 1
     yield Finding(
         "not-updated",
         "critical",
         f"No optimizer holds the weights of {evidence.named(layers)}: a gradient arrives at every"
-        f" step, and {'it stays as it was' if one else 'they stay as they were'}.",
+        " step, and the weights stay as they were.",
         names_of(evidence, layers),
         _steps(evidence),
         {"layers": float(layers.sum())},
@@ -132,6 +180,32 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
         {"layers": float(layers.sum()), "of": float(held.sum())},
         remedies,
         _place(evidence, layers, "update_norm"),
+    )
+
+
+def _over(evidence: Evidence) -> Iterator[Finding]:
+    """Find a schedule that has brought the learning rate to 0 long before the end."""
+    rate = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[evidence.rows]
+    moving = np.flatnonzero(rate > 0)
+    if len(moving) == 0 or not (rate[moving[-1] + 1 :] == 0).all():
+        return
+    still = len(rate) - 1 - int(moving[-1])
+    if still < WINDOW:
+        return
+    first, last = evidence.step(evidence.rows[moving[-1] + 1]), evidence.step(evidence.rows[-1])
+    yield Finding(
+        "not-updated",
+        "critical",
+        f"The learning rate is 0 from step {first} on: {still} of {len(rate)} recorded steps"
+        " changed nothing.",
+        (),
+        (first, last),
+        {"steps": float(still)},
+        (
+            "let the scheduler take as long as the training, in the unit in which it steps (batches"
+            " or epochs), or end the training there",
+        ),
+        Place(first, None, "learning_rate", "update"),
     )
 
 

@@ -91,6 +91,8 @@ def _twice_seen(evidence: Evidence) -> Iterator[Finding]:
     steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
     last = int(np.flatnonzero(evidence.weights)[-1]) if evidence.weights.any() else None
     for loss, after in evidence.run.heads[["loss", "after"]].itertuples(index=False):
+        if after == "broadcast":
+            yield _broadcast(evidence, last, steps)
         if after not in MISFITS.get(loss, ()):
             continue
         if loss == "nll_loss":
@@ -112,6 +114,24 @@ def _twice_seen(evidence: Evidence) -> Iterator[Finding]:
             (advice,),
             Place(steps[0], last, "signal_norm", "loss"),
         )
+
+
+def _broadcast(evidence: Evidence, last: int | None, steps: tuple[int, int]) -> Finding:
+    return Finding(
+        "output",
+        "critical",
+        "The loss compares each prediction with the targets of all samples: predictions of shape"
+        " (n, 1) and targets of shape (n,) are broadcast to (n, n), and the best answer is the same"
+        " mean for all.",
+        () if last is None else (evidence.names[last],),
+        steps,
+        {},
+        (
+            "give both the same shape: prediction.squeeze(1), or targets.unsqueeze(1)",
+            "assert prediction.shape == target.shape before the loss",
+        ),
+        Place(steps[0], last, "signal_norm", "loss"),
+    )
 
 
 def _out_of_reach(

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.evidence import Evidence, Mask, column_medians
-from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.marks import first_place, names_of
+from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.speed import is_fast
 from gradscope.kinds import BOTH_SIDES, GATES, canonical
 
 SATURATED = 0.5
 """Share of an activation's elements with |phi'| below a tenth of its maximum."""
+
+FLAT_STATES = 0.1
+"""Mean slope of tanh over the states of a recurrent layer."""
 
 FLAT = 0.9
 """Share from which on a zero behind the layer is its doing."""
@@ -23,6 +27,7 @@ _CELLS = frozenset({"lstmcell", "grucell", "lstm", "gru"})
 
 def saturated(evidence: Evidence) -> Iterator[Finding]:
     """Find hidden activations that are flat for more than half of their units; gates may be."""
+    yield from _states(evidence)
     if evidence.path is None or not evidence.windows:
         return
     share = evidence.median("saturated_fraction")
@@ -30,12 +35,14 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
     if not flat.any():
         return
     layers: Mask = np.any(flat, axis=0)
+    learnt = not flat[0].any() and falls(evidence)
     slope = column_medians(evidence.median("derivative_mean")[flat])
     yield Finding(
         "saturated",
-        "warning",
+        "information" if learnt else "warning",
         f"Up to {np.nanmax(share[flat]):.0%} of the units of {evidence.named(layers)} work where"
-        " their activation function is flat, and pass on next to no gradient.",
+        " their activation function is flat, and pass on next to no gradient."
+        + (" They were brought there by a training whose loss falls." if learnt else ""),
         names_of(evidence, layers),
         evidence.span(np.any(flat, axis=1)),
         {
@@ -44,6 +51,41 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         },
         tuple(_remedies(evidence, flat)),
         first_place(evidence, flat, "saturated_fraction", "forward"),
+    )
+
+
+def _states(evidence: Evidence) -> Iterator[Finding]:
+    """Find recurrent layers of tanh whose states are all but 1 or -1, as on unscaled input.
+
+    The slope of tanh is 1 - h^2, so that its mean over all states follows from their mean square.
+    """
+    kinds = [canonical(str(kind)) for kind in evidence.layers["kind"]]
+    plain = np.array([kind in ("rnn", "rnncell") for kind in kinds], dtype=bool)
+    if not plain.any() or not evidence.windows:
+        return
+    mean, spread = (evidence.median(c)[-1] for c in ("activation_mean", "activation_std"))
+    slope = 1 - mean**2 - spread**2
+    flat = plain & (slope >= 0) & (slope < FLAT_STATES)
+    if not flat.any():
+        return
+    yield Finding(
+        "saturated",
+        "warning",
+        f"The states of {evidence.named(flat)} are all but 1 or -1, where tanh is flat: its slope"
+        f" is {slope[flat].min():.1g} on average, and next to nothing gets from step to step.",
+        names_of(evidence, flat),
+        (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])),
+        {"derivative_mean": float(slope[flat].min())},
+        (
+            "normalise the inputs, to mean 0 and deviation 1",
+            "start from smaller input weights, or use a GRU or an LSTM",
+        ),
+        Place(
+            evidence.step(evidence.rows[0]),
+            int(np.flatnonzero(flat)[0]),
+            "activation_std",
+            "forward",
+        ),
     )
 
 

@@ -25,6 +25,13 @@ STILL = 0.01
 FELL = 0.8
 """Share of the loss at first below which it fell, whatever the steps were."""
 
+SHRUNK = 2 / 3
+"""Share of the weights that is left after the first steps where decay, not the loss, moves them:
+trainings keep .8 of it or more."""
+
+TOWARDS_ZERO = 0.2
+"""Share of the steps that goes straight towards 0 then: across many weights chance makes none."""
+
 OVERCLIPPED = 1e-2
 """Share of the gradient that clipping leaves where it, and not the rate, is what is too small."""
 
@@ -37,6 +44,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
     """
     if len(evidence.rows) < WINDOW:
         return
+    yield from _decayed(evidence)
     speed = typical_speed(evidence)
     known = np.isfinite(speed) & (speed > 0)
     if not known.any():
@@ -44,7 +52,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
     middle, most = float(np.median(speed[known])), float(speed[known].max())
     weights = np.flatnonzero(evidence.weights)
     steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
-    if middle > FAST and not _falls(evidence):
+    if middle > FAST and not falls(evidence):
         layer = int(weights[known][speed[known].argmax()])
         yield Finding(
             "update-speed",
@@ -57,7 +65,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
             (remedies.lower_rate(evidence),),
             Place(steps[0], layer, "update_ratio", "update"),
         )
-    elif most < SLOW or (most < SLUGGISH and _stands_still(evidence)):
+    elif most < SLOW or (most < SLUGGISH and stands_still(evidence)):
         layer = int(weights[known][speed[known].argmax()])
         cause, advice = _against_slow(evidence, most)
         yield Finding(
@@ -73,7 +81,40 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _falls(evidence: Evidence) -> bool:
+def _decayed(evidence: Evidence) -> Iterator[Finding]:
+    """Find weights of which the first steps take a third or more, by going towards zero."""
+    rows = evidence.rows[: WINDOW + 1]
+    weight, update = (
+        evidence.at(c, rows)[:, evidence.weights] for c in ("weight_norm", "update_norm")
+    )
+    left = over_reference(weight[-1], weight[0])
+    with np.errstate(invalid="ignore"):
+        lost = np.maximum(-np.diff(weight, axis=0), 0).sum(axis=0)
+    straight = over_reference(lost, np.nansum(update[:-1], axis=0))
+    known = np.isfinite(left) & np.isfinite(straight)
+    if not known.any():
+        return
+    share, towards = float(np.median(left[known])), float(np.median(straight[known]))
+    if share > SHRUNK or towards < TOWARDS_ZERO:
+        return
+    each = 1 - share ** (1 / (len(rows) - 1))
+    first, last = evidence.step(rows[0]), evidence.step(rows[-1])
+    rate = float(evidence.steps["learning_rate"].iloc[rows[0]])
+    number = f", {amount(each / rate)} or more by what they lose" if rate > 0 else ""
+    yield Finding(
+        "update-speed",
+        "warning",
+        f"The weights shrink to {share:.0%} of their size within {len(rows) - 1} steps, by"
+        f" {each:.1%} a step: that is weight decay, not the loss.",
+        tuple(evidence.names[i] for i in np.flatnonzero(evidence.weights)[known]),
+        (first, last),
+        {"weights_left": share, "towards_zero": towards},
+        (f"lower the weight decay{number}: 0.01 to 0.1 is usual",),
+        Place(first, int(np.flatnonzero(evidence.weights)[known][0]), "weight_norm", "update"),
+    )
+
+
+def falls(evidence: Evidence) -> bool:
     """Whether the logged loss is at the end well below what it was at first."""
     loss = evidence.loss
     if loss is None or len(loss.raw) < WINDOW:
@@ -83,7 +124,7 @@ def _falls(evidence: Evidence) -> bool:
     return bool(last < FELL * first)
 
 
-def _stands_still(evidence: Evidence) -> bool:
+def stands_still(evidence: Evidence) -> bool:
     """Whether the logged loss, smoothed, is at the end what it was at first."""
     loss = evidence.loss
     if loss is None or len(loss.raw) < WINDOW:

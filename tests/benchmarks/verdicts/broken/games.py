@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import digits, seeded
+from ..healthy.habits import switch
 from ..loops import adam, by_loss, sgd
 from ..trainings import Scalars, Step, broken
 
@@ -121,6 +123,51 @@ def experts() -> tuple[nn.Module, Step]:
     return model, by_loss(
         adam(model), lambda n: F.cross_entropy(model(batches(n)[0]), batches(n)[1])
     )
+
+
+class Crowded(Experts):
+    """The same, but that each expert gets one sample of each batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.start(x))
+        weights = self.router(x).softmax(-1)
+        chosen = weights.argmax(-1)
+        chosen[: len(self.experts)] = torch.arange(len(self.experts))
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            mine = chosen == number
+            out = out.index_put((mine,), weights[mine, number, None] * expert(x[mine]))
+        return self.head(x + out)
+
+
+@broken(
+    "router that sends nearly all samples to one expert Adam",
+    "collapsed router",
+    "experts|collapsed",
+    layer="experts.2.0|experts.3.0|experts.4.0|experts.5.0",
+    remedy="balanc|router|expert",
+    says="router",
+    seen=30,
+)
+def crowded() -> tuple[nn.Module, Step]:
+    model = Crowded(0.0)
+    with torch.no_grad():
+        model.router.bias[1] = 8.0
+    batches = digits(256)
+    return model, by_loss(
+        adam(model), lambda n: F.cross_entropy(model(batches(n)[0]), batches(n)[1])
+    )
+
+
+broken(
+    "switch of eight parts without a balancing loss Adam",
+    "collapsed router",
+    "experts|collapsed",
+    layer="parts.0|parts.2|parts.3|parts.4|parts.5",
+    remedy="balanc|router|expert",
+    says="router",
+    seen=100,
+)(partial(switch, 0.0))
 
 
 class Mixture(Experts):

@@ -133,3 +133,56 @@ def exploding_cell() -> tuple[nn.Module, Step]:
     model = RememberByCell(nn.RNNCell(4, 32, nonlinearity="relu"))
     nn.init.normal_(model.cell.weight_hh, std=2 / 32**0.5)
     return trained(model, sgd(model, 1e-6), 50, clip=1.0)
+
+
+class StepByStep(nn.Module):
+    """Called once for each step of time, with the state that it has returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_state, self.to_output = nn.Linear(4 + 32, 32), nn.Linear(32, 2)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = torch.tanh(self.to_state(torch.cat([x, state], 1)))
+        return self.to_output(state), state
+
+
+@broken(
+    "net that is called once for each of 60 steps SGD",
+    "net called step by step",
+    LOST,
+    layer="to_state",
+    remedy=HELP,
+    says="time",
+)
+def step_by_step() -> tuple[nn.Module, Step]:
+    model = StepByStep()
+
+    def loss_of(number: int) -> Tensor:
+        x, y = recall(number, 60)
+        state = torch.zeros(len(x), 32)
+        for now in x.unbind(1):
+            out, state = model(now, state)
+        return F.cross_entropy(out, y)
+
+    return model, by_loss(sgd(model, 0.05), loss_of)
+
+
+class RememberPacked(Remember):
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.linspace(x.shape[1], x.shape[1] // 2, len(x)).long()
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return self.head(self.rnn(packed)[1][0][-1])
+
+
+@broken(
+    "LSTM through packed sequences of 50 to 100 steps Adam",
+    "LSTM over a long time",
+    LOST,
+    layer="rnn",
+    remedy=HELP,
+    says="time",
+)
+def packed() -> tuple[nn.Module, Step]:
+    model = RememberPacked(nn.LSTM(4, 32, batch_first=True))
+    return trained(model, adam(model), 100)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -170,6 +171,41 @@ def experts() -> tuple[nn.Module, Step]:
         digits(),
         lambda out, y: F.cross_entropy(out[0], y) + 0.02 * out[1],
     )
+
+
+class Switch(nn.Module):
+    """A router of eight parts, each sample to one, and the loss that balances their load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.gate = nn.Linear(64, 48), nn.Linear(48, 8)
+        self.parts = nn.ModuleList(nn.Linear(48, 48) for _ in range(8))
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.relu(self.start(x))
+        weights = self.gate(x).softmax(-1)
+        weight, chosen = weights.max(-1)
+        out = torch.zeros_like(x)
+        for number, part in enumerate(self.parts):
+            (row,) = (chosen == number).nonzero(as_tuple=True)
+            out = out.index_add(0, row, weight[row, None] * part(x[row]))
+        load = F.one_hot(chosen, 8).float().mean(0)
+        return self.head(x + out), 8 * (load * weights.mean(0)).sum()
+
+
+def switch(balance: float) -> tuple[nn.Module, Step]:
+    model, batches = Switch(), digits(128)
+
+    def loss_of(number: int) -> Tensor:
+        x, y = batches(number)
+        out, load = model(x)
+        return F.cross_entropy(out, y) + balance * load
+
+    return model, by_loss(adam(model), loss_of)
+
+
+healthy("switch of eight parts with a balancing loss Adam")(partial(switch, 0.05))
 
 
 @healthy("new head on a frozen body Adam")

@@ -162,3 +162,38 @@ def highway() -> tuple[nn.Module, Step]:
 
     model = nn.Sequential(nn.Linear(64, 64), *(Highway() for _ in range(20)), nn.Linear(64, 10))
     return model, supervised(model, sgd(model, 0.05), digits())
+
+
+@healthy("net that is called once for each row Adam")
+def step_by_step() -> tuple[nn.Module, Step]:
+    class StepByStep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_state, self.to_output = nn.Linear(8 + 48, 48), nn.Linear(48, 10)
+
+        def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+            state = torch.tanh(self.to_state(torch.cat([x, state], 1)))
+            return self.to_output(state), state
+
+    model, batches = StepByStep(), rows()
+
+    def loss_of(number: int) -> Tensor:
+        x, y = batches(number)
+        state = torch.zeros(len(x), 48)
+        for row in x.unbind(1):
+            out, state = model(row, state)
+        return F.cross_entropy(out, y)
+
+    return model, by_loss(adam(model, 3e-3), loss_of)
+
+
+@healthy("GRU of packed rows Adam")
+def packed() -> tuple[nn.Module, Step]:
+    class Packed(Rows):
+        def forward(self, x: Tensor) -> Tensor:
+            lengths = torch.linspace(x.shape[1], x.shape[1] - 3, len(x)).long()
+            rows_ = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return self.head(self.rnn(rows_)[1][-1])
+
+    model = Packed(nn.GRU)
+    return model, supervised(model, adam(model, 5e-3), rows())

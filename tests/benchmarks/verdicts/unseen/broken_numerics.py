@@ -106,7 +106,7 @@ def variance() -> tuple[nn.Module, Step]:
 def hidden_root() -> tuple[nn.Module, Step]:
     class Root(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.where(x > 0, x.clamp(min=0).sqrt(), torch.zeros_like(x))
+            return torch.where(x > 0, x.sqrt(), torch.zeros_like(x))
 
     model = nn.Sequential(nn.Linear(64, 32), Root(), nn.Linear(32, 10))
     return model, supervised(model, sgd(model), digits())

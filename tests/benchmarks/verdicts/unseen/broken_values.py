@@ -235,7 +235,7 @@ def off() -> tuple[nn.Module, Step]:
     "nine tenths of the units of a feed-forward layer off AdamW",
     "dead units",
     "dead",
-    layer="act|up",
+    layer="1.act|1.up",
     remedy="bias|leaky|learning rate",
     seen=30,
 )

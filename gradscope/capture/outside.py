@@ -1,0 +1,36 @@
+"""Parameters that a model computes with and does not list, as those of layers in a Python list."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterable
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+
+class Outside:
+    """Leaves of the model's graphs, held weakly, until it is known that the model lists them."""
+
+    def __init__(self) -> None:
+        self._met: dict[int, weakref.ref[Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._met)
+
+    def meet(self, leaves: Iterable[Node]) -> None:
+        """Take note of gradient accumulators that a graph of the model ends in.
+
+        Of parameters alone: other leaves, and those of wrappers that flatten what they hold, are
+        no layer's.
+        """
+        for leaf in leaves:
+            variable = getattr(leaf, "variable", None)
+            if type(variable) is nn.Parameter:
+                self._met.setdefault(id(variable), weakref.ref(variable))
+
+    def without(self, listed: Collection[int]) -> list[Tensor]:
+        """Return those that are alive and not `listed`, and forget the others."""
+        alive = {key: p for key, held in self._met.items() if (p := held()) is not None}
+        self._met = {key: self._met[key] for key in alive if key not in listed}
+        return [alive[key] for key in self._met]

@@ -1,0 +1,128 @@
+"""BatchNorms: over two or three values, or by running statistics in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.arithmetic import over_reference
+from gradscope.diagnosis.evidence import Evidence, Mask, column_medians
+from gradscope.diagnosis.findings import Finding, Place
+from gradscope.diagnosis.rules.marks import first_place, names_of
+from gradscope.diagnosis.signal_path import Floats
+from gradscope.diagnosis.speed import some_rows
+from gradscope.kinds import canonical
+from gradscope.wording import capitalised
+
+FEWEST = 4
+"""Values from which on a mean and a variance are worth their names."""
+
+FITS = (0.9, 1.02)
+"""Mean square of an output over that which its weights give to the batch's statistics: 1, or less
+where inputs vary by as little as eps."""
+
+MISFITS = (0.25, 4.0)
+"""Beyond these the running statistics are not those of what comes in."""
+
+ABOVE_EPS = 0.03
+"""Deviation between samples of an input that eps, 1e-5, takes nothing from."""
+
+
+def tiny_batch(evidence: Evidence) -> Iterator[Finding]:
+    """Find BatchNorms that see fewer than four values a channel.
+
+    How many channels there are follows from the parameters, a weight and a bias for each.
+    """
+    batch = _batch_norms(evidence)
+    if not batch.any() or not evidence.windows:
+        return
+    channels = evidence.layers["parameters"].to_numpy(dtype=np.float64) / 2
+    each = over_reference(evidence.median("output_elements"), channels)
+    few: Mask = (each.round() < FEWEST) & (each > 1.5) & batch
+    if not few.any():
+        return
+    layers = np.any(few, axis=0)
+    take = "takes" if layers.sum() == 1 else "take"
+    number = float(np.median(each[few]).round())
+    yield Finding(
+        "tiny-batch",
+        "warning",
+        f"{capitalised(evidence.named(layers))} {take} mean and variance"
+        f" over {number:.0f} values a channel: what comes out says more of the rest of the batch"
+        " than of the sample.",
+        names_of(evidence, layers),
+        evidence.span(np.any(few, axis=1)),
+        {"values": number},
+        (
+            "raise the batch size (accumulating gradients does not help BatchNorm)",
+            "use GroupNorm or LayerNorm, which look at one sample at a time",
+        ),
+        first_place(evidence, few, "activation_std", "forward"),
+    )
+
+
+def running_statistics(evidence: Evidence) -> Iterator[Finding]:
+    """Find BatchNorms in eval mode: what comes out is not what the batch's statistics make.
+
+    By these each channel has mean beta and variance gamma^2, so that the mean square of the output
+    is that of all gammas and betas, whatever comes in.
+    """
+    batch = _batch_norms(evidence)
+    if not batch.any() or len(evidence.rows) == 0:
+        return
+    rows = some_rows(evidence)
+    fit = _fit(evidence, rows)
+    off = np.nan_to_num((fit < FITS[0]) | (fit > FITS[1]), nan=False) & batch
+    off &= ~np.isnan(fit)
+    known = (~np.isnan(fit)).sum(axis=0)
+    layers = batch & (off.sum(axis=0) > known / 2) & off[-1]
+    layers &= _input_spread(evidence, rows) > ABOVE_EPS
+    if not layers.any():
+        return
+    middle = column_medians(fit[:, layers])
+    worst = float(middle[np.abs(np.log(middle)).argmax()])
+    wrong = not MISFITS[0] < worst < MISFITS[1]
+    first = rows[int(np.flatnonzero(off[:, layers].any(axis=1))[0])]
+    yield Finding(
+        "batchnorm-eval",
+        "critical" if wrong else "information",
+        f"{capitalised(evidence.named(layers))} {'does' if layers.sum() == 1 else 'do'} not"
+        " normalise by the batch, but by running statistics, as in eval mode: the mean square of"
+        f" the output is {worst:.2g} times what the batch's would give.",
+        names_of(evidence, layers),
+        (evidence.step(first), evidence.step(rows[-1])),
+        {"mean_square_over_batch": worst},
+        (
+            "call model.train() before each epoch: after a validation in eval mode it is easily"
+            " forgotten",
+            "if the statistics are frozen on purpose, load those of a pretrained net",
+        ),
+        Place(evidence.step(first), int(np.flatnonzero(layers)[0]), "activation_std", "forward"),
+    )
+
+
+def _batch_norms(evidence: Evidence) -> Mask:
+    kinds = [canonical(str(kind)) for kind in evidence.layers["kind"]]
+    batch = [kind in ("syncbatchnorm", "batchnorm") or kind[:-2] == "batchnorm" for kind in kinds]
+    return np.array(batch, dtype=bool) & evidence.owners
+
+
+def _fit(evidence: Evidence, rows: np.ndarray) -> Floats:
+    """Return the mean square of each output over that of gamma and beta, (rows, layers)."""
+    norm, elements, weight = (
+        evidence.at(column, rows)
+        for column in ("activation_norm", "output_elements", "weight_norm")
+    )
+    channels = evidence.layers["parameters"].to_numpy(dtype=np.float64) / 2
+    return over_reference(norm**2 / np.where(elements > 0, elements, np.nan), weight**2 / channels)
+
+
+def _input_spread(evidence: Evidence, rows: np.ndarray) -> Floats:
+    """Return how far samples differ in what each layer reads, of one source; NaN if not known."""
+    looks = evidence.looks("sample_spread")
+    if len(looks) == 0:
+        return np.full(looks.shape[1], np.nan)
+    spread = column_medians(evidence.at("activation_std", rows)) * column_medians(looks)
+    read = [max(evidence.sources.get(i, [i - 1])) for i in range(len(spread))]
+    return np.array([spread[source] if source >= 0 else np.nan for source in read])

@@ -1,0 +1,86 @@
+"""Games: a part that learns through another one, as a generator, and gets less and less of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gradscope.diagnosis.evidence import Evidence
+from gradscope.diagnosis.findings import Finding, Place
+from gradscope.wording import amount, capitalised
+
+STARVES = 100.0
+"""Factor by which the gradient has to fall to be told of, from a player's first turns on."""
+
+STARVED = 1000.0
+"""Factor from which on it is no success: the parts of games that go well keep their gradients."""
+
+FEWEST = 6
+"""Turns of a player to judge it by."""
+
+
+def starved_player(evidence: Evidence) -> Iterator[Finding]:
+    """Find a player whose gradient, which comes through another one, has all but gone.
+
+    Players are told by their turns: layers that an optimizer moves at some steps, and others at
+    other steps, though the signal passes the latter on its way to the former.
+    """
+    owners = np.flatnonzero(evidence.weights & evidence.run.was_read("update_norm"))
+    rows = evidence.rows[-4096:]
+    if len(rows) < 2 * FEWEST or len(owners) < 2:
+        return
+    moved = np.isfinite(evidence.at("update_norm", rows)[:, owners])
+    signal = np.isfinite(evidence.at("signal_norm", rows)[:, owners])
+    grad = evidence.at("grad_norm", rows)[:, owners]
+    patterns, which = np.unique(moved.T, axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    for player, turns in enumerate(patterns):
+        if turns.sum() < FEWEST or turns.all():
+            continue
+        own = which == player
+        through = ~own & ~moved[turns].any(axis=0) & (signal[turns].mean(axis=0) > 0.5)
+        through &= moved.any(axis=0)
+        if not through.any():
+            continue
+        size = np.sqrt(np.nansum(grad[turns][:, own] ** 2, axis=1))
+        few = max(len(size) // 4, 3)
+        first, last = float(np.max(size[:3])), float(np.median(size[-few:]))
+        if not (0 < last < first / STARVES):
+            continue
+        yield _finding(evidence, owners[own], owners[through], rows[turns], (first, last))
+
+
+def _finding(
+    evidence: Evidence,
+    own: np.ndarray,
+    through: np.ndarray,
+    turns: np.ndarray,
+    size: tuple[float, float],
+) -> Finding:
+    fell = size[0] / size[1]
+    other = _of(evidence, through)
+    return Finding(
+        "vanishing",
+        "warning" if fell >= STARVED else "information",
+        f"{_of(evidence, own)} learns through {other}, and its gradient has fallen {amount(fell)}"
+        f" times since the start, from {size[0]:.1g} to {size[1]:.1g}: {other} is so sure of its"
+        " judgement that what it is given makes no difference any more.",
+        tuple(evidence.names[i] for i in own),
+        (evidence.step(turns[0]), evidence.step(turns[-1])),
+        {"first_gradient": size[0], "last_gradient": size[1]},
+        (
+            "use the non-saturating loss, -log D(G(z)), or a hinge or Wasserstein loss",
+            f"slow the discriminator, {other}, down: a lower learning rate, fewer steps, a gradient"
+            " penalty or spectral norm",
+        ),
+        Place(evidence.step(turns[-1]), int(own[0]), "grad_norm", "backward"),
+    )
+
+
+def _of(evidence: Evidence, layers: np.ndarray) -> str:
+    """Return the module that holds the layers, or the first of them in words."""
+    parts = {evidence.names[i].partition(".")[0] for i in layers}
+    if len(parts) == 1 and len(layers) > 1:
+        return f"'{parts.pop()}'"
+    return capitalised(evidence.named(layers[:1]))
