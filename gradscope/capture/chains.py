@@ -9,12 +9,13 @@ called repeatedly within one forward.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Call
-from gradscope.autograd.torch_internals import sequence_number
+from gradscope.autograd.torch_internals import Unavailable, sequence_number
 from gradscope.capture.recurrence import FEWEST, OnTheWay
 
 _Made = tuple[int, int, type[Node]]
@@ -67,10 +68,21 @@ class Chains:
         way : OnTheWay
             None in it of a call that has a time of its own.
         """
-        if not way.behind or call.start < 0:  # this torch tells no numbers
-            self._last.pop(module, None)
+        last = self._last.pop(module, None)
+        if not way.behind:
             return None
-        chain, handed = self._last.get(module) or (Chain(), {})
+        with suppress(Unavailable):
+            return self._follow(module, call, way, last or (Chain(), {}))
+        return None
+
+    def _follow(
+        self,
+        module: int,
+        call: Call,
+        way: OnTheWay,
+        last: tuple[Chain, dict[_Made, frozenset[int]]],
+    ) -> Link:
+        chain, handed = last
         # one value may be given or returned once or twice in graphs of one structure
         given = list(zip(call.inputs, way.after, strict=False)) if handed else []
         ways = [
