@@ -106,7 +106,7 @@ def of_trainers(names: dict[str, object], folder: Path) -> None:
         "y": y,
         "SummaryWriter": tensorboard.SummaryWriter,
         "experiment": trackers.Comet(),
-        "trackio": trackers.Trackio(),
+        "trackio_run": trackers.Trackio(),
         "aim_run": trackers.Aim(),
         "neptune_run": trackers.Neptune(),
         "ignite_trainer": engine.create_supervised_trainer(model, optimizer, F.cross_entropy),

@@ -111,29 +111,28 @@ def diagnose(run: Run) -> Diagnosis:
 
     Notes
     -----
-    ================ ====================================================================
-    vanishing        early gradient <= 1/100 of the late one, by the running median, and early
-                     layers that move slower, too
-    exploding        early gradient >= 100 times the late one (deep nets: .065 decades a layer)
-                     while the loss does not fall, or values that are not finite
-    ...-through-time likewise, over the time steps of a recurrent layer
-    dead             an activation's outputs are 0 for 99 % or more of units and samples
-    disconnected     a gradient of exactly 0 that is no underflow, or no path from the loss
-    not-updated      weights that get a gradient and never move, or are written by something else
-    accumulated      gradients that still hold those of earlier steps
-    scaled-clipping  gradients clipped before `unscale_`: the optimizer gets threshold / scale
-    collapsed        outputs that are one number, or the same for all samples or units
-    unstable         a loss that rose, or jumped, under steps too large for the weights
-    output           an activation before a loss that applies it itself, targets out of its reach,
-                     or of another shape
-    experts          experts that get next to no gradient, or a router that asks a few alone
-    attention-logits logits of attention so large that all weight goes to one key
-    tiny-batch       a BatchNorm over fewer than four values a channel
-    batchnorm-eval   a BatchNorm in training that normalises by running statistics that do not fit
-    dropout          nine tenths of a layer or more left out in training
-    saturated        over half of an activation's units on less than 0.1 of its steepest slope
-    update-speed     steps of a tenth of the weights' size, or of next to nothing of it
-    ================ ====================================================================
+    - `vanishing`: early gradient <= 1/100 of the late one, by the running median, and early layers
+      that move slower, too
+    - `exploding`: early gradient >= 100 times the late one (deep nets: .065 decades a layer), while
+      the loss does not fall, or values that are not finite
+    - `vanishing-through-time`, `exploding-through-time`: likewise, over the steps of a sequence
+    - `dead`: an activation's outputs are 0 for 99 % or more of units and samples
+    - `disconnected`: a gradient of exactly 0 that is no underflow, or no path from the loss
+    - `not-updated`: weights that get a gradient and never move, or are written by something else
+    - `accumulated`: gradients that still hold those of earlier steps
+    - `scaled-clipping`: gradients clipped before `unscale_`: the optimizer gets threshold / scale
+    - `collapsed`: outputs that are one number, or the same for all samples or units
+    - `unstable`: a loss that rose, or jumped, under steps too large for the weights
+    - `output`: an activation before a loss that applies it itself, targets out of its reach, or of
+      another shape
+    - `experts`: experts that get nearly all tokens, or next to none, or no gradient
+    - `tiny-batch`: a BatchNorm over fewer than four values a channel
+    - `batchnorm-eval`: a BatchNorm in training that normalises by running statistics that do not
+      fit
+    - `dropout`: nine tenths of a layer or more left out in training
+    - `saturated`: over half of an activation's units on less than 0.1 of its steepest slope
+    - `attention-logits`: logits above 100: softmax gives all weight to one key
+    - `update-speed`: steps of a tenth of the weights' size, or of next to nothing of it
 
     These decide the verdict, in the order of their gravity. For information only:
     shortcut-dominated and reparameterised blocks, a loss of gradient that the optimizer makes up
@@ -278,7 +277,7 @@ def _summary(evidence: Evidence, verdict: str, decades: float, found: Sequence[F
 def _notes(evidence: Evidence) -> list[str]:
     """Return what limits the diagnosis, and what the recorder noted."""
     notes = []
-    if 0 < len(evidence.rows) < WINDOW:
+    if len(evidence.rows) > 0 and len(evidence.steps) < WINDOW:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
     joins = set(evidence.run.shortcuts["branch"])

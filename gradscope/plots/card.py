@@ -205,7 +205,7 @@ def _advice(summary: Summary, theme: Theme) -> list[str]:
     if not grave:
         return _wrapped(_LEFT, 522, summary.shortcuts, 100, 2, 22, theme.text)
     lines = [
-        f"{'Try' if i == 0 else 'or'}: {_cut(text, 92)}"
+        f"{'Try' if i == 0 else 'or'}: {_cut(text, 92 if i else 80)}"  # the first is bold
         for i, text in enumerate(grave[0].remedies[:2])
     ]
     return [

@@ -92,12 +92,6 @@ def test_a_gradient_that_is_lost_over_time_steps_is_told(cell, length, found, tm
         assert ("an LSTM" if cell in (nn.RNNCell, nn.RNN) else "gate's bias") in finding.remedies[0]
 
 
-def test_a_recurrent_layer_is_noted_where_its_steps_are_not_seen(tmp_path):
-    model = Last(nn.RNN(4, 4, 2, batch_first=True, bidirectional=True), 4)
-    notes = train(tmp_path / "run", model, sgd(model)).notes
-    assert any("time step" in note and "0 · rnn (RNN)" in note for note in notes)
-
-
 @pytest.mark.parametrize(("off", "found"), [(28, True), (8, False)])
 def test_a_layer_most_of_whose_units_are_off_is_dead(off, found, tmp_path):
     model = net(16, 32, 32, 4)

@@ -18,10 +18,10 @@ def test_each_line_sends_every_reading(tmp_path):
     (block,) = (
         block
         for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-        if "trackio.log" in block
+        if "trackio_run.log" in block
     )
     trackers = {
-        "experiment": Comet(), "trackio": Trackio(), "aim_run": Aim(), "neptune_run": Neptune(),
+        "experiment": Comet(), "trackio_run": Trackio(), "aim_run": Aim(), "neptune_run": Neptune(),
     }  # fmt: skip
     expected = {}
     model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2))

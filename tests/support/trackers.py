@@ -19,7 +19,7 @@ class Comet:
 
 
 class Trackio:
-    """As the module trackio."""
+    """As what trackio.init returns: the module's own `log` knows its thread alone."""
 
     def __init__(self):
         self.got = {}
