@@ -9,6 +9,7 @@ called repeatedly within one forward.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from torch.autograd.graph import Node
@@ -67,22 +68,21 @@ class Chains:
         way : OnTheWay
             None in it of a call that has a time of its own.
         """
-        chain, handed = self._last.pop(module, None) or (Chain(), {})
-        if not way.behind or call.start < 0:
+        last = self._last.pop(module, None)
+        if not way.behind:
             return None
-        try:
-            return self._link(module, call, way, chain, handed)
-        except Unavailable:  # this torch tells no numbers
-            return None
+        with suppress(Unavailable):
+            return self._follow(module, call, way, last or (Chain(), {}))
+        return None
 
-    def _link(
+    def _follow(
         self,
         module: int,
         call: Call,
         way: OnTheWay,
-        chain: Chain,
-        handed: dict[_Made, frozenset[int]],
+        last: tuple[Chain, dict[_Made, frozenset[int]]],
     ) -> Link:
+        chain, handed = last
         # one value may be given or returned once or twice in graphs of one structure
         given = list(zip(call.inputs, way.after, strict=False)) if handed else []
         ways = [
