@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.signal_path import log10, signal_path
+from gradscope.kinds import RECURRENT, canonical
 from gradscope.runs.run import Run
 from gradscope.schema import SPLIT_FORMS
 from gradscope.wording import amount
@@ -25,7 +27,9 @@ def shortcut_story(run: Run) -> str:
         trillion times less of it would reach the first layer.` Empty where no shortcut was read.
     """
     forms = run.shortcuts["form"].to_numpy()
-    split = np.flatnonzero(np.isin(forms, SPLIT_FORMS) & run.shortcut_was_read("energy_share"))
+    split = np.flatnonzero(
+        np.isin(forms, SPLIT_FORMS) & run.shortcut_was_read("energy_share") & ~_in_time(run)
+    )
     if not len(split):
         return ""
     shares = run.shortcut_matrix("energy_share", shortcuts=split.tolist())[1]
@@ -37,6 +41,12 @@ def shortcut_story(run: Run) -> str:
     carry = "shortcuts carry" if count > 1 else "shortcut carries"
     text = f"Its {count} {carry} {span} of the gradient's energy{_without(run)}."
     return text.replace("%", " %")
+
+
+def _in_time(run: Run) -> NDArray[np.bool_]:
+    """Return which joins lie between two time steps of a recurrent layer."""
+    kinds = run.layers["kind"].astype(str).map(canonical).isin(RECURRENT)
+    return np.asarray(run.shortcuts["branch"].isin(run.layers["name"][kinds]), dtype=bool)
 
 
 def _without(run: Run) -> str:

@@ -277,7 +277,7 @@ def _summary(evidence: Evidence, verdict: str, decades: float, found: Sequence[F
 def _notes(evidence: Evidence) -> list[str]:
     """Return what limits the diagnosis, and what the recorder noted."""
     notes = []
-    if 0 < len(evidence.rows) < WINDOW:
+    if len(evidence.rows) > 0 and len(evidence.steps) < WINDOW:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
     joins = set(evidence.run.shortcuts["branch"])
@@ -287,6 +287,8 @@ def _notes(evidence: Evidence) -> list[str]:
         named = evidence.named(unseen)
         notes.append(
             f"What becomes of the gradient from time step to time step in {named} was not recorded."
+            " It is in models that are not compiled, of several layers where these have neither two"
+            " directions nor dropout between them."
         )
     skipped = int(evidence.steps["skipped"].sum())
     if skipped > len(evidence.rows):

@@ -146,7 +146,7 @@ def test_weights_that_decay_takes_are_told(decay, found, tmp_path):
     assert ("update-speed" in diagnosis.verdicts) is found
     if found:
         finding = the(diagnosis, "update-speed")
-        assert "weight decay" in finding.sentence and "about 19" in finding.remedies[0]
+        assert "weight decay" in finding.sentence and "19 or more" in finding.remedies[0]
         assert finding.evidence["weights_left"] == pytest.approx((1 - 2e-3 * 20) ** 20, abs=0.05)
 
 

@@ -407,3 +407,9 @@ def test_any_readings_get_a_diagnosis(tmp_path: Path, seed: int) -> None:
     assert str(diagnosis) and diagnosis._repr_html_()
     assert str(compare([run, run]))
     ledger(run)
+
+
+def test_a_recurrent_layer_is_noted_where_its_steps_were_not_read(tmp_path: Path) -> None:
+    layers = [{**row, "kind": "RNN"} if row["name"] == "fc2" else row for row in LAYERS]
+    notes = diagnose(make_run(tmp_path / "r", layers, {"signal_norm": 1.0})).notes
+    assert any("time step" in note and "fc2 (RNN)" in note for note in notes)

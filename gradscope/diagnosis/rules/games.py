@@ -63,16 +63,16 @@ def _finding(
     return Finding(
         "vanishing",
         "warning" if fell >= STARVED else "information",
-        f"{_of(evidence, own)} learns through {other}, and gets {amount(fell)} times less gradient"
-        f" than at first, {size[1]:.1g} after {size[0]:.1g}: the other one tells all apart, and its"
-        " verdict no longer depends on what it is given.",
+        f"{_of(evidence, own)} learns through {other}, and its gradient has fallen {amount(fell)}"
+        f" times since the start, from {size[0]:.1g} to {size[1]:.1g}: {other} is so sure of its"
+        " judgement that what it is given makes no difference any more.",
         tuple(evidence.names[i] for i in own),
         (evidence.step(turns[0]), evidence.step(turns[-1])),
         {"first_gradient": size[0], "last_gradient": size[1]},
         (
             "use the non-saturating loss, -log D(G(z)), or a hinge or Wasserstein loss",
-            "slow the other one, the discriminator, down: a lower learning rate, fewer steps, a"
-            " gradient penalty or spectral norm",
+            f"slow the discriminator, {other}, down: a lower learning rate, fewer steps, a gradient"
+            " penalty or spectral norm",
         ),
         Place(evidence.step(turns[-1]), int(own[0]), "grad_norm", "backward"),
     )

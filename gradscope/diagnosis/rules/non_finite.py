@@ -116,7 +116,8 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
         largest = at["activation_norm"][before[-1]]
         return found(
             f"the forward pass became {kind} at layer {labels[layer]}, whose weights are finite;"
-            f" the layer before, {labels[before[-1]]}, still was (norm {largest:.2g})",
+            f" the layer before, {labels[before[-1]]}, still gave finite numbers (norm"
+            f" {largest:.2g})",
             "forward", layer, "activation_norm", "forward",
         )  # fmt: skip
     lossless = _loss_at(evidence, row)

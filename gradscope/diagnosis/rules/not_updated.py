@@ -73,9 +73,9 @@ def _outside(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(
         "not-updated",
         "critical",
-        f"The model computes with {len(shapes)} parameters that it does not list and no optimizer"
-        f" holds, of {listed(each)}, {amount(elements)} numbers in all: they stay as they were, are"
-        " not saved, and do not move to another device.",
+        f"The model computes with {len(shapes)} parameters that model.parameters() does not list"
+        f" and no optimizer holds ({listed(each)}; {amount(elements)} numbers in all): they never"
+        " learn, are not saved, and do not move to another device.",
         (),
         _steps(evidence),
         {"parameters": float(len(shapes)), "elements": float(elements)},
@@ -91,12 +91,11 @@ def _outside(evidence: Evidence) -> Iterator[Finding]:
 def _unheld(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
     if not layers.any():
         return
-    one = layers.sum() == 1
     yield Finding(
         "not-updated",
         "critical",
         f"No optimizer holds the weights of {evidence.named(layers)}: a gradient arrives at every"
-        f" step, and {'it stays as it was' if one else 'they stay as they were'}.",
+        " step, and the weights stay as they were.",
         names_of(evidence, layers),
         _steps(evidence),
         {"layers": float(layers.sum())},

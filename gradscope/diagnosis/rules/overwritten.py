@@ -9,6 +9,7 @@ import numpy as np
 from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.marks import names_of
+from gradscope.diagnosis.rules.remedies import of_size
 from gradscope.diagnosis.rules.update_speed import falls, stands_still
 from gradscope.diagnosis.signal_path import Floats
 
@@ -89,9 +90,9 @@ def _undone(evidence: Evidence, layers: Mask, update: Floats, weight: Floats) ->
     return Finding(
         "not-updated",
         "critical",
-        f"The optimizer moves the weights of {evidence.named(layers)} by {speed:.2g} of their size"
-        " at every step, and by the next one their norms are what they were, as if nothing had been"
-        " done; nor does the loss change.",
+        f"The optimizer moves the weights of {evidence.named(layers)} by {of_size(speed)} at every"
+        " step, and by the next one their norms are what they were, as if nothing had been done;"
+        " nor does the loss change.",
         names_of(evidence, layers),
         _steps(evidence),
         {"update_ratio": speed},

@@ -25,6 +25,9 @@ AT_START = 1.0
 FIRST = 1000
 """Recorded steps that are searched for the first one that was too large."""
 
+BEYOND = 1e3
+"""Update speed that is not the learning rate's fault alone."""
+
 CLIP = 0.9
 """Quantile of the gradient's norm to clip at: one step in ten is clipped."""
 
@@ -110,6 +113,12 @@ def lower_rate(evidence: Evidence) -> str:
     if len(large) == 0:
         return plain
     most = float(speed[large[0]].max())
+    if most > BEYOND:
+        return (
+            "no learning rate is small enough as long as the gradient is that large: step"
+            f" {evidence.step(rows[large[0]])} changed weights by {of_size(most)}; see where it"
+            " grows, and warm the rate up"
+        )
     factor = 10.0 ** np.ceil(np.log10(most / 1e-2))
     rate = float(evidence.steps["learning_rate"].iloc[rows[large[0]]])
     how = f"by a factor of {amount(factor)} perhaps"

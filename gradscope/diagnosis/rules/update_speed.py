@@ -100,7 +100,7 @@ def _decayed(evidence: Evidence) -> Iterator[Finding]:
     each = 1 - share ** (1 / (len(rows) - 1))
     first, last = evidence.step(rows[0]), evidence.step(rows[-1])
     rate = float(evidence.steps["learning_rate"].iloc[rows[0]])
-    number = f", which is about {amount(each / rate)}" if rate > 0 else ""
+    number = f", {amount(each / rate)} or more by what they lose" if rate > 0 else ""
     yield Finding(
         "update-speed",
         "warning",
