@@ -233,8 +233,7 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
         layout["annotations"] += [
             annotation(
                 theme,
-                f"{_square(low)} vanishing<br>{_square(high)} exploding"
-                f"<br>± {signal_limit} decades",
+                f"{_square(low)} less<br>{_square(high)} more<br>± {signal_limit} decades",
                 x=1,
                 xref="paper",
                 xanchor="left",
