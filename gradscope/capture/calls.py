@@ -18,27 +18,27 @@ from gradscope.autograd.torch_internals import (
     is_capturing,
     recomputing_node,
 )
-from gradscope.capture.attention import read_attention
-from gradscope.capture.backward import Backwards
-from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.chains import Chains
-from gradscope.capture.compiled import Eager, compiled_frames, has_compiled
+from gradscope.capture.compiled.eager import Eager, compiled_frames, has_compiled
+from gradscope.capture.compiled.tapped import Taps
 from gradscope.capture.faults import Faults, guarded
-from gradscope.capture.forward import Forward
-from gradscope.capture.functions import read_functions
-from gradscope.capture.gradients import Gradients
-from gradscope.capture.hooks import ModuleHooks
-from gradscope.capture.layers import ROOT
-from gradscope.capture.losses import Losses
+from gradscope.capture.forwards.chains import Chains
+from gradscope.capture.forwards.forward import Forward
+from gradscope.capture.forwards.gradients import Gradients
+from gradscope.capture.forwards.plan import Plan
+from gradscope.capture.forwards.structures import ATTENTION, Structures
+from gradscope.capture.keys import Key, OfLayer
 from gradscope.capture.memory import is_out_of_memory
-from gradscope.capture.modules import Modules
-from gradscope.capture.plan import Plan
-from gradscope.capture.rows import Key, OfLayer
-from gradscope.capture.steps import Step, Steps
-from gradscope.capture.structures import ATTENTION, Structures
-from gradscope.capture.tapped import Taps
-from gradscope.capture.units import Units
-from gradscope.capture.updates import Updates
+from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.hooks import ModuleHooks
+from gradscope.capture.net.layers import ROOT
+from gradscope.capture.net.modules import Modules
+from gradscope.capture.reading.attention import read_attention
+from gradscope.capture.reading.functions import read_functions
+from gradscope.capture.reading.units import Units
+from gradscope.capture.training.backward import Backwards
+from gradscope.capture.training.losses import Losses
+from gradscope.capture.training.steps import Step, Steps
+from gradscope.capture.training.updates import Updates
 from gradscope.wording import layers_named
 
 _APART = (

@@ -25,19 +25,19 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope.autograd import torch_internals
 from gradscope.autograd.torch_internals import FollowedHooks
-from gradscope.capture.backward import Backwards
 from gradscope.capture.calls import Calls
-from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.faults import Faults
-from gradscope.capture.getter import GradientGetter
-from gradscope.capture.hiding import HiddenHooks
-from gradscope.capture.hooks import hook_optimizers
-from gradscope.capture.modules import Modules
-from gradscope.capture.parameters import Parameters
-from gradscope.capture.rows import Row
-from gradscope.capture.scaler import ScalerHook
-from gradscope.capture.steps import Steps
-from gradscope.capture.updates import Updates
+from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.hiding import HiddenHooks
+from gradscope.capture.net.hooks import hook_optimizers
+from gradscope.capture.net.modules import Modules
+from gradscope.capture.reading.rows import Row
+from gradscope.capture.training.backward import Backwards
+from gradscope.capture.training.getter import GradientGetter
+from gradscope.capture.training.parameters import Parameters
+from gradscope.capture.training.scaler import ScalerHook
+from gradscope.capture.training.steps import Steps
+from gradscope.capture.training.updates import Updates
 from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 

@@ -9,9 +9,9 @@ from torch import nn
 from torch.autograd.graph import GradientEdge
 
 from gradscope import measure
-from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.cuts import grad_with_cuts
-from gradscope.capture.plan import CUTS
+from gradscope.capture.forwards.cuts import grad_with_cuts
+from gradscope.capture.forwards.plan import CUTS
+from gradscope.capture.net.catalogue import Catalogue
 from gradscope.errors import GradscopeError
 from gradscope.probes.probe import LossFn, probe_of
 

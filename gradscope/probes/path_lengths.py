@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradscope import measure
 from gradscope.autograd.graph import Graph, Value, walk
 from gradscope.autograd.joins import Join
-from gradscope.capture.forward import gradient_edge
+from gradscope.capture.forwards.forward import gradient_edge
 from gradscope.errors import GradscopeError
 from gradscope.probes.probe import LossFn, Probe, probe_of
 from gradscope.schema import SPLIT_FORMS

@@ -16,10 +16,10 @@ from torch.autograd.graph import Node
 from gradscope.autograd.graph import Graph, Value
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.autograd.torch_internals import FollowedHooks, Unavailable
-from gradscope.capture import layers
-from gradscope.capture.forward import Forward, tensors_in
-from gradscope.capture.modules import Modules
-from gradscope.capture.plan import Plan, make_plan
+from gradscope.capture.forwards.forward import Forward, tensors_in
+from gradscope.capture.forwards.plan import Plan, make_plan
+from gradscope.capture.net import layers
+from gradscope.capture.net.modules import Modules
 from gradscope.errors import GradscopeError
 
 LossFn = Callable[[Any, Any], Tensor]

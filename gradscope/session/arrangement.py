@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from gradscope import schema
 from gradscope.arithmetic import Groups
-from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.rows import Key, Layout, OfLayer, OfParameter, OfShortcut, OfStep
+from gradscope.capture.keys import Key, Layout, OfLayer, OfParameter, OfShortcut, OfStep
+from gradscope.capture.net.catalogue import Catalogue
 from gradscope.session.shares import Shares
 
 Ints = NDArray[np.int64]

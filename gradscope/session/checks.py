@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope import schema
-from gradscope.capture import layers
-from gradscope.capture.layers import is_distributed
-from gradscope.capture.plan import CUTS
+from gradscope.capture.forwards.plan import CUTS
+from gradscope.capture.net import layers
+from gradscope.capture.net.layers import is_distributed
 from gradscope.errors import GradscopeError
 from gradscope.session import process_end
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from gradscope import schema
 from gradscope.arithmetic import Array, Groups, combine, energy_share, ratio, root_sum_square
-from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.rows import Layout, OfLayer, OfShortcut
+from gradscope.capture.keys import Layout, OfLayer, OfShortcut
+from gradscope.capture.net.catalogue import Catalogue
 from gradscope.session.arrangement import OF_LAYERS, OF_SHORTCUTS, Arrangement
 from gradscope.session.shares import ALONE, Shares
 from gradscope.session.tape import HostRow

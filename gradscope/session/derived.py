@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.capture.rows import Keys, Layout
-from gradscope.capture.waiting import Item, Trial
+from gradscope.capture.keys import Keys, Layout
+from gradscope.capture.reading.waiting import Item, Trial
 from gradscope.measure.sums import Derivation, Numbers
 
 HostSegment = tuple[Layout, NDArray[np.floating]]

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed as dist
 
 from gradscope import schema
-from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.distributed import several
-from gradscope.capture.rows import OfLayer, OfShortcut, Row
+from gradscope.capture.keys import OfLayer, OfShortcut
+from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.distributed import several
+from gradscope.capture.reading.rows import Row
 from gradscope.session.alerts import Alerts
 from gradscope.session.columns import Columns, Decoded, Decoder, columns
 from gradscope.session.meeting import SILENCE_SECONDS

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gradscope.autograd.heads import Head
 from gradscope.autograd.layer_flow import END
-from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.net.catalogue import Catalogue
 from gradscope.session.layer_order import merged_order
 
 Json = dict[str, Any]

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from gradscope.capture import layers
-from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.distributed import Sharing, replicas, several
-from gradscope.capture.modules import Modules
-from gradscope.capture.rows import OfLayer, OfParameter, OfShortcut
+from gradscope.capture.keys import OfLayer, OfParameter, OfShortcut
+from gradscope.capture.net import layers
+from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.distributed import Sharing, replicas, several
+from gradscope.capture.net.modules import Modules
 from gradscope.errors import GradscopeError
 from gradscope.session.joint import Joint
 from gradscope.session.links import GlooLinks

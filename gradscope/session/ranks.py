@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.capture.catalogue import Catalogue
+from gradscope.capture.net.catalogue import Catalogue
 from gradscope.session.columns import Decoded
 from gradscope.session.combining import Combiner
 from gradscope.session.joint import Joint, described

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope._version import __version__
-from gradscope.capture.catalogue import Catalogue
-from gradscope.capture.distributed import Sharing
+from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.distributed import Sharing
 from gradscope.capture.recorder import Recorder, Settings
 from gradscope.errors import GradscopeError, GradscopeWarning
 from gradscope.session import alerts, process_end

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
-from gradscope.capture.rows import Key, OfParameter
+from gradscope.capture.keys import Key, OfParameter
 from gradscope.schema import Column
 
 

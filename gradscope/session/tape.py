@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gradscope.capture.rows import Row
+from gradscope.capture.reading.rows import Row
 from gradscope.session.derived import Deriver, HostSegment, HostSums
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from gradscope.capture import layers
-from gradscope.capture.compiled import compiled_modules
-from gradscope.capture.distributed import sharing
-from gradscope.capture.getter import GradientGetter
+from gradscope.capture.compiled.eager import compiled_modules
+from gradscope.capture.net import layers
+from gradscope.capture.net.distributed import sharing
 from gradscope.capture.recorder import Settings
+from gradscope.capture.training.getter import GradientGetter
 from gradscope.errors import GradscopeError
 from gradscope.session import process_end
 from gradscope.session.checks import (

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from gradscope.capture import layers
+from gradscope.capture.net import layers
 from gradscope.errors import GradscopeError
 from gradscope.session.opening import folder
 from gradscope.session.watch import watch

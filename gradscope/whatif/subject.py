@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from gradscope.capture import layers
+from gradscope.capture.net import layers
 from gradscope.errors import GradscopeError
 from gradscope.whatif.batches import Batches
 from gradscope.whatif.trial import Subject

@@ -1,7 +1,8 @@
 """A canary: what this torch calls the nodes that we tell operations by, and what they save.
 
 Nobody promises these names. Where a release changes one, the test of that operation says which;
-`autograd/data_flow.py`, `sums.py`, `residual.py` and `capture/functions.py` then have to learn it.
+`autograd/data_flow.py`, `sums.py`, `residual.py` and `capture/reading/functions.py` then
+have to learn it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 import gradscope
 from gradscope.autograd import data_flow, residual
 from gradscope.autograd.torch_internals import node_names
-from gradscope.capture import functions
+from gradscope.capture.reading import functions
 
 MADE = node_names.examples()
 

@@ -19,8 +19,8 @@ from typing import ClassVar
 import numpy as np
 
 from gradscope import schema
-from gradscope.capture.catalogue import Catalogue, LayerInfo, ShortcutInfo
-from gradscope.capture.rows import Keys, Layout, OfLayer, OfParameter, OfShortcut
+from gradscope.capture.keys import Keys, Layout, OfLayer, OfParameter, OfShortcut
+from gradscope.capture.net.catalogue import Catalogue, LayerInfo, ShortcutInfo
 from gradscope.session.columns import Decoder, columns
 from gradscope.session.joint import Joint
 from gradscope.session.links import below

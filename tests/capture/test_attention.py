@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
-from gradscope.capture import attention as capture
+from gradscope.capture.reading import attention as capture
 
 HEADS, WIDTH, T = 2, 8, 6
 

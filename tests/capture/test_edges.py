@@ -446,7 +446,7 @@ def test_a_run_of_an_older_gradscope_has_none(tmp_path):
 
 
 def test_edges_are_found_once_for_a_structure(tmp_path, monkeypatch):
-    from gradscope.capture import edges
+    from gradscope.capture.forwards import edges
 
     found = []
     find = edges.find_flow

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import gradscope
-from gradscope.capture import parameters
+from gradscope.capture.training import parameter_readings
 from reference import root_sum_square
 
 STEPS = 4
@@ -103,7 +103,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def device(request, monkeypatch):
     """Where the values cannot be had without waiting for it, or the CPU."""
     if request.param == "as an accelerator":
-        monkeypatch.setattr(parameters, "_on_host", lambda tensors: False)
+        monkeypatch.setattr(parameter_readings, "_on_host", lambda tensors: False)
         return "cpu", True
     return request.param, request.param == "cuda"
 

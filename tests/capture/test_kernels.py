@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradscope
-from gradscope.capture import calls, updates
+from gradscope.capture import calls
+from gradscope.capture.training import updates
 from gradscope.measure import gpu_compiler, gpu_kernel
 from reference import Reference
 from ways import interpreted  # noqa: F401
@@ -191,7 +192,7 @@ def test_memory_that_is_gone_is_not_read(tmp_path):
 
 def test_while_a_cuda_graph_is_captured_nothing_is_read_and_that_is_said(tmp_path, monkeypatch):
     capturing = []
-    for module in (calls, updates, gradscope.capture.backward):
+    for module in (calls, updates, gradscope.capture.training.backward):
         monkeypatch.setattr(module, "is_capturing", lambda: bool(capturing))
     model = net()
     with gradscope.watch(model, tmp_path / "run") as scope:

@@ -97,7 +97,7 @@ def test_between_recorded_steps_nothing_is_read(tmp_path):
 
 
 def test_a_rate_on_a_device_is_not_waited_for():
-    from gradscope.capture.learning_rate import learning_rate
+    from gradscope.capture.training.learning_rate import learning_rate
 
     on_device = torch.tensor(0.1, device="meta")  # on which .item() raises
     found = learning_rate([{"lr": on_device}, {"lr": 0.2}, {"lr": on_device * 2}, {"lr": None}])

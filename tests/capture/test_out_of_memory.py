@@ -157,7 +157,7 @@ def test_memory_that_is_short_for_good_costs_the_readings_alone(tmp_path, way, e
 
 
 def test_of_a_copy_that_there_is_no_memory_for_the_update_alone_is_not_known(tmp_path, monkeypatch):
-    from gradscope.capture.parameters import Parameters
+    from gradscope.capture.training.parameters import Parameters
 
     whole, weights = train(tmp_path / "whole", Shortage(np.inf))
     copy_of, taken = Parameters.copy_of, []

@@ -18,23 +18,23 @@ from loops import batches, loss_of, net
 @pytest.mark.parametrize(
     "target",
     [
-        "gradscope.capture.forward.Forward.enter",
-        "gradscope.capture.forward.Forward.leave",
-        "gradscope.capture.forward.Forward.graph",
-        "gradscope.capture.structures.find_joins",
-        "gradscope.capture.gradients.Gradients.tap",
-        "gradscope.capture.gradients.Gradients._read_values",
-        "gradscope.capture.parameters.ParameterReadings.after_backward",
-        "gradscope.capture.parameters.ParameterReadings.before_step",
-        "gradscope.capture.parameters.ParameterReadings.after_step",
+        "gradscope.capture.forwards.forward.Forward.enter",
+        "gradscope.capture.forwards.forward.Forward.leave",
+        "gradscope.capture.forwards.forward.Forward.graph",
+        "gradscope.capture.forwards.structures.find_joins",
+        "gradscope.capture.forwards.gradients.Gradients.tap",
+        "gradscope.capture.forwards.gradients.Gradients._read_values",
+        "gradscope.capture.training.parameter_readings.ParameterReadings.after_backward",
+        "gradscope.capture.training.parameter_readings.ParameterReadings.before_step",
+        "gradscope.capture.training.parameter_readings.ParameterReadings.after_step",
         "gradscope.measure.norm",
         "gradscope.measure.norms",
         "gradscope.measure.census",
         "gradscope.session.tape.Tape.put",
         "gradscope.session.columns.Decoder.decoded",
-        "gradscope.capture.steps.Steps.close",
-        "gradscope.capture.backward.Backwards.arrives",
-        "gradscope.capture.updates.Updates._concern",
+        "gradscope.capture.training.steps.Steps.close",
+        "gradscope.capture.training.backward.Backwards.arrives",
+        "gradscope.capture.training.updates.Updates._concern",
     ],
 )
 def test_an_error_of_ours_is_told_once_and_training_goes_on(target, tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_a_structure_that_changes_all_the_time_costs_bounded_time(tmp_path, monk
 def test_of_a_forward_that_cannot_be_followed_no_clipped_gradient_is_taken_for_the_whole(
     tmp_path, monkeypatch
 ):
-    from gradscope.capture.forward import Forward
+    from gradscope.capture.forwards.forward import Forward
 
     def broken(self, *args):
         raise ZeroDivisionError("injected")

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from gradscope import autograd
-from gradscope.capture import plan
+from gradscope.capture.forwards import plan
 from residual_zoo import ZOO, Case, prepare
 from residual_zoo.harness import tensors
 

@@ -25,7 +25,7 @@ OUTPUTS = ("activation_norm", "activation_mean", "activation_std")
 
 @pytest.fixture(autouse=True)
 def fresh_compiler(monkeypatch):
-    monkeypatch.setattr("gradscope.capture.tapped.EAGER_DEVICES", ())
+    monkeypatch.setattr("gradscope.capture.compiled.tapped.EAGER_DEVICES", ())
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

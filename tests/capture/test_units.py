@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradscope
-from gradscope.capture import units
+from gradscope.capture.reading import units
 
 
 def record(model, inputs, path, every=1, lr=0.0):
@@ -219,8 +219,8 @@ def test_on_a_device_nothing_waits_and_few_operations_are_added(tmp_path):
         "meta"
     )
     from gradscope.capture.faults import Faults
-    from gradscope.capture.modules import Modules
-    from gradscope.capture.readings import Readings
+    from gradscope.capture.net.modules import Modules
+    from gradscope.capture.reading.readings import Readings
 
     told = []
     looks = units.Units(Faults(told.append))

@@ -12,8 +12,8 @@ from torch import nn
 
 import gradscope
 from gradscope.autograd import torch_internals
-from gradscope.capture import sampling
-from gradscope.capture.sampling import SAMPLE, WHOLE, distance, sample_of
+from gradscope.capture.training import sampling
+from gradscope.capture.training.sampling import SAMPLE, WHOLE, distance, sample_of
 from gradscope.errors import GradscopeError
 from ways import interpreted  # noqa: F401
 

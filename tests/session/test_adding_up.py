@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gradscope import schema
-from gradscope.capture.catalogue import Catalogue, LayerInfo
-from gradscope.capture.rows import OfLayer, OfParameter
+from gradscope.capture.keys import OfLayer, OfParameter
+from gradscope.capture.net.catalogue import Catalogue, LayerInfo
 from gradscope.session.columns import Decoder, columns
 from gradscope.session.joint import Joint
 from gradscope.session.layer_order import merged_order

@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import torch
 
-from gradscope.capture.readings import Readings
-from gradscope.capture.rows import OfLayer, Row
+from gradscope.capture.keys import OfLayer
+from gradscope.capture.reading.readings import Readings
+from gradscope.capture.reading.rows import Row
 from gradscope.session.tape import Tape
 
 

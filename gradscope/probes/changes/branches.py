@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture import layers
+from gradscope.capture.net import layers
 from gradscope.probes.changes.change import PARTS, START, Change, Copy, DoesNotFit, Wrapper
 
 

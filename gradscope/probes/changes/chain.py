@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from gradscope.capture import layers
+from gradscope.capture.net import layers
 from gradscope.errors import GradscopeError
 from gradscope.kinds import BOUNDS, canonical, group
 from gradscope.probes.probe import LossFn, arguments_of, kept

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture import layers
+from gradscope.capture.net import layers
 from gradscope.probes.changes.change import START, Change, Copy, DoesNotFit
 
 HALVED = frozenset({"relu", "relu6", "leakyrelu", "gelu", "silu", "elu", "mish", "hardswish"})

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.capture import layers
+from gradscope.capture.net import layers
 from gradscope.probes.changes.change import START, Change, Copy, DoesNotFit
 from gradscope.probes.changes.initialisation import forget, orthogonal, redraw, weight_layers
 from gradscope.probes.probe import arguments_of, kept

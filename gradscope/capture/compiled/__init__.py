@@ -1,0 +1,1 @@
+"""What torch.compile made: taps within its graphs, and what they read."""

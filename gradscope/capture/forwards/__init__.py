@@ -1,0 +1,1 @@
+"""One forward and its backwards: the graph it left, what is to be read there, the gradients."""

@@ -1,0 +1,314 @@
+"""One forward of a watched model: the calls of its modules, and what is read of their outputs.
+
+Module hooks report calls (hooks.py, calls.py) to a `Forward`; when the outermost call has returned,
+its graph is tapped (gradients.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import Node, get_gradient_edge
+
+from gradscope import measure
+from gradscope.autograd import torch_internals
+from gradscope.autograd.graph import Call, Graph, fingerprint, saved_factors, walk
+from gradscope.autograd.torch_internals import next_sequence_number
+from gradscope.capture.forwards.plan import Operand, Place, Plan, SignedPlaces
+from gradscope.capture.forwards.replays import EVERY, Replay, replay_of
+from gradscope.capture.net import layers
+from gradscope.capture.net.modules import ModuleInfo
+from gradscope.capture.net.recurrence import FEWEST
+from gradscope.capture.reading.readings import Read, Readings
+from gradscope.capture.reading.units import Units
+
+NodeSlot = tuple[Node, int]
+"""Where the gradient of a tensor arrives."""
+
+
+Slots = tuple[NodeSlot, ...]
+
+OpenCall = tuple[ModuleInfo, int, int, Slots]
+"""A call that has not returned yet: its module, its number, when it began, its inputs."""
+
+_Record = tuple[int, int, Slots, Slots, nn.Module]
+"""Of one that has: when it began and ended, its inputs and outputs, the module itself."""
+
+
+class Forward:
+    """The module calls of one outermost forward.
+
+    Parameters
+    ----------
+    expected : Plan, optional
+        Of the previous forward: where to find the tensors that joins add up. Without one, the
+        inputs and outputs of every module are measured.
+    units : Units, optional
+        Looks at outputs, where it is on.
+    """
+
+    def __init__(self, expected: Plan | None, units: Units | None = None) -> None:
+        self.modules: list[ModuleInfo] = []
+        self.readings = Readings(None if expected is None else expected.trust)
+        self._records: list[_Record | None] = []
+        self._units = units if units is not None and units.is_on else None
+        self.times: dict[int, int] = {}  # recurrent call -> dimension of time of its first input
+        self._replays: dict[int, Replay] = {}
+        self._named: set[int] = set()  # calls with arguments by name
+        self._expected = expected
+        self._open: list[OpenCall] = []
+        self._norms: dict[Place, Read] = {}
+        self._terms: dict[Place, tuple[Tensor, int]] = {}
+        self._sum_norms: dict[SignedPlaces, Read] = {}
+        self.distributed: dict[int, list[Tensor]] = {}  # call -> outputs that are spread on a mesh
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """The calls that returned, in the order in which they began; asked for when all have."""
+        return [_described(*returned) for returned in self.returned()]
+
+    def outermost(self) -> Call:
+        """Return the first of `calls`."""
+        return _described(*self.returned()[0])
+
+    @property
+    def layers(self) -> list[int | None]:
+        """For each of `calls`, the number of its module if that is a layer, else None."""
+        return [module.number if module.is_layer else None for module, _ in self.returned()]
+
+    def enter(
+        self, module: ModuleInfo, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        """Note that `module` is called; without gradients, as checkpointing does, only that."""
+        ordinal = len(self.modules)
+        self.modules.append(module)
+        self._records.append(None)
+        if len(args) == 1 and not kwargs:
+            tensors, inputs = _slots(args[0])
+        else:
+            tensors, inputs = _slots((args, kwargs) if kwargs else args)
+            if kwargs:
+                self._named.add(ordinal)
+        if module.time is not None and tensors and args and args[0] is tensors[0]:
+            shape = tensors[0].shape
+            if len(shape) == 3 and shape[module.time] >= FEWEST:
+                self.times[ordinal] = module.time
+        self._open.append((module, ordinal, next_sequence_number(), inputs))
+        if tensors and (self._expected is None or ordinal in self._expected.calls):
+            self._measure_for_joins(ordinal, "in", tensors)
+
+    def leave(
+        self, number: int, module: nn.Module, args: tuple[object, ...], output: object
+    ) -> bool:
+        """Note that a module returned; return whether it was the outermost call."""
+        info, ordinal, start, inputs = self._open.pop()
+        while info.number != number:  # a call within it never returned
+            info, ordinal, start, inputs = self._open.pop()
+        tensors, outputs = _slots(output)
+        self._records[ordinal] = start, next_sequence_number(), inputs, outputs, module
+        if info.is_layer:
+            if torch.is_grad_enabled():  # else it will be computed again, or is not trained
+                self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
+                self._note_replay(info, ordinal, module, args)
+        elif tensors and (self._expected is None or ordinal in self._expected.calls):
+            self._measure_for_joins(ordinal, "out", tensors)
+        return not self._open
+
+    def returned(self) -> list[tuple[ModuleInfo, _Record]]:
+        """Return the modules whose calls returned, with these, in the order in which they began."""
+        return list(self.numbered().values())
+
+    def numbered(self) -> dict[int, tuple[ModuleInfo, _Record]]:
+        """Return the same by the numbers of the calls."""
+        both = enumerate(zip(self.modules, self._records, strict=True))
+        return {i: (module, record) for i, (module, record) in both if record is not None}
+
+    def replays(self) -> Iterator[tuple[Replay, Slots]]:
+        """Yield the calls that are to be run again, with where the gradients of these arrive."""
+        for ordinal, replay in self._replays.items():
+            record = self._records[ordinal]
+            if record is not None and len(record[3]) == replay.outputs:
+                yield replay, record[3]
+
+    def read_modules(self) -> set[int]:
+        """Return the numbers of the modules whose calls had a graph."""
+        return {module.number for module, (_, _, _, outputs, _) in self.returned() if outputs}
+
+    def fingerprint(self, graph: Graph) -> int:
+        """Return what is equal for two steps of the same structure.
+
+        Modules are told by their numbers: one that took another's place has its name.
+        """
+        made = [
+            (module.number, start, stop, outputs)
+            for module, (start, stop, _, outputs, _) in self.returned()
+        ]
+        return fingerprint(graph, made)
+
+    def graph(self) -> Graph | None:
+        """Walk the graph that the outermost call has left; None if it has left none."""
+        call = self._records[0]
+        if call is None:
+            return None
+        _, _, inputs, outputs, _ = call
+        expected = None if self._expected is None else self._expected.structure
+        return walk(outputs, {node for node, _ in inputs}, expected) if outputs else None
+
+    @torch.no_grad()
+    def supply(self, plan: Plan, graph: Graph) -> None:
+        """Give the joins in `plan` the norms of what they add up, where these can be had."""
+        for operand, keys in plan.forward.items():
+            if (norm := self._norm(operand, graph)) is not None:
+                self.readings.add(norm, keys)
+        for places, keys in plan.forward_sums.items():
+            if (norm := self._sum_norms.get(places)) is not None:
+                self.readings.add(norm, keys)
+
+    def _norm(self, operand: Operand, graph: Graph) -> Read | None:
+        """Return the norm of `operand`; None where it was not seen, or a factor is gone."""
+        norm: Read | None = None
+        if operand.place is not None:
+            norm = self._norms.get(operand.place)
+        elif operand.product is not None:
+            one, other = saved_factors(graph.nodes[operand.product])
+            if one is not None and other is not None:
+                place = "product", operand.product
+                norm = self.readings.norm_of_ours(one * other, place)
+        for node in operand.times:
+            one, other = saved_factors(graph.nodes[node])
+            factor = one if other is None else other
+            if norm is None or factor is None or factor.numel() != 1:
+                return None
+            if isinstance(norm, tuple):
+                sheet, number = norm
+                if sheet.rows is None:
+                    self.readings.read_waiting()
+                assert sheet.rows is not None
+                norm = sheet.rows.norm(number)
+            size = abs(factor.item()) if factor.is_cpu else measure.dense(factor).abs().view(())
+            norm = norm / size if graph.names[node] == "DivBackward0" else norm * size
+        return norm
+
+    def _measure_output(
+        self,
+        info: ModuleInfo,
+        ordinal: int,
+        module: nn.Module,
+        args: tuple[object, ...],
+        tensors: Sequence[Tensor],
+    ) -> None:
+        activation = module if info.is_activation else None
+        terms = None if self._expected is None else self._expected.terms
+        if self._units is not None and tensors:
+            self._units.take(info, tensors[0])
+        for position, tensor in enumerate(tensors):
+            place = ordinal, "out", position
+            norm: Read | None = self.readings.again(place, info, tensor)
+            if activation is not None or norm is None:
+                z = args[0] if activation is not None and args else None
+                if z is tensor or not isinstance(z, Tensor):  # in place: z is lost
+                    z = None
+                if norm is not None:
+                    self.readings.read_slopes(activation, z, tensor, info.number)
+                else:
+                    x = tensor if measure.is_dense(tensor) else measure.dense(tensor)
+                    if hasattr(tensor, "device_mesh"):
+                        self.distributed.setdefault(ordinal, []).append(tensor)
+                    if x.numel() == 0 or not x.is_floating_point():
+                        continue
+                    norm = self.readings.read_output(x, info, activation, z, place)
+            self._norms[place] = norm
+            if terms is not None and place in terms:
+                self._hold(place, tensor)
+
+    def _note_replay(
+        self, info: ModuleInfo, ordinal: int, module: nn.Module, args: tuple[object, ...]
+    ) -> None:
+        """Note that a recurrent layer is to be run again, at some of the looks at units."""
+        looks = self._units is not None and self._units.look % EVERY == 0
+        if looks and isinstance(module, nn.RNNBase) and ordinal not in self._named:
+            replay = replay_of(info.number, module, args)
+            if replay is not None:
+                self._replays[ordinal] = replay
+
+    def _measure_for_joins(self, ordinal: int, side: str, tensors: Sequence[Tensor]) -> None:
+        """Take the norms that a join will ask for, as far as the previous forward tells."""
+        for position, tensor in enumerate(tensors):
+            place = (ordinal, side, position)
+            if self._expected is None or place in self._expected.places:
+                self._norms[place] = self.readings.norm(tensor, place)
+            self._hold(place, tensor)
+
+    def _hold(self, place: Place, x: Tensor) -> None:
+        """Keep a term of a branch's sum, as the previous forward tells, until all are there."""
+        if self._expected is None or (places := self._expected.terms.get(place)) is None:
+            return
+        self._terms[place] = x.detach(), torch_internals.version(x)
+        if all(other in self._terms for other, _ in places):
+            terms = [(*self._terms.pop(other), sign) for other, sign in places]
+            if all(
+                torch_internals.version(x) == before for x, before, _ in terms
+            ):  # else F(x) is lost
+                total = sum(sign * measure.dense(x) for x, _, sign in terms)
+                self._sum_norms[places] = self.readings.norm(torch.as_tensor(total))
+
+
+def _described(info: ModuleInfo, record: _Record) -> Call:
+    start, stop, inputs, outputs, module = record
+    owns_frozen = info.owns_parameters and layers.owns_frozen(module)
+    own = info.owns_parameters
+    return Call(info.name, info.kind, own, start, stop, inputs, outputs, owns_frozen)
+
+
+def _slots(value: object) -> tuple[Sequence[Tensor], Slots]:
+    """Return the tensors in `value` that require grad, and where the gradient of each arrives.
+
+    None while gradients are off.
+    """
+    if not torch.is_grad_enabled():
+        return (), ()
+    if type(value) is Tensor and (node := value.grad_fn) is not None:  # as it is nearly always
+        return (value,), ((node, value.output_nr),)
+    tensors = [tensor for tensor in tensors_in(value) if tensor.requires_grad]
+    return tensors, tuple(map(gradient_edge, tensors))
+
+
+def with_gradient(value: object) -> Sequence[Tensor]:
+    """Return the tensors in `value` that require grad; none while gradients are off."""
+    return _slots(value)[0]
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
+    if type(value) is Tensor:  # as it is nearly always; what follows takes longer
+        return [value]
+    if isinstance(value, (tuple, list)):
+        items: Iterable[object] = value
+    elif isinstance(value, dict):
+        items = value.values()
+    elif isinstance(value, Tensor):
+        return [value]
+    elif is_dataclass(value) and not isinstance(value, type):
+        items = [getattr(value, field.name) for field in fields(value)]
+    else:
+        return []
+    found = []
+    for item in items:
+        if type(item) is Tensor:
+            found.append(item)
+        else:
+            found += tensors_in(item)
+    return found
+
+
+def gradient_edge(tensor: Tensor) -> NodeSlot:
+    """Return the node and slot in which the gradient of `tensor` arrives."""
+    node = tensor.grad_fn
+    if node is not None:
+        return node, tensor.output_nr
+    edge = get_gradient_edge(tensor)
+    return edge.node, edge.output_nr

@@ -1,0 +1,1 @@
+"""Readings as they are taken, until they leave as rows of sums and numbers."""

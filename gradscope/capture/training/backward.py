@@ -1,0 +1,143 @@
+"""The backwards that reach the model: which of them train it, and when they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gradscope.autograd.torch_internals import (
+    Unavailable,
+    apart_from_modes,
+    at_end_of_backward,
+    current_backward,
+    is_capturing,
+    will_accumulate,
+)
+from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.training.steps import BackwardReadings, Steps
+
+
+class Backwards:
+    """Lets gradients be read in the backwards of recorded steps.
+
+    Attributes
+    ----------
+    ended : int
+        How many have ended.
+    is_open : bool
+        False once nothing is recorded any more.
+    look_for_step : called before a backward begins
+        Its forward may have come before the gradients went that hint at a step.
+    look_at_loss : called as one begins
+    """
+
+    def __init__(self, steps: Steps, faults: Faults) -> None:
+        self.faults = faults
+        self.ended = 0
+        self.is_open = True
+        self._steps = steps
+        self.look_for_step: Callable[[], None] = lambda: None
+        self.look_at_loss: Callable[[], None] = lambda: None
+        self._unfinished: int | None = None  # the backward whose end is awaited
+        self._ends_are_told = True
+
+    def is_outside(self) -> bool:
+        """Whether a forward that begins now lies outside of every backward: it is the user's own.
+
+        Within one, checkpointing computes something again.
+        """
+        outside = current_backward() == -1
+        if outside:
+            self._unfinished = None  # it was interrupted, if it is not finished yet
+        return outside
+
+    def arrives(self, gradients: BackwardReadings) -> bool:
+        """Say whether the backward that reaches `gradients` counts; its first reading asks."""
+        backward = current_backward()
+        counts = self._steps.current.backwards.get(backward)
+        if counts is None:
+            counts = self._begin(backward, gradients)
+        if counts:
+            self._steps.current.gradients.setdefault(gradients)
+        return counts
+
+    def _begin(self, backward: int, gradients: BackwardReadings) -> bool:
+        nested = self._unfinished is not None  # as reentrant checkpointing's backwards are
+        if not nested:
+            self._close_if_over()
+        step, leaves = self._steps.current, gradients.leaves
+        counts = step.recorded and self.is_open and not is_capturing()
+        # without leaves of the model in the graph there is nobody to ask: it counts
+        counts = counts and (not leaves or will_accumulate(leaves))
+        step.backwards[backward] = counts
+        if counts and not nested:
+            self._drop_what_was_thrown_away()
+            self._unfinished = backward
+            self._await_end()
+            self.look_at_loss()
+        return counts
+
+    def _close_if_over(self) -> None:
+        before = self._steps.current
+        if not before.is_over:
+            self.look_for_step()
+            forwarded = before.forwarded  # that of this backward was taken for one of them
+        else:
+            forwarded = set()
+        if before.is_over:
+            self._steps.close()
+            self._steps.current.forwarded |= forwarded
+
+    def _drop_what_was_thrown_away(self) -> None:
+        """Forget earlier backwards of the step whose gradients no optimizer will get."""
+        step = self._steps.current
+        if step.parameters is None or not step.gradients or self._steps.is_being_made:
+            return
+        gone = step.parameters.were_thrown_away()
+        if gone is None:
+            self.faults.tell(
+                "gradients were changed in place between two backwards of a step, by"
+                " zero_grad(set_to_none=False) maybe: whether signals of the first belong to the"
+                " step is not known, and they are not read. Use zero_grad() to have them"
+            )
+            step.is_doubtful = True
+        if gone:
+            for gradients in step.gradients:
+                gradients.release()
+            step.gradients.clear()
+
+    def _await_end(self) -> None:
+        try:
+            # DistributedDataParallel queues its all-reduce after this: queue once more behind it
+            at_end_of_backward(lambda: at_end_of_backward(lambda: apart_from_modes(self._end)))
+        except Unavailable as error:
+            self.faults.report("the end of the backward", error)
+            self._unfinished = None
+            self.ended += 1  # or rather begun: there was one
+            self._ends_are_told = False
+            self._steps.doubt_gradients()
+
+    def settle(self) -> None:
+        """Read what waits for the end of a backward, where no end is told."""
+        if not self._ends_are_told:
+            for gradients in self._steps.current.gradients:
+                gradients.end_of_backward()
+
+    @guarded("the end of the backward")
+    def _end(self) -> None:
+        """Read the parameters' gradients, as accumulated and not yet clipped."""
+        self._unfinished = None
+        self.ended += 1
+        self._complete_signals()
+        self._read_gradients()
+
+    @guarded("what is complete at the end of the backward")
+    def _complete_signals(self) -> None:
+        for gradients in self._steps.current.gradients:
+            gradients.end_of_backward()
+
+    @guarded("the gradients of the parameters", alone=True)
+    def _read_gradients(self) -> None:
+        readings = self._steps.parameter_readings()
+        readings.after_backward()
+        if not self._steps.told_by_hooks:
+            readings.before_update()

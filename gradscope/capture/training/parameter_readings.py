@@ -1,0 +1,370 @@
+"""Readings of the parameters of one step: gradients before and after clipping, weights, updates."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from gradscope import measure
+from gradscope.autograd.torch_internals import version
+from gradscope.capture.keys import Layout
+from gradscope.capture.memory import is_out_of_memory, leaves_room, no_memory_for_copies
+from gradscope.capture.reading.rows import Segment
+from gradscope.capture.training.parameters import Parameters, Places
+from gradscope.capture.training.sampling import sample_of, scale_up
+
+_CAME_LATE = (
+    "an optimizer got gradients that were not there when the backward ended: what they were before"
+    " clipping is not known, grad_norm is NaN there. If the program gathers them elsewhere, name"
+    ' the place, as watch(gradient="main_grad")'
+)
+
+
+class _Norms(NamedTuple):
+    """Norms of tensors of the parameters at `places`, on one device."""
+
+    places: Places
+    values: Tensor
+
+
+class ParameterReadings:
+    """What is read of the parameters during one recorded step.
+
+    Memory: from `before_step` to `after_step` a copy of the weights that the optimizer is about to
+    change, or of a sample of them.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self._gradients: list[_Norms] = []
+        self._seen: dict[int, weakref.ref[Tensor]] = {}  # gradients at the last end of a backward
+        self._versions: dict[int, int] = {}
+        self._ended = False  # whether a backward has
+        self._clipped: dict[Optimizer | None, list[_Norms]] = {}
+        self._within: set[Optimizer | None] = set()  # that stepped before one had ended
+        self._weights: list[_Norms] = []
+        self._updates: list[_Norms] = []
+        self._copies: dict[int, Tensor] = {}
+        self._pairs: dict[Places, tuple[list[Tensor], list[Tensor]]] = {}  # weights, their copies
+        self._first: dict[Optimizer, Places] = {}  # what each is the first to update, of several
+        self._held: set[int] = set()  # all of these
+        self._moved: set[int] = set()  # parameters whose update was read
+        self._spoiled: set[int] = set()  # those whose reading another optimizer has made wrong
+        self._suspected: tuple[list[_Norms], dict[int, _State]] = ([], {})
+        self._idle: set[int] = set()  # parameters whose optimizer did not make this step
+
+    # --- the usual way: a backward ends, then optimizers tell before and after they step ------
+
+    def after_backward(self) -> None:
+        """Read the gradients as accumulated by now; a later backward's reading replaces this."""
+        self._ended = True
+        if self._parameters.gradient.is_function:
+            return
+        found = self._find_gradients(range(len(self._parameters.tensors)))
+        self._gradients = []  # first, as there may be no memory to read them
+        self._parameters.look_at_gradients()
+        self._seen = {i: weakref.ref(g) for i, g in found.items()}
+        self._versions = {i: version(g) for i, g in found.items()}
+        self._gradients = _norms(found)
+
+    def were_thrown_away(self) -> bool | None:
+        """Whether the gradients of the last backward are gone, so that no optimizer will get them.
+
+        They are set to None, replaced, or all zero; None where that would have to wait for a
+        device: they were changed in place there.
+        """
+        tensors = self._parameters.tensors
+        kept = {
+            i: g
+            for i, ref in self._seen.items()
+            if (g := ref()) is not None and g is self._parameters.gradient(tensors[i])
+        }
+        if not self._seen or not kept:
+            return bool(self._seen)
+        if _on_host(kept.values()):
+            smallest_first = sorted(kept.values(), key=Tensor.numel)
+            return not any(bool(measure.dense(g).any()) for g in smallest_first)
+        return None if all(version(g) != self._versions[i] for i, g in kept.items()) else False
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Read the gradients that `optimizer` gets, and the weights that it is about to change.
+
+        Of a parameter that several optimizers update in one step, within each other or one after
+        the other, the gradient is the one that the first gets, and the update that of them all.
+        """
+        if self._suspected[1]:  # there is an optimizer that tells: no need to suspect one
+            self._suspected = [], {}
+            self._copies.clear()
+            self._pairs.clear()
+        places = self._places_of(optimizer)
+        if self._moved and (again := self._moved.intersection(self._parameters.of(optimizer))):
+            self._spoiled |= again
+            self._parameters.shared |= again
+        self.read_clipped(optimizer)
+        missing = tuple(i for i in places if i not in self._copies)
+        self._weights += self._copy_weights(missing, optimizer)
+
+    def read_clipped(self, optimizer: Optimizer | None) -> None:
+        """Read the gradients that `optimizer` gets, or, for None, one that is not the model's own.
+
+        Anew, also where nothing seems to have changed them: not every way of clipping leaves a
+        mark (`p.grad.data`, unscaling, distributed tensors, code of others).
+        """
+        if not self._ended:
+            self._within.add(optimizer)
+        every = range(len(self._parameters.tensors))
+        places = every if optimizer is None else self._places_of(optimizer)
+        self._clipped[optimizer] = _norms(self._find_gradients(places))
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Read how far the parameters of `optimizer` have moved since `before_step`."""
+        shared = self._parameters.shared
+        places = [i for i in self._places_of(optimizer) if i not in shared and i in self._copies]
+        self._updates += self._read_updates(tuple(places))
+        self._moved.update(places)
+
+    def leave_out(self, made_by: Callable[[Optimizer], bool]) -> None:
+        """Read no gradients of optimizers of which `made_by` says that they did not make the step.
+
+        They are left from the last step of theirs, or wait for the next.
+        """
+        known = {o: self._parameters.of(o) for o in self._parameters.optimizers}
+        taken = {i for o, places in known.items() if made_by(o) for i in places}
+        self._idle = {i for places in known.values() for i in places} - taken
+
+    def finish(self) -> None:
+        """Read how far parameters have moved that several optimizers update, now that all have."""
+        if not self._suspected[1]:
+            self._updates += self._read_updates(tuple(self._copies))
+
+    def _places_of(self, optimizer: Optimizer) -> Places:
+        """Return the places of the parameters that `optimizer` is the first to update."""
+        places = self._first.get(optimizer)
+        if places is None:
+            places = self._parameters.of(optimizer)
+            if self._held:
+                places = tuple([i for i in places if i not in self._held])
+            self._held.update(places)
+            self._first[optimizer] = places
+        return places
+
+    # --- an optimizer that tells nothing: its step is found by what it did --------------------
+
+    def before_update(self) -> None:
+        """Read the weights, which an optimizer that has not been seen yet may change."""
+        tensors = self._parameters.tensors
+        found: dict[int, Tensor | None] = dict.fromkeys(range(len(tensors)))
+        if not self._parameters.gradient.is_function:
+            found = {**self._find_gradients(range(len(tensors)))}
+        weights = self._copy_weights(tuple(found), to_compare=True)
+        self._suspected = weights, {i: _state(tensors[i], g) for i, g in found.items()}
+
+    def was_updated(self, trust_gradients: bool, may_wait: bool) -> bool:
+        """Whether weights have changed since `before_update`.
+
+        Parameters
+        ----------
+        trust_gradients : bool
+            Believe it when the gradients were consumed. Otherwise, where weights may have changed
+            behind autograd's back (`p.data`), their values are compared: this waits for the device.
+        may_wait : bool
+            Compare on an accelerator even where nothing hints at a step.
+        """
+        tensors, (_, states) = self._parameters.tensors, self._suspected
+        gradient = self._parameters.gradient
+        now = {
+            i: _state(tensors[i], None if gradient.is_function else gradient(tensors[i]))
+            for i in states
+        }
+        if any(now[i].weight != before.weight >= 0 for i, before in states.items()):
+            return True
+        consumed = any(now[i].gradient != before.gradient for i, before in states.items())
+        if consumed and trust_gradients:
+            return True
+        replaced = any(now[i].memory != before.memory for i, before in states.items())
+        if not (consumed or replaced or may_wait or self.compares_always):
+            return False
+        whole = self._parameters.updates is True
+        return any(
+            not torch.equal(copy, now if whole else sample_of(now))
+            for i, copy in self._copies.items()
+            for now in (measure.dense(tensors[i]),)
+        )
+
+    @property
+    def compares_always(self) -> bool:
+        """Whether weights are compared at every look, as no device has to be waited for."""
+        return _on_host(self._copies.values())
+
+    def after_update(self) -> None:
+        """Read how far the parameters have moved since `before_update`.
+
+        What the optimizer got is gone, unless another one told: it may have clipped by itself, and
+        zeroed afterwards.
+        """
+        self._weights, states = self._suspected
+        self._clipped.setdefault(None, [])
+        self._updates += self._read_updates(tuple(states))
+
+    # --- what was read ------------------------------------------------------------------------
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether an optimizer got a gradient."""
+        return any(self._clipped.values())
+
+    def segments(self, ends_were_seen: bool = True) -> list[Segment]:
+        """Return every reading, as (layout, values).
+
+        Parameters
+        ----------
+        ends_were_seen : bool
+            Of all backwards: gradients that none has shown come from within one.
+        """
+        ends_were_seen &= self._parameters.ends_are_told
+        ends_were_seen &= not self._parameters.gradient.is_function
+        layout = self._parameters.layout
+        segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
+        for metric, read, wrong in (
+            ("update_norm", self._updates, self._spoiled),
+            ("grad_norm", self._gradients, self._idle),
+        ):
+            for norms in read:
+                right = _without(layout(norms.places, (metric,)), norms.places, wrong)
+                segments.append((right, norms.values))
+        for optimizer, norms in [(o, n) for o, some in self._clipped.items() for n in some]:
+            segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
+            if not ends_were_seen or self._seen.keys() >= set(norms.places):
+                continue
+            # gradients that no end of a backward has shown, as those of an optimizer that steps
+            # within it, are read only now
+            if optimizer in self._within:
+                late = _without(layout(norms.places, ("grad_norm",)), norms.places, self._seen)
+                segments.append((late, norms.values))
+            else:
+                self._parameters.tell(_CAME_LATE)
+        return [(keys, values) for keys, values in segments if keys]
+
+    def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
+        tensors = self._parameters.tensors
+        gradient = self._parameters.gradient
+        if gradient.is_given:
+            found = {i: g for i in places if (g := gradient(tensors[i])) is not None}
+        else:
+            found = {i: g for i in places if (g := tensors[i].grad) is not None}
+        if len(self._parameters.touched) < len(tensors):
+            self._parameters.touched.update(found)
+        return found
+
+    def _copy_weights(
+        self, places: Places, optimizer: Optimizer | None = None, to_compare: bool = False
+    ) -> list[_Norms]:
+        """Read the weights at `places`, and copy what their update is read, or found, by."""
+        updates = self._parameters.updates
+        result = []
+        for group, weights in self._weights_at(places):
+            copied = weights if updates is True else [sample_of(w) for w in weights]
+            copies = None
+            if updates or to_compare:
+                copies = self._memory_for(group, copied, optimizer)
+            if copies is None or updates is not True:
+                result.append(_Norms(group, measure.norms(weights)))
+                if copies is None:
+                    continue
+                measure.copy_with_norms(copied, copies)
+            else:
+                result.append(_Norms(group, measure.copy_with_norms(weights, copies)))
+                tensors = self._parameters.tensors
+                if all([w is tensors[i] for i, w in zip(group, weights, strict=True)]):
+                    self._pairs[group] = weights, copies
+            self._copies.update(zip(group, copies, strict=True))  # now that they are copies
+        return result
+
+    def _memory_for(
+        self, places: Places, weights: list[Tensor], optimizer: Optimizer | None
+    ) -> list[Tensor] | None:
+        """Return memory for copies of `weights`, None where there is none, which is told."""
+        parameters = self._parameters
+        try:
+            if optimizer is None or leaves_room(weights, optimizer):
+                return [parameters.copy_of(w, i) for i, w in zip(places, weights, strict=True)]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        parameters.forget_copies()
+        parameters.tell(no_memory_for_copies(weights))
+        return None
+
+    def _read_updates(self, places: Places) -> list[_Norms]:
+        if not self._parameters.updates:
+            self._copies.clear()
+            return []
+        if places in self._pairs:  # as when they were copied
+            weights, copies = self._pairs.pop(places)
+            for i in places:
+                del self._copies[i]
+            return [_Norms(places, measure.difference_norms(weights, copies))]
+        result = []
+        for group, weights in self._weights_at([i for i in places if i in self._copies]):
+            copies = [self._copies.pop(i) for i in group]
+            if self._parameters.updates is True:
+                norms = measure.difference_norms(weights, copies)
+            else:
+                samples = [sample_of(w) for w in weights]
+                norms = scale_up(measure.difference_norms(samples, copies), weights, samples)
+            result.append(_Norms(group, norms))
+        return result
+
+    def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:
+        """Return the weights at `places`, in groups of one device."""
+        weights = {i: measure.in_memory(self._parameters.tensors[i]) for i in places}
+        return [(group, [weights[i] for i in group]) for group in _by_device(weights)]
+
+
+def _without(layout: Layout, places: Places, left_out: Container[int]) -> Layout:
+    """Return `layout`, in which values of the places `left_out` stand for nothing."""
+    if not any(i in left_out for i in places):
+        return layout
+    return tuple(() if i in left_out else keys for i, keys in zip(places, layout, strict=True))
+
+
+class _State(NamedTuple):
+    """What changes when a weight or its gradient is overwritten, or replaced."""
+
+    weight: int
+    memory: int
+    gradient: tuple[int, int]
+
+
+def _state(weight: Tensor, gradient: Tensor | None) -> _State:
+    of_gradient = (0, 0) if gradient is None else (id(gradient), version(gradient))
+    return _State(version(weight), measure.dense(weight).data_ptr(), of_gradient)
+
+
+def _on_host(tensors: Iterable[Tensor]) -> bool:
+    """Whether their values can be had without waiting for a device."""
+    return all(tensor.is_cpu for tensor in tensors)
+
+
+def _norms(tensors: dict[int, Tensor]) -> list[_Norms]:
+    """Return the L2 norm of each tensor, read in one go on each device."""
+    return [
+        _Norms(group, measure.norms([tensors[i] for i in group])) for group in _by_device(tensors)
+    ]
+
+
+def _by_device(tensors: dict[int, Tensor]) -> list[Places]:
+    """Return the places of the tensors of each device."""
+    devices = [tensor.device for tensor in tensors.values()]
+    if len(set(devices)) < 2:
+        return [tuple(tensors)] if tensors else []
+    groups: dict[torch.device, list[int]] = defaultdict(list)
+    for i, device in zip(tensors, devices, strict=True):
+        groups[device].append(i)
+    return [tuple(places) for places in groups.values()]

@@ -1,0 +1,272 @@
+"""The step under way: begun by a forward, ended by an optimizer, closed by what comes after it."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+from torch.autograd.graph import Node
+from torch.optim.optimizer import Optimizer
+
+from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.keys import OfStep
+from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.modules import Modules
+from gradscope.capture.reading.readings import Readings
+from gradscope.capture.reading.rows import Row, Segment, Sums
+from gradscope.capture.training.audit import Audit
+from gradscope.capture.training.parameter_readings import ParameterReadings
+from gradscope.capture.training.parameters import Parameters
+from gradscope.measure import gpu_kernel
+from gradscope.wording import layers_named
+
+
+class HasReadings(Protocol):
+    """Readings, or what they follow from, put together."""
+
+    def segments(self) -> list[Segment]:
+        """Return numbers and tensors, put together to one tensor a device."""
+
+    def sums(self) -> list[Sums]:
+        """Return all rows of sums."""
+
+
+class BackwardReadings(Protocol):
+    """What is read in backwards; `leaves` are nodes that those reach that train the model."""
+
+    leaves: list[Node]
+
+    @property
+    def readings(self) -> HasReadings:
+        """What was read."""
+
+    def release(self) -> None:
+        """Let go of what would outlive the graph."""
+
+    def end_of_backward(self) -> None:
+        """Read what waits for the end."""
+
+
+class Step:
+    """What has been read of one step; `number` counts optimizer steps."""
+
+    def __init__(self, number: int, recorded: bool) -> None:
+        self.number = number
+        self.recorded = recorded
+        self.is_over = False  # stepped: the next forward or backward belongs to another step
+        self.skipped = False
+        self.is_doubtful = False  # its signals may be of another step, or not complete
+        self.ended = math.nan  # seconds since the start
+        self.stepped_by: list[weakref.ref[Optimizer]] = []
+        self.gradients: dict[BackwardReadings, None] = {}  # those that a backward has reached
+        self.tapped: list[BackwardReadings] = []  # those that hold on to their graph
+        self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
+        self.forwarded: set[int] = set()  # modules seen called, outside of backwards
+        self.parameters: ParameterReadings | None = None
+        self.readings = Readings()
+        self.scalars: dict[str, float] = {}
+        self.learning_rate = -math.inf  # the largest so far
+
+    def was_made_by(self, optimizer: Optimizer) -> bool:
+        """Whether `optimizer` has stepped, or its step was skipped."""
+        return any(reference() is optimizer for reference in self.stepped_by)
+
+    def row(self, wide: bool) -> Row:
+        """Return everything that was read; `wide` as in Row."""
+        scalars = self.scalars
+        if self.learning_rate > -math.inf:
+            scalars = {"learning_rate": self.learning_rate, **scalars}
+        row = Row(self.number, self.ended, self.skipped, wide, scalars=scalars)
+        for gradients in self.gradients if not self.is_doubtful else ():
+            row.segments += gradients.readings.segments()
+            row.sums += gradients.readings.sums()
+        if self.parameters is not None:
+            row.segments += self.parameters.segments(ends_were_seen=not self.is_doubtful)
+        row.segments += self.readings.segments()
+        return row
+
+
+class StepListener(Protocol):
+    """Who has to know when steps begin and end."""
+
+    def step_began(self, step: Step) -> None:
+        """Take note that `step` is the one under way from now on."""
+
+    def step_ended(self, step: Step) -> None:
+        """Take note that an optimizer has made `step`."""
+
+
+class Steps:
+    """Counts the steps of one model, and emits a row for each one that is recorded.
+
+    Parameters
+    ----------
+    modules, parameters, catalogue
+        Of the model; `catalogue` numbers its layers before a row speaks of them.
+    every : int
+        Steps 0, `every`, 2 `every` ... are recorded.
+    first, elapsed : int, float
+        Number of the first step and seconds recorded before it.
+    emit : called with each closed row
+    faults : Faults
+
+    Attributes
+    ----------
+    current : Step
+    every : int
+    rows : int
+        How many were emitted.
+    start : float
+        When the recording began, by `time.monotonic`.
+    told_by_hooks : bool
+        Whether an optimizer has told of a step; else steps are found by what they do.
+    is_being_made : bool
+        Whether an optimizer steps just now: what a closure evaluates is all of its step.
+    listener : StepListener or None
+    """
+
+    def __init__(
+        self,
+        modules: Modules,
+        parameters: Parameters,
+        catalogue: Catalogue,
+        every: int,
+        first: int,
+        elapsed: float,
+        emit: Callable[[Row], None],
+        faults: Faults,
+    ) -> None:
+        self.faults = faults
+        self.every = every
+        self.current = Step(first, recorded=first % every == 0)
+        self.rows = 0
+        self.start = time.monotonic() - elapsed
+        self.told_by_hooks = False
+        self.is_being_made = False
+        self.listener: StepListener | None = None
+        faults.doubt = self._doubt_signals
+        self._modules = modules
+        self._parameters = parameters
+        self._catalogue = catalogue
+        self._emit = emit
+        self._audit = Audit(parameters, catalogue)
+        self._numbered = (0, 0)
+        self._trainer = -1  # the thread that trains
+
+    @property
+    def next_is_recorded(self) -> bool:
+        """Whether the step after the current one is to be recorded."""
+        return (self.current.number + 1) % self.every == 0
+
+    def parameter_readings(self) -> ParameterReadings:
+        """Return the current step's readings of parameters."""
+        if self.current.parameters is None:
+            self._parameters.look_up(self._modules)
+            self.current.parameters = ParameterReadings(self._parameters)
+        return self.current.parameters
+
+    def doubt_gradients(self) -> None:
+        """Take no gradient any more for one before clipping that an optimizer shows first."""
+        self._parameters.ends_are_told = False
+
+    def _doubt_signals(self) -> None:
+        """Take nothing for known that the current step reads of the graph."""
+        self.current.is_doubtful = True
+
+    def end(self, optimizer: Optimizer | None) -> None:
+        """Note that `optimizer`, or one without hooks, has made the current step."""
+        step = self.current
+        self.is_being_made = False
+        if optimizer is not None:
+            step.stepped_by.append(weakref.ref(optimizer))
+            self._parameters.optimizers.add(optimizer)
+            if step.parameters is not None and len(self._parameters.optimizers) > 1:
+                step.parameters.leave_out(step.was_made_by)
+        step.ended = time.monotonic() - self.start
+        step.is_over = True
+        self._trainer = threading.get_ident()
+        if step.recorded:
+            self._number_layers()
+        if self.listener is not None:
+            self.listener.step_ended(step)
+
+    def close(self) -> None:
+        """Emit the row of the current step, and begin the next one."""
+        step = self.current
+        number = step.number + 1
+        self.current = Step(number, recorded=number % self.every == 0)
+        if step.recorded:
+            self._emit_row(step)
+        else:
+            self.current.scalars, self.current.readings = step.scalars, step.readings
+        if self.listener is not None:
+            self.listener.step_began(self.current)
+
+    def close_if_made(self) -> None:
+        """Close the current step if an optimizer has made it, without waiting for the next.
+
+        Only on the thread that trains: for another one the step may be going on.
+        """
+        if self.current.is_over and self._trainer == threading.get_ident():
+            self.close()
+
+    def finish(self) -> None:
+        """Emit what the current step has."""
+        step = self.current
+        if step.scalars or len(step.readings) or (step.recorded and step.is_over):
+            self._emit_row(step)
+
+    def log(self, name: str, value: float | Tensor | None) -> None:
+        """Attach a scalar to the current step, or to the next recorded one."""
+        if isinstance(value, Tensor) and value.device.type != "cpu":  # stays on its device
+            self.current.readings.add(value.detach().reshape(()).clone(), (OfStep(name),))
+        elif value is not None:
+            number = value.item() if isinstance(value, Tensor) else value
+            self.current.scalars[name] = float(number)
+
+    def count(self, fact: str) -> None:
+        """Count one more of `schema.FACTS`, of what leads to no row."""
+        self._number_layers()
+        self._catalogue.set_fact(fact, self._catalogue.facts.get(fact, 0) + 1)
+
+    def note_learning_rate(self, rate: float | Tensor | None) -> None:
+        """Note the rate that an optimizer makes the current step with."""
+        if isinstance(rate, Tensor):
+            self.current.readings.add(rate, (OfStep("learning_rate"),))
+        elif rate is not None:
+            self.current.learning_rate = max(self.current.learning_rate, rate)
+
+    @guarded("a row")
+    def _emit_row(self, step: Step) -> None:
+        for gradients in (*step.gradients, *step.tapped):
+            gradients.release()
+        if step.parameters is not None:
+            step.parameters.finish()
+        self._number_layers()
+        self._look_through_parameters()
+        for sentence in gpu_kernel.problems():
+            self.faults.tell(sentence)
+        self._emit(step.row(self._parameters.wide))
+        self.rows += 1
+
+    @guarded("which parameters are trained")
+    def _look_through_parameters(self) -> None:
+        self._audit.update(self.told_by_hooks)
+
+    def _number_layers(self) -> None:
+        """Give numbers to the layers that were met, while the model is sure to be there."""
+        met = self._modules.met
+        if met != self._numbered:
+            replaced = self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
+            self._catalogue.set_fact("dropout", self._modules.dropout())
+            self._numbered = met
+            if replaced:
+                self.faults.tell(
+                    f"{layers_named(replaced)}: replaced before step {self.current.number}; the"
+                    " readings of what came in place go on under this name"
+                )
