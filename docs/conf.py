@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 DOCS = Path(__file__).parent
@@ -28,6 +29,7 @@ html_show_sourcelink = html_copy_source = html_show_copyright = False
 html_static_path, html_css_files = ["static"], ["site.css"]
 html_theme_options = {"top_of_page_buttons": []}
 
+autodoc_mock_imports = [name for name in ("lightning", "transformers") if find_spec(name) is None]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings have them, in words
 napoleon_google_docstring = False

@@ -33,7 +33,7 @@ PICTURES = DOCS / "pictures"
 PAGE, CHART = "", "#view .chart"
 VIEWS = {  # name -> folder of the gallery, address, height, and what of it is shown
     "depth_profile": ("pair", "", 800, PAGE),
-    "net": ("pair", "?view=net", 860, PAGE),
+    "net": ("pair", "?view=net", 960, PAGE),
     "flow_map": ("pair", "?view=flow", 860, PAGE),
     "layers_by_steps": ("pair", "?view=heatmap&theme=dark", 860, PAGE),
     "speed": ("pair", "?view=speed", 900, CHART),
@@ -45,7 +45,7 @@ VIEWS = {  # name -> folder of the gallery, address, height, and what of it is s
 }
 
 
-def small(picture: bytes, colours: int = 64, width: int | None = None) -> Image.Image:
+def small(picture: bytes, colours: int = 128, width: int | None = None) -> Image.Image:
     """Return a picture with few colours, and no wider than `width`."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     if width is not None:

@@ -7,6 +7,7 @@ and what is combined is combined as its `schema.Column` says.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,22 +68,23 @@ def root_sum_square(values: Array) -> Array:
     return result
 
 
-def share_of_process(column: Column, processes: int, copies: Array | float) -> Array | float:
+def share_of_process(column: Column, losses: float, copies: Array | float) -> Array | float:
     """Return what a process's reading is multiplied by before it is combined with the others'.
 
     Parameters
     ----------
     column : Column
-    processes : int
-        How many train together.
+    losses : float
+        Of how many processes' losses the gradients are the mean; NaN if outputs of one are not of
+        samples of its own.
     copies : float or array
         How many of them hold the same elements of what was read.
     """
     if column.processes == "mean of losses":
-        return 1 / processes
+        return 1 / losses
     if column.processes == "copies":
         return 1 / np.sqrt(copies)
-    return 1.0
+    return 1.0 if losses == losses else math.nan
 
 
 class Groups:

@@ -91,7 +91,9 @@ class Library:
     def rescan(self) -> list[str]:
         """Look for new and removed runs, reading none; return `names`."""
         with self.lock:
-            found = discover(self._top) if self._top is not None else list(self._given)
+            found = list(self._given)
+            if self._top is not None:  # a folder that is deleted meanwhile has no runs
+                found = discover(self._top) if self._top.is_dir() else []
             if set(found) != set(self._paths.values()):
                 made = sorted(found, key=lambda path: (_made(path), path.name))
                 self._paths = {self._name(path): path for path in made}

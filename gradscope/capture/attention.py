@@ -44,7 +44,6 @@ def read_attention(
     look : int
         Which queries are looked at, where not all are, differs from look to look.
     """
-    found: dict[torch.device, list[tuple[OfLayer, Tensor]]] = {}
     for one in attention:
         node = graph.nodes[one.node]
         if one.product is None:
@@ -57,11 +56,7 @@ def read_attention(
             largest = _of_softmax(node, graph.nodes[one.product], factors, look)
         if largest is not None:
             key = OfLayer("attention_logit_max", one.layer)
-            found.setdefault(largest.device, []).append((key, largest))
-    for some in found.values():
-        values = torch.stack([largest.float() for _, largest in some])
-        each = values.tolist() if values.is_cpu else values.unbind()
-        readings.add_all(each, [(key,) for key, _ in some])
+            readings.add(largest.item() if largest.is_cpu else largest, (key,))
 
 
 def _of_kernel(node: Node, look: int) -> Tensor | None:
@@ -123,7 +118,9 @@ def _plain(x: Tensor | None) -> Tensor | None:
 
 
 def _product(query: Tensor, key: Tensor) -> Tensor:
-    return query.float() @ key.float() if query.is_cpu else query @ key
+    if query.is_cpu and query.dtype in (torch.float16, torch.bfloat16):
+        return query.float() @ key.float()
+    return query @ key
 
 
 def _some(shape: torch.Size, keys: int, look: int) -> tuple[slice, ...]:

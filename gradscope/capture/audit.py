@@ -47,7 +47,7 @@ class Audit:
         """Say of which shapes are the parameters that neither model nor optimizers hold."""
         lost = self._catalogue.outside.without({id(p) for p in self._parameters.tensors})
         self._outside = len(lost)
-        if lost:
+        if lost and not self._parameters.may_be_gathered:
             groups = [group for optimizer in all_optimizers() for group in optimizer.param_groups]
             held = {id(p) for group in groups for p in group["params"]}
             shapes = [list(p.shape) for p in lost if id(p) not in held]

@@ -271,7 +271,7 @@ class Calls:
             arrives = partial(self._arrives_anew, self._is_apart, layers)
             link = None
         else:
-            link = self._chains.follow(forward.modules[0].number, forward.outermost(), plan.behind)
+            link = self._chains.follow(forward.modules[0].number, forward.outermost(), plan.way)
         gradients = Gradients(plan, forward.readings, arrives, self._gradient_failed, cut, link)
         if self._compiled and self._taps.looks:
             self._taps.learn(plan, graph, forward)

@@ -8,14 +8,15 @@ called repeatedly within one forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Literal, NamedTuple
 
 from torch.autograd.graph import Node
 
 from gradscope.autograd.graph import Call
-from gradscope.autograd.torch_internals import sequence_number
-from gradscope.capture.recurrence import FEWEST
+from gradscope.autograd.torch_internals import Unavailable, sequence_number
+from gradscope.capture.recurrence import FEWEST, OnTheWay
 
 _Made = tuple[int, int, type[Node]]
 """What tells a value from all others: number and kind of its node, and its slot."""
@@ -56,7 +57,7 @@ class Chains:
         """Begin anew: a step has ended."""
         self._last.clear()
 
-    def follow(self, module: int, call: Call, behind: Sequence[frozenset[int]]) -> Link | None:
+    def follow(self, module: int, call: Call, way: OnTheWay) -> Link | None:
         """Return the place of an outermost call in its chain; None if there cannot be one.
 
         Parameters
@@ -64,29 +65,45 @@ class Chains:
         module : int
             That was called.
         call : Call
-        behind : for each of its outputs, the layers that it comes from
-            None at all of a call that has a time of its own.
+        way : OnTheWay
+            None in it of a call that has a time of its own.
         """
-        if not behind or call.start < 0:  # this torch tells no numbers
-            self._last.pop(module, None)
+        last = self._last.pop(module, None)
+        if not way.behind:
             return None
-        chain, handed = self._last.get(module) or (Chain(), {})
-        given = [handed[made] for made in _given(call) if made in handed] if handed else []
-        if not given:
+        with suppress(Unavailable):
+            return self._follow(module, call, way, last or (Chain(), {}))
+        return None
+
+    def _follow(
+        self,
+        module: int,
+        call: Call,
+        way: OnTheWay,
+        last: tuple[Chain, dict[_Made, frozenset[int]]],
+    ) -> Link:
+        chain, handed = last
+        # one value may be given or returned once or twice in graphs of one structure
+        given = list(zip(call.inputs, way.after, strict=False)) if handed else []
+        ways = [
+            handed[made] & after for edge, after in given for made in _given(edge) if made in handed
+        ]
+        if not ways:
             chain = Chain()
-        chain.layers.update(*given)
+        else:
+            layers = set().union(*ways)
+            chain.layers = layers if chain.calls == 1 else chain.layers & layers
         chain.calls += 1
-        # one value may be returned once or twice in graphs of one structure
-        self._last[module] = chain, dict(zip(_made(call.outputs), behind, strict=False))
+        self._last[module] = chain, dict(zip(_made(call.outputs), way.behind, strict=False))
         return Link(chain, chain.calls - 1)
 
 
-def _given(call: Call) -> Iterator[_Made]:
-    """Yield the values that a call was given, and those that they were made of in two operations.
+def _given(edge: tuple[Node, int]) -> Iterator[_Made]:
+    """Yield the value that a call was given, and those that it was made of in two operations.
 
     A state is often masked in between, or a step along it added to it.
     """
-    edges = list(call.inputs)
+    edges = [edge]
     for _ in range(_OPERATIONS):
         yield from _made(edges)
         before = [edge for node, _ in edges for edge in node.next_functions[:_OPERANDS]]

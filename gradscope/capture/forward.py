@@ -22,6 +22,7 @@ from gradscope.capture import layers
 from gradscope.capture.modules import ModuleInfo
 from gradscope.capture.plan import Operand, Place, Plan, SignedPlaces
 from gradscope.capture.readings import Read, Readings
+from gradscope.capture.recurrence import FEWEST
 from gradscope.capture.replays import EVERY, Replay, replay_of
 from gradscope.capture.units import Units
 
@@ -93,7 +94,9 @@ class Forward:
             if kwargs:
                 self._named.add(ordinal)
         if module.time is not None and tensors and args and args[0] is tensors[0]:
-            self.times[ordinal] = module.time
+            shape = tensors[0].shape
+            if len(shape) == 3 and shape[module.time] >= FEWEST:
+                self.times[ordinal] = module.time
         self._open.append((module, ordinal, next_sequence_number(), inputs))
         if tensors and (self._expected is None or ordinal in self._expected.calls):
             self._measure_for_joins(ordinal, "in", tensors)

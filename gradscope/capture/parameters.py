@@ -142,6 +142,11 @@ class Parameters:
         }
         self.tensors, self.owners, self._place = tensors, owners, place
 
+    @property
+    def may_be_gathered(self) -> bool:
+        """Whether the model may compute with tensors that stand for its parameters for a while."""
+        return bool(self._sharded)
+
     def _as_sharded(self, name: tuple[int, str], parameter: Any) -> Any:
         """Return what the optimizer has of a parameter that fully_shard has gathered for now.
 

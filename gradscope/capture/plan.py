@@ -21,7 +21,7 @@ from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value, locate
 from gradscope.autograd.joins import Join
 from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
 from gradscope.capture.functions import Function
-from gradscope.capture.recurrence import FEWEST, ends_of_time, layers_behind
+from gradscope.capture.recurrence import FEWEST, OnTheWay, ends_of_time, layers_on_the_way
 from gradscope.capture.rows import Key, Keys, OfLayer, OfShortcut
 from gradscope.capture.waiting import Trust
 from gradscope.schema import SPLIT_FORMS
@@ -136,8 +136,8 @@ class Plan:
     outputs : (value, number) of each output of a layer
     functions : activations that were called on the output of a layer without a module
     attention : calls of attention whose queries and keys the graph may keep
-    behind : for each output of the outermost call, the layers that it comes from
-        None where layers go through time within this forward.
+    way : layers on the way through the outermost call
+        None of them where some go through time within this forward.
     trust : which tensors may wait to be read together
     structure : that of the graphs
     """
@@ -157,7 +157,7 @@ class Plan:
     outputs: list[tuple[Value, int]] = field(default_factory=list)
     functions: list[Function] = field(default_factory=list)
     attention: list[Attention] = field(default_factory=list)
-    behind: tuple[frozenset[int], ...] = ()
+    way: OnTheWay = field(default_factory=OnTheWay)
     calls: set[int] = field(default_factory=set)
     trust: Trust = field(default_factory=Trust)
     structure: Structure | None = None
@@ -186,7 +186,7 @@ def make_plan(
     ends = ends_of_time(graph, calls, layers)
     plan = Plan(structure=graph.structure)
     if not (ends or times) and len(calls[0].outputs) <= STATES:
-        plan.behind = layers_behind(graph, calls, layers)
+        plan.way = layers_on_the_way(graph, calls, layers)
     consumers_of = graph.consumers()
     whole: dict[Value, list[Key]] = defaultdict(list)
     totals: dict[Value, list[int]] = defaultdict(list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import nn
 
@@ -51,10 +51,21 @@ def ends_of_time(
     return ends
 
 
-def layers_behind(
+class OnTheWay(NamedTuple):
+    """Layers with parameters on the way through an outermost call.
+
+    `after` has those that depend on it for each of the call's inputs, `behind` those that it
+    depends on for each of its outputs.
+    """
+
+    after: tuple[frozenset[int], ...] = ()
+    behind: tuple[frozenset[int], ...] = ()
+
+
+def layers_on_the_way(
     graph: Graph, calls: Sequence[Call], layers: Sequence[int | None]
-) -> tuple[frozenset[int], ...]:
-    """Return, for each output of the outermost call, the layers with parameters that it comes from.
+) -> OnTheWay:
+    """Return which layers lie behind the inputs, and before the outputs, of the outermost call.
 
     Parameters
     ----------
@@ -66,7 +77,20 @@ def layers_behind(
             for edge in call.outputs:
                 if (value := locate(graph, edge)) is not None:
                     of[value[0]].add(layer)
-    found = []
+    given = [graph.index.get(node, -1) for node, _ in calls[0].inputs]
+    reached = [0] * len(graph.nodes)  # a bit for each input
+    for i, node in enumerate(given):
+        if node >= 0:
+            reached[node] |= 1 << i
+    for node in graph.order():
+        for producer, _ in graph.edges[node]:
+            if producer >= 0:
+                reached[node] |= reached[producer]
+    after = [
+        frozenset(layer for node, some in of.items() if reached[node] >> i & 1 for layer in some)
+        for i in range(len(given))
+    ]
+    behind = []
     for edge in calls[0].outputs:
         value = locate(graph, edge)
         stack = [] if value is None else [value[0]]
@@ -75,8 +99,8 @@ def layers_behind(
             following = {producer for producer, _ in graph.edges[node] if producer >= 0} - seen
             seen |= following
             stack += following
-        found.append(frozenset(layer for node in seen for layer in of.get(node, ())))
-    return tuple(found)
+        behind.append(frozenset(layer for node in seen for layer in of.get(node, ())))
+    return OnTheWay(tuple(after), tuple(behind))
 
 
 def _depends(graph: Graph, later: Call, earlier: Call) -> bool:

@@ -210,9 +210,9 @@ def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
         return None
     still = int((known == 0).sum())
     if still == len(known):
-        return Judged("no layer's weights move", "unsure")
+        return Judged("no layer moves", "unsure")
     if still:
-        return Judged(f"the weights of {still} of {len(known)} layers do not move", "unsure")
+        return Judged(f"{still} of {len(known)} layers do not move", "unsure")
     middle = float(np.median(known))
     if middle < SLOW:
         return Judged(f"weights hardly move: {number(middle)} a step", "unsure")

@@ -287,6 +287,8 @@ def _notes(evidence: Evidence) -> list[str]:
         named = evidence.named(unseen)
         notes.append(
             f"What becomes of the gradient from time step to time step in {named} was not recorded."
+            " It is in models that are not compiled, of several layers where these have neither two"
+            " directions nor dropout between them."
         )
     skipped = int(evidence.steps["skipped"].sum())
     if skipped > len(evidence.rows):

@@ -9,7 +9,14 @@ import plotly.graph_objects as go
 
 from gradscope.arithmetic import Array, over_reference
 from gradscope.plots import lettering
-from gradscope.plots.drawn import DrawnMetric, arrives, as_runs, drawn_metric
+from gradscope.plots.drawn import (
+    DrawnMetric,
+    arrives,
+    as_runs,
+    at_the_first_layer,
+    drawn_metric,
+    path_of,
+)
 from gradscope.plots.metrics import metric_named
 from gradscope.plots.profile_picture import ProfileInfo, ProfileLine, profile_figure
 from gradscope.plots.theme import (
@@ -64,7 +71,9 @@ def depth_profile_info(
                 low=low,
                 high=high,
                 cut=_cut(run, data, recorded) if metric == "signal_norm" else None,
+                first=at_the_first_layer(data, row),
                 arrives=arrives(data, row),
+                early="" if (path := path_of(run)) is None else path.early_name,
                 cut_edges="branches" if run.meta.get("cut") == "branches" else "shortcuts",
             )
         )
@@ -110,18 +119,25 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     """Return how to read the figure, in a sentence or two."""
     if info.metric.relative:
         text = (
-            "Each run is divided by its own last hidden layer (or last residual block), where all"
-            " lines meet at 1. A line that falls to the left is a net whose early layers hardly"
-            " learn."
+            "Each run is divided by what its own last hidden layer gets, or where it is residual"
+            " what its last block gives back: the dotted line, 1. A line that falls to the left is"
+            " a net whose early layers hardly learn."
         )
     else:
         text = info.metric.sentence
     if any((line.low < line.high).any() for line in info.lines):
         text += f" The band spans 80 % of the {WINDOW} recorded steps before and after."
+    if not info.aligned and len({tuple(line.layers) for line in info.lines}) > 1:
+        text += " The axis counts weight layers; verdicts number the others, too."
     cut_edges = dict.fromkeys(line.cut_edges for line in info.lines if line.cut is not None)
     if cut_edges:
         text += " " + CUT_NOTE.format(" or its ".join(cut_edges))
     for line in info.lines if len(info.lines) <= SAID else ():
+        if info.metric.relative and line.arrives != line.first and np.isfinite(line.arrives):
+            text += (
+                f" {line.run} at step {line.step}: {lettering.times(line.arrives)} arrives at"
+                f" {line.early}; a verdict tells the median over the steps."
+            )
         if found := lettering.specials(line.values, zeros=info.metric.log):
             text += f" {line.run} at step {line.step}: {found}."
     return text

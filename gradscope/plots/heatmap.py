@@ -150,8 +150,8 @@ def heatmap_caption(info: HeatmapInfo) -> str:
     """Return how to read the figure, and what the bins hold."""
     if info.metric.relative:
         text = (
-            "Each cell is a layer's gradient over the last hidden layer's: blue is vanishing, red"
-            " exploding, no colour is even."
+            "Each cell is a layer's gradient over the last hidden layer's: blue is less, red more,"
+            " no colour as much. Up to 100 × either way is normal."
         )
     else:
         text = info.metric.sentence
@@ -353,7 +353,7 @@ def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:
         limit = _limit(info)
         top, even, bottom = f"10<sup>{limit}</sup>", "1", f"10<sup>−{limit}</sup>"
         if not theme.narrow:
-            top, even, bottom = f"{top} exploding", f"{even} even", f"{bottom} vanishing"
+            top, even, bottom = f"{top} more", f"{even} as much", f"{bottom} less"
         half = limit // 2
         bar |= {
             "tickvals": [-limit, -half, 0, half, limit],

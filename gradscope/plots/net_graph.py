@@ -13,7 +13,7 @@ import numpy as np
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import residual_blocks
-from gradscope.plots.drawn import arrives, as_runs, drawn_metric
+from gradscope.plots.drawn import as_runs, at_the_first_layer, drawn_metric
 from gradscope.plots.lettering import times
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.net_ways import Ways, find_ways
@@ -130,10 +130,12 @@ def net_graph_info(runs: Run | Sequence[Run], *, step: int | None = None) -> lis
         name = said = ""
         if worst is not None:
             name = str(run.layers["name"].iloc[worst])
-            said = times(arrives(data, row) if worst == min(weights) else float(values[worst]))
+            said = times(
+                at_the_first_layer(data, row) if worst == min(weights) else float(values[worst])
+            )
         starves = worst is not None and bool(values[worst] < STARVES)
-        words = _words(run, values, weights, name, said, starves)
         ways = find_ways(run, recorded)
+        words = _words(run, values, weights, name, said, starves) + _shares(ways, recorded)
         graphs.append(
             NetGraph(place, run.name, recorded, modules, ways, name, said, starves, words)
         )
@@ -213,13 +215,24 @@ def _words(
     if starves:
         parts.append(f"{least} starves: {said}.")
     elif least:
-        parts.append(f"No layer starves: the least, {said}, arrives at {least}.")
+        normal = f"; up to {1 / STARVES:.0f} × less is normal"
+        parts.append(f"No layer starves: the least, {said}, arrives at {least}{normal}.")
     known = [i for i in sorted(weights) if np.isfinite(values[i])]
     most = max(known, key=lambda i: values[i], default=None)
     if most is not None and values[most] > 1 / STARVES:
         name = str(run.layers["name"].iloc[most])
         parts.append(f"The most, {times(float(values[most]))}, arrives at {name}.")
     return " ".join(parts)
+
+
+def _shares(ways: Ways, step: int) -> str:
+    """Return which shares are on the arcs, as those told of the run are medians."""
+    known = [arc.share for arc in ways.arcs if not np.isnan(arc.share)]
+    if not known:
+        return ""
+    low, high = f"{min(known) * 100:.0f}", f"{max(known) * 100:.0f}"
+    span = low if low == high else f"{low}–{high}"
+    return f" Shortcuts carry {span} % at step {step:,}; over all steps, medians are told above."
 
 
 def _decades(value: float) -> float | str | None:

@@ -54,8 +54,11 @@ class ProfileLine:
         The reading, and the 10th and 90th percentile over the steps around it.
     cut : array, shape (n_layers,), or None
         The signal with the gradient through the cut edges set to zero.
+    first : float
+        What is said at the line's left end: its reading there.
     arrives : float
-        What of the gradient is left at the first layer, as the verdicts tell it.
+        What of the gradient is left at `early`, the first layer or block as the verdicts name it.
+    early : str
     cut_edges : str
         What was cut: `shortcuts` or `branches`.
     """
@@ -71,7 +74,9 @@ class ProfileLine:
     low: Array
     high: Array
     cut: Array | None
+    first: float
     arrives: float
+    early: str
     cut_edges: str
 
 
@@ -257,16 +262,20 @@ def _blocks(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
 
 
 def _name_ticks(info: ProfileInfo, theme: Theme) -> dict[str, Any]:
-    """Return settings of the x axis that name about every eighth of the layers."""
+    """Return settings of the x axis that number or name about every eighth of the layers."""
     line = info.lines[0]
-    if theme.narrow or len({tuple(line.names) for line in info.lines}) > 1:
+    if info.aligned or len({tuple(line.layers) for line in info.lines}) > 1:
         return {}
+    named = not theme.narrow and len({tuple(line.names) for line in info.lines}) == 1
     count = len(line.names)
     few = min(count, NAMED)
     places = sorted({round(i * (count - 1) / max(few - 1, 1)) for i in range(few)})
     return {
         "tickvals": [float(line.x[place]) for place in places],
-        "ticktext": [f"{line.layers[place]}<br>{_tail(line.names[place])}" for place in places],
+        "ticktext": [
+            f"{line.layers[place]}<br>{_tail(line.names[place])}" if named else line.layers[place]
+            for place in places
+        ],
         "tickangle": 0,
     }
 
@@ -289,8 +298,8 @@ def _labels(info: ProfileInfo, theme: Theme, floor: float, ceiling: float) -> li
     for line in info.lines:
         value = lettering.times if info.metric.relative else lettering.number
         name = f"<b>{theme.short(line.run)}</b>"
-        arrives = theme.broken(value(line.arrives))
-        said.append((line.place, f"{name}{between}{arrives}", line.values[0]))
+        first = theme.broken(value(line.first))
+        said.append((line.place, f"{name}{between}{first}", line.values[0]))
         if line.cut is not None:
             said.append(
                 (

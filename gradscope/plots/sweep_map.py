@@ -227,14 +227,13 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
         )
     layout["shapes"] += _outlines(info, theme)
     if not theme.narrow:
-        low, high, slow, fast = (
-            ramp[end][1] for ramp in (_stops(theme), _ramp(theme)) for end in (0, -1)
-        )
+        # the very ends of the first scale are both nearly black
+        low, high = (_stops(theme)[i][1] for i in (1, -2))
+        slow, fast = (_ramp(theme)[i][1] for i in (0, -1))
         layout["annotations"] += [
             annotation(
                 theme,
-                f"{_square(low)} vanishing<br>{_square(high)} exploding"
-                f"<br>± {signal_limit} decades",
+                f"{_square(low)} less<br>{_square(high)} more<br>± {signal_limit} decades",
                 x=1,
                 xref="paper",
                 xanchor="left",

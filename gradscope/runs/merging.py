@@ -6,6 +6,7 @@ what each process wrote allows: a mean weighs every process the same.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -130,6 +131,7 @@ class _Union:
                 numbers.append(number)
             self.numbers.append(numbers)
         self._copies = [_copies(run, listed(run)) for run in runs]
+        self._losses = [_losses(run) for run in runs]
 
     def merged(self, steps: np.ndarray, metrics: schema.Table) -> dict[str, np.ndarray]:
         """Return each metric over all ranks, steps x layers (or shortcuts)."""
@@ -143,7 +145,8 @@ class _Union:
         given: dict[str, np.ndarray] = {}
         result = {}
         for place, column in enumerate(metrics):
-            shares = (share_of_process(column, len(read), copies) for copies in self._copies)
+            each = zip(self._losses, self._copies, strict=True)
+            shares = [share_of_process(column, losses, copies) for losses, copies in each]
             given[column.name] = np.concatenate(
                 [values[place] * share for values, share in zip(read, shares, strict=True)], axis=1
             ).astype(np.float64)
@@ -166,8 +169,18 @@ def _edges(runs: Sequence[Run], numbers: Sequence[Sequence[int]]) -> list[dict[s
 
 def _copies(run: Run, listed: pd.DataFrame) -> np.ndarray:
     """Return how many ranks hold the parameters of each layer alike; all do if not said."""
-    held: Mapping[str, int] = run.meta.get("replicas", {})
+    held: Mapping[str, float | None] = run.meta.get("replicas", {})
     return np.array([held.get(name, run.meta["ranks"]) for name in listed["name"]], np.float64)
+
+
+def _losses(run: Run) -> float:
+    """Return of how many losses the gradients are the mean; NaN if outputs are spread otherwise."""
+    return float(run.meta.get("losses", run.meta["ranks"])) if _follows(run) else math.nan
+
+
+def _follows(run: Run) -> bool:
+    """Whether each process has outputs of samples of its own."""
+    return bool(run.meta.get("outputs_followed", True))
 
 
 def _ranks(folders: Sequence[str | os.PathLike[str]]) -> list[Run]:
@@ -210,7 +223,13 @@ def _warn(problem: str) -> None:
 
 
 def _notes(runs: Sequence[Run], differing: int) -> list[str]:
-    notes = [f"rank {run.meta['rank']}: {note}" for run in runs for note in run.notes]
+    notes = []
+    if not all(map(_follows, runs)):
+        notes.append(
+            "which part of an output each process holds is not known: there are no signals,"
+            ' activations and shortcuts; without ranks="all" they are put together while training'
+        )
+    notes += [f"rank {run.meta['rank']}: {note}" for run in runs for note in run.notes]
     if differing:
         notes.append("steps that not every rank has on disk are left out")
     return notes

@@ -76,6 +76,9 @@ class Combiner:
                 seen = sums[:, 1, slots[slots >= 0]] > 0
                 totals[name] = root_sum_square(np.where(seen, norms[name][:, read], 0.0))
                 totals[name][~seen.any(axis=1)] = np.nan
+        before, after = (~np.isnan(norms[name]) for name in ("grad_norm", "clipped_grad_norm"))
+        if "grad_norm" in totals:  # of some it was not read
+            totals["grad_norm"][(after & ~before).any(axis=1)] = np.nan
         wide = any(row.wide for row in rows)
         return Decoded(wide, _steps(rows), totals, values, {}, {})
 

@@ -16,7 +16,7 @@ from gradscope.capture import layers
 from gradscope.capture.catalogue import Catalogue
 from gradscope.capture.distributed import Sharing, replicas, several
 from gradscope.capture.modules import Modules
-from gradscope.capture.rows import OfLayer, OfShortcut
+from gradscope.capture.rows import OfLayer, OfParameter, OfShortcut
 from gradscope.errors import GradscopeError
 from gradscope.session.joint import Joint
 from gradscope.session.links import GlooLinks
@@ -102,7 +102,7 @@ def open_run(
     try:
         if meeting.rank == 0:
             own = path.absolute() / "rank0" if every_rank else path.absolute()
-            writer = _open(model, own, _placed(model, meta, place, every_rank), resume)
+            writer = _open(model, own, {**meta, **place}, resume)
     except GradscopeError as error:
         problem = str(error)
     problem = meeting.agree(problem)
@@ -119,10 +119,13 @@ def open_run(
             if writer.is_new:
                 remove_run(writer.path)
         raise GradscopeError(problem)
+    shares, problem = _shares(model, meeting, sharing)
     if every_rank:
         assert writer is not None
+        is_known = sharing.parallel == 1 and OfLayer not in shares.unknown
+        told = {"replicas": _replicas(model, shares, meeting.size), "losses": shares.losses}
+        writer.update(**told, outputs_followed=is_known)
         return _opened(writer, None)
-    shares, problem = _shares(model, meeting, sharing)
     held = {} if writer is None else _opened(writer, None)._asdict()
     joint = Joint(*(held.get(key) or [] for key in ("layers", "shortcuts", "edges")))
     ranks = Ranks(meeting.rank, meeting.size, GlooLinks(meeting), shares, joint)
@@ -150,11 +153,6 @@ def _shares(model: nn.Module, meeting: Meeting, sharing: Sharing) -> tuple[Share
     return Shares(losses, held, unknown, experts), sharing.problem or told["problem"]
 
 
-def _placed(model: nn.Module, meta: Meta, place: Meta, every_rank: bool) -> Meta:
-    """Return `meta` with the place of this process among the others."""
-    return {**meta, **place, **({"replicas": _replicas(model)} if every_rank else {})}
-
-
 def _each(
     model: nn.Module, path: Path, meta: Meta, place: Meta, resume: bool, writer: RunWriter | None
 ) -> tuple[RunWriter | None, str]:
@@ -163,7 +161,7 @@ def _each(
         return writer, ""
     try:
         own = path / f"rank{place['rank']}"
-        return _open(model, own, _placed(model, meta, place, True), resume), ""
+        return _open(model, own, {**meta, **place}, resume), ""
     except GradscopeError as error:
         return None, str(error)
 
@@ -189,13 +187,20 @@ def _opened(writer: RunWriter, ranks: Ranks | None) -> Opened:
     )
 
 
-def _replicas(model: nn.Module) -> dict[str, int]:
-    """Return how many processes hold the same parameters of each layer, where not all do."""
-    return {
-        layers.unwrapped_name(name) or layers.ROOT: replicas(own[0][1])
-        for name, module in model.named_modules()
-        if (own := layers.own_parameters(module)) and hasattr(own[0][1], "device_mesh")
-    }
+def _replicas(model: nn.Module, shares: Shares, size: int) -> dict[str, float | None]:
+    """Return how many processes hold the same parameters of each layer, where not all do.
+
+    None where that differs between parameters of a layer, or is not known.
+    """
+    found: dict[str, float | None] = {}
+    for path, module in model.named_modules():
+        name = layers.unwrapped_name(path) or layers.ROOT
+        own = [p for _, p in layers.own_parameters(module) if not layers.is_lazy(p)]
+        held = {replicas(p) * shares.holders.get(name, 1.0) for p in own}
+        if held - {size}:
+            known = len(held) == 1 and OfParameter not in shares.unknown
+            found[name] = held.pop() if known else None
+    return found
 
 
 def _open(model: nn.Module, path: Path, meta: Meta, resume: bool) -> RunWriter:

@@ -113,10 +113,11 @@ def copy(source: Path, path: Path, number: int) -> None:
 
 
 def timed(what: str, work: Callable[[], Any]) -> Any:
-    """Do `work`, and print what it took."""
-    began = time.perf_counter()
+    """Do `work`, and print what it took: by the clock, and of the processor, which counts."""
+    began, used = time.perf_counter(), time.process_time()
     result = work()
-    print(f"{what:44s} {time.perf_counter() - began:8.1f} s", flush=True)
+    took, used = time.perf_counter() - began, time.process_time() - used
+    print(f"{what:44s} {took:8.1f} s, processor {used:8.1f} s", flush=True)
     return result
 
 

@@ -154,6 +154,26 @@ def test_the_largest_logit_is_that_of_what_is_not_masked(way, before, tmp_path):
     assert found == {f"{len(before)}.query": [pytest.approx(expected, rel=1e-5)]}
 
 
+@pytest.mark.parametrize("way", [kernel_causal, eager])
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float64, 1e-12), (torch.bfloat16, 1e-2)])
+def test_it_is_as_precise_as_the_model(way, dtype, precision, tmp_path):
+    model = Attention(way).to(dtype)
+    found = read(model, tmp_path / "run", torch.randn(3, T, WIDTH, dtype=dtype))
+    assert found == {"query": [pytest.approx(model.logits.max().item(), rel=precision)]}
+
+
+@pytest.mark.parametrize("way", [kernel_causal, eager])
+def test_autocast_is_no_obstacle(way, tmp_path):
+    class Cast(Attention):
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x)
+
+    model = Cast(way)
+    found = read(model, tmp_path / "run", torch.randn(3, T, WIDTH))
+    assert found == {"query": [pytest.approx(model.logits.max().item(), rel=2e-2)]}
+
+
 def test_queries_share_keys(tmp_path):
     def grouped(q, k, v, module):
         return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)

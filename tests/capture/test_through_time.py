@@ -365,6 +365,65 @@ def test_nothing_waits_where_a_layer_is_run_again(kind, tmp_path):
     assert scope.run.notes == []
 
 
+class Decoder(nn.Module):
+    """Hands one word after the other to a recurrent layer, as torch's own tutorial does."""
+
+    def __init__(self, kind):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.recurrent, self.head = nn.Linear(3, 4), kind(4, 5), nn.Linear(5, 2)
+        self.kept = []
+
+    def forward(self, x, state=None):
+        out, state = self.recurrent(self.embed(x)[None], state)
+        self.kept.append([out, *(state if isinstance(state, tuple) else (state,))])
+        return self.head(out[0]), state
+
+
+class Whole(nn.Module):
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, x):
+        return decoded(self.decoder, x)
+
+
+def decoded(decoder, x):
+    decoder.kept.clear()
+    state = None
+    for t in range(T):
+        out, state = decoder(x[:, t], state)
+    return out.square().mean()
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("in_one", [True, False])
+def test_recurrent_layers_that_are_called_for_each_step_go_through_time(kind, in_one, tmp_path):
+    decoder, x = Decoder(kind), torch.randn(6, T, 3)
+    if in_one:
+        model, loss_of = Whole(decoder), lambda model, x: model(x)
+    else:
+        model, loss_of = decoder, decoded
+    found = decades(model, x, tmp_path / "run", loss_of)
+    value = decoded(decoder, x)
+    first, last = (
+        math.hypot(
+            *(
+                g.norm()
+                for g in torch.autograd.grad(value, some, retain_graph=True, allow_unused=True)
+                if g is not None
+            )
+        )
+        for some in (decoder.kept[0], decoder.kept[-1])
+    )
+    assert found == {
+        "decoder.recurrent" if in_one else "recurrent": pytest.approx(
+            math.log10(first / last), rel=1e-4
+        )
+    }
+
+
 class Tutorial(nn.Module):
     """Called once for each character, with the state that it has returned, as in torch's own."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,13 @@ def test_runs_are_listed_without_being_read(tmp_path: Path) -> None:
     assert library.opened == set()
     library.refresh(["run-03"])
     assert library.opened == {"run-03"}
+
+
+def test_a_folder_that_is_deleted_meanwhile_has_no_runs(tmp_path: Path) -> None:
+    synthetic.write_run(tmp_path / "runs" / "one", n_layers=5, n_steps=2)
+    library = Library(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs")
+    assert library.rescan() == []
 
 
 def test_the_newest_and_the_worst_of_many_are_shown_at_first(

@@ -123,8 +123,8 @@ def test_cards_say_the_verdict_about_each_run(browse: Browse, server: Server) ->
     page = browse(server.url)
     page.locator("article", has_text="plain-50").get_by_text("Gradient flow: vanishing").wait_for()
     page.locator("article", has_text="residual-50").get_by_text("Gradient flow: healthy").wait_for()
-    page.get_by_text("1 finding").first.click()
-    page.get_by_text("try:").first.wait_for()
+    page.locator("article summary", has_text="finding").first.click()
+    page.locator("article li", has_text="Try:").first.wait_for()
 
 
 @pytest.fixture(scope="module")

@@ -79,16 +79,17 @@ def test_a_head_that_starts_at_zero_is_no_fault(tmp_path):
 
 
 @pytest.mark.parametrize(("length", "found"), [(6, False), (60, True)])
-@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.LSTM, nn.GRU, nn.RNN])
 def test_a_gradient_that_is_lost_over_time_steps_is_told(cell, length, found, tmp_path):
     torch.manual_seed(0)
-    model = Last(cell(4, 8), length)
+    whole = {"batch_first": True} if issubclass(cell, nn.RNNBase) else {}
+    model = Last(cell(4, 8, **whole), length)
     diagnosis = train(tmp_path / "run", model, sgd(model, 1e-3), steps=4)
     assert diagnosis.flow == ("vanishing-through-time" if found else "healthy")
     if found:
         finding = the(diagnosis, "vanishing-through-time")
         assert finding.layers == ("rnn",) and "the first time step gets" in finding.sentence
-        assert ("an LSTM" if cell is nn.RNNCell else "gate's bias") in finding.remedies[0]
+        assert ("an LSTM" if cell in (nn.RNNCell, nn.RNN) else "gate's bias") in finding.remedies[0]
 
 
 @pytest.mark.parametrize(("off", "found"), [(28, True), (8, False)])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import gradscope.plots as plots
+import handmade
 import synthetic
 from gradscope.diagnosis.verdict import diagnose
 from gradscope.errors import GradscopeError
+from gradscope.plots import lettering
 from gradscope.plots.depth_profile import (
     depth_profile_caption,
     depth_profile_figure,
@@ -48,6 +51,36 @@ def test_the_band_is_the_spread_of_the_steps_around(tmp_path: Path) -> None:
     low, high = np.percentile(signal[10:31, 0], [10, 90])
     assert line.lines[0].low[0] == pytest.approx(low, rel=1e-5)
     assert line.lines[0].high[0] == pytest.approx(high, rel=1e-5)
+
+
+def test_the_label_is_the_reading_of_the_point_and_the_caption_tells_the_verdicts(
+    residual: Run, plain: Run
+) -> None:
+    info = depth_profile_info(plain)
+    (line,) = info.lines
+    assert line.arrives > 1.25 * line.values[0]  # behind its activation, as the verdict looks
+    labels = [note["text"] for note in depth_profile_figure(info)["layout"]["annotations"]]
+    assert any(lettering.times(line.values[0]) in text for text in labels)
+    told = f"{lettering.times(line.arrives)} arrives at {line.early}"
+    assert not any(lettering.times(line.arrives) in text for text in labels)
+    assert told in depth_profile_caption(info)
+    assert "arrives at" not in depth_profile_caption(depth_profile_info(residual))
+
+
+def test_a_shared_axis_says_how_it_counts_where_the_layers_have_other_numbers(
+    plain: Run, tmp_path: Path
+) -> None:
+    layers = handmade.chain(3)
+    bare = [row for row in layers if row["parameters"]]
+    bare = [{**row, "layer": i} for i, row in enumerate(bare)]
+    runs = [
+        handmade.make_run(tmp_path / name, rows, {"signal_norm": 1.0})
+        for name, rows in (("with", layers), ("without", bare))
+    ]
+    assert "counts weight layers" in depth_profile_caption(depth_profile_info(runs))
+    assert "counts weight layers" not in depth_profile_caption(depth_profile_info([plain, plain]))
+    ticks = depth_profile_figure(depth_profile_info(plain), replace(plots.LIGHT, narrow=True))
+    assert set(ticks["layout"]["xaxis"]["ticktext"]) <= {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20}
 
 
 def test_runs_of_different_depth_are_aligned_by_relative_depth(plain: Run, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ def test_speed_shows_five_layers_from_first_to_last(plain: Run) -> None:
     (panel,) = speed_info(plain)
     assert [curve.number for curve in panel.curves] == [0, 4, 10, 16, 20]
     first, last = panel.curves[0], panel.curves[-1]
-    fall = 1.0 / (1.0 + np.arange(60) / 500.0)
+    steps = np.arange(60)
+    fall = 8 / np.sqrt(8.0**2 + steps * 0.05**2) / (1.0 + steps / 500.0)
     np.testing.assert_allclose(first.values, 0.05 / 8 * 1e-12 * fall, rtol=1e-4)
     np.testing.assert_allclose(last.values, 0.05 / 8 * fall, rtol=1e-4)
 

@@ -92,3 +92,12 @@ def test_a_verdict_about_something_else_stands_beside_a_healthy_flow(tmp_path: P
     assert summary.diagnosis.verdict == "saturated"
     assert [part.words for part in summary.parts[:2]] == ["Saturated", "Gradient flow: healthy"]
     assert summary.tone == "bad"
+
+
+def test_layers_that_do_not_move_are_counted(tmp_path: Path) -> None:
+    layers = chain(6)
+    speed = np.where([row["parameters"] > 0 for row in layers], 1e-3, np.nan)
+    speed[:4] = np.where(np.isnan(speed[:4]), np.nan, 0)
+    readings = {"signal_norm": 1.0, "weight_norm": 1.0, "update_norm": speed}
+    summary = summarise(make_run(tmp_path / "run", layers, readings))
+    assert summary.speed.words == "2 of 6 layers do not move"

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
+from gradscope.runs.merging import merge
 from layouts_training import (
+    EACH,
     LR,
     MICRO,
     SIZE,
@@ -129,6 +131,7 @@ class Cell:
 SPLIT = {"input_signal_norm": r"up$|head"}
 COLUMNS = "weights are split by outputs (column parallel): input_signal_norm is NaN"
 SUMMANDS = "each process has a summand of their gradient"
+LATE = "gradients that were not there when the backward ended"
 OF_NORMS = dict.fromkeys(["grad_norm", "clipped_grad_norm"], "norm")
 OF_OUTPUTS = ["signal_norm", *ACTIVATIONS]
 MICRO_BATCHES = dict.fromkeys(SIGNALS, float(MICRO))
@@ -151,8 +154,8 @@ TABLE = {
     "loss_parallel": Cell((COLUMNS, SUMMANDS), {**SPLIT, **OF_NORMS}),
     "tensor_and_fsdp2": Cell((COLUMNS,), SPLIT),
     "pipeline": Cell(),
-    "pipeline_and_data": Cell(times=MICRO_BATCHES),
-    "interleaved_and_data": Cell(times=MICRO_BATCHES),
+    "pipeline_and_data": Cell((LATE,), {"grad_norm": ""}, MICRO_BATCHES),
+    "interleaved_and_data": Cell((LATE,), {"grad_norm": r"embed|\.[01]\."}, MICRO_BATCHES),
     "context_parallel": Cell(block=Attending),
     "expert_parallel": Cell(block=Experts),
 }
@@ -225,12 +228,30 @@ def test_the_shortcuts_of_a_layout_are_those_of_one_process(kind, folder, tmp_pa
     np.testing.assert_allclose(ratios[0][known], ratios[1][known], rtol=1e-9)
 
 
+@pytest.mark.parametrize("kind", EACH)
+def test_runs_of_all_processes_are_merged_as_while_training_or_not_at_all(kind, folder, tmp_path):
+    whole = load(folder / kind)
+    merged = merge([folder / f"each-{kind}"], tmp_path / "merged")
+    read = merged.frame().set_index(["step", "name"])
+    right = whole.frame().set_index(["step", "name"]).reindex(read.index)
+    for metric in PARAMETERS + OF_OUTPUTS:
+        if kind == "tensor_and_fsdp2" and metric in OF_OUTPUTS:
+            assert read[metric].isna().all()
+        else:
+            known = read[metric].notna() if kind == "tensor_and_fsdp2" else slice(None)
+            np.testing.assert_allclose(
+                read[metric][known], right[metric][known], rtol=1e-9, err_msg=metric
+            )
+    if kind == "tensor_and_fsdp2":
+        assert read.grad_norm.isna().any() and "signals" in merged.notes[0]
+
+
 def test_a_pipeline_resumes_its_run(folder):
     whole, run = load(folder / "pipeline_and_data"), load(folder / "resumed")
     assert run.steps.step.tolist() == list(range(2 * STEPS))
     assert run.layers.equals(whole.layers) and run.edges.equals(whole.edges)
     assert run.shortcuts.equals(whole.shortcuts)
-    for metric in "grad_norm", "signal_norm":
+    for metric in "clipped_grad_norm", "signal_norm":
         first, second = np.split(run.matrix(metric)[1], 2)
         np.testing.assert_array_equal(first, second)
 

@@ -125,6 +125,9 @@ class Training(NamedTuple):
     optimizer: torch.optim.Optimizer | None = None
 
 
+EACH = ("pipeline", "expert_parallel", "tensor_and_fsdp2")
+"""Those of which each process writes a run of its own, too, to be merged."""
+
 LAYOUTS: dict[str, Callable[[], Training]] = {}
 
 BARE = ("fsdp1", "tensor_and_fsdp2", "interleaved_and_data", "expert_parallel")
@@ -441,12 +444,12 @@ def expert_parallel() -> Training:
 # --- run --------------------------------------------------------------------------------------
 
 
-def train(kind: str, path: str, resume: bool = False) -> list[Tensor]:
+def train(kind: str, path: str, **options: object) -> list[Tensor]:
     """Train a layout, watched if there is a path; return what this process then has of weights."""
     training = LAYOUTS[kind]()
     optimizer = training.optimizer or torch.optim.SGD(training.model.parameters(), lr=LR)
     with ExitStack() as stack:
-        scope = path and stack.enter_context(gradscope.watch(training.model, path, resume=resume))
+        scope = path and stack.enter_context(gradscope.watch(training.model, path, **options))
         for x, y in batches():
             optimizer.zero_grad()
             training.backward(x, y)
@@ -468,6 +471,8 @@ def serve(folder: str, kinds: list[str]) -> None:
                 if kind in BARE:
                     pairs = zip(weights, train(kind, ""), strict=True)
                     assert all(torch.equal(mine, bare) for mine, bare in pairs), "weights differ"
+                if kind in EACH:
+                    train(kind, f"{folder}/each-{kind}", ranks="all")
                 if kind == "pipeline_and_data":  # once more, into one run
                     for _ in range(2):
                         train(kind, f"{folder}/resumed", resume=True)

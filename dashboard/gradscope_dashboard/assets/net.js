@@ -225,6 +225,7 @@
     if (!place || !data) return;
     last = data;
     const room = Math.max(place.clientWidth, 300);
+    const focused = place.contains(document.activeElement) && document.activeElement.dataset.module;
     const scrolled = [...place.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
     place.replaceChildren();
     if (!data.graphs.length) place.append("No step has been recorded yet.");
@@ -249,6 +250,8 @@
       if (i in scrolled) scroll.scrollLeft = scrolled[i];
       else if (starved) scroll.scrollLeft = Number(starved.getAttribute("x")) - room / 2;
     });
+    const again = focused && place.querySelector(`[data-module="${CSS.escape(focused)}"]`);
+    if (again) again.focus({ preventScroll: true });
     if (data.left_out) place.append(`${data.left_out} more runs are not drawn: choose fewer.`);
   }
 
