@@ -148,7 +148,7 @@ def _chosen(run: Run, points: Ints) -> list[tuple[Ints, Ints, int]]:
         for column in ("input_signal_norm", "activation_norm", "activation_mean", "activation_std")
     )
     elements = over_reference(norm**2, mean**2 + std**2)
-    points = points[~np.isin(points, _before_gates(run, pairs))]
+    points = points[~np.isin(points, before_gates(run, pairs))]
     paths = main_paths(pairs, points, carried, elements)
     return [(path, along(pairs, path, points), depth(pairs, path, points)) for path in paths]
 
@@ -158,7 +158,7 @@ def edges_of(run: Run) -> Ints:
     return np.asarray(run.edges[["source", "target"]].to_numpy(dtype=np.int64))
 
 
-def _before_gates(run: Run, edges: Ints) -> list[int]:
+def before_gates(run: Run, edges: Ints) -> list[int]:
     """Return the layers whose output, behind a sigmoid, only multiplies what goes on elsewhere.
 
     Whatever reads it reads something else, too.

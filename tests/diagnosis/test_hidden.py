@@ -163,3 +163,21 @@ def test_a_layer_that_a_penalty_empties_is_told(weight, found, tmp_path):
     assert ("collapsed" in diagnosis.verdicts) is found
     if found:
         assert the(diagnosis, "collapsed").layers == ("code",)
+
+
+def test_units_of_a_gate_may_be_off(tmp_path):
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(16, 32), nn.Linear(32, 4)
+            self.squeeze, self.act, self.excite = nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 32)
+            self.gate = nn.Sigmoid()
+            self.squeeze.bias.data[:7] = -50
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x).relu()
+            return self.head(x * self.gate(self.excite(self.act(self.squeeze(x)))))
+
+    torch.manual_seed(0)
+    model = Gated()
+    assert train(tmp_path / "run", model, sgd(model, 1e-3)).verdict == "healthy"

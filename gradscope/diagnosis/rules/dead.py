@@ -14,6 +14,7 @@ from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
 from gradscope.diagnosis.rules.update_speed import falls
+from gradscope.diagnosis.signal_path import before_gates, edges_of
 from gradscope.wording import capitalised
 
 OFF = 0.99
@@ -63,7 +64,7 @@ def _units(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
     share = looks[-1]
     zero = evidence.median("zero_fraction")[-1]
     often = over_reference(1 - np.nan_to_num(zero), 1 - share)
-    found = layers & (share >= UNITS) & (often >= SPARSE)
+    found = layers & (share >= UNITS) & (often >= SPARSE) & ~_of_gates(evidence)
     if not found.any():
         return
     first, last = evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])
@@ -80,6 +81,21 @@ def _units(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
         tuple(_remedies(evidence, from_start=bool((looks[0][found] >= UNITS).any()))),
         Place(last, int(np.flatnonzero(found)[0]), "zero_fraction", "forward"),
     )
+
+
+def _of_gates(evidence: Evidence) -> Mask:
+    """Return which layers lead to gates alone, as the few units of a squeeze and excitation.
+
+    What they are given, means over places, hardly varies: half of them are off from the start.
+    """
+    edges = edges_of(evidence.run)
+    found = np.zeros(len(evidence.names), dtype=bool)
+    if len(edges):
+        found[before_gates(evidence.run, edges)] = True
+        for layer in range(len(found) - 1, -1, -1):
+            readers = edges[edges[:, 0] == layer, 1]
+            found[layer] |= len(readers) > 0 and bool((readers >= 0).all() and found[readers].all())
+    return found
 
 
 def _first_step(evidence: Evidence, off: Mask) -> int:

@@ -1,1 +1,1 @@
-"""Half C: trainings that were written when the rules stood, and judged once before any of them."""
+"""Set C: trainings written when the rules stood, judged before any was mended on them."""
