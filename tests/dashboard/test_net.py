@@ -29,6 +29,6 @@ def test_a_click_on_a_layer_opens_its_history(browse: Browse, server: Server) ->
 
 def test_the_starving_layer_is_pointed_at(browse: Browse, server: Server) -> None:
     page = browse(f"{server.url}?view=net")
-    page.locator("#net text", has_text="blocks.0.fc: 63 billion × less").wait_for()
-    page.get_by_text("blocks.0.fc starves: 63 billion × less.").wait_for()
+    page.locator("#net text", has_text="blocks.0.fc: 900 billion × less").wait_for()
+    page.get_by_text("blocks.0.fc starves: 900 billion × less.").wait_for()
     assert page.locator("#net .starved").count() == 1
