@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,16 +108,24 @@ def _ended(library: Library, name: str) -> list[html.Span]:
 def _chips(summary: Summary) -> list[html.Span]:
     """Return what is judged, the worst first."""
     return [
-        html.Span([html.B(SIGNS[part.tone]), f" {part.words}"], className=f"chip {part.tone}")
+        html.Span(
+            [html.B(SIGNS[part.tone]), f" {_whole(part.words)}"], className=f"chip {part.tone}"
+        )
         for part in summary.parts
     ]
+
+
+def _whole(words: str) -> str:
+    """Return `words` with numbers that no line ends within: `2e-05`, `62 %`, `3.5 thousand`."""
+    words = re.sub(r"(?<=\de)-(?=\d)", "\u2011", words)
+    return re.sub(r"(?<=\d) (?=%|×|thousand|million|billion|trillion)", "\u00a0", words)
 
 
 def _words(summary: Summary, name: str, notes: list[str], layers: list[str]) -> list[Any]:
     """Return the sentence for the verdict, the first remedy, and what there is to open."""
     diagnosis = summary.diagnosis
     sentence = " ".join([diagnosis.summary, *diagnosis.beside])
-    content: list[Any] = [html.P(sentence, className="summary")]
+    content: list[Any] = [html.P(_whole(sentence), className="summary")]
     grave = [f for f in diagnosis.findings if f.severity != "information"]
     remedies = [r for f in grave for r in f.remedies if not r.startswith(IN_VAIN)]
     remedy = next(iter(remedies), None)

@@ -88,6 +88,27 @@ def logged_curves(run: Run) -> dict[tuple[str, str], Curve]:
     return curves
 
 
+def nan_to_the_end(
+    recorded: NDArray[np.int64], logged: NDArray[np.int64]
+) -> tuple[int, int] | None:
+    """Return the first and last step of those at whose end a scalar is NaN for good, None if not.
+
+    NaN that is logged reads as what was not logged.
+
+    Parameters
+    ----------
+    recorded : array, shape (n,)
+        All steps.
+    logged : array, shape (m,)
+        Those at which it was logged, and not NaN.
+    """
+    if not len(logged):
+        return None
+    after = recorded[recorded > logged[-1]]
+    usual = int(np.diff(np.append(-1, np.searchsorted(recorded, logged))).max())
+    return (int(after[0]), int(after[-1])) if len(after) > max(usual, 2) else None
+
+
 def _meaning(column: str) -> tuple[str, str] | None:
     """Return what a logged scalar is, (`train` or `val`, measure), or None if neither."""
     if column in ("loss_scale", "grad_norm", "clipped_grad_norm"):

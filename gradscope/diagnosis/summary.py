@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.curves import logged_curves
+from gradscope.diagnosis.curves import logged_curves, nan_to_the_end
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import CANNOT_TELL, FLOW, Diagnosis
 from gradscope.diagnosis.shortcut_story import shortcut_story
@@ -22,6 +22,8 @@ Tone = Literal["good", "unsure", "bad"]
 
 STUCK, ROSE = 0.97, 1.2
 """A loss that ends above these shares of its first value is stuck, or rose."""
+HILL = 0.5
+"""A rise between by this share of the first loss is told, though it fell again."""
 SPARK = 40
 """Points of the small picture of a loss."""
 JUMP = 0.5
@@ -113,7 +115,7 @@ def summarise(run: Run) -> Summary:
         loss,
         _speed(evidence, loss),
         shortcut_story(run),
-        np.nan if _lost(run, steps) is not None else _at_the_end(raw),
+        np.nan if nan_to_the_end(run.steps["step"].to_numpy(), steps) else _at_the_end(raw),
         _logged_loss(run),
         values[kept] if len(values) else values,
         len(run.steps),
@@ -146,19 +148,6 @@ def _at_the_end(values: NDArray[np.float64]) -> float:
     return float(np.median(values[-max(len(values) // 10, 1) :])) if len(values) else np.nan
 
 
-def _lost(run: Run, steps: NDArray[np.int64]) -> int | None:
-    """Return from which step on a loss is NaN to the end, None if it is not.
-
-    NaN that is logged reads as what was not logged.
-    """
-    if not len(steps):
-        return None
-    recorded = run.steps["step"].to_numpy()
-    after = recorded[recorded > steps[-1]]
-    usual = int(np.diff(np.append(-1, np.searchsorted(recorded, steps))).max())
-    return int(after[0]) if len(after) > max(usual, 2) else None
-
-
 def _loss(
     run: Run,
     steps: NDArray[np.int64],
@@ -167,9 +156,9 @@ def _loss(
 ) -> Judged | None:
     if not len(values):
         return None
-    lost = _lost(run, steps)
+    lost = nan_to_the_end(run.steps["step"].to_numpy(), steps)
     if lost is not None:
-        return Judged(f"loss NaN from step {lost:,} on", "bad")
+        return Judged(f"loss NaN from step {lost[0]:,} on", "bad")
     broken = ~np.isfinite(values)
     if broken.any():
         return Judged(f"loss not finite at step {steps[broken][0]:,}", "bad")
@@ -183,6 +172,10 @@ def _loss(
         )
     if last > STUCK * first and len(values) >= 20:
         return Judged(f"{way}, hardly falls", "bad")
+    rises = values - np.minimum.accumulate(values)
+    if len(values) >= 20 and rises.max() > HILL * abs(first):
+        hill = number(values[int(np.argmax(rises))])
+        return Judged(f"loss {number(first)} → {hill} → {number(last)}, rose between", "good")
     return Judged(way, "good")
 
 

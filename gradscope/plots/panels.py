@@ -79,6 +79,21 @@ class PanelAxes:
         font = {"color": theme.label(place), "size": 13}
         return self.title(theme, f"<b>{safe(run, limit)}</b>{rest}", font=font, **settings)
 
+    def shade(self, gap: tuple[int, int], theme: Theme) -> dict[str, Any]:
+        """Return a shade behind the panel's curves over the steps of `gap`, which are NaN."""
+        return {
+            "type": "rect",
+            "xref": self.x,
+            "yref": f"{self.y} domain",
+            "x0": gap[0],
+            "x1": gap[1],
+            "y0": 0,
+            "y1": 1,
+            "fillcolor": translucent(theme.missing, 0.4),
+            "line": {"width": 0},
+            "layer": "below",
+        }
+
     @property
     def _suffix(self) -> str:
         return str(self.number + 1) if self.number else ""

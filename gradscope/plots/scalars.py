@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope import schema
+from gradscope.diagnosis.curves import nan_to_the_end
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs
 from gradscope.plots.panels import drawable, in_panels, rows_of
@@ -26,7 +27,6 @@ from gradscope.plots.theme import (
     nothing_to_show,
     step_axis,
     titled,
-    translucent,
 )
 from gradscope.runs.run import Run
 
@@ -75,9 +75,7 @@ def scalars_info(runs: Run | Sequence[Run]) -> list[ScalarCurve]:
             ):
                 continue
             kept = known[extremes(values[known], POINTS)]
-            usual = int(np.diff(known, prepend=-1).max())
-            after = number[known[-1] + 1 :]
-            gap = (int(after[0]), int(after[-1])) if len(after) > max(usual, 2) else None
+            gap = nan_to_the_end(number, number[known])
             curve = ScalarCurve(place, run.name, str(name), number[kept], values[kept], gap)
             curves.append(curve)
     names = dict.fromkeys(curve.name for curve in curves)
@@ -126,22 +124,14 @@ def scalars_figure(
                 }
             )
             if curve.gap:
-                layout["shapes"].append(
-                    {
-                        "type": "rect",
-                        "xref": axes.x,
-                        "yref": f"{axes.y} domain",
-                        "x0": curve.gap[0],
-                        "x1": curve.gap[1],
-                        "y0": 0,
-                        "y1": 1,
-                        "fillcolor": translucent(theme.missing, 0.4),
-                        "line": {"width": 0},
-                        "layer": "below",
-                    }
-                )
+                layout["shapes"].append(axes.shade(curve.gap, theme))
         spikes = {"showspikes": True, "spikemode": "across", "spikethickness": 1}
-        x = step_axis(theme, [c.steps for c in mine], "step" if axes.lowest else "", showline=True)
+        x = step_axis(
+            theme,
+            [np.append(c.steps, c.gap or ()) for c in mine],
+            "step" if axes.lowest else "",
+            showline=True,
+        )
         x |= {**spikes, "spikecolor": theme.muted}
         if axes.number:
             x["matches"] = "x"

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from gradscope.diagnosis.curves import logged_curves
+from gradscope.diagnosis.curves import logged_curves, nan_to_the_end
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs
 from gradscope.plots.panels import PanelAxes, in_panels
@@ -41,7 +41,8 @@ class TrainingCurve:
     """A logged scalar of the `place`-th given run, smoothed by a running median.
 
     `part` is `train` or `val`, `measure` is `loss` or `error`; `steps` and `values` have the
-    shape (n_kept,), the ends and extremes of `total` logged ones.
+    shape (n_kept,), the ends and extremes of `total` logged ones. `gap` is where it was NaN for
+    good: the first such step and the last one, or None.
     """
 
     place: int
@@ -52,6 +53,7 @@ class TrainingCurve:
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
     total: int
+    gap: tuple[int, int] | None
 
 
 def training_info(runs: Run | Sequence[Run]) -> list[TrainingCurve]:
@@ -70,6 +72,7 @@ def training_info(runs: Run | Sequence[Run]) -> list[TrainingCurve]:
                     curve.steps[kept],
                     curve.values[kept],
                     len(curve.values),
+                    nan_to_the_end(run.steps["step"].to_numpy(), curve.steps),
                 )
             )
     return curves
@@ -83,6 +86,8 @@ def training_caption(curves: list[TrainingCurve]) -> str:
         " one overfits."
     )
     for curve in curves:
+        if curve.gap:
+            text += f" {curve.run}: {curve.column} is NaN from step {curve.gap[0]:,} on, shaded."
         bad = int((~np.isfinite(curve.values)).sum())
         if bad:
             text += f" {curve.run}: {curve.column} is NaN or inf at {bad} of the drawn steps."
@@ -101,6 +106,7 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
     data: list[dict[str, Any]] = []
     for axes, measure in in_panels(measures, theme, beside=0.08, below=0.16):
         mine = [curve for curve in curves if curve.measure == measure]
+        layout["shapes"] += [axes.shade(curve.gap, theme) for curve in mine if curve.gap]
         for curve in mine:
             style = theme.line(curve.place, 2.5 if curve.part == "train" else 1.2)
             name = f"{lettering.safe(curve.run)}, {SETS[curve.part]}"
@@ -119,7 +125,7 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
             )
         axes.add_to(
             layout,
-            step_axis(theme, [curve.steps for curve in mine], showline=True),
+            step_axis(theme, [np.append(c.steps, c.gap or ()) for c in mine], showline=True),
             axis(theme, MEASURES[measure], rangemode="tozero"),
         )
         if not theme.many:

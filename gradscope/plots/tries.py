@@ -89,7 +89,7 @@ def tries_figure(curves: list[TriedCurve], theme: Theme = LIGHT) -> FigureDict:
     layout["yaxis"] = axis(theme, "training loss", rangemode="tozero", range=_range(curves))
     layout["margin"]["r"] = 16
     data = []
-    named = [curve for curve in curves[1:] if curve.tried.helps][:_NAMED]
+    named = [c for c in curves[1:] if c.tried.helps and len(_finite(c))][:_NAMED]
     for curve in curves:
         name = lettering.safe(curve.tried.change)
         line = {"color": translucent(theme.muted, 0.5), "width": 1.0, "dash": "solid"}
@@ -108,6 +108,9 @@ def tries_figure(curves: list[TriedCurve], theme: Theme = LIGHT) -> FigureDict:
                 "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
             }
         )
+    top = layout["yaxis"]["range"][1]
+    ends = [min(float(_finite(curve)[-1]), top) for curve in named]
+    shifts = lettering.spread(heights := np.array(ends) / top * 300, 17) - heights
     layout["annotations"] += [
         annotation(
             theme,
@@ -115,14 +118,13 @@ def tries_figure(curves: list[TriedCurve], theme: Theme = LIGHT) -> FigureDict:
             x=1,
             xref="x domain",
             xanchor="right",
-            y=1,
-            yref="y domain",
-            yanchor="top",
-            yshift=-17.0 * place,
+            y=end,
+            yanchor="bottom",
+            yshift=float(shift) + 3,
             bgcolor=translucent(theme.surface, 0.7),
             font={"color": theme.label(place)},
         )
-        for place, curve in enumerate(named)
+        for place, (curve, end, shift) in enumerate(zip(named, ends, shifts, strict=True))
     ]
     return {"data": data, "layout": layout}
 
@@ -143,8 +145,12 @@ def tries(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:
     return titled(tries_figure(curves, theme), TITLE, tries_caption(curves), theme)
 
 
+def _finite(curve: TriedCurve) -> NDArray[np.float64]:
+    return curve.values[np.isfinite(curve.values)]
+
+
 def _range(curves: list[TriedCurve]) -> list[float]:
     """Return up to where the losses are drawn: one that explodes leaves the others their room."""
-    tops = [float(c.values[np.isfinite(c.values)].max(initial=0)) for c in curves]
+    tops = [float(_finite(c).max(initial=0)) for c in curves]
     first = [float(c.values[0]) for c in curves if len(c.values) and np.isfinite(c.values[0])]
     return [0.0, 1.05 * min(max(tops), 2 * float(np.median(first or tops)))]

@@ -130,7 +130,9 @@ def cells(row: Tried, unchanged: Tried) -> tuple[str, ...]:
     decades = signed(row.decades)
     if row is not unchanged:
         decades = f"{signed(unchanged.decades)} -> {decades}"
-    spread = "" if row.seeds < 2 or math.isnan(row.spread) else f" ± {row.spread / 2:.1g}"
+    # of three digits of the loss the last is told
+    told_to = math.isfinite(row.loss) and row.spread / 2 >= 5e-4 * abs(row.loss)
+    spread = f" ± {row.spread / 2:.1g}" if row.seeds > 1 and told_to else ""
     return (
         row.change,
         decades,

@@ -30,7 +30,7 @@ def setup():
 def test_the_table_and_the_ghost_line_stand_beside_the_run(
     dashboard: Serve, browse: Browse, tmp_path: Path
 ) -> None:
-    with_tries(tmp_path / "plain")
+    with_tries(tmp_path / "plain", "<b>own</b>")
     url = dashboard(tmp_path)
     page = browse(f"{url}?view=what-if", bypass_csp=True)
     drawn(page, "tries")

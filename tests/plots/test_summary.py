@@ -32,6 +32,11 @@ def run_with_losses(path: Path, losses: np.ndarray) -> Run:
     [
         (np.linspace(2.4, 0.2, 40), "loss 2.4 → 0.28", "good"),
         (np.linspace(2.4, 10.7, 40), "loss 2.4 → 10, rose", "bad"),
+        (
+            np.r_[np.linspace(2, 1, 20), np.linspace(1, 3, 20), np.linspace(3, 0.1, 60)],
+            "rose",
+            "good",
+        ),
         (np.full(40, 2.3), "loss 2.3 → 2.3, hardly falls", "bad"),
         (np.r_[np.linspace(2, 12, 20), np.linspace(12, 1, 40)], "rose between", "unsure"),
         (np.r_[np.linspace(2, 1, 30), np.full(10, np.nan)], "loss NaN from step 30 on", "bad"),

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from gradscope.plots.training import training_info
+from pathlib import Path
+
+import numpy as np
+
+import handmade
+from gradscope.plots.training import training_caption, training_figure, training_info
 from gradscope.runs.run import Run
 
 
@@ -12,3 +17,30 @@ def test_training_shows_the_logged_losses(plain: Run) -> None:
     train = next(curve for curve in curves if curve.part == "train")
     assert train.steps.tolist() == list(range(60))
     assert train.values[-1] < train.values[0]
+
+
+def test_a_loss_that_is_nan_for_good_is_shaded_to_the_last_step(tmp_path: Path) -> None:
+    losses = np.r_[np.linspace(2, 1, 30), np.full(20, np.nan)]
+    run = handmade.make_run(
+        tmp_path / "nan",
+        handmade.chain(3),
+        {"signal_norm": 1.0},
+        n_steps=50,
+        steps={"train_loss": losses},
+    )
+    curves = training_info(run)
+    (shape,) = [s for s in training_figure(curves)["layout"]["shapes"] if s["type"] == "rect"]
+    assert (shape["x0"], shape["x1"]) == (30, 49)
+    assert "NaN from step 30 on, shaded" in training_caption(curves)
+
+
+def test_a_loss_that_was_logged_seldom_is_not_taken_for_nan(tmp_path: Path) -> None:
+    losses = np.where(np.arange(50) % 10 == 0, 1.0, np.nan)
+    run = handmade.make_run(
+        tmp_path / "seldom",
+        handmade.chain(3),
+        {"signal_norm": 1.0},
+        n_steps=50,
+        steps={"train_loss": losses},
+    )
+    assert [curve.gap for curve in training_info(run)] == [None]

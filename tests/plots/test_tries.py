@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import gradscope.plots as plots
 import handmade
 from gradscope.plots.tries import NOTHING, tries_caption, tries_figure, tries_info
 from gradscope.runs.run import Run
+from gradscope.runs.tries import cells, read_tried
 from with_tries import LOSSES, with_tries
 
 
@@ -33,8 +35,33 @@ def test_a_loss_that_explodes_leaves_the_others_their_room(run: Run) -> None:
     assert tries_figure(tries_info([run]))["layout"]["yaxis"]["range"][1] < 5
 
 
+def test_a_name_stands_at_the_end_of_its_line(run: Run) -> None:
+    figure = tries_figure(tries_info([run]))
+    (label,) = [n for n in figure["layout"]["annotations"] if "shortcuts" in n["text"]]
+    assert label["y"] == LOSSES["shortcuts"][-1]
+    assert label["xanchor"] == "right"
+
+
+@pytest.mark.parametrize(
+    ("loss", "spread", "said"),
+    [
+        (1e30, 0.01, "1e+30"),
+        (2.3, 0.01, "2.3 ± 0.005"),
+        (0.1, 0.3, "0.1 ± 0.1"),
+        (np.inf, 0.1, "inf"),
+    ],
+)
+def test_a_spread_that_the_loss_is_not_told_to_is_left_out(
+    run: Run, loss: float, spread: float, said: str
+) -> None:
+    unchanged, row = read_tried(run.path)[:2]
+    assert cells(replace(row, loss=loss, spread=spread), unchanged)[4] == said
+
+
 def test_names_are_text_and_a_run_without_tries_says_how_to_try(run: Run, tmp_path: Path) -> None:
-    names = [trace["name"] for trace in tries_figure(tries_info([run]))["data"]]
+    hostile = with_tries(tmp_path / "hostile", "<b>own</b>")
+    names = [trace["name"] for trace in tries_figure(tries_info([hostile]))["data"]]
+    assert "own" in names[2]
     assert "<b>" not in names[2]
     other = handmade.make_run(tmp_path / "other", handmade.chain(3), {"signal_norm": 1.0})
     assert tries_info([other]) == []

@@ -15,11 +15,16 @@ LOSSES = {
     "shortcuts": np.linspace(2.3, 0.1, 20),
     "own": np.geomspace(2.3, 1e30, 20),
 }
-NAMES = {"": "unchanged", "shortcuts": "shortcuts around pairs of layers", "own": "<b>own</b>"}
+NAMES = {
+    "": "unchanged",
+    "shortcuts": "shortcuts around pairs of layers",
+    "own": "learning rate x 100",
+}
 
 
-def with_tries(path: Path) -> Run:
-    """Write it."""
+def with_tries(path: Path, own: str = NAMES["own"]) -> Run:
+    """Write it; the change that explodes is called `own`."""
+    names = {**NAMES, "own": own}
     runs, rows = [], []
     for folder, losses in LOSSES.items():
         place = path / FOLDER / folder if folder else path
@@ -29,7 +34,7 @@ def with_tries(path: Path) -> Run:
         helps = folder == "shortcuts"
         rows.append(
             Tried(
-                NAMES[folder], folder, ("vanishing",), helps, helps,
+                names[folder], folder, ("vanishing",), helps, helps,
                 "healthy" if helps else "vanishing", -0.1 if helps else -3.0, 1e-3, 2.3,
                 float(losses[-1]), -0.1, 0.01, 1.2, 100, 20, 3,
             )
