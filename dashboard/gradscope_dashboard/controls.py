@@ -240,11 +240,12 @@ def register(app: Dash, library: Library) -> None:
         """Show as pressed what is chosen; the buttons themselves stay, and keep the focus."""
         names = library.names
         now = state.parse(search, NAMES, names)
-        chosen = {("run", name) for name in library.shown(now)}
+        shown = library.shown(now)
+        chosen = {("run", name) for name in shown}
         chosen |= {("metric", now.metric), ("view", now.view)}
         if now.log:
             chosen.add(("log", "1"))
-        if now.step is None:
+        if now.step is None and library.opening(shown) is None:
             chosen.add(("step", "latest"))
         if screen and screen["theme"] == "dark":
             chosen.add(("theme", "other"))

@@ -175,3 +175,14 @@ def test_the_table_sorts_and_grows(browse: Browse, dashboard: Serve, tmp_path: P
     page.get_by_role("button", name="25 more").click()
     page.get_by_text("41 of 41 weight layers, sorted by no.").wait_for()
     assert rows.count() == 41
+
+
+def test_on_a_phone_the_tab_of_the_view_that_is_open_is_in_sight(
+    browse: Browse, server: Server
+) -> None:
+    page = browse(f"{server.url}?view=layers", viewport={"width": 390, "height": 844})
+    tab = page.locator("#tabs").get_by_role("button", name="Layers", exact=True, pressed=True)
+    tab.wait_for()
+    page.wait_for_function("document.querySelector('#tabs').scrollLeft > 0")
+    box = tab.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390

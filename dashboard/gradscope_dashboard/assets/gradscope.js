@@ -93,3 +93,13 @@ new MutationObserver(function () {
     thumb.setAttribute("aria-label", "Step of the training");
   });
 }).observe(document.documentElement, { childList: true, subtree: true });
+
+// The view that is open stands in sight where the tabs do not all fit.
+new MutationObserver((changes) => {
+  for (const { target } of changes) {
+    const tabs = target.closest("#tabs");
+    if (tabs && target.ariaPressed === "true") {
+      tabs.scrollTo({ left: target.offsetLeft - tabs.offsetLeft - (tabs.clientWidth - target.offsetWidth) / 2 });
+    }
+  }
+}).observe(document, { subtree: true, attributeFilter: ["aria-pressed"] });
