@@ -278,7 +278,8 @@ class RunWriter:
             if held:
                 rows = _joined(held)
                 cut = int(np.searchsorted(rows["step"], last, side="right"))
-                rest = {name: values[cut:] for name, values in rows.items()}
+                # copies, as a view would keep what is given up
+                rest = {name: values[cut:].copy() for name, values in rows.items()}
                 self._rows[table] = [rest] if rest["step"].size else []
         lost = self.meta["lost"]
         if lost and lost[-1]["why"] == self._trouble and lost[-1]["last"] < first:

@@ -183,6 +183,6 @@ def test_on_a_phone_the_tab_of_the_view_that_is_open_is_in_sight(
     page = browse(f"{server.url}?view=layers", viewport={"width": 390, "height": 844})
     tab = page.locator("#tabs").get_by_role("button", name="Layers", exact=True, pressed=True)
     tab.wait_for()
-    page.wait_for_function("document.querySelector('#tabs').scrollLeft > 0")
+    page.wait_for_function("() => document.querySelector('#tabs').scrollLeft > 0")
     box = tab.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= 390

@@ -46,7 +46,7 @@ def test_a_run_that_ends_in_nan_opens_where_it_can_still_be_read(
     )
     page.get_by_role("button", name="Follow latest").click()
     page.wait_for_url("**step=19**")
-    page.wait_for_function("document.getElementById('step-number').value == '19'")
+    page.wait_for_function("() => document.getElementById('step-number').value == '19'")
 
 
 def test_a_finding_and_an_event_lead_to_their_step(
