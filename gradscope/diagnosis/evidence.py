@@ -196,6 +196,11 @@ class Evidence:
         """Return the number of the step in a row of `steps`."""
         return int(self.steps["step"].iloc[row])
 
+    @property
+    def whole(self) -> tuple[int, int]:
+        """The first and the last step that was read."""
+        return self.step(self.rows[0]), self.step(self.rows[-1])
+
     def span(self, windows: Mask) -> tuple[int, int]:
         """Return the first and the last step of the marked windows."""
         marked = np.flatnonzero(windows)

@@ -69,7 +69,7 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
     first = len(same) - int(np.argmin(same[::-1])) if not same.all() else 0
     layers = evidence.path.layers[first:]
     from_start = from_input or bool(chain[0, -1] < ALIKE)
-    steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    steps = evidence.whole
     yield Finding(
         "collapsed",
         "critical",
@@ -161,7 +161,7 @@ def _symmetric(evidence: Evidence) -> Iterator[Finding]:
         f"All units of {evidence.named(same)} give the same number for a sample: they started from"
         " the same weights, get the same gradient, and stay one unit.",
         names_of(evidence, same),
-        (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])),
+        evidence.whole,
         {"sample_spread": float(looks[-1][same].min())},
         ("start from random weights (torch.nn.init.kaiming_normal_), not from one number",),
         Place(

@@ -67,7 +67,7 @@ def _units(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
     found = layers & (share >= UNITS) & (often >= SPARSE) & ~_of_gates(evidence)
     if not found.any():
         return
-    first, last = evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])
+    first, last = evidence.whole
     low, high = share[found].min(), share[found].max()
     much = f"{high:.0%}" if round(low, 2) == round(high, 2) else f"{low:.0%} to {high:.0%}"
     yield Finding(

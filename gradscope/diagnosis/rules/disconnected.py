@@ -87,7 +87,7 @@ def _nothing(evidence: Evidence) -> Iterator[Finding]:
         "critical",
         f"The gradient of the loss is exactly 0 at every weight layer and step: {why}.",
         (evidence.names[last],),
-        (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])),
+        evidence.whole,
         {"layers": float(known.sum())},
         (advice,),
         Place(evidence.step(evidence.rows[0]), last, "signal_norm", "loss"),
@@ -150,7 +150,7 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
     meant = np.array([_COPY.search(name) is not None for name in evidence.names], dtype=bool)
     first &= ~meant
     first &= ran | (len(evidence.rows) >= AGAIN) | without[np.flatnonzero(evidence.owners)[0]]
-    steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    steps = evidence.whole
     if first.any():
         last = int(np.flatnonzero(first)[-1])
         end = "ends before" if ran[first].any() else "does not lead beyond"

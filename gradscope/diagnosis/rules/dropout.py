@@ -35,7 +35,7 @@ def strong_dropout(evidence: Evidence) -> Iterator[Finding]:
         f"Dropout leaves out {most:.0%} of the units in training, at {listed(list(strong))},"
         f" {rest}.",
         tuple(strong),
-        (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])),
+        evidence.whole,
         {"dropout": most},
         (
             f"lower dropout from {most:.2g} to 0.1 - 0.5; p is the share that is left out, not the"

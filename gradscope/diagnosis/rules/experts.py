@@ -179,7 +179,7 @@ def _finding(
     *,
     many: bool,
 ) -> Finding:
-    steps = evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])
+    steps = evidence.whole
     return Finding(
         "experts",
         "warning" if many else "information",

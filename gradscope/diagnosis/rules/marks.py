@@ -32,6 +32,11 @@ def first_place(
     return Place(evidence.step(evidence.windows[window][0]), layer, column, phase)
 
 
+def moved_place(evidence: Evidence, layers: Mask, column: str) -> Place:
+    """Return the first of the marked layers, (layers,), in the first step that was read."""
+    return Place(evidence.whole[0], int(np.flatnonzero(layers)[0]), column, "update")
+
+
 def any_behind(found: Mask) -> Mask:
     """Return for each layer whether one after it was marked, (windows, layers)."""
     behind = np.zeros_like(found)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place, Severity
-from gradscope.diagnosis.rules.marks import names_of
+from gradscope.diagnosis.rules.marks import moved_place, names_of
 from gradscope.wording import amount, capitalised, listed
 
 ENOUGH = 3
@@ -77,7 +77,7 @@ def _outside(evidence: Evidence) -> Iterator[Finding]:
         f" and no optimizer holds ({listed(each)}; {amount(elements)} numbers in all): they never"
         " learn, are not saved, and do not move to another device.",
         (),
-        _steps(evidence),
+        evidence.whole,
         {"parameters": float(len(shapes)), "elements": float(elements)},
         (
             "keep layers in nn.ModuleList or nn.ModuleDict, not in a Python list or dict, and make"
@@ -97,7 +97,7 @@ def _unheld(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
         f"No optimizer holds the weights of {evidence.named(layers)}: a gradient arrives at every"
         " step, and the weights stay as they were.",
         names_of(evidence, layers),
-        _steps(evidence),
+        evidence.whole,
         {"layers": float(layers.sum())},
         (
             "hand model.parameters() to the optimizer after the model is complete: layers that"
@@ -105,7 +105,7 @@ def _unheld(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
             "if they are meant to stay as they are, freeze them: requires_grad_(False) saves their"
             " backward pass",
         ),
-        _place(evidence, layers, "grad_norm"),
+        moved_place(evidence, layers, "grad_norm"),
     )
 
 
@@ -122,10 +122,10 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
         f" (requires_grad is False), {amount(number)} parameters of"
         f" {amount(int(evidence.layers['parameters'].sum()))}.",
         names_of(evidence, layers),
-        _steps(evidence),
+        evidence.whole,
         {"layers": float(layers.sum()), "parameters": float(number)},
         ("if they are meant to learn: requires_grad_(True), before the optimizer is made",),
-        _place(evidence, layers, "weight_norm"),
+        moved_place(evidence, layers, "weight_norm"),
     )
 
 
@@ -176,10 +176,10 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
         severity,
         sentence,
         names_of(evidence, layers),
-        _steps(evidence),
+        evidence.whole,
         {"layers": float(layers.sum()), "of": float(held.sum())},
         remedies,
-        _place(evidence, layers, "update_norm"),
+        moved_place(evidence, layers, "update_norm"),
     )
 
 
@@ -207,12 +207,3 @@ def _over(evidence: Evidence) -> Iterator[Finding]:
         ),
         Place(first, None, "learning_rate", "update"),
     )
-
-
-def _steps(evidence: Evidence) -> tuple[int, int]:
-    return evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])
-
-
-def _place(evidence: Evidence, layers: Mask, column: str) -> Place:
-    first = int(np.flatnonzero(layers)[0])
-    return Place(evidence.step(evidence.rows[0]), first, column, "update")

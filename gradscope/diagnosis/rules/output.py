@@ -54,7 +54,7 @@ def output(evidence: Evidence) -> Iterator[Finding]:
     rows = some_rows(evidence)
     over_loss = _gradient_over_loss(evidence, layer, kind, rows)
     known = over_loss[np.isfinite(over_loss)]
-    steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    steps = evidence.whole
     place = Place(steps[0], layer, "signal_norm", "loss")
     label = evidence.labels[layer]
     names = (evidence.names[layer],)
@@ -88,7 +88,7 @@ def _twice_seen(evidence: Evidence) -> Iterator[Finding]:
     """Find losses that were given what they make themselves, as the graph has shown."""
     if len(evidence.rows) == 0:
         return
-    steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    steps = evidence.whole
     last = int(np.flatnonzero(evidence.weights)[-1]) if evidence.weights.any() else None
     for loss, after in evidence.run.heads[["loss", "after"]].itertuples(index=False):
         if after == "broadcast":

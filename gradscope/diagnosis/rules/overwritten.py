@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask, column_medians
-from gradscope.diagnosis.findings import Finding, Place
-from gradscope.diagnosis.rules.marks import names_of
+from gradscope.diagnosis.findings import Finding
+from gradscope.diagnosis.rules.marks import moved_place, names_of
 from gradscope.diagnosis.rules.remedies import of_size
 from gradscope.diagnosis.rules.update_speed import falls, stands_still
 from gradscope.diagnosis.signal_path import Floats
@@ -74,13 +74,13 @@ def _written(evidence: Evidence, layers: Mask, changed: Floats, update: Floats) 
         f" {evidence.named(layers)}: from one step to the next they change {times:.2g} times as"
         " much as the step itself did.",
         names_of(evidence, layers),
-        _steps(evidence),
+        evidence.whole,
         {"change_over_step": times},
         (
             "look for what writes parameters in the loop: an initialisation that runs again, a"
             " checkpoint that is loaded, an average that is copied over them",
         ),
-        _place(evidence, layers),
+        moved_place(evidence, layers, "weight_norm"),
     )
 
 
@@ -94,21 +94,12 @@ def _undone(evidence: Evidence, layers: Mask, update: Floats, weight: Floats) ->
         " step, and by the next one their norms are what they were, as if nothing had been done;"
         " nor does the loss change.",
         names_of(evidence, layers),
-        _steps(evidence),
+        evidence.whole,
         {"update_ratio": speed},
         (
             "look for what is copied over the trained weights after the step: their running"
             " average belongs into a copy, a checkpoint is loaded once; where weights are projected"
             " to a fixed norm, that is why they stand",
         ),
-        _place(evidence, layers),
+        moved_place(evidence, layers, "weight_norm"),
     )
-
-
-def _steps(evidence: Evidence) -> tuple[int, int]:
-    return evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])
-
-
-def _place(evidence: Evidence, layers: Mask) -> Place:
-    first = int(np.flatnonzero(layers)[0])
-    return Place(evidence.step(evidence.rows[0]), first, "weight_norm", "update")

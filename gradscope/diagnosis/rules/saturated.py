@@ -74,7 +74,7 @@ def _states(evidence: Evidence) -> Iterator[Finding]:
         f"The states of {evidence.named(flat)} are all but 1 or -1, where tanh is flat: its slope"
         f" is {slope[flat].min():.1g} on average, and next to nothing gets from step to step.",
         names_of(evidence, flat),
-        (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1])),
+        evidence.whole,
         {"derivative_mean": float(slope[flat].min())},
         (
             "normalise the inputs, to mean 0 and deviation 1",

@@ -46,7 +46,7 @@ def through_time(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _finding(evidence: Evidence, layer: int, decades: float) -> Finding:
-    lost, steps = decades < 0, (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    lost, steps = decades < 0, evidence.whole
     what = "time step" if evidence.recurrent[layer] else "call"
     if np.isinf(decades):
         much = "nothing of it" if lost else "infinitely more of it"

@@ -51,7 +51,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
         return
     middle, most = float(np.median(speed[known])), float(speed[known].max())
     weights = np.flatnonzero(evidence.weights)
-    steps = (evidence.step(evidence.rows[0]), evidence.step(evidence.rows[-1]))
+    steps = evidence.whole
     if middle > FAST and not falls(evidence):
         layer = int(weights[known][speed[known].argmax()])
         yield Finding(
