@@ -73,7 +73,8 @@ class Forward:
 
     def outermost(self) -> Call:
         """Return the first of `calls`."""
-        return _described(*self.returned()[0])
+        both = zip(self.modules, self._records, strict=True)
+        return next(_described(module, record) for module, record in both if record is not None)
 
     @property
     def layers(self) -> list[int | None]:
@@ -120,7 +121,8 @@ class Forward:
 
     def returned(self) -> list[tuple[ModuleInfo, _Record]]:
         """Return the modules whose calls returned, with these, in the order in which they began."""
-        return list(self.numbered().values())
+        both = zip(self.modules, self._records, strict=True)
+        return [(module, record) for module, record in both if record is not None]
 
     def numbered(self) -> dict[int, tuple[ModuleInfo, _Record]]:
         """Return the same by the numbers of the calls."""
