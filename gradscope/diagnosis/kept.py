@@ -52,18 +52,15 @@ def summary_of(path: Path) -> Summary:
     """
     mark = _mark(path)
     known = _read(path, mark)
-    if known is not None:
-        for message in known[1]:
-            warnings.warn(message, GradscopeWarning, stacklevel=2)
-        return known[0]
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", GradscopeWarning)
-        summary = summarise(load(path))
-    told = [str(warning.message) for warning in caught]
+    if known is None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", GradscopeWarning)
+            summary = summarise(load(path))
+        known = summary, [str(warning.message) for warning in caught]
+        _write(path, mark, *known)
+    summary, told = known
     for message in told:
         warnings.warn(message, GradscopeWarning, stacklevel=2)
-    if not is_live(path):
-        _write(path, {"of": mark, "told": told, **asdict(summary)})
     return summary
 
 
@@ -77,11 +74,14 @@ def known_summary(run: Run) -> Summary:
 
 def keep_closed(path: Path) -> None:
     """Keep the summary of a run that was just closed, if it is not too long."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GradscopeWarning)
+    mark = _mark(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", GradscopeWarning)
         run = load(path)
-        if len(run.steps) * len(run.layers) <= LONGEST:
-            summary_of(path)
+        if len(run.steps) * len(run.layers) > LONGEST:
+            return
+        summary = summarise(run)
+    _write(path, mark, summary, [str(warning.message) for warning in caught])
 
 
 def _read(path: Path, mark: str) -> tuple[Summary, list[str]] | None:
@@ -99,7 +99,11 @@ def _read(path: Path, mark: str) -> tuple[Summary, list[str]] | None:
     return None
 
 
-def _write(path: Path, held: dict[str, Any]) -> None:
+def _write(path: Path, mark: str, summary: Summary, told: list[str]) -> None:
+    """Keep what was said of a run, unless that is being written."""
+    if is_live(path):
+        return
+    held = {"of": mark, "told": told, **asdict(summary)}
     temporary = path / f".{FILE}.tmp"
     with suppress(OSError):
         text = json.dumps(_valid(held), allow_nan=False)
