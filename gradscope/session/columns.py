@@ -26,7 +26,7 @@ Columns = dict[str, NDArray[np.generic]]
 """Column -> values, of one table."""
 
 _REMEMBERED = 8
-_OF_ALL = ("grad_norm", "clipped_grad_norm")
+OF_ALL = ("grad_norm", "clipped_grad_norm")
 
 
 class Copies(NamedTuple):
@@ -128,9 +128,9 @@ class Decoder:
                 picked = picked / np.sqrt(held.copies)
             decoded.totals[name] = root_sum_square(picked)
             combine(column, {name: picked}, groups, layers[name])
-        before, after = (decoded.weights["layers"].get(name) for name in _OF_ALL)
+        before, after = (decoded.weights["layers"].get(name) for name in OF_ALL)
         if after is not None and (before is None or (after > 0)[before == 0].any()):
-            decoded.totals[_OF_ALL[0]] = np.full(len(values), math.nan)  # of some it was not read
+            decoded.totals[OF_ALL[0]] = np.full(len(values), math.nan)  # of some it was not read
 
     def _of_layers(
         self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
@@ -210,7 +210,7 @@ def columns(decoded: Decoded) -> dict[str, Columns]:
     branch, shortcut = (shortcuts.pop(column.name) for column in schema.FORWARD_NORMS)
     shortcuts["branch_ratio"] = ratio(branch, shortcut)
     shortcuts["energy_share"] = energy_share(shortcuts["shortcut_norm"], shortcuts["branch_norm"])
-    norms = {name: decoded.totals.get(name, np.full(len(steps), math.nan)) for name in _OF_ALL}
+    norms = {name: decoded.totals.get(name, np.full(len(steps), math.nan)) for name in OF_ALL}
     return {
         "layers": _table(steps, "layer", layers, dtype),
         "shortcuts": _table(steps, "shortcut", shortcuts, dtype),

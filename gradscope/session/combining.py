@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array, root_sum_square
-from gradscope.session.columns import Columns, Decoded
+from gradscope.session.columns import OF_ALL, Columns, Decoded
 from gradscope.session.joint import Joint
 from gradscope.session.partial_rows import METRICS, Ints, Kind, PartialRow, Slots, readings_of
 
@@ -69,14 +69,14 @@ class Combiner:
         self._compare(rows, sums, whole, values)
         norms = values["layers"]
         totals = {}
-        for name in ("grad_norm", "clipped_grad_norm"):
+        for name in OF_ALL:
             slots = self._slots.kinds.get(Kind("layers", name))
             if slots is not None:
                 read = self._place("layers", np.flatnonzero(slots >= 0))
                 seen = sums[:, 1, slots[slots >= 0]] > 0
                 totals[name] = root_sum_square(np.where(seen, norms[name][:, read], 0.0))
                 totals[name][~seen.any(axis=1)] = np.nan
-        before, after = (~np.isnan(norms[name]) for name in ("grad_norm", "clipped_grad_norm"))
+        before, after = (~np.isnan(norms[name]) for name in OF_ALL)
         if "grad_norm" in totals:  # of some it was not read
             totals["grad_norm"][(after & ~before).any(axis=1)] = np.nan
         wide = any(row.wide for row in rows)

@@ -29,7 +29,7 @@ def below(rank: int, size: int) -> range:
     return range(min(first, size), min(first + BELOW, size))
 
 
-class Links(Protocol):
+class Connections(Protocol):
     """How a process reaches the one above and those below; waits `seconds` at most."""
 
     def send(self, data: bytes, seconds: float) -> None:
@@ -42,7 +42,7 @@ class Links(Protocol):
         """Let go of the connections."""
 
 
-class GlooLinks:
+class GlooConnections:
     """Connections by gloo, over the store of a meeting; everybody who met has to make them.
 
     Gloo, whatever the training uses: what is sent is on the host by then, and little; collectives

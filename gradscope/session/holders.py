@@ -13,7 +13,7 @@ OVERLAP = (
 )
 
 
-def parts(groups: Sequence[tuple[Sequence[str], int]]) -> list[dict[str, Any]]:
+def find_holders(groups: Sequence[tuple[Sequence[str], int]]) -> list[dict[str, Any]]:
     """Return for each group how its layers are those of others.
 
     Groups without a layer in common are stages of a pipeline. What is in all groups of a stage is

@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from gradscope.autograd.torch_internals import default_store
-from gradscope.session.parts import parts
+from gradscope.session.holders import find_holders
 
 MEETING_SECONDS = 15
 """For which `watch()` waits for the other processes to call it, too."""
@@ -83,7 +83,7 @@ class Meeting:
         return ""
 
     def compare(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return how the layers `names` of this process are those of others; see `parts`.
+        """Return how the layers `names` of this process are those of others; see `find_holders`.
 
         Of what many processes have alike, the store has one copy.
         """
@@ -98,10 +98,10 @@ class Meeting:
             self.store.wait(keys, patience)
             kinds = [json.loads(self.store.get(key)) for key in keys]
             groups = [(some, self.store.add(f"kind/{other}", 0)) for other, some in kinds]
-            for (other, _), found in zip(kinds, parts(groups), strict=True):
-                self.store.set(f"parts/{other}", json.dumps(found))
-        self.store.wait([f"parts/{kind}"], patience)
-        told: dict[str, Any] = json.loads(self.store.get(f"parts/{kind}"))
+            for (other, _), found in zip(kinds, find_holders(groups), strict=True):
+                self.store.set(f"holders/{other}", json.dumps(found))
+        self.store.wait([f"holders/{kind}"], patience)
+        told: dict[str, Any] = json.loads(self.store.get(f"holders/{kind}"))
         return told
 
     def broadcast(self, value: str) -> str:

@@ -18,8 +18,8 @@ from gradscope.capture.net.catalogue import Catalogue
 from gradscope.capture.net.distributed import Sharing, replicas, several
 from gradscope.capture.net.modules import Modules
 from gradscope.errors import GradscopeError
+from gradscope.session.connections import GlooConnections
 from gradscope.session.joint import Joint
-from gradscope.session.links import GlooLinks
 from gradscope.session.meeting import MEETING_SECONDS, Meeting
 from gradscope.session.ranks import Ranks
 from gradscope.session.shares import Shares
@@ -128,7 +128,7 @@ def open_run(
         return _opened(writer, None)
     held = {} if writer is None else _opened(writer, None)._asdict()
     joint = Joint(*(held.get(key) or [] for key in ("layers", "shortcuts", "edges")))
-    ranks = Ranks(meeting.rank, meeting.size, GlooLinks(meeting), shares, joint)
+    ranks = Ranks(meeting.rank, meeting.size, GlooConnections(meeting), shares, joint)
     told = {key: held.get(key) for key in ("next_step", "elapsed", "notes", "marks")}
     is_new = writer is not None and writer.is_new
     told = json.loads(meeting.broadcast(json.dumps(told)))

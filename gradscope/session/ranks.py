@@ -22,8 +22,8 @@ import numpy as np
 from gradscope.capture.net.catalogue import Catalogue
 from gradscope.session.columns import Decoded
 from gradscope.session.combining import Combiner
+from gradscope.session.connections import Connections, above, below
 from gradscope.session.joint import Joint, described
-from gradscope.session.links import Links, above, below
 from gradscope.session.messages import Message
 from gradscope.session.partial_rows import Ints, PartialRow, Slots, partial_rows
 from gradscope.session.shares import Shares
@@ -35,7 +35,7 @@ class Ranks:
     Parameters
     ----------
     rank, size : int
-    links : Links
+    connections : Connections
         To the process above and those below.
     shares : Shares
         Of this process's readings.
@@ -51,10 +51,12 @@ class Ranks:
     combiner : Combiner
     """
 
-    def __init__(self, rank: int, size: int, links: Links, shares: Shares, joint: Joint) -> None:
+    def __init__(
+        self, rank: int, size: int, connections: Connections, shares: Shares, joint: Joint
+    ) -> None:
         self.rank, self.size = rank, size
         self.above = above(rank)
-        self._links = links
+        self._connections = connections
         self.shares, self.joint = shares, joint
         self.gone: list[int] = []
         self._slots = Slots()
@@ -98,7 +100,9 @@ class Ranks:
         for rank, sender in self._below.items():
             if sender.complete < math.inf:
                 try:
-                    self._take(rank, sender, Message.unpacked(self._links.receive(rank, seconds)))
+                    self._take(
+                        rank, sender, Message.unpacked(self._connections.receive(rank, seconds))
+                    )
                 except RuntimeError:
                     sender.complete = math.inf
                     self.gone.append(rank)
@@ -108,7 +112,7 @@ class Ranks:
     def give_up(self, seconds: float) -> list[Decoded]:
         """Pass on what is left of steps that some process has not sent."""
         left = [] if self.done else self._pass_on(math.inf, seconds)
-        self._links.end()
+        self._connections.end()
         return left
 
     def _take(self, rank: int, sender: _Sender, message: Message) -> None:
@@ -146,7 +150,7 @@ class Ranks:
         self._own.clear()
         told = self._news()
         message = Message(complete, ready, self._slots.runs[self._runs_sent :], told)
-        self._links.send(message.packed(), seconds)
+        self._connections.send(message.packed(), seconds)
         self._runs_sent = len(self._slots.runs)
         self.done = complete == math.inf
         return []

@@ -22,9 +22,9 @@ from gradscope import schema
 from gradscope.capture.keys import Keys, Layout, OfLayer, OfParameter, OfShortcut
 from gradscope.capture.net.catalogue import Catalogue, LayerInfo, ShortcutInfo
 from gradscope.session.columns import Decoder, columns
+from gradscope.session.connections import below
+from gradscope.session.holders import find_holders
 from gradscope.session.joint import Joint
-from gradscope.session.links import below
-from gradscope.session.parts import parts
 from gradscope.session.ranks import Ranks
 from gradscope.session.shares import Shares
 from gradscope.session.tape import HostRow
@@ -58,7 +58,7 @@ _BLOCK = (
 
 
 class Memory:
-    """Links of one process, by queues that all of them share."""
+    """Connections of one process, by queues that all of them share."""
 
     queues: ClassVar[defaultdict[int, deque[bytes]]] = defaultdict(deque)
 
@@ -124,8 +124,8 @@ class Process:
         ]
         self.catalogue.add_shortcuts(joins)
         self.catalogue.edges.add((i, i + 1) for i in range(len(layers) - 1))
-        self.links = Memory(rank)
-        self.ranks = Ranks(rank, size, self.links, shares, Joint())
+        self.connections = Memory(rank)
+        self.ranks = Ranks(rank, size, self.connections, shares, Joint())
         self.decoder = Decoder(self.catalogue, shares)
         self.layout = layout_of(layers, len(joins), size)
         self.random = np.random.default_rng(0)  # what all hold alike is alike
@@ -135,14 +135,14 @@ class Process:
     def flush(self, step: int) -> None:
         values = self.random.random(len(self.layout))
         row = HostRow(step, float(step), False, False, [(self.layout, values)], {"loss": 1.0})
-        self.links.received = self.links.sent = 0
+        self.connections.received = self.connections.sent = 0
         begun = time.thread_time()
         decoded = list(self.decoder.decoded([row]))
         for some in self.ranks.exchange(decoded, False, 1.0, self.catalogue):
             tables = columns(some)
             assert np.isfinite(tables["layers"]["grad_norm"]).sum() > 0
         self.seconds.append(time.thread_time() - begun)
-        self.bytes.append((self.links.received, self.links.sent))
+        self.bytes.append((self.connections.received, self.connections.sent))
 
 
 def simulate(size: int, blocks: int, stages: int) -> None:
@@ -150,7 +150,7 @@ def simulate(size: int, blocks: int, stages: int) -> None:
     per = blocks // stages
     parts_of = [range(i * per, (i + 1) * per) for i in range(stages)]
     names = [[name for name, kind in layers_of(p, blocks) if kind != "SiLU"] for p in parts_of]
-    told = parts([(some, size // stages) for some in names])
+    told = find_holders([(some, size // stages) for some in names])
     Memory.queues.clear()
     processes: dict[int, Process] = {}
     alike: dict[

@@ -12,9 +12,9 @@ from gradscope import schema
 from gradscope.capture.keys import OfLayer, OfParameter
 from gradscope.capture.net.catalogue import Catalogue, LayerInfo
 from gradscope.session.columns import Decoder, columns
+from gradscope.session.holders import find_holders
 from gradscope.session.joint import Joint
 from gradscope.session.layer_order import merged_order
-from gradscope.session.parts import parts
 from gradscope.session.ranks import Ranks
 from gradscope.session.shares import Shares
 from gradscope.session.tape import HostRow
@@ -23,7 +23,7 @@ SIZE = 23  # a tree of three levels
 ELEMENTS = 10
 
 
-class Links:
+class Connections:
     """Connections in memory; nothing comes from a process that is `silent`."""
 
     def __init__(self, rank: int, queues: dict[int, deque[bytes]]) -> None:
@@ -49,7 +49,7 @@ class Process:
         self.catalogue = Catalogue()
         infos = [LayerInfo(i, name, "Linear", 6, True, None) for i, name in enumerate(names)]
         self.catalogue.add_layers(infos, range(len(names)))
-        self.ranks = Ranks(rank, SIZE, Links(rank, queues), shares, Joint())
+        self.ranks = Ranks(rank, SIZE, Connections(rank, queues), shares, Joint())
         self.decoder = Decoder(self.catalogue, shares)
 
     def row(self, step: int, read: dict[str, np.ndarray], copies: int) -> HostRow:
@@ -108,7 +108,7 @@ def test_each_metric_is_that_of_all_samples_of_all_processes():
 def test_layers_of_stages_join_in_order_and_each_counts_the_processes_that_have_it():
     """Stages 0 and 2 on even processes, 1 and 3 on odd ones, as interleaved schedules have them."""
     names = [["layers.0", "layers.10"], ["layers.2", "layers.11"]]
-    told = parts([(some, SIZE // 2 + 1 - i) for i, some in enumerate(names)])
+    told = find_holders([(some, SIZE // 2 + 1 - i) for i, some in enumerate(names)])
     usual = [part["usual"] for part in told]
 
     def shares(rank: int) -> Shares:
@@ -195,10 +195,10 @@ def test_layers_of_all_processes_are_put_in_one_order(sequences, order):
 
 def test_experts_are_told_from_stages():
     common = ["embed", "head"]
-    told = parts([([*common, f"experts.{i}"], 2) for i in range(4)])
+    told = find_holders([([*common, f"experts.{i}"], 2) for i in range(4)])
     assert all(part["stages"] == 1 and not part["problem"] for part in told)
     assert told[1]["holders"] == {"experts.1": 0.25} and told[1]["usual"] == 1.0
-    told = parts([([f"stage{i}"], 2) for i in range(4)])
+    told = find_holders([([f"stage{i}"], 2) for i in range(4)])
     assert all(part["stages"] == 4 and part["usual"] == 0.25 for part in told)
 
 
