@@ -179,3 +179,23 @@ def test_of_a_copy_that_there_is_no_memory_for_the_update_alone_is_not_known(tmp
     np.testing.assert_array_equal(update[~missing], whole.matrix("update_norm")[1][~missing])
     (note,) = run.notes
     assert "MB of weights" in note and 'updates="sampled"' in note
+
+
+def test_room_for_what_an_optimizer_makes_is_looked_for_before_its_first_step_alone(
+    tmp_path, monkeypatch
+):
+    from gradscope.capture.training import parameter_readings
+
+    monkeypatch.setattr(parameter_readings, "leaves_room", lambda weights, optimizer: False)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # it makes nothing at all
+    with (
+        pytest.warns(gradscope.errors.GradscopeWarning, match="too little beside"),
+        gradscope.watch(model, tmp_path / "run") as scope,
+    ):
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(5, 6)).square().mean().backward()
+            optimizer.step()
+    known = ~np.isnan(scope.run.matrix("update_norm")[1]).all(axis=1)
+    assert known.tolist() == [False, True, True, True]

@@ -291,8 +291,9 @@ class ParameterReadings:
     ) -> list[Tensor] | None:
         """Return memory for copies of `weights`, None where there is none, which is told."""
         parameters = self._parameters
+        first = None if optimizer in parameters.optimizers else optimizer
         try:
-            if optimizer is None or leaves_room(weights, optimizer):
+            if first is None or leaves_room(weights, first):
                 return [parameters.copy_of(w, i) for i, w in zip(places, weights, strict=True)]
         except Exception as error:
             if not is_out_of_memory(error):
