@@ -84,7 +84,7 @@ class Catalogue:
         self.sharing: Sharing | None = None  # with other processes
         self.spread: dict[int, Spread] = {}  # of modules, over processes
         self.shortcut_spread: dict[int, float] = {}
-        self._adding = threading.Lock()  # shortcuts: those of other processes come on the drain
+        self._adding = threading.Lock()  # shortcuts, which the drain lists
         self._resumed = {row["name"]: row["layer"] for row in layers}
         names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in shortcuts]
         self._shortcut_of: dict[tuple[Any, ...], int] = {
@@ -213,10 +213,10 @@ class Catalogue:
         with self._adding:
             return self._add_shortcuts(shortcuts)
 
-    def shortcut_infos(self, first: int = 0) -> list[ShortcutInfo]:
-        """Return the shortcuts numbered `first` and above, in order."""
+    def shortcut_infos(self) -> list[ShortcutInfo]:
+        """Return the shortcuts, in order."""
         with self._adding:
-            found = list(self._shortcut_of.items())[first:]
+            found = list(self._shortcut_of.items())
         names = _SHORTCUT_NAMES
         return [
             ShortcutInfo(
