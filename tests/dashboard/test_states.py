@@ -42,7 +42,7 @@ def test_a_run_that_ends_in_nan_opens_where_it_can_still_be_read(
     page = browse(dashboard(broken))
     drawn(page, "profile")
     page.wait_for_function(
-        "wanted => document.getElementById('step-number').value == wanted", arg=str(BROKE - 1)
+        "wanted => document.getElementById('step-number')?.value == wanted", arg=str(BROKE - 1)
     )
     page.get_by_role("button", name="Follow latest").click()
     page.wait_for_url("**step=19**")
