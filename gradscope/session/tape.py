@@ -1,13 +1,15 @@
 """Closed rows on their way from their devices to the host, without making a device wait.
 
 The training thread puts rows here; another thread fetches them: one copy a device and flush, on a
-stream of its own.
+stream of its own. The two share no lock: a signal may strike the training thread while it held one,
+and its handler waits for the other thread.
 """
 
 from __future__ import annotations
 
 import math
-import threading
+import queue
+import time
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -18,6 +20,9 @@ from torch import Tensor
 
 from gradscope.capture.reading.rows import Row
 from gradscope.session.derived import Deriver, HostSegment, HostSums
+
+_LOOK_AGAIN = 0.001
+"""Seconds between looks at a full tape."""
 
 
 class HostRow(NamedTuple):
@@ -49,15 +54,15 @@ class Tape:
 
     def __init__(self, limit: int = 2**24) -> None:
         self._limit = limit
-        self._waiting: list[_Waiting] = []
-        self._values = 0
-        self._changed = threading.Condition()
+        self._waiting: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
+        self._put = 0  # values, so far; counted by the training thread
+        self._fetched = 0  # by the other one
         self._closed = False
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._deriver = Deriver()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._waiting.qsize()
 
     def put(self, row: Row) -> None:
         """Take a closed row; called by the training thread."""
@@ -67,26 +72,22 @@ class Tape:
             for device in {tensor.device for tensor in values if not tensor.is_cpu}
             if device.type == "cuda"
         }
-        with self._changed:
-            while self._values > self._limit and not self._closed:
-                self._changed.wait()
-            self._waiting.append(_Waiting(row, written))
-            self._values += sum([tensor.numel() for tensor in values])
+        while self._put - self._fetched > self._limit and not self._closed:
+            time.sleep(_LOOK_AGAIN)
+        self._put += sum([tensor.numel() for tensor in values])
+        self._waiting.put(_Waiting(row, written))
 
     def close(self) -> None:
         """Make no `put` wait any more: nobody will fetch regularly from now on."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._closed = True
 
     def fetch(self) -> list[HostRow]:
         """Return the rows closed since the last call, their values on the host.
 
         Waits for the device, so it must never run on the training thread while training goes on.
         """
-        with self._changed:
-            waiting, self._waiting, self._values = self._waiting, [], 0
-            self._changed.notify_all()
+        waiting = [self._waiting.get() for _ in range(self._waiting.qsize())]
+        self._fetched += sum(values.numel() for row, _ in waiting for values in _values(row))
         by_device: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
         for row, _ in waiting:
             for values in _values(row):

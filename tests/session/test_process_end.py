@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pandas as pd
@@ -19,6 +22,7 @@ from torch import nn
 import gradscope
 import trainings
 from disk import full_disk
+from gradscope.session.process_end import open_scopes
 from trainings import check_steps, wait_for
 
 
@@ -138,6 +142,34 @@ def test_a_later_handler_of_sigterm_may_call_ours_to_flush_and_go_on(
     run = gradscope.load(path)
     assert run.steps.step.tolist() == list(range(progress.made))
     assert run.status == "closed"
+
+
+def test_wherever_a_signal_strikes_the_rows_so_far_reach_the_disk(tmp_path: Path) -> None:
+    """Its handler waits for the drain: the training thread may hold no lock that this one needs."""
+    model = trainings.net()
+    optimizer = trainings.learner(model)
+    struck: set[tuple[str, int]] = set()
+    waited: list[str] = []
+    package = str(Path(gradscope.__file__).parent)
+
+    def strike(frame: FrameType, event: str, _: object) -> Callable[..., object] | None:
+        name = frame.f_code.co_filename
+        if not name.startswith(package):
+            return None
+        if event == "line" and (name, frame.f_lineno) not in struck:
+            struck.add((name, frame.f_lineno))
+            if not open_scopes[id(model)].drain.request_flush().wait(2):
+                waited.append(f"{name}:{frame.f_lineno}")
+        return strike
+
+    with gradscope.watch(model, tmp_path / "run"):
+        sys.settrace(strike)
+        try:
+            trainings.train(model, optimizer, range(3))
+        finally:
+            sys.settrace(None)
+    assert any(name.endswith("tape.py") for name, _ in struck)
+    assert waited == []
 
 
 def test_sigterm_is_as_it_was_after_the_last_scope_closed(tmp_path: Path) -> None:

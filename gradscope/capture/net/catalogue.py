@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +83,6 @@ class Catalogue:
         self.sharing: Sharing | None = None  # with other processes
         self.spread: dict[int, Spread] = {}  # of modules, over processes
         self.shortcut_spread: dict[int, float] = {}
-        self._adding = threading.Lock()  # shortcuts, which the drain lists
         self._resumed = {row["name"]: row["layer"] for row in layers}
         names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in shortcuts]
         self._shortcut_of: dict[tuple[Any, ...], int] = {
@@ -208,26 +206,21 @@ class Catalogue:
         """Return the edges between the layers that have a number by now."""
         return self.edges.rows(dict(self.layer_of))
 
-    def add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
-        """Return the number of each shortcut, given now where it is met for the first time."""
-        with self._adding:
-            return self._add_shortcuts(shortcuts)
-
     def shortcut_infos(self) -> list[ShortcutInfo]:
-        """Return the shortcuts, in order."""
-        with self._adding:
-            found = list(self._shortcut_of.items())
-        names = _SHORTCUT_NAMES
+        """Return the shortcuts, in order; for any thread."""
+        rows = list(self.shortcuts)
+        names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in rows]
         return [
             ShortcutInfo(
-                occurrence=key[-1],
-                position=self.shortcuts[number]["position"],
-                **dict(zip(names, key, strict=False)),
+                occurrence=occurrence,
+                position=row["position"],
+                **dict(zip(_SHORTCUT_NAMES, name, strict=True)),
             )
-            for key, number in found
+            for row, name, occurrence in zip(rows, names, occurrences(names), strict=True)
         ]
 
-    def _add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
+    def add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
+        """Return the number of each shortcut, given now where it is met for the first time."""
         numbers = []
         for info in shortcuts:
             names = tuple(getattr(info, key) for key in _SHORTCUT_NAMES)
