@@ -34,10 +34,11 @@ SLOW, FAST = 1e-5, 0.1
 
 @dataclass(frozen=True)
 class Judged:
-    """One thing about a run, in a few words, and how good it is."""
+    """One thing about a run, in a few words, how good it is, and the layer of which, if of one."""
 
     words: str
     tone: Tone
+    layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,8 @@ def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
         names = table["name"].to_numpy()[layers]
         far = f"{by * 100:.0f} %" if by < 10 else f"{amount(by)} times its size"
         tone: Tone = "unsure" if loss is not None and loss.tone == "good" else "bad"
-        return Judged(f"step {steps[row]} moved {names[int(layer)]} by {far}", tone)
+        moved = f"step {steps[row]} moved {names[int(layer)]} by {far}"
+        return Judged(moved, tone, int(layers[int(layer)]))
     speed = typical_speed(evidence)
     known = speed[np.isfinite(speed)]
     if not len(known):

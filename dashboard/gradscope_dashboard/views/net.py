@@ -23,8 +23,8 @@ MOST = 4
 CAPTION = (
     "Input left, output right: the gradient comes from the right. A box is as blue as little of it"
     " arrives, as red as it grew; a line is as wide as the gradient that passes, an arc as the"
-    " shortcut's share of it, dashed where that is not known. A click on a box with + opens it, on"
-    " a layer its history."
+    " shortcut's share of it, dashed where that is not known. A ring and a bar below mark what a"
+    " finding names. A click on a box with + opens it, on a layer its history."
 )
 
 
@@ -60,7 +60,8 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
             page = read_page(search, screen, library, views)
             if page.state.view != NAME:
                 raise PreventUpdate
-            graphs = net_graph_info(page.runs[:MOST], step=page.step)
+            summaries = [library.summary(name, patient=False) for name in page.names[:MOST]]
+            graphs = net_graph_info(page.runs[:MOST], step=page.step, summaries=summaries)
         return {
             "graphs": [
                 {**graph.as_dict(), "color": page.theme.label(graph.place)} for graph in graphs
