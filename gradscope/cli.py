@@ -17,6 +17,7 @@ from gradscope._version import __version__
 from gradscope.errors import GradscopeError, GradscopeWarning, extra_for
 from gradscope.progress import tracked
 from gradscope.schema import RECORDED_VERDICTS
+from gradscope.wording import setting
 
 if TYPE_CHECKING:
     from gradscope.diagnosis.summary import Summary
@@ -312,7 +313,7 @@ def _text_table(rows: list[dict[str, Any]]) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else _plain(str(value))
+    return setting(value, 4) if isinstance(value, float) else _plain(str(value))
 
 
 def _diagnose(options: argparse.Namespace) -> int:

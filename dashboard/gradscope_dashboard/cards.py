@@ -12,6 +12,7 @@ from dash.exceptions import PreventUpdate
 from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.summary import Summary
 from gradscope.plots import Theme
+from gradscope.plots.lettering import raised
 from gradscope_dashboard.library import Library, state_of
 from gradscope_dashboard.page import mark_of, read_page
 
@@ -116,9 +117,9 @@ def _chips(summary: Summary) -> list[html.Span]:
 
 
 def _whole(words: str) -> str:
-    """Return `words` with numbers that no line ends within: `2e-05`, `62 %`, `3.5 thousand`."""
-    words = re.sub(r"(?<=\de)-(?=\d)", "\u2011", words)
-    return re.sub(r"(?<=\d) (?=%|×|thousand|million|billion|trillion)", "\u00a0", words)
+    """Return `words` with numbers that no line ends within: `2e-5`, `3.5 thousand`."""
+    words = re.sub(r"(?<=\de)-(?=\d)", "\u2011", raised(words))
+    return re.sub(r"(?<=\d) (?=×|thousand|million|billion|trillion)", "\u00a0", words)
 
 
 def _words(summary: Summary, name: str, notes: list[str], layers: list[str]) -> list[Any]:

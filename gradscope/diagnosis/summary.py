@@ -195,7 +195,7 @@ def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
         row, layer = np.unravel_index(int(np.argmax(jumps)), jumps.shape)
         by = jumps[row, layer]
         names = table["name"].to_numpy()[layers]
-        far = f"{by * 100:.0f} %" if by < 10 else f"{amount(by)} times its size"
+        far = f"{by * 100:.0f}%" if by < 10 else f"{amount(by)} times its size"
         tone: Tone = "unsure" if loss is not None and loss.tone == "good" else "bad"
         moved = f"step {steps[row]} moved {names[int(layer)]} by {far}"
         return Judged(moved, tone, int(layers[int(layer)]))

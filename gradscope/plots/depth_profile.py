@@ -126,7 +126,7 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     else:
         text = info.metric.sentence
     if any((line.low < line.high).any() for line in info.lines):
-        text += f" The band spans 80 % of the {WINDOW} recorded steps before and after."
+        text += f" The band spans 80% of the {WINDOW} recorded steps before and after."
     if not info.aligned and len({tuple(line.layers) for line in info.lines}) > 1:
         text += " The axis counts weight layers; verdicts number the others, too."
     cut_edges = dict.fromkeys(line.cut_edges for line in info.lines if line.cut is not None)

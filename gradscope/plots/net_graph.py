@@ -155,6 +155,17 @@ def net_graph_info(
     return graphs
 
 
+def reach(graphs: Sequence[NetGraph]) -> int:
+    """Return over how many decades the colours of `graphs` go, as all but odd modules need it."""
+
+    def sizes(modules: Sequence[Module]) -> list[float]:
+        own = [abs(np.log10(m.value)) for m in modules if 0 < m.value < np.inf]
+        return own + [size for module in modules for size in sizes(module.children)]
+
+    found = [size for graph in graphs for size in sizes(graph.modules)]
+    return int(np.ceil(max(np.percentile(found, 97) if found else 0, 3)))
+
+
 def _inputs(run: Run, step: int, late: float) -> dict[int, float]:
     """Return what arrives at the input of each residual block, by its first layer."""
     blocks = residual_blocks(run)
@@ -243,7 +254,7 @@ def _shares(ways: Ways, step: int) -> str:
         return ""
     low, high = f"{min(known) * 100:.0f}", f"{max(known) * 100:.0f}"
     span = low if low == high else f"{low}–{high}"
-    return f" Shortcuts carry {span} % at step {step:,}; over all steps, medians are told above."
+    return f" Shortcuts carry {span}% at step {step:,}; over all steps, medians are told above."
 
 
 def _decades(value: float) -> float | str | None:

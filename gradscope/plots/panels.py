@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
+from gradscope.plots import lettering
 from gradscope.plots.lettering import safe
 from gradscope.plots.sampling import Band
 from gradscope.plots.theme import FigureDict, Theme, annotation, translucent
@@ -151,6 +152,11 @@ def drawable(values: Array, *, log: bool = True) -> list[float | None]:
     return [float(value) if fine else None for value, fine in zip(values, good, strict=True)]
 
 
+def told(values: Array) -> list[str]:
+    """Return what the pointer is told of `values`, to three digits."""
+    return [lettering.number(float(value), 3) for value in values]
+
+
 def banded(
     line: dict[str, Any], band: Band | None, color: str, *, filled: bool = True
 ) -> list[dict[str, Any]]:
@@ -176,6 +182,8 @@ def banded(
         )
     custom = line.get("customdata")
     medians = {"x": band.steps.tolist(), "y": drawable(band.middle)}
+    if "text" in line:
+        medians["text"] = told(band.middle)
     if custom is not None and len(custom) != len(band.steps):
         medians["customdata"] = [custom[0]] * len(band.steps)
     return [*traces, {**line, **medians}]

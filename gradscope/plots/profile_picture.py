@@ -26,7 +26,6 @@ from gradscope.plots.theme import (
 
 HEIGHT = 350
 FEW_LAYERS = 10
-TAIL = 17
 NAMED = 8
 """So many layers are named under the axis."""
 NORMAL = 100.0
@@ -273,16 +272,11 @@ def _name_ticks(info: ProfileInfo, theme: Theme) -> dict[str, Any]:
     return {
         "tickvals": [float(line.x[place]) for place in places],
         "ticktext": [
-            f"{line.layers[place]}<br>{_tail(line.names[place])}" if named else line.layers[place]
+            f"{line.layers[place]}{f'<br>{lettering.tail(line.names[place])}' * named}"
             for place in places
         ],
         "tickangle": 0,
     }
-
-
-def _tail(name: str) -> str:
-    """Return the end of a name, which tells more than its beginning."""
-    return lettering.safe(name if len(name) <= TAIL else f"…{name[1 - TAIL :]}")
 
 
 def _drawable(values: Array, log: bool) -> Array:
@@ -343,7 +337,7 @@ def _axes(
     """Add both axes and, for a gradient, the shaded normal range."""
     names = _name_ticks(info, theme)
     what = "layer" if names else "weight layer"
-    title = "depth, input 0 % → output 100 %" if info.aligned else f"{what}, input → output"
+    title = "depth, input 0% → output 100%" if info.aligned else f"{what}, input → output"
     left = min(line.x[0] for line in info.lines)
     right = max(line.x[-1] for line in info.lines)
     edge = max((right - left) * 0.01, 0.5 if left == right else 0)

@@ -14,7 +14,7 @@ from gradscope import schema
 from gradscope.diagnosis.curves import nan_to_the_end
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs
-from gradscope.plots.panels import drawable, in_panels, rows_of
+from gradscope.plots.panels import drawable, in_panels, rows_of, told
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -116,10 +116,11 @@ def scalars_figure(
                     "name": run,
                     "x": curve.steps.tolist(),
                     "y": drawable(curve.values, log=log and positive),
+                    "text": told(curve.values),
                     "mode": "lines" if len(curve.steps) > 1 else "markers",
                     "line": style,
                     "marker": {"color": style["color"]},
-                    "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{run}</extra>",
+                    "hovertemplate": f"step %{{x}}: %{{text}}<extra>{run}</extra>",
                     **axes.of_trace,
                 }
             )

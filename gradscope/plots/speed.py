@@ -26,6 +26,7 @@ from gradscope.plots.panels import (
     rows_of,
     shown_panels,
     title_limit,
+    told,
 )
 from gradscope.plots.sampling import STRETCHES, Band, band, extremes
 from gradscope.plots.theme import (
@@ -244,11 +245,12 @@ def _curve(
         "type": "scatter",
         "x": curve.steps.tolist(),
         "y": drawable(curve.values),
+        "text": told(curve.values),
         "mode": "lines" if len(curve.steps) > 1 else "markers",
         "line": {"color": color, "width": 2},
         "marker": {"color": color, "size": 7},
         "customdata": [[name, curve.name]] * len(curve.steps),
-        "hovertemplate": "<b>%{customdata[0]}</b><br>step %{x}: %{y:.1e}<extra></extra>",
+        "hovertemplate": "<b>%{customdata[0]}</b><br>step %{x}: %{text}<extra></extra>",
     }
     return [
         *banded(line, curve.band, color),

@@ -91,7 +91,7 @@ def _stretches(
         return
     places = np.searchsorted(at, hit)
     starts = np.flatnonzero(np.diff(places, prepend=-2) > 1)
-    share = f"{len(hit) / len(at):.0%}".replace("%", " %")
+    share = f"{len(hit) / len(at):.0%}"
     if len(starts) > MOST_CHANGES:
         yield Event(int(hit[0]), kind, f"{words}, first of {len(hit):,} steps ({share})", short)
         return

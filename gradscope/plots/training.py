@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradscope.diagnosis.curves import logged_curves, nan_to_the_end
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs
-from gradscope.plots.panels import PanelAxes, in_panels
+from gradscope.plots.panels import PanelAxes, in_panels, told
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -116,11 +116,12 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
                     "name": name,
                     "x": curve.steps.tolist(),
                     "y": [value if np.isfinite(value) else None for value in curve.values],
+                    "text": told(curve.values),
                     "mode": "lines" if len(curve.steps) > 1 else "markers",
                     "line": style,
                     "marker": {"color": style["color"]},
                     **axes.of_trace,
-                    "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
+                    "hovertemplate": f"step %{{x}}: %{{text}}<extra>{name}</extra>",
                 }
             )
         axes.add_to(

@@ -53,7 +53,7 @@ def test_the_shares_in_words_are_those_on_the_arcs(residual: Run) -> None:
     known = [arc.share for arc in graph.ways.arcs if not np.isnan(arc.share)]
     low, high = (f"{end(known) * 100:.0f}" for end in (min, max))
     span = low if low == high else f"{low}–{high}"
-    assert f"Shortcuts carry {span} % at step 0;" in graph.words
+    assert f"Shortcuts carry {span}% at step 0;" in graph.words
 
 
 def test_of_layers_that_get_nothing_the_one_is_named_where_it_ends(tmp_path: Path) -> None:

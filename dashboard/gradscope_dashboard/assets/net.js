@@ -16,11 +16,11 @@
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.19 ? "#ffffff" : "#000000";
   }
 
-  function color(decades, data, limit) {
+  function color(decades, data) {
     if (decades === null) return data.missing;
     if (decades === "zero") return data.zero;
     if (decades === "inf") return data.infinite;
-    const place = Math.min(Math.max(0.5 + decades / (2 * limit), 0), 1);
+    const place = Math.min(Math.max(0.5 + decades / (2 * data.limit), 0), 1);
     const scale = data.scale;
     let i = 0;
     while (i < scale.length - 2 && scale[i + 1][0] < place) i++;
@@ -62,7 +62,6 @@
     }
     return into;
   };
-  const values = (modules) => kinds(modules, []).filter((x) => typeof x === "number").map(Math.abs);
 
   const end = (module) => (module.children.length ? end(module.children[module.children.length - 1]) : module);
   // The boxes i to j that each way passes, those past the same ones together. Of a way that begins or
@@ -124,7 +123,7 @@
     return found;
   }
 
-  function picture(graph, data, room, limit, alone) {
+  function picture(graph, data, room, alone) {
     const holders = [];
     const boxes = visible(graph, graph.modules, [], holders);
     // beyond 60 boxes they lose their names rather than that not all of them are in sight
@@ -176,7 +175,7 @@
       });
       const percent = (x) => (x * 100).toFixed(0);
       const [low, high] = [percent(Math.min(...shares)), percent(Math.max(...shares))];
-      const said = !split ? form : low === high ? `${low} %` : `${low}–${high} %`;
+      const said = !split ? form : low === high ? `${low}%` : `${low}–${high}%`;
       const around = `${plain ? "way" : "shortcut"} around ${[...new Set(names)].join(", ")}`;
       path.append(make("title", {}, split ? `${around}: ${said} of the energy` : `${around}, ${form}: its share of the gradient is not known`));
       behind.append(path);
@@ -186,7 +185,7 @@
     }
     // the boxes
     boxes.forEach((box, i) => {
-      const fill = color(box.decades, data, limit);
+      const fill = color(box.decades, data);
       const mark = marks.find((one) => one.at === i && one.kind !== "least");
       const node = make("g", { class: "module", "data-module": graph.run + "|" + box.name });
       node.append(make("rect", {
@@ -244,12 +243,12 @@
     }
     return svg;
   }
-  function legend(data, limit) {
+  function legend(data) {
     const bar = document.createElement("div");
     bar.className = "legend caption";
     const colors = document.createElement("i");
     colors.style.background = `linear-gradient(90deg, ${data.scale.map(([at, color]) => `${color} ${at * 100}%`).join(", ")})`;
-    const power = [...String(limit)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("");
+    const power = [...String(data.limit)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("");
     bar.append(`10⁻${power} of the gradient`, colors, `10${power} ×`);
     const sign = (color, words) => {
       const box = document.createElement("i");
@@ -272,9 +271,7 @@
     const scrolled = [...place.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
     place.replaceChildren();
     if (!data.graphs.length) place.append("No step has been recorded yet.");
-    const all = data.graphs.flatMap((graph) => values(graph.modules)).sort((a, b) => a - b);
-    const limit = Math.ceil(Math.max(all[Math.floor(all.length * 0.97)] || 0, 3));
-    if (data.graphs.length) place.append(legend(data, limit));
+    if (data.graphs.length) place.append(legend(data));
     data.graphs.forEach((graph, i) => {
       const head = document.createElement("h3");
       head.textContent = graph.run;
@@ -286,7 +283,7 @@
       scroll.tabIndex = 0;
       scroll.setAttribute("role", "region");
       scroll.setAttribute("aria-label", `net of ${graph.run}`);
-      scroll.append(picture(graph, data, room, limit, data.graphs.length === 1));
+      scroll.append(picture(graph, data, room, data.graphs.length === 1));
       head.append(least);
       place.append(head, scroll);
       // the worst is in sight at first, which may be told after the net is drawn

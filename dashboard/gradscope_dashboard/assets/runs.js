@@ -9,7 +9,9 @@
   const number = (x) => (x === undefined || x === null || x === "" ? NaN : Number(x));
   const say = (x) => {
     if (typeof x !== "number") return x === undefined || x === null ? "" : String(x);
-    return x !== 0 && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5) ? x.toExponential(1) : String(+x.toPrecision(4));
+    if (x === 0 || Number.isInteger(x) || (Math.abs(x) >= 1e-3 && Math.abs(x) < 1e4)) return String(+x.toPrecision(Number.isInteger(x) ? 15 : 4));
+    const [mantissa, exponent] = x.toExponential(2).split("e");
+    return `${+mantissa}e${exponent}`; // as gradscope.wording.setting
   };
 
   // Words match anywhere in a row; `lr<0.1` and the like compare a column.

@@ -12,7 +12,7 @@ import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 from dash.exceptions import PreventUpdate
 
-from gradscope.plots.net_graph import TITLE, Module, net_graph_info
+from gradscope.plots.net_graph import TITLE, Module, net_graph_info, reach
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import Page, aria, read_page
 
@@ -22,9 +22,10 @@ CONTROLS = ("step",)
 MOST = 4
 CAPTION = (
     "Input left, output right: the gradient comes from the right. A box is as blue as little of it"
-    " arrives, as red as it grew; a line is as wide as the gradient that passes, an arc as the"
-    " shortcut's share of it, dashed where that is not known. A ring and a bar below mark what a"
-    " finding names. A click on a box with + opens it, on a layer its history."
+    " arrives, as red as it grew, pale where that is normal; a line is as wide as the gradient that"
+    " passes, an arc as the shortcut's share of it, dashed where that is not known. A ring and a"
+    " bar below mark what a finding names. A click on a box with + opens it, on a layer its"
+    " history."
 )
 
 
@@ -67,7 +68,8 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
                 {**graph.as_dict(), "color": page.theme.label(graph.place)} for graph in graphs
             ],
             "left_out": max(len(page.runs) - MOST, 0),
-            "scale": [list(stop) for stop in page.theme.diverging],
+            "limit": (limit := reach(graphs)),
+            "scale": page.theme.over_decades(limit),
             "zero": page.theme.zero,
             "infinite": page.theme.infinite,
             "missing": page.theme.missing,
