@@ -28,6 +28,7 @@ from gradscope.plots.theme import (
     titled,
     translucent,
 )
+from gradscope.plots.timeline import Event, gathered, timeline_info
 from gradscope.runs.run import Run
 
 TITLE = "Does it learn?"
@@ -78,6 +79,17 @@ def training_info(runs: Run | Sequence[Run]) -> list[TrainingCurve]:
     return curves
 
 
+def training_events(runs: Run | Sequence[Run]) -> list[tuple[int, Event]]:
+    """Return where learning rates changed and what was marked, each with its run's place."""
+    found = [
+        (place, event) for place, run in enumerate(as_runs(runs)) for event in timeline_info(run)
+    ]
+    return sorted(
+        ((place, event) for place, event in found if event.kind in ("rate", "mark")),
+        key=lambda pair: pair[1].step,
+    )
+
+
 def training_caption(curves: list[TrainingCurve]) -> str:
     """Return how to read the figure, in a few sentences."""
     text = (
@@ -94,8 +106,15 @@ def training_caption(curves: list[TrainingCurve]) -> str:
     return text
 
 
-def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> FigureDict:
-    """Return the figure of `curves` as a dict for plotly, a panel each for loss and error."""
+def training_figure(
+    curves: list[TrainingCurve],
+    theme: Theme = LIGHT,
+    events: Sequence[tuple[int, Event]] = (),
+) -> FigureDict:
+    """Return the figure of `curves` as a dict for plotly, a panel each for loss and error.
+
+    Each of `events` is a thin line, with a word where there is room for it.
+    """
     if not curves:
         return nothing_to_show(
             theme, "No loss was logged. Log one with scope.log(train_loss=loss, val_loss=...)."
@@ -131,6 +150,7 @@ def training_figure(curves: list[TrainingCurve], theme: Theme = LIGHT) -> Figure
         )
         if not theme.many:
             layout["annotations"] += _labels(mine, theme, axes)
+            _add_events(layout, events, max(int(c.steps[-1]) for c in mine), theme, axes)
     add_key(layout, theme)
     return {"data": data, "layout": layout}
 
@@ -148,7 +168,50 @@ def training(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:
     plotly.graph_objects.Figure
     """
     curves = training_info(runs)
-    return titled(training_figure(curves, theme), TITLE, training_caption(curves), theme)
+    figure = training_figure(curves, theme, training_events(runs))
+    return titled(figure, TITLE, training_caption(curves), theme)
+
+
+def _add_events(
+    layout: FigureDict,
+    events: Sequence[tuple[int, Event]],
+    last: int,
+    theme: Theme,
+    axes: PanelAxes,
+) -> None:
+    """Add a line for each event to a panel, and on top of it its words; of neighbours together."""
+    wide = (290 if theme.narrow else 1250) * (axes.across[1] - axes.across[0])
+    places = {id(event): place for place, event in events}
+
+    def words(some: list[Event]) -> str:
+        return "<br>".join(lettering.safe(event.short, 24) for event in some)
+
+    def room(some: list[Event]) -> float:
+        return 7 * max(min(len(event.short), 24) for event in some) / wide
+
+    shown = [event for _, event in events if event.step <= last]
+    for event in shown:
+        color = theme.label(places[id(event)])
+        line = {"color": color, "width": 1, "dash": "dot"}
+        where = {"xref": axes.x, "yref": f"{axes.y} domain", "x0": event.step, "x1": event.step}
+        layout["shapes"].append({"type": "line", **where, "y0": 0, "y1": 1, "line": line})
+    for group in gathered(shown, last, room):
+        first = group.events[0]
+        layout["annotations"].append(
+            annotation(
+                theme,
+                words(group.events),
+                x=first.step,
+                xref=axes.x,
+                xanchor="right" if group.at + room(group.events) > 1 else "left",
+                y=1,
+                yref=f"{axes.y} domain",
+                yanchor="top",
+                align="left",
+                bgcolor=translucent(theme.surface, 0.7),
+                font={"color": theme.label(places[id(first)]), "size": 11},
+            )
+        )
 
 
 def _labels(curves: list[TrainingCurve], theme: Theme, axes: PanelAxes) -> list[dict[str, Any]]:

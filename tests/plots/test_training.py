@@ -7,7 +7,12 @@ from pathlib import Path
 import numpy as np
 
 import handmade
-from gradscope.plots.training import training_caption, training_figure, training_info
+from gradscope.plots.training import (
+    training_caption,
+    training_events,
+    training_figure,
+    training_info,
+)
 from gradscope.runs.run import Run
 
 
@@ -44,3 +49,19 @@ def test_a_loss_that_was_logged_seldom_is_not_taken_for_nan(tmp_path: Path) -> N
         steps={"train_loss": losses},
     )
     assert [curve.gap for curve in training_info(run)] == [None]
+
+
+def test_changes_of_the_learning_rate_are_lines_in_the_chart(tmp_path: Path) -> None:
+    step = np.arange(50)
+    rates = np.select([step < 20, step < 21], [0.1, 0.01], 1e-4)
+    run = handmade.make_run(
+        tmp_path / "rates",
+        handmade.chain(3),
+        {"signal_norm": 1.0},
+        n_steps=50,
+        steps={"train_loss": np.linspace(2, 1, 50), "lr": rates},
+    )
+    layout = training_figure(training_info(run), events=training_events(run))["layout"]
+    lines = [shape["x0"] for shape in layout["shapes"] if shape["type"] == "line"]
+    assert lines == [20, 21]
+    assert "lr → 0.01<br>lr → 1e-4" in [note["text"] for note in layout["annotations"]]
