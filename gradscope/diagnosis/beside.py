@@ -91,7 +91,8 @@ def _loss(evidence: Evidence) -> Iterator[str]:
     first, last = values[0], float(np.median(values[-max(len(values) // 10, 1) :]))
     moved = abs(last - first) > 0.02 * max(abs(first), abs(last))
     how = "hardly moved" if not moved else "fell" if last < first else "rose"
-    yield f"The loss {how}: {number(first, 3)} at first, {number(last, 3)} at the end."
+    end = "so far" if evidence.run.status == "running" else "at the end"
+    yield f"The loss {how}: {number(first, 3)} at first, {number(last, 3)} {end}."
 
 
 def _speed(evidence: Evidence) -> Iterator[str]:

@@ -109,12 +109,16 @@ def summarise(run: Run) -> Summary:
     points = min(len(values), SPARK)
     kept = np.append(np.arange(points) * len(values) // max(points, 1), len(values) - 1)
     loss = _loss(run, steps, values, raw)
+    speed = _speed(evidence, loss)
+    broke = any("first_step" in finding.evidence for finding in diagnosis.findings)
+    if broke and speed is not None and speed.tone == "good":  # a median from before that
+        speed = None
     return Summary(
         diagnosis,
         Judged(f"Gradient flow: {flow}", tones.get(flow, "bad")),
         Judged(verdict.replace("-", " ").capitalize(), "bad") if other else None,
         loss,
-        _speed(evidence, loss),
+        speed,
         shortcut_story(run),
         np.nan if nan_to_the_end(run.steps["step"].to_numpy(), steps) else _at_the_end(raw),
         _logged_loss(run),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
 from gradscope.plots import lettering
-from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
+from gradscope.plots.drawn import ONE_LAYER, DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.metrics import Metric, metric_named
 from gradscope.plots.panels import PanelAxes, in_panels, rows_of, shown_panels, title_limit
 from gradscope.plots.sampling import bin_starts, farthest_from_one
@@ -177,7 +177,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     if not info.panels:
         return nothing_to_show(theme, "No step has been recorded yet.")
     if info.metric.relative and max(len(panel.names) for panel in info.panels) == 1:
-        return nothing_to_show(theme, "One layer: there is no other to compare its gradient with.")
+        return nothing_to_show(theme, ONE_LAYER)
     panels, _ = shown_panels(info.panels)
     count = len(panels)
     rows = rows_of(count, theme)

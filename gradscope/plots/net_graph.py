@@ -14,7 +14,7 @@ import numpy as np
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.diagnosis.summary import Summary
-from gradscope.plots.drawn import as_runs, at_the_first_layer, drawn_metric
+from gradscope.plots.drawn import ONE_LAYER, as_runs, at_the_first_layer, drawn_metric
 from gradscope.plots.lettering import times
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.net_alarms import Alarm, net_alarms
@@ -140,7 +140,7 @@ def net_graph_info(
         weights = {int(layer) for layer in data.layers}
         worst = _worst(values, weights)
         name = said = ""
-        if worst is not None:
+        if worst is not None and len(weights) > 1:
             name = str(run.layers["name"].iloc[worst])
             said = times(
                 at_the_first_layer(data, row) if worst == min(weights) else float(values[worst])
@@ -236,7 +236,9 @@ def _words(
 ) -> str:
     """Return where least arrives, and where most, if that is much."""
     parts = []
-    if least:
+    if len(weights) == 1:
+        parts.append(ONE_LAYER)
+    elif least:
         normal = "" if little else f"; up to {1 / LITTLE:.0f} × less is normal"
         parts.append(f"The least, {said}, arrives at {least}{normal}.")
     known = [i for i in sorted(weights) if np.isfinite(values[i])]

@@ -230,6 +230,7 @@ def odd_marks(
                 {
                     "type": "scatter",
                     "mode": "markers" if theme.many else "markers+text",
+                    "cliponaxis": False,
                     "text": [*[""] * (len(hit) - 1), said],
                     "textposition": "top left",
                     "textfont": {"color": theme.text, "size": 11},

@@ -242,10 +242,14 @@ def _role_key(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
     return [annotation(theme, text, **place, yanchor="bottom", yshift=8)]
 
 
+def groups_of(info: ProfileInfo) -> list[identity.Group]:
+    """Return the blocks that are marked under the lines: those of one net."""
+    same = len({tuple(line.names) for line in info.lines}) == 1
+    return identity.groups(info.lines[0].names) if same else []
+
+
 def _blocks(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
     """Return a strip under the lines: the layers of a block side by side in one shade."""
-    if len({tuple(line.names) for line in info.lines}) > 1:
-        return []
     line = info.lines[0]
     half = (line.x[1] - line.x[0]) / 2 if len(line.x) > 1 else 0.5
     strip = {"type": "rect", "yref": "paper", "y0": 0, "y1": 0.014, "line": {"width": 0}}
@@ -256,7 +260,7 @@ def _blocks(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
             "x1": float(line.x[group.last] + half),
             "fillcolor": (theme.trunk, theme.grid)[rank % 2],
         }
-        for rank, group in enumerate(identity.groups(line.names))
+        for rank, group in enumerate(groups_of(info))
     ]
 
 
@@ -384,6 +388,7 @@ def _axes(
                 xanchor="right",
                 y=float(np.log10(NORMAL)),
                 yanchor="top",
+                bgcolor=translucent(theme.surface, 0.8),
                 font={"size": 11},
             )
         )

@@ -42,6 +42,7 @@ from gradscope.plots.theme import (
     translucent,
 )
 from gradscope.runs.run import Run
+from gradscope.wording import setting
 
 TITLE = "How fast does each layer learn?"
 LAYERS = 5
@@ -107,8 +108,8 @@ def speed_caption(panels: list[SpeedPanel]) -> str:
     """Return how to read the figure, and what was left out of it."""
     text = (
         "Update speed = |change of the weights| ÷ |weights| in one step. Lines that lie apart are"
-        f" layers that learn at different speeds. Shaded: {USUAL[0]:g} to {USUAL[1]:g}, usual in"
-        " nets that train well."
+        f" layers that learn at different speeds. Shaded: {setting(USUAL[0])} to {setting(USUAL[1])},"
+        " usual in nets that train well."
     )
     dropped = max((panel.total for panel in panels if panel.total > 2 * POINTS), default=0)
     if dropped:

@@ -29,8 +29,8 @@ PALE = 0.07
 """Share of the diverging scale, from its middle, whose colours they take."""
 KEYS = 10
 """Entries of the key to colours."""
-KEY_ROOM = 100
-"""Pixels for it."""
+KEY_ROOM, NARROW_KEY_ROOM = 100, 22
+"""Pixels for it beside a figure, and on top of one on a narrow page."""
 
 
 @dataclass(frozen=True)
@@ -252,9 +252,19 @@ def add_key(layout: dict[str, Any], theme: Theme) -> None:
     if not theme.key:
         return
     lines = [f'<span style="color: {color}">━━</span> {words}' for words, color in theme.key]
-    text = "<br>".join([f"<b>{safe(theme.key_title, 14)}</b>", *lines])
-    if theme.narrow:
+    if theme.narrow:  # a row on top
+        few = (
+            [lines[round(i * (len(lines) - 1) / 3)] for i in range(4)] if len(lines) > 4 else lines
+        )
+        text = "  ".join([f"<b>{safe(theme.key_title, 9)}</b>", *few])
+        top = layout["margin"].get("t", 16)
+        layout["margin"]["t"] = top + NARROW_KEY_ROOM
+        corner = {"x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper"}
+        layout["annotations"].append(
+            annotation(theme, text, **corner, yanchor="bottom", yshift=top - 4)
+        )
         return
+    text = "<br>".join([f"<b>{safe(theme.key_title, 14)}</b>", *lines])
     place = {"x": 1, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "top"}
     axes = [layout[name] for name in layout if name.startswith("yaxis")]
     shift = 76 if any(one.get("side") == "right" for one in axes) else 8

@@ -124,8 +124,24 @@ let waiting = false;
 new MutationObserver(() => {
   if (waiting) return;
   waiting = true;
-  requestAnimationFrame(() => ((waiting = false), alongTheSteps()));
+  requestAnimationFrame(() => {
+    waiting = false;
+    alongTheSteps();
+    document.querySelectorAll(SCROLLING).forEach(fade);
+  });
 }).observe(document, { childList: true, subtree: true });
+
+// What is wider than its place fades where there is more to scroll to.
+const SCROLLING = ".scroll, #tabs, .choice, #cards.many, pre";
+function fade(place) {
+  const more = (name, is) => place.classList.contains(name) !== is && place.classList.toggle(name, is);
+  more("more-left", place.scrollLeft > 2);
+  more("more-right", place.scrollLeft + place.clientWidth < place.scrollWidth - 2);
+  more("more-below", place.scrollTop + place.clientHeight < place.scrollHeight - 2);
+}
+document.addEventListener("scroll", ({ target }) => {
+  if (target.matches && target.matches(SCROLLING)) fade(target);
+}, true);
 
 // The view that is open stands in sight where the tabs do not all fit.
 new MutationObserver((changes) => {
