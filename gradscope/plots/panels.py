@@ -80,6 +80,44 @@ class PanelAxes:
         font = {"color": theme.label(place), "size": 13}
         return self.title(theme, f"<b>{safe(run, limit)}</b>{rest}", font=font, **settings)
 
+    def mark_nan(
+        self,
+        curves: Sequence[tuple[int, NDArray[Any], Array, tuple[int, int] | None]],
+        theme: Theme,
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return shades where all `curves` are NaN for good, else crosses where some of them end.
+
+        Parameters
+        ----------
+        curves : sequence of (place of the run, steps, values, steps from which to which it is NaN)
+        theme : Theme
+
+        Returns
+        -------
+        list of shapes, list of traces
+        """
+        gaps = [gap for *_, gap in curves if gap]
+        if len(gaps) == len(curves):
+            return [self.shade(gap, theme) for gap in gaps[:1]], []
+        marks = []
+        for place, steps, values, gap in curves:
+            known = np.flatnonzero(np.isfinite(values))
+            if gap and len(known):
+                last = int(known[-1])
+                marks.append(
+                    {
+                        "type": "scatter",
+                        "mode": "markers",
+                        "x": [int(steps[last])],
+                        "y": [float(values[last])],
+                        "cliponaxis": False,
+                        "marker": {"symbol": "x", "size": 9, "color": theme.line(place)["color"]},
+                        "hovertemplate": f"NaN from step {gap[0]:,} on<extra></extra>",
+                        **self.of_trace,
+                    }
+                )
+        return [], marks
+
     def shade(self, gap: tuple[int, int], theme: Theme) -> dict[str, Any]:
         """Return a shade behind the panel's curves over the steps of `gap`, which are NaN."""
         return {

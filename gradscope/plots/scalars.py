@@ -88,7 +88,7 @@ def scalars_caption(curves: list[ScalarCurve]) -> str:
     text = "All panels share the steps: a zoom into one is a zoom into all."
     broken = {f"{c.run}: {c.name} from step {c.gap[0]:,} on" for c in curves if c.gap}
     if broken:
-        text += f" NaN is shaded: {'; '.join(sorted(broken)[:4])}."
+        text += f" NaN is shaded, or its begin a cross: {'; '.join(sorted(broken)[:4])}."
     return text
 
 
@@ -124,8 +124,10 @@ def scalars_figure(
                     **axes.of_trace,
                 }
             )
-            if curve.gap:
-                layout["shapes"].append(axes.shade(curve.gap, theme))
+        marked = [(c.place, c.steps, c.values, c.gap) for c in mine]
+        shades, crosses = axes.mark_nan(marked, theme)
+        layout["shapes"] += shades
+        data += crosses
         spikes = {"showspikes": True, "spikemode": "across", "spikethickness": 1}
         x = step_axis(
             theme,

@@ -108,8 +108,8 @@ def speed_caption(panels: list[SpeedPanel]) -> str:
     """Return how to read the figure, and what was left out of it."""
     text = (
         "Update speed = |change of the weights| ÷ |weights| in one step. Lines that lie apart are"
-        f" layers that learn at different speeds. Shaded: {setting(USUAL[0])} to {setting(USUAL[1])},"
-        " usual in nets that train well."
+        f" layers that learn at different speeds. Shaded: {setting(USUAL[0])} to"
+        f" {setting(USUAL[1])}, usual in nets that train well."
     )
     dropped = max((panel.total for panel in panels if panel.total > 2 * POINTS), default=0)
     if dropped:
@@ -232,6 +232,8 @@ def _range(panels: list[SpeedPanel]) -> tuple[float, float]:
     values = np.concatenate([curve.values for panel in panels for curve in panel.curves])
     values = values[_drawable(values)]
     low, high = (values.min(), values.max()) if len(values) else USUAL
+    if len(panels) > 1 and len(values):  # one that explodes leaves the others their room
+        high = min(high, float(np.percentile(values, 97)) * 10)
     return float(min(low, USUAL[0]) / 2), float(max(high, USUAL[1]) * 2)
 
 

@@ -33,6 +33,8 @@ from gradscope.runs.run import Run
 
 TITLE = "Does it learn?"
 POINTS = 400
+EXPLODED = 10
+"""A curve that rises above so many times the others' tops leaves them their room."""
 MEASURES = {"loss": "loss", "error": "error, share of wrong answers"}
 SETS = {"train": "training", "val": "validation"}
 
@@ -99,11 +101,32 @@ def training_caption(curves: list[TrainingCurve]) -> str:
     )
     for curve in curves:
         if curve.gap:
-            text += f" {curve.run}: {curve.column} is NaN from step {curve.gap[0]:,} on, shaded."
+            how = "shaded" if all(c.gap for c in curves if c.measure == curve.measure) else "×"
+            text += f" {curve.run}: {curve.column} is NaN from step {curve.gap[0]:,} on, {how}."
         bad = int((~np.isfinite(curve.values)).sum())
         if bad:
             text += f" {curve.run}: {curve.column} is NaN or inf at {bad} of the drawn steps."
+    for measure in MEASURES:
+        mine = [curve for curve in curves if curve.measure == measure]
+        if mine and _room(mine):
+            most = max(mine, key=lambda curve: _highest(curve))
+            rose = lettering.number(_highest(most))
+            text += f" The axis ends before {most.run}, whose {measure} rises to {rose}."
     return text
+
+
+def _highest(curve: TrainingCurve) -> float:
+    return float(np.max(curve.values[np.isfinite(curve.values)], initial=0))
+
+
+def _room(curves: list[TrainingCurve]) -> dict[str, Any]:
+    """Return the range of an axis where some of `curves` explode, but not all; else nothing."""
+    tops = sorted(_highest(curve) for curve in curves)
+    first = max(float(curve.values[0]) for curve in curves)
+    usual = max(tops[(len(tops) - 1) // 2], first) if tops else 0.0
+    if len(tops) < 2 or not np.isfinite(usual) or not 0 < usual < tops[-1] / EXPLODED:
+        return {}
+    return {"range": [0, 2 * usual]}
 
 
 def training_figure(
@@ -125,7 +148,9 @@ def training_figure(
     data: list[dict[str, Any]] = []
     for axes, measure in in_panels(measures, theme, beside=0.08, below=0.16):
         mine = [curve for curve in curves if curve.measure == measure]
-        layout["shapes"] += [axes.shade(curve.gap, theme) for curve in mine if curve.gap]
+        shades, crosses = axes.mark_nan([(c.place, c.steps, c.values, c.gap) for c in mine], theme)
+        layout["shapes"] += shades
+        data += crosses
         for curve in mine:
             style = theme.line(curve.place, 2.5 if curve.part == "train" else 1.2)
             name = f"{lettering.safe(curve.run)}, {SETS[curve.part]}"
@@ -146,7 +171,7 @@ def training_figure(
         axes.add_to(
             layout,
             step_axis(theme, [np.append(c.steps, c.gap or ()) for c in mine], showline=True),
-            axis(theme, MEASURES[measure], rangemode="tozero"),
+            axis(theme, MEASURES[measure], rangemode="tozero", **_room(mine)),
         )
         if not theme.many:
             layout["annotations"] += _labels(mine, theme, axes)

@@ -295,7 +295,7 @@
     });
     const again = focused && place.querySelector(`[data-module="${CSS.escape(focused)}"]`);
     if (again) again.focus({ preventScroll: true });
-    if (data.left_out) place.append(`${data.left_out} more runs are not drawn: choose fewer.`);
+    if (data.left_out) place.append(`These are the worst; ${data.left_out} more runs are not drawn: choose fewer.`);
   }
 
   window.dash_clientside = window.dash_clientside || {};

@@ -3,7 +3,7 @@
 (function () {
   const state = { rows: [], text: "", sort: "created", down: true, search: "", columns: [], timer: null };
   const FIXED = ["name", "verdict", "decades", "loss", "curve", "steps", "status"];
-  const HEADS = { name: "run", decades: "first ÷ last layer, decades", loss: "loss", curve: "training loss" };
+  const HEADS = { name: "run", decades: "first ÷ last, decades", loss: "loss", curve: "training loss" };
   const { element } = window.gradscope;
   const value = (row, key) => (FIXED.includes(key) || key === "created" ? row[key] : row.config[key]);
   const number = (x) => (x === undefined || x === null || x === "" ? NaN : Number(x));

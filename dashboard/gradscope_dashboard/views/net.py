@@ -61,11 +61,14 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
             page = read_page(search, screen, library, views)
             if page.state.view != NAME:
                 raise PreventUpdate
-            summaries = [library.summary(name, patient=False) for name in page.names[:MOST]]
-            graphs = net_graph_info(page.runs[:MOST], step=page.step, summaries=summaries)
+            drawn = _drawn(page)
+            summaries = [library.summary(page.names[i], patient=False) for i in drawn]
+            runs = [page.runs[i] for i in drawn]
+            graphs = net_graph_info(runs, step=page.step, summaries=summaries)
         return {
             "graphs": [
-                {**graph.as_dict(), "color": page.theme.label(graph.place)} for graph in graphs
+                {**graph.as_dict(), "color": page.theme.label(drawn[graph.place])}
+                for graph in graphs
             ],
             "left_out": max(len(page.runs) - MOST, 0),
             "limit": (limit := reach(graphs)),
@@ -82,6 +85,15 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         Output("net-drawn", "data"),
         Input("net-data", "data"),
     )
+
+
+def _drawn(page: Page) -> list[int]:
+    """Return the places of the runs to draw: of many the worst, these in their order."""
+    places = range(len(page.runs))
+    if len(places) <= MOST:
+        return list(places)
+    badness = [page.library.badness(name) for name in page.names]
+    return sorted(sorted(places, key=lambda place: badness[place], reverse=True)[:MOST])
 
 
 def table(page: Page) -> pd.DataFrame:
