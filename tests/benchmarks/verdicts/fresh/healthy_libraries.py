@@ -48,21 +48,6 @@ def alexnet() -> tuple[nn.Module, Step]:
     return model, supervised(model, adam(model), images(32, 32))
 
 
-@healthy("swin transformer of the second version AdamW", needs=["torchvision"])
-def swin() -> tuple[nn.Module, Step]:
-    from torchvision.models.swin_transformer import (
-        PatchMergingV2,
-        SwinTransformer,
-        SwinTransformerBlockV2,
-    )
-
-    model = SwinTransformer(
-        [2, 2], 24, [2, 2, 2], [2, 4, 8], [4, 4], num_classes=10,
-        block=SwinTransformerBlockV2, downsample_layer=PatchMergingV2,
-    )  # fmt: skip
-    return model, supervised(model, adamw(model, 3e-3, 0.05), images(16, 32, most=128))
-
-
 @healthy("videos by convolutions over space, then over time SGD", needs=["torchvision"])
 def videos() -> tuple[nn.Module, Step]:
     from torchvision.models.video.resnet import BasicBlock, Conv2Plus1D, R2Plus1dStem
@@ -118,7 +103,10 @@ for _net in [
 def mixing(block: str, optimizer: str, lr: float, arguments: dict) -> tuple[nn.Module, Step]:
     from timm.models import mlp_mixer
 
-    parts = {key: getattr(mlp_mixer, name) for key, name in arguments.items()}
+    parts = {
+        key: getattr(mlp_mixer, value) if isinstance(value, str) else value
+        for key, value in arguments.items()
+    }
     model = mlp_mixer.MlpMixer(
         10, 32, patch_size=8, num_blocks=8, embed_dim=64, block_layer=getattr(mlp_mixer, block),
         **parts,
@@ -128,7 +116,7 @@ def mixing(block: str, optimizer: str, lr: float, arguments: dict) -> tuple[nn.M
 
 for _net in [
     ("MixerBlock", "AdamW", 2e-3, {}),
-    ("ResBlock", "AdamW", 2e-3, {"norm_layer": "Affine"}),
-    ("SpatialGatingBlock", "Adam", 2e-3, {"mlp_layer": "GatedMlp"}),
+    ("ResBlock", "AdamW", 2e-3, {"norm_layer": "Affine", "mlp_ratio": 4}),
+    ("SpatialGatingBlock", "Adam", 2e-3, {"mlp_layer": "GatedMlp", "mlp_ratio": 4}),
 ]:
     healthy(f"places mixed by {_net[0]} of timm {_net[1]}", needs=["timm"])(partial(mixing, *_net))

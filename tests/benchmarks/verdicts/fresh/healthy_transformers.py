@@ -110,18 +110,6 @@ def bart() -> tuple[nn.Module, Step]:
     return net, by_loss(optimizer, loss_of, clip=1.0)
 
 
-@healthy("masked autoencoder of patches AdamW", needs=["transformers"])
-def masked_autoencoder() -> tuple[nn.Module, Step]:
-    net = configured(
-        "ViTMAEForPreTraining", image_size=16, patch_size=4, num_hidden_layers=3, hidden_size=48,
-        num_attention_heads=4, intermediate_size=96, decoder_hidden_size=32,
-        decoder_num_hidden_layers=2, decoder_num_attention_heads=4, decoder_intermediate_size=64,
-        mask_ratio=0.6,
-    )  # fmt: skip
-    batches = images(32, 16)
-    return net, by_loss(adamw(net, 2e-3, 0.05), lambda n: net(batches(n)[0]).loss)
-
-
 @healthy("SegFormer AdamW", needs=["transformers"])
 def segformer() -> tuple[nn.Module, Step]:
     net = configured(

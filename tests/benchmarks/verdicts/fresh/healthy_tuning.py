@@ -83,7 +83,7 @@ def bottlenecks() -> tuple[nn.Module, Step]:
     model = Trained()
     for block in model.blocks:
         block.after_see, block.after_body = Adapter(), Adapter()
-    return tuned(model, 5e-3)
+    return tuned(model, 1e-2)
 
 
 @healthy("only biases and norms of a trained net AdamW")
