@@ -57,15 +57,15 @@ class Trained(nn.Module):
         return self.head(self.norm(h[:, -x.shape[1] :]))
 
 
-def shifted(number: int) -> tuple[Tensor, Tensor]:
-    """Return characters in a code of their own: each letter is the next one."""
+def capitals(number: int) -> tuple[Tensor, Tensor]:
+    """Return characters, and the next ones, of which small letters are written as capitals."""
     x, y = text(16, 32)(number)
-    return x, torch.where((y > 65) & (y < 91), y + 1, y)
+    return x, torch.where((y > 65) & (y < 92), y - 32, y)
 
 
 def tuned(model: Trained, lr: float) -> tuple[nn.Module, Step]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
-    return model, supervised(model, optimizer, shifted, next_character)
+    return model, supervised(model, optimizer, capitals, next_character)
 
 
 @healthy("bottlenecks that start at zero in a frozen net AdamW")
@@ -83,7 +83,7 @@ def bottlenecks() -> tuple[nn.Module, Step]:
     model = Trained()
     for block in model.blocks:
         block.after_see, block.after_body = Adapter(), Adapter()
-    return tuned(model, 1e-2)
+    return tuned(model, 5e-3)
 
 
 @healthy("only biases and norms of a trained net AdamW")
