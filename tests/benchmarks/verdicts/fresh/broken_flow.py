@@ -169,7 +169,7 @@ class Summed(Kept):
 )
 def summed() -> Built:
     model = Summed(10)
-    return model, supervised(model, sgd(model, 1e-5), graph)  # type: ignore[arg-type]
+    return model, supervised(model, sgd(model, 0.01), graph)  # type: ignore[arg-type]
 
 
 class Again(nn.Module):
@@ -279,7 +279,7 @@ class Flow(nn.Module):
 def euler() -> Built:
     model = Flow(0.5)
     nn.init.normal_(model.speed.weight, std=0.45)
-    return model, supervised(model, sgd(model, 1e-3), function(64), F.mse_loss, clip=1.0)
+    return model, supervised(model, sgd(model, 1e-3), function(64), F.mse_loss)
 
 
 @broken(
