@@ -239,7 +239,7 @@ def register(app: Dash, library: Library) -> None:
         Input("runs", "children"),
         Input("screen", "data"),
         Input("view", "children"),
-        Input("runs-panel", "data-shown"),
+        Input("library", "data"),
     )
     def press(search: str, _: Any, screen: dict[str, Any] | None, *__: Any) -> list[str]:
         """Show as pressed what is chosen; the buttons themselves stay, and keep the focus."""
