@@ -112,8 +112,9 @@ def _is_broadcast(node: Node) -> bool:
 def _head(node: Node) -> Head | None:
     kind, given = _kind(node), _before(node)
     if kind == "BinaryCrossEntropy" and given is not None and _kind(given) == "Sigmoid":
-        if (twice := _after(given)) in _PROBABILITIES:
-            return Head("binary_cross_entropy_with_logits", twice)
+        twice = _after(given)
+        if twice in _PROBABILITIES:
+            return Head(LOSSES["BinaryCrossEntropyWithLogits"], twice)
     if kind in LOSSES:
         return Head(LOSSES[kind], _after(node))
     if kind in ("NllLoss", "NllLoss2D", "NllLossNd"):
