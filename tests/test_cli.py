@@ -30,7 +30,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parent.parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [root, *sys.path]))}
     return subprocess.run(
-        [sys.executable, "-m", "gradscope.cli", *map(str, arguments)],
+        [sys.executable, "-m", "gradscope", *map(str, arguments)],
         capture_output=True,
         text=True,
         env=environment,
@@ -265,7 +265,7 @@ def test_dashboard_prints_its_address_and_ends_with_ctrl_c(runs: Path) -> None:
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        [sys.executable, "-m", "gradscope.cli", "dashboard", str(runs), "--no-browser"],
+        [sys.executable, "-m", "gradscope", "dashboard", str(runs), "--no-browser"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -223,11 +223,15 @@ def register(app: Dash, library: Library) -> None:
         Output("runs-panel", "data-shown"),
         Input("url", "search"),
         Input("library", "data"),
+        State("runs-panel", "data-shown"),
     )
-    def count_runs(search: str, _: Any) -> tuple[str, str]:
+    def count_runs(search: str, _: Any, known: str | None) -> tuple[str, Any]:
+        """Say how many are shown, and which: of many the worst is not known at first."""
         names = library.names
         shown = library.shown(state.parse(search, NAMES, names))
-        return f"Runs: {len(shown)} of {len(names)}", json.dumps(shown)
+        found = json.dumps(shown)
+        counted = f"Runs: {len(shown)} of {len(names)}"
+        return counted, no_update if found == known else found
 
     @app.callback(
         Output({"set": ALL, "to": ALL}, "aria-pressed"),
@@ -235,8 +239,9 @@ def register(app: Dash, library: Library) -> None:
         Input("runs", "children"),
         Input("screen", "data"),
         Input("view", "children"),
+        Input("library", "data"),
     )
-    def press(search: str, _: Any, screen: dict[str, Any] | None, __: Any) -> list[str]:
+    def press(search: str, _: Any, screen: dict[str, Any] | None, *__: Any) -> list[str]:
         """Show as pressed what is chosen; the buttons themselves stay, and keep the focus."""
         names = library.names
         now = state.parse(search, NAMES, names)
@@ -269,8 +274,13 @@ def register(app: Dash, library: Library) -> None:
         words, kind = _live(found["marks"])
         return words, kind, "metric" not in used, "step" not in used
 
-    @app.callback(Output("exports", "children"), Input("url", "search"), Input("names", "data"))
-    def offer(search: str, names: list[str] | None) -> Any:
+    @app.callback(
+        Output("exports", "children"),
+        Input("url", "search"),
+        Input("names", "data"),
+        Input("runs-panel", "data-shown"),
+    )
+    def offer(search: str, names: list[str] | None, _: str | None) -> Any:
         """Offer what can be downloaded: an open menu stays while the runs grow."""
         if names is None:
             raise PreventUpdate

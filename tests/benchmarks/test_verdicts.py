@@ -41,10 +41,12 @@ def test_every_training_has_a_name_a_half_and_a_folder_of_its_own(tmp_path: Path
     assert len(healthy) >= 80 and len(sick) >= 60
     assert len({t.fault.kind for t in sick if t.fault}) >= 40
     for some in (healthy, sick):
-        halves = [t.half for t in some if t.half != "C"]
+        halves = [t.half for t in some if t.half in "AB"]
         assert 0.35 < halves.count("A") / len(halves) < 0.65
+    assert sum(t.half == "D" for t in healthy) >= 70
     assert sum(t.half == "C" for t in healthy) >= 50
     assert sum(t.half == "C" for t in sick) >= 24
+    assert sum(t.half == "D" for t in sick) >= 60
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import synthetic
 
 pytest.importorskip("dash", reason="dash is not installed")
 from gradscope.storage.writer import RunWriter
+from gradscope_dashboard import library as library_module
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import read_page
 from pages import PROFILE, Browse, Serve, drawn, traces
@@ -34,15 +36,26 @@ def test_a_folder_that_is_deleted_meanwhile_has_no_runs(tmp_path: Path) -> None:
     assert library.rescan() == []
 
 
-def test_the_newest_and_the_worst_of_many_are_shown_at_first(
-    browse: Browse, dashboard: Serve, tmp_path: Path
+def test_the_newest_and_the_worst_of_many_are_shown_as_soon_as_they_are_known(
+    browse: Browse, dashboard: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(6):
         synthetic.write_run(tmp_path / f"run-{number}", n_layers=9, n_steps=2, residual=number != 2)
+    summary_of, drawn_first = library_module.summary_of, threading.Event()
+
+    def late(path: Path) -> object:
+        drawn_first.wait(30)
+        return summary_of(path)
+
+    monkeypatch.setattr(library_module, "summary_of", late)
     page = browse(dashboard(tmp_path))
     drawn(page, "profile")
+    page.get_by_role("button", name="run-5", pressed=True).wait_for()
+    page.get_by_role("button", name="run-2", pressed=False).wait_for()
+    drawn_first.set()
     page.get_by_role("button", name="run-2", pressed=True).wait_for()
     page.get_by_role("button", name="run-5", pressed=True).wait_for()
+    page.locator("#exports").get_by_text("All of run-2").wait_for(state="attached")
     page.get_by_role("button", name="run-0", pressed=False).wait_for()
     page.get_by_role("button", name="run-0").click()
     page.get_by_role("button", name="run-0", pressed=True).wait_for()

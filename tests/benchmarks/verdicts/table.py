@@ -12,7 +12,8 @@ HALVES = {
     "A": "half A, on which rules were chosen",
     "B": "half B, on which they were mended later",
     "C": "set C, written when the rules stood",
-    "ABC": "all",
+    "D": "set D, written when they were mended on C, too",
+    "ABCD": "all",
 }
 
 

@@ -75,9 +75,11 @@ class Training:
 
     @property
     def half(self) -> str:
-        """A: rules were chosen on it; B: rules were mended on it later; C: they were not."""
+        """A: rules were chosen on it; B, C: rules were mended on it later; D: they were not."""
         if ".unseen." in self.module:
             return "C"
+        if ".fresh." in self.module:
+            return "D"
         return "AB"[zlib.crc32(self.name.encode()) % 2]
 
     @property
@@ -125,7 +127,7 @@ def _register(name: str, fault: Fault | None, needs: tuple[str, ...]) -> Callabl
 
 def load(more: Iterable[Path] = ()) -> dict[str, Training]:
     """Import the trainings of this folder and those of folders `more`, and return all."""
-    for package in ("healthy", "broken", "unseen"):
+    for package in ("healthy", "broken", "unseen", "fresh"):
         here = Path(__file__).parent / package
         for module in pkgutil.iter_modules([str(here)]):
             importlib.import_module(f"{__package__}.{package}.{module.name}")
