@@ -152,7 +152,7 @@ def _details(
     items: list[Any] = [_finding(finding, name, layers) for finding in diagnosis.findings]
     if remedy:
         items.append(html.Li(_measured(name, diagnosis.findings)))
-    items += [html.Li(sentence) for sentence in diagnosis.settings]
+    items += [html.Li(_whole(sentence)) for sentence in diagnosis.settings]
     if diagnosis.start != diagnosis.end:
         items.append(html.Li(f"At the start: {diagnosis.start}; {end}: {diagnosis.end}."))
     items += [html.Li(f"note: {note}") for note in notes]
@@ -174,7 +174,7 @@ def _finding(finding: Finding, name: str, layers: list[str]) -> html.Li:
                 className="link",
                 title="Open the step and the layer where it shows first",
             ),
-            f" {finding.sentence}",
+            f" {_whole(finding.sentence)}",
             html.Ul([html.Li(_remedy(remedy)) for remedy in finding.remedies]),
         ]
     )
@@ -184,7 +184,7 @@ def _remedy(remedy: str) -> list[Any]:
     """Return a remedy, or what it did where it was tried, its first word in bold."""
     first, rest = ("Tried", remedy[5:]) if remedy.startswith("tried") else ("Try", f": {remedy}")
     mark, _, said = rest.partition(": ")
-    return [html.B(f"{first}{mark}: "), said]
+    return [html.B(f"{first}{mark}: "), _whole(said)]
 
 
 def _measured(name: str, findings: Sequence[Finding]) -> html.Button:

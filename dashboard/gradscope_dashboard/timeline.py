@@ -69,21 +69,32 @@ def _row(name: str, events: list[Event], last: int, theme: Theme, place: int) ->
     """
     letter = LETTER[theme.narrow] / 100
     groups = gathered(events, last, lambda some: letter * (len(_signs(some)) + 2))
-    points = []
+    points, free = [], 0.0
     for number, (at, some) in enumerate(groups):
         room = (groups[number + 1].at if number + 1 < len(groups) else 1.0) - at
+        before = at - free
         whole = " · ".join(f"{SIGNS[event.kind]} {event.short}" for event in some)
         first = f"{SIGNS[some[0].kind]} {some[0].short} + {len(some) - 1}"
-        fitting = (text for text in (whole, first) if letter * (len(text) + 1) <= room)
+        text, side = next(
+            (
+                (text, side)
+                for text in (whole, first)
+                for side, space in (("", room), ("leftward", before))
+                if letter * (len(text) + 1) <= space
+            ),
+            (_signs(some), ""),
+        )
+        free = at + letter * (2 if side else len(text) + 2)
         told = "; ".join(f"step {event.step:,}: {event.words}" for event in some)
+        kind = min((event.kind for event in some), key=GRAVEST.index)
         left = f"{min(100 * at, 99):.2f}%"
         data: dict[str, Any] = {"data-step": str(some[0].step), "data-left": left}
         points.append(
             html.Button(
-                next(fitting, _signs(some)),
+                text,
                 id={"do": "step", "to": str(some[0].step), "of": f"{name},{number}"},
                 title=told,
-                className=f"event {min((event.kind for event in some), key=GRAVEST.index)}",
+                className=f"event {kind} {side}",
                 style={"left": left},
                 **aria(label=f"{name}, {told}"),
                 **data,

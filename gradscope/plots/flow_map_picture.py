@@ -143,7 +143,7 @@ def lanes_figure(lanes: list[Lane], theme: Theme) -> FigureDict:
         theme,
         "layer, input → output" if same else "depth, input → output",
         range=[0.2, longest + 0.8],
-        **_ticks(lanes[0]),
+        **_ticks(lanes[0], theme),
         showgrid=False,
         showticklabels=same and all(s.layers == 1 for lane in lanes for s in lane.squares),
     )
@@ -151,15 +151,16 @@ def lanes_figure(lanes: list[Lane], theme: Theme) -> FigureDict:
     return {"data": data, "layout": layout}
 
 
-def _ticks(lane: Lane) -> dict[str, Any]:
+def _ticks(lane: Lane, theme: Theme) -> dict[str, Any]:
     """Return settings of the axis that number some of the squares as verdicts number layers."""
     count = len(lane.squares)
-    few = min(count, TICKS)
+    few = min(count, TICKS // 2 if theme.narrow else TICKS)
     shown = sorted({round(i * (count - 1) / max(few - 1, 1)) for i in range(few)})
     squares = [lane.squares[place] for place in shown]
     return {
         "tickvals": [square.x for square in squares],
         "ticktext": [str(square.layer) for square in squares],
+        "tickangle": 0,
     }
 
 

@@ -39,7 +39,7 @@ SAID = 4
 MOST_KEPT = 20
 """Binned pictures that are kept of a run, a megabyte each for 300 layers."""
 NAMED = 2
-"""Of so many runs the rows have room for the layers' names."""
+"""Of so many runs the rows of the first have room for the layers' names."""
 LIMITS = (3, 4, 6, 8, 12, 16, 20)
 """The colour scale of a gradient ends so many decades below and above the last hidden layer's."""
 
@@ -191,7 +191,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
         data += _cells(panel, info.metric, theme, axes)
         # plotly puts the title of a lower panel into the panel
         x_title = "step" if axes.lowest and not theme.narrow else ""
-        named = count <= NAMED and not theme.narrow
+        named = count <= NAMED and axes.leftmost and not theme.narrow
         ticks = _ticks(len(panel.names), 24 if named else 10 if rows == 1 or theme.narrow else 5)
         axes.add_to(
             layout,

@@ -144,7 +144,8 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
             ),
         )
         when = "its middle step" if panel.step is None else f"step {panel.step:,}"
-        total = f": {panel.total:+.1f} decades{f', {when}' * (len(panels) < MOST_BESIDE)}"
+        room = len(panels) < MOST_BESIDE and not theme.narrow
+        total = f": {panel.total:+.1f} decades{f', {when}' * room}"
         layout["annotations"].append(
             axes.run_title(
                 theme, panel.run, panel.place, total, limit=title_limit(len(panels)) - 6, yshift=6

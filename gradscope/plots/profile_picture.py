@@ -382,7 +382,7 @@ def _axes(
         layout["annotations"].append(
             annotation(
                 theme,
-                f"within {NORMAL:.0f} × of the last hidden layer",
+                f"within {NORMAL:.0f} ×{'' if theme.narrow else ' of the last hidden layer'}",
                 x=1,
                 xref="paper",
                 xanchor="right",

@@ -138,7 +138,7 @@ def scalars_figure(
         x |= {**spikes, "spikecolor": theme.muted}
         if axes.number:
             x["matches"] = "x"
-        y = axis(theme, "")
+        y = axis(theme, "", **_room(mine))
         if log and positive:
             values = np.concatenate([c.values[np.isfinite(c.values)] for c in mine])
             decades = float(np.log10(values.max() / values.min())) if len(values) else 0.0
@@ -149,6 +149,14 @@ def scalars_figure(
         layout["annotations"].append(axes.title(theme, title, **left))
     add_key(layout, theme)
     return {"data": data, "layout": layout}
+
+
+def _room(curves: Sequence[ScalarCurve]) -> dict[str, Any]:
+    """Return the range of an axis whose curves are one number all along: plotly's hides which."""
+    values = np.concatenate([curve.values[np.isfinite(curve.values)] for curve in curves])
+    if not len(values) or values.min() != values.max() or values[0] == 0:
+        return {}
+    return {"range": sorted([0.0, 2 * float(values[0])])}
 
 
 def scalars(runs: Run | Sequence[Run], *, log: bool = False, theme: Theme = LIGHT) -> go.Figure:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import handmade
+from gradscope.plots.scalars import scalars_figure, scalars_info
 from gradscope.plots.training import (
     training_caption,
     training_events,
@@ -89,3 +90,15 @@ def test_a_run_that_explodes_leaves_the_others_their_room(tmp_path: Path) -> Non
     assert "explodes: train_loss is NaN from step 21 on, ×." in caption
     assert "The axis ends before explodes, whose loss rises to " in caption
     assert "range" not in training_figure(training_info(runs[1:]))["layout"]["yaxis"]
+
+
+def test_a_rate_that_never_changes_can_be_read_off_its_axis(tmp_path: Path) -> None:
+    run = handmade.make_run(
+        tmp_path / "run",
+        handmade.chain(3),
+        {"signal_norm": 1.0},
+        n_steps=50,
+        steps={"lr": np.full(50, 0.05)},
+    )
+    curves = [curve for curve in scalars_info(run) if curve.name == "lr"]
+    assert scalars_figure(curves)["layout"]["yaxis"]["range"] == [0, 0.1]

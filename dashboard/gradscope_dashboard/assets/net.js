@@ -128,7 +128,9 @@
     const boxes = visible(graph, graph.modules, [], holders);
     // beyond 60 boxes they lose their names rather than that not all of them are in sight
     const step = Math.max(Math.min((room - 20) / Math.max(boxes.length, 1), 150), boxes.length > 60 ? 8 : 20);
-    const wide = Math.max(room, boxes.length * step + 20);
+    const marks = alarms(graph, boxes);
+    const long = (mark) => mark.words.length * (mark.kind === "least" ? 7 : 7.8);
+    const wide = Math.max(room, boxes.length * step + 20, ...marks.map((mark) => long(mark) + 8));
     const gap = Math.min(Math.max(step * 0.22, 2), 18);
     const size = step - gap;
     const flat = size >= 76;
@@ -139,7 +141,6 @@
     const [top, high] = [ways.size ? Math.min(58 + reach * 11, 124) : 14, (flat ? 52 : 120) + (alone ? (flat ? 20 : 50) : 0)];
     const middle = top + high / 2;
     const left = (i) => 10 + i * step + gap / 2;
-    const marks = alarms(graph, boxes);
     const nameless = size < 11;
     const below = top + high + (nameless ? 16 : 4);
     const under = below + 24 * marks.length;
@@ -220,11 +221,9 @@
         const on = mark.bars[i + 1] ? step : size;
         front.append(make("rect", { x: left(i), y: y + 1, width: on, height: 4, class: `bar ${mark.kind}` }));
       });
-      const x = left(mark.at) + size / 2;
-      const half = mark.words.length * 3.8;
-      const anchor = x < half ? "start" : x > wide - half ? "end" : "middle";
-      const at = anchor === "start" ? left(mark.at) : anchor === "end" ? left(mark.at) + size : x;
-      front.append(make("text", { x: at, y: y + 18, "text-anchor": anchor, class: `words ${mark.kind}` }, mark.words));
+      const half = long(mark) / 2;
+      const x = Math.max(Math.min(left(mark.at) + size / 2, wide - half - 4), half + 4);
+      front.append(make("text", { x, y: y + 18, "text-anchor": "middle", class: `words ${mark.kind}` }, mark.words));
     });
     // what is open, to be closed again
     for (const holder of holders) {

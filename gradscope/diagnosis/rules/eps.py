@@ -45,8 +45,8 @@ def large_eps(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(
         "update-speed",
         "information",
-        f"The eps of {name}, {setting(value, 2)}, is {amount(value / middle)} times the gradient of an"
-        f" element in the middle weight layer, {number(middle)}: it divides by eps instead of"
+        f"The eps of {name}, {setting(value, 2)}, is {amount(value / middle)} times the gradient of"
+        f" an element in the middle weight layer, {number(middle)}: it divides by eps instead of"
         " the gradient's size, takes steps as small as that, and adapts no more than SGD.",
         tuple(evidence.names[i] for i in swallowed),
         (first, last),
