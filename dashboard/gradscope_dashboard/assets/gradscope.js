@@ -121,8 +121,10 @@ function alongTheSteps() {
   }
 }
 let waiting = false;
-new MutationObserver(() => {
-  if (waiting) return;
+// what plotly draws within a figure tells nothing, and is most of it
+const outside = ({ target }) => target instanceof HTMLElement && [null, target].includes(target.closest(".js-plotly-plot"));
+new MutationObserver((changes) => {
+  if (waiting || !changes.some(outside)) return;
   waiting = true;
   requestAnimationFrame(() => {
     waiting = false;
