@@ -27,6 +27,7 @@ from gradscope.plots.speed import speed_info
 from gradscope.runs.loading import discover, load
 from gradscope.runs.run import Run
 from gradscope.storage.run_json import read_meta, status_of
+from gradscope.wording import number
 from gradscope_dashboard.background import Background
 from gradscope_dashboard.starting import Starter
 from gradscope_dashboard.state import SHOWN_AT_FIRST, State
@@ -138,7 +139,8 @@ class Library:
                         steps = run.steps["step"]
                     last = int(steps.iloc[-1]) if len(steps) else None
                     state = state_of(run)
-                marks[name] = [len(steps), last, state, silence(run) if state == "stalled" else ""]
+                    silent = silence(run) if state == "stalled" else ""
+                    marks[name] = [len(steps), last, state, silent]
         return marks
 
     def summary(self, name: str, *, patient: bool = True) -> Summary | None:
@@ -330,7 +332,7 @@ def _listed(summary: Summary | None) -> dict[str, Any]:
         return {"verdict": None}
 
     def finite(value: float) -> float | str:
-        return value if math.isfinite(value) else str(value)
+        return value if math.isfinite(value) else number(value)
 
     return {
         "verdict": summary.diagnosis.verdict.partition(":")[0],

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from dash import Dash, html
 
+from gradscope.plots.lettering import raised
 from gradscope.plots.scalars import TITLE as SCALARS_TITLE
 from gradscope.plots.scalars import scalars_caption, scalars_figure, scalars_info
 from gradscope.plots.training import (
@@ -43,7 +44,7 @@ def _draw(page: Page) -> Drawing | None:
     caption = training_caption(curves)
     compared = page.library.comparison(page.names) if curves else None
     if compared is not None:
-        caption = " ".join([caption, *(seen.sentence for seen in compared.observations)])
+        caption = " ".join([caption, *(raised(seen.sentence) for seen in compared.observations)])
     events = [] if page.theme.many else training_events(page.runs)
     return Drawing(training_figure(curves, page.theme, events), caption)
 
