@@ -209,7 +209,8 @@ def _add_events(
     places = {id(event): place for place, event in events}
 
     def words(some: list[Event]) -> str:
-        return "<br>".join(lettering.safe(event.short, 24) for event in some)
+        told = dict.fromkeys(event.short for event in some)  # several runs may do alike
+        return "<br>".join(lettering.safe(short, 24) for short in told)
 
     def room(some: list[Event]) -> float:
         return 7 * max(min(len(event.short), 24) for event in some) / wide
