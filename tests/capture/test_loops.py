@@ -171,6 +171,45 @@ def test_a_gan_s_two_models_keep_their_readings_apart(tmp_path):
     assert c.run.steps.clipped_grad_norm.iloc[-1] == pytest.approx(expected_c, rel=1e-12)
 
 
+@pytest.mark.parametrize("zero", [True, False])
+def test_a_critic_has_no_part_in_the_step_that_is_made_through_it_while_it_is_frozen(
+    zero, tmp_path
+):
+    torch.manual_seed(0)
+    generator, critic = nn.Linear(3, 5).double(), net()
+    steps_g = torch.optim.Adam(generator.parameters(), lr=0.01)
+    steps_c = torch.optim.Adam(critic.parameters(), lr=0.01)
+    expected = []
+    with gradscope.watch(critic, tmp_path / "c") as scope:
+        for _ in range(3):
+            noise = torch.randn(4, 3, dtype=torch.float64)
+            critic.requires_grad_(False)
+            critic(generator(noise)).mean().neg().backward()
+            steps_g.step()
+            critic.requires_grad_(True)
+            steps_c.zero_grad(set_to_none=zero)
+            out = critic(generator(noise).detach())
+            out.retain_grad()
+            out.mean().backward()
+            before = [p.detach().clone() for p in critic[4].parameters()]
+            steps_c.step()
+            pairs = zip(critic[4].parameters(), before, strict=True)
+            expected.append(
+                {
+                    "signal_norm": out.grad.norm().item(),
+                    "activation_norm": out.norm().item(),
+                    "grad_norm": root_sum_square(p.grad for p in critic[4].parameters()),
+                    "weight_norm": root_sum_square(before),
+                    "update_norm": root_sum_square(p - q for p, q in pairs),
+                }
+            )
+    for step, row in enumerate(expected):
+        read = step_frame(scope.run, step)
+        for metric, value in row.items():
+            assert read[metric]["4"] == pytest.approx(value, rel=1e-9), (step, metric)
+    assert scope.run.notes == []
+
+
 def test_parameters_frozen_and_added_later_are_followed(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model[:3].parameters(), lr=0.1)

@@ -137,7 +137,7 @@ class Backwards:
 
     @guarded("the gradients of the parameters", alone=True)
     def _read_gradients(self) -> None:
-        readings = self._steps.parameter_readings()
+        readings = self._steps.begin_parameter_readings()
         readings.after_backward()
         if not self._steps.told_by_hooks:
             readings.before_update()

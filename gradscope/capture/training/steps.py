@@ -170,6 +170,17 @@ class Steps:
             self.current.parameters = ParameterReadings(self._parameters)
         return self.current.parameters
 
+    def begin_parameter_readings(self) -> ParameterReadings:
+        """Return them at the end of a backward, whose readings replace what was read before.
+
+        They begin anew where parameters were frozen, or freed, since the backward before.
+        """
+        step = self.current
+        known = step.parameters
+        if known and not step.is_over and not self.is_being_made and known.are_outdated():
+            step.parameters = None
+        return self.parameter_readings()
+
     def doubt_gradients(self) -> None:
         """Take no gradient any more for one before clipping that an optimizer shows first."""
         self._parameters.ends_are_told = False
