@@ -20,7 +20,7 @@ from gradscope_dashboard.views import VIEWS
 POLL_SECONDS = 0.8
 STATES = {
     "running": "training, step",
-    "stalled": "paused? no new step since step",
+    "stalled": "paused? last step",
     "crashed": "crashed after step",
     "closed": "finished, step",
 }
