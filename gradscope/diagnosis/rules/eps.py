@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import Finding, Place
-from gradscope.wording import amount, number
+from gradscope.wording import amount, number, setting
 
 LARGER = 10.0
 """Times the gradient's size an element from which on eps is nearly all of the denominator."""
@@ -45,8 +45,8 @@ def large_eps(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(
         "update-speed",
         "information",
-        f"The eps of {name}, {value:.2g}, is {amount(value / middle)} times the gradient of an"
-        f" element in the middle weight layer, {number(middle)}: it divides by eps instead of"
+        f"The eps of {name}, {setting(value, 2)}, is {amount(value / middle)} times the gradient of"
+        f" an element in the middle weight layer, {number(middle)}: it divides by eps instead of"
         " the gradient's size, takes steps as small as that, and adapts no more than SGD.",
         tuple(evidence.names[i] for i in swallowed),
         (first, last),

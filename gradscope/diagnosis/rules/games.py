@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding, Place
-from gradscope.wording import amount, capitalised
+from gradscope.wording import amount, capitalised, number
 
 STARVES = 100.0
 """Factor by which the gradient has to fall to be told of, from a player's first turns on."""
@@ -64,8 +64,8 @@ def _finding(
         "vanishing",
         "warning" if fell >= STARVED else "information",
         f"{_of(evidence, own)} learns through {other}, and its gradient has fallen {amount(fell)}"
-        f" times since the start, from {size[0]:.1g} to {size[1]:.1g}: {other} is so sure of its"
-        " judgement that what it is given makes no difference any more.",
+        f" times since the start, from {number(size[0], 1)} to {number(size[1], 1)}: {other} is so"
+        " sure of its judgement that what it is given makes no difference any more.",
         tuple(evidence.names[i] for i in own),
         (evidence.step(turns[0]), evidence.step(turns[-1])),
         {"first_gradient": size[0], "last_gradient": size[1]},
