@@ -210,6 +210,49 @@ def test_a_critic_has_no_part_in_the_step_that_is_made_through_it_while_it_is_fr
     assert scope.run.notes == []
 
 
+def test_a_graph_that_thrown_away_gradients_came_from_has_no_signals_of_the_next(tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x, y in batches(3):
+            optimizer.zero_grad()
+            out = model(x)
+            out.square().mean().backward(retain_graph=True)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(out, y).backward()
+            expected.append(root_sum_square(p.grad for p in model[4].parameters()))
+            optimizer.step()
+    frame = scope.run.frame().set_index(["step", "name"])
+    assert frame.signal_norm.isna().all()
+    assert frame.grad_norm.xs("4", level="name").tolist() == pytest.approx(expected, rel=1e-9)
+    assert len(scope.run.notes) == 1 and "retain_graph" in scope.run.notes[0]
+
+
+@pytest.mark.parametrize("retained", [True, False])
+def test_gradients_put_together_of_several_backwards_are_taken_for_none_of_them(retained, tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parameters = list(model.parameters())
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x, y in batches(3):
+            outs = [model(x)] * 2 if retained else [model(x), model(x)]
+            losses = [nn.functional.cross_entropy(outs[0], y), outs[1].square().mean()]
+            found = []
+            for loss in losses:
+                optimizer.zero_grad()
+                loss.backward(retain_graph=True)
+                found.append([p.grad.clone() for p in parameters])
+            for p, one, other in zip(parameters, *found, strict=True):
+                p.grad = (one + other) / 2
+            optimizer.step()
+    read = scope.run.frame().query("step == 2").set_index("name")
+    assert read.signal_norm.isna().all() and read.grad_norm.isna().all()
+    expected = root_sum_square(p.grad for p in model[4].parameters())
+    assert read.clipped_grad_norm["4"] == pytest.approx(expected, rel=1e-9)
+    assert len(scope.run.notes) == 1 and "put together" in scope.run.notes[0]
+
+
 def test_parameters_frozen_and_added_later_are_followed(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model[:3].parameters(), lr=0.1)

@@ -25,6 +25,12 @@ from gradscope.capture.training.parameters import Parameters
 from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 
+_ONCE_MORE = (
+    "a backward went once more through the graph of one (retain_graph) whose gradients were thrown"
+    " away: signals of such steps would be of both, and are not read. Sum the losses, or go"
+    " forward anew for each, to have them"
+)
+
 
 class HasReadings(Protocol):
     """Readings, or what they follow from, put together."""
@@ -65,6 +71,9 @@ class Step:
         self.stepped_by: list[weakref.ref[Optimizer]] = []
         self.gradients: dict[BackwardReadings, None] = {}  # those that a backward has reached
         self.tapped: list[BackwardReadings] = []  # those that hold on to their graph
+        self.dropped: weakref.WeakSet[BackwardReadings] = weakref.WeakSet()  # of the former
+        self.has_dropped = False  # though they had gradients
+        self.is_mixed = False  # whether one of those was reached again
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
         self.forwarded: set[int] = set()  # modules seen called, outside of backwards
         self.parameters: ParameterReadings | None = None
@@ -198,6 +207,8 @@ class Steps:
             self._parameters.optimizers.add(optimizer)
             if step.parameters is not None and len(self._parameters.optimizers) > 1:
                 step.parameters.leave_out(step.was_made_by)
+        if step.is_mixed:
+            self.faults.tell(_ONCE_MORE)
         step.ended = time.monotonic() - self.start
         step.is_over = True
         self._trainer = threading.get_ident()
