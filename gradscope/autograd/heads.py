@@ -61,17 +61,24 @@ class Head(NamedTuple):
     after: str
 
 
+_BROADCAST = Head("difference", "broadcast")
+
+
 def find_heads(roots: Iterable[Node]) -> list[Head]:
     """Return the losses that a backward from `roots` goes through, and what they come after.
 
     Looked at is what lies between the roots and the losses, sums and factors; not the model.
     """
     found: dict[Head, None] = {}
+    pairs = False
     stack = list(dict.fromkeys(roots))
     seen = set(stack)
     while stack and len(seen) < _NODES:
         node = stack.pop()
-        head = Head("difference", "broadcast") if _is_broadcast(node) else _head(node)
+        if _pairs(node):
+            pairs = True
+            continue
+        head = _BROADCAST if _is_broadcast(node) else _head(node)
         if head is not None:
             found[head] = None
             continue
@@ -81,7 +88,18 @@ def find_heads(roots: Iterable[Node]) -> list[Head]:
             if producer is not None and producer not in seen:
                 seen.add(producer)
                 stack.append(producer)
+    if pairs:  # who compares outputs with each other means each with each
+        found.pop(_BROADCAST, None)
     return sorted(found)
+
+
+def _pairs(node: Node) -> bool:
+    """Whether a difference is one between a column of outputs and the same as a row."""
+    if _kind(node) not in ("Sub", "Rsub") or not _is_broadcast(node):
+        return False
+    given = [producer for producer, _ in node.next_functions if producer is not None]
+    made = {_before(p) if _kind(p) in _SAME else p for p in given}
+    return len(given) == 2 and len(made) == 1
 
 
 def _is_broadcast(node: Node) -> bool:

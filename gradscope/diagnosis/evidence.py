@@ -110,6 +110,15 @@ class Evidence:
         return found
 
     @cached_property
+    def readers(self) -> dict[int, list[int]]:
+        """The layers that read each layer, -1 for the output; empty where no flow was recorded."""
+        found: dict[int, list[int]] = {}
+        for source, target in edges_of(self.run).tolist():
+            if source < target or target < 0:
+                found.setdefault(source, []).append(target)
+        return found
+
+    @cached_property
     def outputs(self) -> Mask:
         """Which layers no other one reads; where no flow was recorded, from the last weights on."""
         count = len(self.layers)

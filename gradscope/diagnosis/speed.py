@@ -6,11 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.arithmetic import over_reference
-from gradscope.diagnosis.evidence import Evidence
+from gradscope.diagnosis.evidence import Evidence, Mask
 from gradscope.diagnosis.signal_path import Floats, log10
 
 FAST = 0.1
 """Update speed of a weight layer, share of its size a step, that is too large for any training."""
+
+SMALL = 0.1
+"""Size of a layer's weights over those of others, below which it started at next to zero: whatever
+it becomes is many times its size."""
 
 ALIKE = 0.15
 """Decades between layers up to which updates are alike, where no gradient is known."""
@@ -65,11 +69,19 @@ def typical_speed(evidence: Evidence) -> Floats:
 def is_fast(evidence: Evidence) -> bool:
     """Whether steps moved a weight layer by a tenth of its size or more, at any time of the run.
 
-    Layers that start at zero are left out: whatever they become is many times their size.
+    Layers that start at zero, or next to it, are left out: see `started`.
     """
     if len(evidence.rows) == 0:
         return False
     update, weight = evidence.highest("update_norm"), evidence.median("weight_norm")
     speed = over_reference(update, weight)
-    started = evidence.at("weight_norm", evidence.rows[:1])[0] > 0
-    return bool((speed[:, evidence.weights & started] > FAST).any())
+    return bool((speed[:, started(evidence)] > FAST).any())
+
+
+def started(evidence: Evidence) -> Mask:
+    """Return which weight layers did not start at zero or at next to nothing beside the others."""
+    norm = evidence.at("weight_norm", evidence.rows[:1])[0]
+    size = over_reference(norm, np.sqrt(evidence.layers["parameters"].to_numpy(dtype=np.float64)))
+    known = size[evidence.weights & (norm > 0)]
+    usual = float(np.median(known)) if len(known) else 0.0
+    return np.asarray(evidence.weights & (np.nan_to_num(size) > SMALL * usual))

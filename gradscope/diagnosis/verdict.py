@@ -113,8 +113,8 @@ def diagnose(run: Run) -> Diagnosis:
 
     Notes
     -----
-    - `vanishing`: early gradient <= 1/100 of the late one, by the running median, and early layers
-      that move slower, too
+    - `vanishing`: early gradient <= 1/100 of the late one, by the running median, which neither an
+      optimizer nor weights that are shared by many places make up for
     - `exploding`: early gradient >= 100 times the late one (deep nets: .065 decades a layer), while
       the loss does not fall, or values that are not finite
     - `vanishing-through-time`, `exploding-through-time`: likewise, over the steps of a sequence
@@ -132,7 +132,8 @@ def diagnose(run: Run) -> Diagnosis:
     - `batchnorm-eval`: a BatchNorm in training that normalises by running statistics that do not
       fit
     - `dropout`: nine tenths of a layer or more left out in training
-    - `saturated`: over half of an activation's units on less than 0.1 of its steepest slope
+    - `saturated`: over half of an activation's units on less than 0.1 of its steepest slope, where
+      it flattens out on both sides; all units without any, where on one
     - `attention-logits`: logits above 100: softmax gives all weight to one key
     - `update-speed`: steps of a tenth of the weights' size, or of next to nothing of it
 
@@ -181,6 +182,8 @@ def _agreeing(found: list[Finding]) -> list[Finding]:
     explained: set[str] = set()
     if verdicts & {"scaled-clipping", "not-updated"}:
         explained.add("update-speed")  # steps are small as the gradient is gone
+    if any(f.verdict == "saturated" and f.severity == "critical" for f in found):
+        explained.add("not-updated")  # what comes through a flat activation moves nothing
     starved = {layer for f in found if f.verdict == "experts" for layer in f.layers}
     return [
         finding

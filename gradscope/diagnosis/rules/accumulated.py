@@ -22,6 +22,10 @@ PILES = 1.0
 """Growth over the root of the number of steps: n gradients of any directions add up to as much, and
 to n times one where they agree. What nothing is added to grows by .6 of it at most."""
 
+ONE_MORE = 2.0
+"""Change of a gradient's norm over the size of one step's gradient, which it cannot exceed where
+that is added; how large one is, is known from the first step, to a factor."""
+
 LAYERS = 0.25
 """Share of the layers that may grow less."""
 
@@ -46,6 +50,11 @@ def accumulated(evidence: Evidence) -> Iterator[Finding]:
     if len(layers) < 2:
         return
     grown = np.quantile(piles[:, layers] / piles[0, layers], LAYERS, axis=1)
+    norms = evidence.at("grad_norm", rows)[:, layers]
+    each = norms / piles[:, layers] * piles[0, layers]
+    more = np.abs(np.diff(norms, axis=0)) / each[1:]
+    if np.quantile(more, 1 - LAYERS) > ONE_MORE:
+        return
     number = 1 + np.arange(LOOK)
     if not (grown / np.sqrt(number) >= PILES)[FROM - 1 :].all():
         return

@@ -10,8 +10,9 @@ from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Place
+from gradscope.diagnosis.neighbours import before_weights, beside_others
 from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
-from gradscope.diagnosis.rules.saturated import gates
+from gradscope.diagnosis.rules.saturated import gates, without_slope
 from gradscope.diagnosis.signal_path import composites
 from gradscope.wording import number
 
@@ -112,14 +113,18 @@ def _comes_together(evidence: Evidence) -> bool:
 def _constant(evidence: Evidence) -> Iterator[Finding]:
     """Find hidden layers whose outputs are all but one and the same number.
 
-    Within a residual block a constant does no harm, nor as a gate.
+    Within a residual block a constant does no harm, nor as a gate or another factor beside what
+    varies, nor as the start of an output: a bias at the targets' mean, and small weights. A single
+    number has no spread.
     """
     if evidence.path is None or not evidence.windows:
         return
     spread, mean = evidence.median("activation_std"), evidence.median("activation_mean")
     share = over_reference(spread, np.hypot(spread, mean))
     flat = share < COLLAPSED
-    flat &= ~evidence.outputs & ~composites(evidence.layers, evidence.weights) & ~gates(evidence)
+    flat &= evidence.median("output_elements") != 1
+    flat &= ~composites(evidence.layers, evidence.weights) & ~gates(evidence)
+    flat &= before_weights(evidence) & ~beside_others(evidence) & ~without_slope(evidence)
     for block in residual_blocks(evidence.run):
         flat[:, block.first : block.after] = False
     if not flat.any():
@@ -183,7 +188,9 @@ def _emptied(evidence: Evidence) -> Iterator[Finding]:
     norm, elements = (evidence.at(c, few) for c in ("activation_norm", "output_elements"))
     size = over_reference(norm, np.sqrt(elements))
     left = over_reference(column_medians(size[3:]), column_medians(size[:3]))
-    empty = evidence.weights & ~evidence.outputs & (np.nan_to_num(left, nan=1) < EMPTIED)
+    empty = before_weights(evidence) & evidence.weights & (np.nan_to_num(left, nan=1) < EMPTIED)
+    for block in residual_blocks(evidence.run):  # a branch that has nothing to add
+        empty[block.first : block.after] = False
     if not empty.any():
         return
     most = float(left[empty].min())

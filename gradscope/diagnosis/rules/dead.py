@@ -27,6 +27,10 @@ START = 3
 UNITS = 0.75
 """Share of a layer's units that are never on from which on it counts as dead, though not whole."""
 
+TURNS = 4
+"""Units that are on at some time over those on at a time, from which on they take turns: a code
+that is sparse on purpose."""
+
 SPARSE = 0.15
 """How often the other units are on, at least: where all are seldom on, none is dead."""
 
@@ -45,7 +49,9 @@ def dead(evidence: Evidence) -> Iterator[Finding]:
     much = "every unit and sample" if most == 1 else f"{most:.1%} of its units and samples"
     yield Finding(
         "dead",
-        "information" if not off[-1].any() and falls(evidence) else severity_of(off),
+        "information"
+        if (not off[-1].any() and falls(evidence)) or _take_turns(evidence, layers)
+        else severity_of(off),
         f"{capitalised(evidence.named(layers))} {give} 0 for {much}: next to no gradient passes,"
         " and the layers before stop learning.",
         names_of(evidence, layers),
@@ -81,6 +87,15 @@ def _units(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
         tuple(_remedies(evidence, from_start=bool((looks[0][found] >= UNITS).any()))),
         Place(last, int(np.flatnonzero(found)[0]), "zero_fraction", "forward"),
     )
+
+
+def _take_turns(evidence: Evidence, layers: Mask) -> bool:
+    """Whether the few units that are on are others for other samples, as in a sparse code."""
+    looks = evidence.looks("dead_fraction")
+    if len(looks) == 0:
+        return False
+    at_a_time, at_some_time = 1 - evidence.median("zero_fraction")[-1], 1 - looks[-1]
+    return bool(((at_a_time > 0) & (at_some_time >= TURNS * at_a_time))[layers].all())
 
 
 def _of_gates(evidence: Evidence) -> Mask:

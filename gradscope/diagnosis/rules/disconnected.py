@@ -7,16 +7,31 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gradscope.diagnosis.evidence import Evidence, Mask
+from gradscope.arithmetic import over_reference
+from gradscope.diagnosis.blocks import residual_blocks
+from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place
+from gradscope.diagnosis.neighbours import behind, beside_others
 from gradscope.diagnosis.rules.dead import starts_at_zero, switched_off
 from gradscope.diagnosis.rules.marks import any_behind, first_place, names_of, severity_of
 from gradscope.diagnosis.rules.saturated import flat_behind
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.wording import capitalised
 
+SURE = 17.0
+"""Size of logits, ln 2^24, from which on the smallest share of a softmax or sigmoid is lost beside
+1 in float32, and with it the gradient."""
+
 AGAIN = 2
 """Recorded steps at which a gradient must be 0: much starts at zero, and moves with one step."""
+
+SAME = 1e-6
+"""Change of a loss that is rounding."""
+
+_LOOK = (
+    "look in the loss for a multiplication by 0, a mask that leaves nothing, a clamp or a softmax"
+    " over one class"
+)
 
 _COPY = re.compile(
     r"target|teacher|momentum|(^|[._])(ema|shadow|average|reference|ref|old)([._]|$)"
@@ -68,30 +83,57 @@ def _nothing(evidence: Evidence) -> Iterator[Finding]:
     last = int(path.layers[-1])
     softmax = [i for i, kind in enumerate(evidence.activations) if kind == "softmax"]
     one = bool(softmax) and bool(((mean == 1) & (spread == 0))[:, softmax[-1]].all())
-    why, advice = (
-        (
+    size = _size(evidence, last)
+    raw = evidence.loss.raw if evidence.loss is not None else np.zeros(0)
+    ended = len(raw) > 0 and bool((raw == 0).all())
+    waits = ended and not one and not size > SURE and len(evidence.rows) < WINDOW
+    if one:
+        why = (
             f"layer {evidence.labels[softmax[-1]]} is a softmax over one class, which is 1 whatever"
-            " it is given",
+            " it is given"
+        )
+        advice: tuple[str, ...] = (
             "use a sigmoid with binary_cross_entropy, or better none with"
             " binary_cross_entropy_with_logits; a softmax needs an output for each class",
         )
-        if one
-        else (
-            "whatever the model gives, the loss stays as it is",
-            "look in the loss for a multiplication by 0, a mask that leaves nothing, a clamp or a"
-            " softmax over one class",
+    elif size > SURE:
+        why = (
+            f"the outputs of layer {evidence.labels[last]} are {size:.2g} on average, so that a"
+            " softmax or sigmoid of them is 0 or 1 to rounding"
         )
-    )
+        advice = (
+            "start the last layer from smaller weights and a bias of 0, and normalise what comes"
+            " into it; in reinforcement learning an entropy bonus holds a policy open",
+            _LOOK,
+        )
+    elif ended:
+        why = "the loss itself is 0: there is nothing to learn from, as before a first reward"
+        advice = (_LOOK,)
+    elif len(raw) > 1 and np.ptp(raw) > SAME * np.abs(raw).max():
+        why = "the loss changes with the batch, and not with what the model gives"
+        advice = (
+            "if the model is in float16: gradients below 6e-8 are 0 there; scale the loss"
+            " (torch.amp.GradScaler), or use bfloat16 or float32",
+            _LOOK,
+        )
+    else:
+        why, advice = "whatever the model gives, the loss stays as it is", (_LOOK,)
     yield Finding(
         "disconnected",
-        "critical",
+        "information" if waits else "critical",
         f"The gradient of the loss is exactly 0 at every weight layer and step: {why}.",
         (evidence.names[last],),
         evidence.whole,
         {"layers": float(known.sum())},
-        (advice,),
+        advice,
         Place(evidence.step(evidence.rows[0]), last, "signal_norm", "loss"),
     )
+
+
+def _size(evidence: Evidence, layer: int) -> float:
+    """Return the root mean square of a layer's output at the steps that were read."""
+    norm, elements = (evidence.median(c)[:, layer] for c in ("activation_norm", "output_elements"))
+    return float(np.median(over_reference(norm, np.sqrt(elements))))
 
 
 def _zero(evidence: Evidence) -> Iterator[Finding]:
@@ -110,23 +152,95 @@ def _zero(evidence: Evidence) -> Iterator[Finding]:
     cut &= ~any_behind(switched_off(evidence)) & ~any_behind(_zero_weights(evidence))
     cut &= ~any_behind(flat_behind(evidence)) & ~starts_at_zero(evidence)
     cut &= evidence.owners
+    cut &= ~_dropped(evidence)
+    unasked = cut & (_has_others(evidence, signal) | _leads_nowhere(evidence, signal))
+    if unasked.any():
+        layers: Mask = np.any(unasked, axis=0)
+        yield Finding(
+            "disconnected",
+            "information",
+            f"No gradient came to {evidence.named(layers)}, while others beside them get one: they"
+            " were not chosen, or the loss did not use what comes out.",
+            names_of(evidence, layers),
+            evidence.span(np.any(unasked, axis=1)),
+            {"layers": float(layers.sum())},
+            ("if they are chosen by the model: balance the choice, or add noise to it",),
+            first_place(evidence, unasked, "signal_norm", "backward"),
+        )
+    cut &= ~unasked
     if not cut.any():
         return
-    layers: Mask = np.any(cut, axis=0)
+    layers = np.any(cut, axis=0)
+    factors = layers & beside_others(evidence)
     yield Finding(
         "disconnected",
-        severity_of(cut),
+        severity_of(cut) if (layers & evidence.weights).any() else "information",
         f"No gradient at all reaches {evidence.named(layers)}: not a small one, exactly 0.",
         names_of(evidence, layers),
         evidence.span(np.any(cut, axis=1)),
         {"layers": float(layers.sum())},
         (
+            *(
+                (
+                    "if they make the logits of an attention, look at the dim of its softmax: over"
+                    " one key it is 1 whatever the logits are",
+                )
+                if factors.sum() > 1
+                else ()
+            ),
             "look for detach(), no_grad() or a multiplication by 0 between these layers and the"
             " loss",
             "if functional ReLUs follow on a sum, check that their units are not all off",
         ),
         first_place(evidence, cut, "signal_norm", "backward"),
     )
+
+
+def _dropped(evidence: Evidence) -> Mask:
+    """Return which layers lie in branches that may have been dropped by chance at all steps."""
+    dropped = np.zeros(len(evidence.names), dtype=bool)
+    signal = evidence.at("signal_norm", evidence.rows[:WINDOW])
+    if len(evidence.rows) < WINDOW and ((signal == 0).any(0) & (signal > 0).any(0)).any():
+        for block in residual_blocks(evidence.run):
+            dropped[block.first : block.after] = True
+    return dropped
+
+
+def _has_others(evidence: Evidence, signal: Floats) -> Mask:
+    """Return which layers have a sibling beside them that gets a gradient, as heads and experts.
+
+    Siblings have names that differ in a number, and neither comes behind the other.
+    """
+    reached = np.nan_to_num(signal) > 0
+    found = np.zeros(signal.shape, dtype=bool)
+    if not evidence.readers:
+        return found
+    kinds, counts = (evidence.layers[column].tolist() for column in ("kind", "parameters"))
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for layer, name in enumerate(evidence.names):
+        for number in re.finditer(r"(?<![^.])\d+(?![^.])", name):
+            key = name[: number.start()], name[number.end() :], kinds[layer], counts[layer]
+            alike.setdefault(key, []).append(layer)
+    for layers in alike.values():
+        for layer in layers if not reached[:, layers].all() else ():
+            after = behind(evidence, layer)
+            beside = [
+                other
+                for other in layers
+                if other not in after and (other > layer or layer not in behind(evidence, other))
+            ]
+            found[:, layer] |= reached[:, beside].any(axis=1)
+    return found & ~reached
+
+
+def _leads_nowhere(evidence: Evidence, signal: Floats) -> Mask:
+    """Return which layers lead to what the model returns, past no layer that got a gradient."""
+    reached = np.nan_to_num(signal) > 0
+    found = np.zeros(signal.shape, dtype=bool)
+    for layer in np.flatnonzero(~reached.all(axis=0)):
+        if layer in evidence.readers:
+            found[:, layer] = ~reached[:, sorted(behind(evidence, int(layer)))].any(axis=1)
+    return found & ~reached
 
 
 def _without_path(evidence: Evidence) -> Iterator[Finding]:

@@ -13,9 +13,10 @@ from gradscope.diagnosis.evidence import WINDOW, Evidence, column_medians, runni
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.ledger import account, decades_by_group, ledger
 from gradscope.diagnosis.rules import remedies
+from gradscope.diagnosis.rules.blocks import TRAINED
 from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.signal_path import Floats, SignalPath, log10
-from gradscope.diagnosis.speed import is_adaptive, is_fast
+from gradscope.diagnosis.speed import is_adaptive, is_fast, started
 from gradscope.kinds import canonical
 from gradscope.wording import amount, capitalised, compared, number
 
@@ -115,6 +116,16 @@ def _finding(
         elif made_up_for := made_up_for and abs(speed) < -SLOWER:
             sentence += " " + _speed_in_words(speed, adaptive=adaptive)
         severity = "information" if made_up_for else severity
+    over_places = _over_places(evidence, path, middle, numbers.get("other_decades", 0.0))
+    if verdict == "vanishing" and over_places and lost + over_places > VANISHING:
+        severity = "information"
+        sentence += (
+            f" A mean over many places takes {over_places:.1f} of it, and the gradient of weights"
+            " that all of them share adds up again."
+        )
+    if verdict == "vanishing" and severity != "information" and _young(evidence, path):
+        severity = "information"
+        sentence += " Weights on the way started at zero or nearly so: they let little through yet."
     if verdict == "exploding" and _does_no_harm(evidence, lost):
         severity = "information"
         sentence += " It does no harm so far: the loss falls, and no step is too large."
@@ -127,6 +138,30 @@ def _finding(
     worst = int(path.layers[0] if not far.any() else path.layers[far][0])
     place = Place(steps[0], worst, "signal_norm", "backward")
     return Finding(verdict, severity, sentence, layers, steps, numbers, tuple(advice), place)
+
+
+def _over_places(evidence: Evidence, path: SignalPath, row: int, others: float) -> float:
+    """Return the decades that means over places, points or time steps take from the signal, >= 0.
+
+    A mean over n of them hands each 1/n, which has a norm of 1/sqrt(n).
+    """
+    hidden = path.layers[:-1]
+    if len(hidden) < 2:
+        return 0.0
+    elements = evidence.at("output_elements", np.array([row]))[0, hidden]
+    fewer = float(log10(over_reference(elements[:1], elements[-1:]))[0]) / 2
+    return min(-others, fewer) if others < 0 < fewer else 0.0
+
+
+def _young(evidence: Evidence, path: SignalPath) -> bool:
+    """Whether weights on the path were zero at first, and have not had the time to grow.
+
+    At the first step likewise such as are next to zero beside the others.
+    """
+    first = evidence.at("weight_norm", evidence.rows[:1])[0, path.layers]
+    small = evidence.weights[path.layers] & ~started(evidence)[path.layers]
+    some = small.any() if len(evidence.rows) == 1 else (first == 0).any()
+    return bool(some) and len(evidence.rows) <= TRAINED
 
 
 def _does_no_harm(evidence: Evidence, won: float) -> bool:

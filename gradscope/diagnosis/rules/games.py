@@ -8,6 +8,7 @@ import numpy as np
 
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding, Place
+from gradscope.diagnosis.rules.collapsed import ALL_ALIKE, LOOKS
 from gradscope.wording import amount, capitalised, number
 
 STARVES = 100.0
@@ -24,7 +25,8 @@ def starved_player(evidence: Evidence) -> Iterator[Finding]:
     """Find a player whose gradient, which comes through another one, has all but gone.
 
     Players are told by their turns: layers that an optimizer moves at some steps, and others at
-    other steps, though the signal passes the latter on its way to the former.
+    other steps, though the signal passes the latter on its way to the former. Likewise one that
+    makes the same of whatever it is given, as without noise.
     """
     owners = np.flatnonzero(evidence.weights & evidence.run.was_read("update_norm"))
     rows = evidence.rows[-4096:]
@@ -43,6 +45,10 @@ def starved_player(evidence: Evidence) -> Iterator[Finding]:
         through &= moved.any(axis=0)
         if not through.any():
             continue
+        looks = evidence.looks("sample_spread")[:, owners[own]]
+        looks = looks[~np.isnan(looks).any(axis=1)]
+        if len(looks) >= LOOKS and (looks[-LOOKS:] < ALL_ALIKE).all():
+            yield _same_for_all(evidence, owners[own], float(looks[-1].max()))
         size = np.sqrt(np.nansum(grad[turns][:, own] ** 2, axis=1))
         few = max(len(size) // 4, 3)
         first, last = float(np.max(size[:3])), float(np.median(size[-few:]))
@@ -75,6 +81,24 @@ def _finding(
             " penalty or spectral norm",
         ),
         Place(evidence.step(turns[-1]), int(own[0]), "grad_norm", "backward"),
+    )
+
+
+def _same_for_all(evidence: Evidence, own: np.ndarray, spread: float) -> Finding:
+    return Finding(
+        "collapsed",
+        "critical",
+        f"{_of(evidence, own)} makes the same for all samples, from its first layer on: only"
+        f" {spread**2:.1g} of the variance of what its layers give lies between them.",
+        tuple(evidence.names[i] for i in own),
+        evidence.whole,
+        {"sample_spread": spread},
+        (
+            "give it larger noise, of mean 0 and deviation 1: check that its input varies from"
+            " sample to sample",
+            "normalise its input, or start its first layer from larger weights",
+        ),
+        Place(evidence.whole[0], int(own[0]), "sample_spread", "forward"),
     )
 
 

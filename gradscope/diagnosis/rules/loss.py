@@ -11,7 +11,7 @@ from gradscope.diagnosis.evidence import Evidence, column_medians
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.signal_path import Floats
-from gradscope.diagnosis.speed import FAST
+from gradscope.diagnosis.speed import FAST, started
 from gradscope.wording import amount, number
 
 ROSE = 2.0
@@ -63,7 +63,7 @@ def _rise(evidence: Evidence) -> Finding | None:
     if len(rows) == 0:
         return None
     speed = over_reference(evidence.at("update_norm", rows), evidence.at("weight_norm", rows))
-    speed[:, ~evidence.weights | (evidence.at("weight_norm", rows[:1])[0] == 0)] = np.nan
+    speed[:, ~started(evidence)] = np.nan
     fast = np.nan_to_num(speed) > FAST
     if not fast.any():
         return None

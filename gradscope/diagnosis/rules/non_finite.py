@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence, Mask
@@ -17,6 +19,9 @@ from gradscope.wording import amount, capitalised, number
 
 BEFORE = 5
 """Recorded steps before the break that are looked at."""
+
+_BESIDE = re.compile(r"(^|[^a-z])(best|lowest|min|val|valid|validation|test|eval|dev)([^a-z]|$)")
+"""Logged losses that say nothing of the step: the best so far is infinite at first."""
 
 GREW = 3.0
 """Factor from which on a norm is said to have grown."""
@@ -244,14 +249,22 @@ def _loss_at(evidence: Evidence, row: int) -> float:
     steps = evidence.steps
     lossless = np.isnan(float(steps["grad_norm"].iloc[row]))
     worst = 0.0
-    for name in steps.columns.difference(["loss_scale"]):
-        if "loss" in name:
-            values = steps[name].to_numpy(dtype=np.float64)
-            if np.isinf(values[row]) or (
-                np.isnan(values[row]) and (lossless or np.isnan(values).all())
-            ):
-                worst = float(values[row])
+    for name in _losses(steps):
+        values = steps[name].to_numpy(dtype=np.float64)
+        if np.isinf(values[row]) or (
+            np.isnan(values[row]) and (lossless or np.isnan(values).all())
+        ):
+            worst = float(values[row])
     return worst
+
+
+def _losses(steps: pd.DataFrame) -> list[str]:
+    """Return the columns of losses that a step is made from, no validation's and no best one."""
+    return [
+        name
+        for name in steps.columns.difference(["loss_scale"])
+        if "loss" in name and not _BESIDE.search(name.lower())
+    ]
 
 
 def _remedies(evidence: Evidence, broken: _Broken, growth: dict[str, float]) -> Iterator[str]:
@@ -298,11 +311,10 @@ def _broken_rows(evidence: Evidence) -> Mask:
     for column in ("signal_norm", "grad_norm"):
         bad |= evidence.infinite(column)
     lossless = np.zeros(len(bad), dtype=bool)
-    for name in steps.columns.difference(["loss_scale"]):
-        if "loss" in name:
-            loss = steps[name].to_numpy(dtype=np.float64)
-            bad |= np.isinf(loss) | np.isnan(loss).all()
-            lossless |= np.isnan(loss)
+    for name in _losses(steps):
+        loss = steps[name].to_numpy(dtype=np.float64)
+        bad |= np.isinf(loss) | np.isnan(loss).all()
+        lossless |= np.isnan(loss)
     unknown = np.isnan(total)
     if unknown.any():
         bad |= unknown & (np.isfinite(total).any() | lossless | _made_nan(evidence))

@@ -30,6 +30,10 @@ FROM_START = 0.75
 FELL = 0.1
 """Share by which the loss has to fall for an output to be on its way."""
 
+GETS_THROUGH = 0.3
+"""Gradient before a saturated output over the loss, for one element, from which on it gets through:
+a loss that takes logarithms makes up for the slope, and where classes are rare 1 is usual."""
+
 FEWEST = 5
 
 MISFITS = {
@@ -166,6 +170,8 @@ def _stuck(evidence: Evidence, layer: int, kind: str, place: Place) -> Iterator[
     share = evidence.at("saturated_fraction", evidence.rows[:1])[0, layer]
     if not share > FROM_START or not evidence.median("saturated_fraction")[-1, layer] > FROM_START:
         return
+    if _gets_through(evidence, layer):
+        return
     yield Finding(
         "saturated",
         "warning",
@@ -180,6 +186,17 @@ def _stuck(evidence: Evidence, layer: int, kind: str, place: Place) -> Iterator[
         ),
         Place(place.step, layer, "saturated_fraction", "forward"),
     )
+
+
+def _gets_through(evidence: Evidence, layer: int) -> bool:
+    """Whether the gradient before an output's activation is as large as the loss has it."""
+    heads = evidence.run.heads
+    if ((heads["loss"] == "binary_cross_entropy") & (heads["after"] != "")).any():
+        return True
+    before = int(np.flatnonzero(evidence.weights[: layer + 1])[-1])
+    over_loss = _gradient_over_loss(evidence, before, "", some_rows(evidence))
+    known = over_loss[np.isfinite(over_loss)]
+    return len(known) > 0 and bool(np.median(known) > GETS_THROUGH)
 
 
 def _last_activation(evidence: Evidence) -> int | None:

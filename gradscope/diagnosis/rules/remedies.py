@@ -12,7 +12,7 @@ from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.ledger import decades_by_group
 from gradscope.diagnosis.signal_path import SignalPath
-from gradscope.diagnosis.speed import FAST, is_adaptive, is_fast
+from gradscope.diagnosis.speed import FAST, is_adaptive, is_fast, started
 from gradscope.kinds import BOTH_SIDES, canonical
 from gradscope.wording import amount, number, setting
 
@@ -107,7 +107,7 @@ def lower_rate(evidence: Evidence) -> str:
         return plain
     update, weight = (evidence.at(column, rows) for column in ("update_norm", "weight_norm"))
     speed = over_reference(update, weight)
-    speed[:, ~evidence.weights | ~(weight[0] > 0)] = np.nan
+    speed[:, ~started(evidence)] = np.nan
     speed[~np.isfinite(speed)] = 0
     large = np.flatnonzero(speed.max(axis=1) > FAST)
     if len(large) == 0:

@@ -8,7 +8,8 @@ import numpy as np
 
 from gradscope.diagnosis.evidence import Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Place
-from gradscope.diagnosis.rules.marks import first_place, names_of
+from gradscope.diagnosis.neighbours import before_weights
+from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
 from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.speed import is_fast
 from gradscope.kinds import BOTH_SIDES, GATES, canonical
@@ -19,6 +20,9 @@ SATURATED = 0.5
 
 FLAT_STATES = 0.1
 """Mean slope of tanh over the states of a recurrent layer."""
+
+NO_SLOPE = 2.0**-24
+"""Mean slope below which nothing gets through: beside 1 it is lost in float32's rounding."""
 
 FLAT = 0.9
 """Share from which on a zero behind the layer is its doing."""
@@ -31,12 +35,15 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
     yield from _states(evidence)
     if evidence.path is None or not evidence.windows:
         return
+    yield from _without_slope(evidence)
     share = evidence.median("saturated_fraction")
     flat = (share > SATURATED) & _levels_off(evidence) & ~evidence.outputs
+    flat &= ~without_slope(evidence)
     if not flat.any():
         return
     layers: Mask = np.any(flat, axis=0)
-    learnt = not flat[0].any() and falls(evidence)
+    at_first = evidence.at("saturated_fraction", evidence.rows[:1])[0, layers]
+    learnt = falls(evidence) and not (at_first > SATURATED).any()
     slope = column_medians(evidence.median("derivative_mean")[flat])
     yield Finding(
         "saturated",
@@ -88,6 +95,44 @@ def _states(evidence: Evidence) -> Iterator[Finding]:
             "activation_std",
             "forward",
         ),
+    )
+
+
+def without_slope(evidence: Evidence) -> Mask:
+    """Return which activations are flat to rounding for all units, (windows, layers); no gates.
+
+    Not those that are off, whose outputs are 0; what the model gives, from the first step on.
+    """
+    slope, zero = evidence.median("derivative_mean"), evidence.median("zero_fraction")
+    flat = (slope < NO_SLOPE) & ~(zero > FLAT) & ~gates(evidence)
+    flat &= before_weights(evidence) | (flat.all(axis=0) & (slope[0] < NO_SLOPE))
+    return np.asarray(flat)
+
+
+def _without_slope(evidence: Evidence) -> Iterator[Finding]:
+    """Find activations that are flat for every unit, on one side as on two."""
+    flat = without_slope(evidence)
+    if not flat.any():
+        return
+    layers: Mask = np.any(flat, axis=0)
+    start = evidence.at("derivative_mean", evidence.rows[:1])[0]
+    from_start = bool((start[layers] < NO_SLOPE).any())
+    yield Finding(
+        "saturated",
+        severity_of(flat),
+        f"All units of {evidence.named(layers)} work where their activation function is flat: no"
+        " gradient gets through.",
+        names_of(evidence, layers),
+        evidence.span(np.any(flat, axis=1)),
+        {"derivative_mean": float(np.nanmax(evidence.median("derivative_mean")[flat]))},
+        (
+            "start from a bias of 0 and smaller weights (Xavier), and normalise what comes into"
+            " the activation: it is far out on the flat part from the first step"
+            if from_start
+            else "lower the learning rate: these units were not flat at the start",
+            "use an activation that is flat nowhere (LeakyReLU), or none at the output",
+        ),
+        first_place(evidence, flat, "derivative_mean", "forward"),
     )
 
 

@@ -13,8 +13,10 @@ from gradscope.diagnosis.signal_path import Floats, log10
 from gradscope.kinds import canonical
 from gradscope.wording import amount
 
-VANISHING = -5.0
-"""Decades from the last time step to the first at which nothing is learnt of the first."""
+VANISHING = -7.2
+"""Decades from the last time step to the first at which nothing is learnt of the first: 2^-24, what
+rounding leaves of a sum in float32. An LSTM or GRU as it starts loses 5 over 28 steps, and learns
+what the last ones tell."""
 
 EXPLODING = 4.0
 

@@ -32,6 +32,9 @@ trainings keep .8 of it or more."""
 TOWARDS_ZERO = 0.2
 """Share of the steps that goes straight towards 0 then: across many weights chance makes none."""
 
+ENDED = 1e-2
+"""Gradient that is left of the largest at first where a training has found what it can."""
+
 OVERCLIPPED = 1e-2
 """Share of the gradient that clipping leaves where it, and not the rate, is what is too small."""
 
@@ -65,7 +68,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
             (remedies.lower_rate(evidence),),
             Place(steps[0], layer, "update_ratio", "update"),
         )
-    elif most < SLOW or (most < SLUGGISH and stands_still(evidence)):
+    elif (most < SLOW or (most < SLUGGISH and stands_still(evidence))) and not _is_meant(evidence):
         layer = int(weights[known][speed[known].argmax()])
         cause, advice = _against_slow(evidence, most)
         yield Finding(
@@ -79,6 +82,15 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
             (advice,),
             Place(steps[0], layer, "update_ratio", "update"),
         )
+
+
+def _is_meant(evidence: Evidence) -> bool:
+    """Whether steps are small as a warm-up has just begun, or as the training is at its end."""
+    steps = evidence.steps.iloc[evidence.rows]
+    rate, norm = (steps[c].to_numpy(dtype=np.float64) for c in ("learning_rate", "grad_norm"))
+    warms_up = rate[-1] == np.nanmax(rate, initial=-np.inf) and rate[-1] > 2 * rate[0]
+    ended = np.median(norm[-(WINDOW // 2) :]) < ENDED * np.max(norm[: WINDOW // 2])
+    return bool(warms_up or ended or falls(evidence))
 
 
 def _decayed(evidence: Evidence) -> Iterator[Finding]:
