@@ -218,8 +218,8 @@ def _has_others(evidence: Evidence, signal: Floats) -> Mask:
     kinds, counts = (evidence.layers[column].tolist() for column in ("kind", "parameters"))
     alike: dict[tuple[object, ...], list[int]] = {}
     for layer, name in enumerate(evidence.names):
-        for number in re.finditer(r"(?<![^.])\d+(?![^.])", name):
-            key = name[: number.start()], name[number.end() :], kinds[layer], counts[layer]
+        for digits in re.finditer(r"(?<![^.])\d+(?![^.])", name):
+            key = name[: digits.start()], name[digits.end() :], kinds[layer], counts[layer]
             alike.setdefault(key, []).append(layer)
     for layers in alike.values():
         for layer in layers if not reached[:, layers].all() else ():
