@@ -181,7 +181,9 @@ after softmax or sigmoid takes a softmax of probabilities, one after log_softmax
 the work. Losses of other making, and in compiled code, are not seen."""
 
 FACTS = {
-    "dropout": "share that each dropout leaves out, by the module's name",
+    "dropout": "share that each dropout leaves out, by its name, or by that of the module in which"
+    " one was called as a function",
+    "eps": "largest `eps` among the groups of the model's optimizers, by an optimizer's class",
     "outside": "shapes of parameters that the model computes with, which neither it lists nor any"
     " optimizer holds",
     "steps_without_gradient": "steps of the model's optimizers to which no gradient had come; none"

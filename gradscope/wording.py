@@ -21,19 +21,29 @@ def amount(value: float) -> str:
     return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
-def number(value: float) -> str:
-    """Return `value` to two digits: `0.21`, `6.2`, `3.0e-7`, `exactly 0`, `NaN`, `inf`."""
+def number(value: float, digits: int = 2) -> str:
+    """Return `value` to so many digits: `0.21`, `6.2`, `3.0e-7`, `exactly 0`, `NaN`, `inf`."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     if value == 0:
         return "exactly 0"
-    if 0.01 <= abs(value) < 10_000:
-        digits = 2 - 1 - math.floor(math.log10(abs(value)))
-        return f"{value:.{max(digits, 0)}f}"
-    mantissa, exponent = f"{value:.1e}".split("e")
-    return f"{mantissa}e{int(exponent)}"
+    if 0.001 <= abs(value) < 10_000:
+        decimals = digits - 1 - math.floor(math.log10(abs(value)))
+        return f"{value:.{max(decimals, 0)}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent):+d}"
+
+
+def setting(value: float, digits: int = 3) -> str:
+    """Return a value that somebody chose, to so many digits at most: `0.05`, `3e-4`, `128`."""
+    if value == 0:
+        return "0"
+    mantissa, sign, exponent = number(value, digits).partition("e")
+    if "." in mantissa:
+        mantissa = mantissa.rstrip("0").rstrip(".")
+    return f"{mantissa}{sign}{exponent}"
 
 
 def compared(decades: float) -> str:

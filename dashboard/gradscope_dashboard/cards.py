@@ -10,16 +10,17 @@ from dash import Dash, Input, Output, State, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.diagnosis.findings import Finding
-from gradscope.diagnosis.summary import Summary
+from gradscope.diagnosis.summary import Judged, Summary
 from gradscope.plots import Theme
-from gradscope_dashboard.library import Library, state_of
+from gradscope.plots.lettering import raised
+from gradscope.runs.run import Run
+from gradscope_dashboard.library import Library, silence, state_of
 from gradscope_dashboard.page import mark_of, read_page
 
 FEW = 3
 """So many runs have a sentence and a remedy each; more have a line each, the worst first."""
 ORDER = ("bad", "unsure", "waiting", "good")
 IN_VAIN = "tried (does not help)"
-ENDED = {"crashed": "crashed after step", "stalled": "no new step since step"}
 SIGNS = {"good": "✔", "unsure": "◆", "bad": "▲"}
 
 
@@ -85,43 +86,42 @@ def card(name: str, library: Library, theme: Theme, slot: int, patient: bool) ->
     layers = [str(layer) for run in runs for layer in run.layers["name"]]
     notes = [*summary.diagnosis.notes, *(note for run in runs for note in run.notes)]
     notes = list(dict.fromkeys([*notes, *library.notes(name)]))
-    ended = _ended(library, name)
+    parts = [*(part for run in runs if (part := _ended(run)) is not None), *summary.parts]
+    tone = min((part.tone for part in parts), key=ORDER.index)
+    end = "now" if any(run.status == "running" for run in runs) else "at the end"
     return html.Article(
         [
-            html.Div([title, *ended, *_chips(summary)], className="head"),
-            *_words(summary, name, notes, layers),
+            html.Div([title, *map(_chip, parts)], className="head"),
+            *_words(summary, name, notes, layers, end),
         ],
-        className=f"is-{summary.tone if summary.tone != 'good' or not ended else 'unsure'}",
+        className=f"is-{tone}",
     )
 
 
-def _ended(library: Library, name: str) -> list[html.Span]:
+def _ended(run: Run) -> Judged | None:
     """Return that a run crashed or has fallen silent, if so."""
-    for run in library.get([name]):
-        status = state_of(run)
-        if status in ENDED and len(run.steps):
-            said = f" {ENDED[status]} {int(run.steps['step'].iloc[-1]):,}"
-            return [html.Span([html.B(SIGNS["bad"]), said], className="chip bad")]
-    return []
+    status = state_of(run)
+    if not len(run.steps) or status not in ("crashed", "stalled"):
+        return None
+    last = int(run.steps["step"].iloc[-1])
+    if status == "crashed":
+        return Judged(f"crashed after step {last:,}: its process ended, the run unclosed", "bad")
+    silent = silence(run)
+    return Judged(f"no new step since step {last:,}{f', {silent} ago' * bool(silent)}", "unsure")
 
 
-def _chips(summary: Summary) -> list[html.Span]:
-    """Return what is judged, the worst first."""
-    return [
-        html.Span(
-            [html.B(SIGNS[part.tone]), f" {_whole(part.words)}"], className=f"chip {part.tone}"
-        )
-        for part in summary.parts
-    ]
+def _chip(part: Judged) -> html.Span:
+    words = f" {_whole(part.words)}"
+    return html.Span([html.B(SIGNS[part.tone]), words], className=f"chip {part.tone}")
 
 
 def _whole(words: str) -> str:
-    """Return `words` with numbers that no line ends within: `2e-05`, `62 %`, `3.5 thousand`."""
-    words = re.sub(r"(?<=\de)-(?=\d)", "\u2011", words)
-    return re.sub(r"(?<=\d) (?=%|×|thousand|million|billion|trillion)", "\u00a0", words)
+    """Return `words` with numbers that no line ends within: `2e-5`, `3.5 thousand`."""
+    words = re.sub(r"(?<=\de)-(?=\d)", "\u2011", raised(words))
+    return re.sub(r"(?<=\d) (?=×|thousand|million|billion|trillion)", "\u00a0", words)
 
 
-def _words(summary: Summary, name: str, notes: list[str], layers: list[str]) -> list[Any]:
+def _words(summary: Summary, name: str, notes: list[str], layers: list[str], end: str) -> list[Any]:
     """Return the sentence for the verdict, the first remedy, and what there is to open."""
     diagnosis = summary.diagnosis
     sentence = " ".join([diagnosis.summary, *diagnosis.beside])
@@ -130,12 +130,17 @@ def _words(summary: Summary, name: str, notes: list[str], layers: list[str]) -> 
     remedies = [r for f in grave for r in f.remedies if not r.startswith(IN_VAIN)]
     remedy = next(iter(remedies), None)
     if diagnosis.findings or notes:
-        content.append(_details(summary, name, notes, remedy, layers))
+        content.append(_details(summary, name, notes, remedy, layers, end))
     return content
 
 
 def _details(
-    summary: Summary, name: str, notes: list[str], remedy: str | None, layers: list[str]
+    summary: Summary,
+    name: str,
+    notes: list[str],
+    remedy: str | None,
+    layers: list[str],
+    end: str,
 ) -> html.Details:
     """Return all findings, each with a way to where it shows, what to try, and the notes."""
     diagnosis = summary.diagnosis
@@ -147,9 +152,9 @@ def _details(
     items: list[Any] = [_finding(finding, name, layers) for finding in diagnosis.findings]
     if remedy:
         items.append(html.Li(_measured(name, diagnosis.findings)))
-    items += [html.Li(sentence) for sentence in diagnosis.settings]
+    items += [html.Li(_whole(sentence)) for sentence in diagnosis.settings]
     if diagnosis.start != diagnosis.end:
-        items.append(html.Li(f"At the start: {diagnosis.start}; at the end: {diagnosis.end}."))
+        items.append(html.Li(f"At the start: {diagnosis.start}; {end}: {diagnosis.end}."))
     items += [html.Li(f"note: {note}") for note in notes]
     return html.Details([html.Summary([*tried, html.Span(words)]), html.Ul(items)])
 
@@ -169,7 +174,7 @@ def _finding(finding: Finding, name: str, layers: list[str]) -> html.Li:
                 className="link",
                 title="Open the step and the layer where it shows first",
             ),
-            f" {finding.sentence}",
+            f" {_whole(finding.sentence)}",
             html.Ul([html.Li(_remedy(remedy)) for remedy in finding.remedies]),
         ]
     )
@@ -179,7 +184,7 @@ def _remedy(remedy: str) -> list[Any]:
     """Return a remedy, or what it did where it was tried, its first word in bold."""
     first, rest = ("Tried", remedy[5:]) if remedy.startswith("tried") else ("Try", f": {remedy}")
     mark, _, said = rest.partition(": ")
-    return [html.B(f"{first}{mark}: "), said]
+    return [html.B(f"{first}{mark}: "), _whole(said)]
 
 
 def _measured(name: str, findings: Sequence[Finding]) -> html.Button:

@@ -20,7 +20,7 @@ from gradscope_dashboard.views import VIEWS
 POLL_SECONDS = 0.8
 STATES = {
     "running": "training, step",
-    "stalled": "paused? no new step since step",
+    "stalled": "paused? last step",
     "crashed": "crashed after step",
     "closed": "finished, step",
 }
@@ -364,7 +364,9 @@ def _live(marks: dict[str, list[Any]]) -> tuple[str, str]:
         lasts = [mark[1] for mark in marks.values() if mark[2] == status and mark[1] is not None]
         if lasts:
             count = f"{len(lasts)} " if len(marks) > 1 and len(lasts) < len(marks) else ""
-            said.append(f"{count}{words} {max(lasts):,}")
+            silent = {mark[3] for mark in marks.values() if mark[2] == status and mark[3]}
+            ago = f", {silent.pop()} ago" if len(silent) == 1 else ""
+            said.append(f"{count}{words} {max(lasts):,}{ago}")
     statuses = {mark[2] for mark in marks.values()}
     kind = next((kind for kind in STATES if kind in statuses), "closed")
     return " · ".join(said), kind

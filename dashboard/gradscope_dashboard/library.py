@@ -27,6 +27,7 @@ from gradscope.plots.speed import speed_info
 from gradscope.runs.loading import discover, load
 from gradscope.runs.run import Run
 from gradscope.storage.run_json import read_meta, status_of
+from gradscope.wording import number
 from gradscope_dashboard.background import Background
 from gradscope_dashboard.starting import Starter
 from gradscope_dashboard.state import SHOWN_AT_FIRST, State
@@ -120,8 +121,9 @@ class Library:
         Returns
         -------
         dict
-            Name of a readable run -> [recorded steps, last step or None, status]; the status of a
-            live run that has written nothing for a while is "stalled".
+            Name of a readable run -> [recorded steps, last step or None, status, for how long it
+            has been silent]; the status of a live run that has written nothing for a while is
+            "stalled".
         """
         marks: dict[str, list[object]] = {}
         with self.lock:
@@ -136,7 +138,9 @@ class Library:
                             continue
                         steps = run.steps["step"]
                     last = int(steps.iloc[-1]) if len(steps) else None
-                    marks[name] = [len(steps), last, state_of(run)]
+                    state = state_of(run)
+                    silent = silence(run) if state == "stalled" else ""
+                    marks[name] = [len(steps), last, state, silent]
         return marks
 
     def summary(self, name: str, *, patient: bool = True) -> Summary | None:
@@ -328,7 +332,7 @@ def _listed(summary: Summary | None) -> dict[str, Any]:
         return {"verdict": None}
 
     def finite(value: float) -> float | str:
-        return value if math.isfinite(value) else str(value)
+        return value if math.isfinite(value) else number(value)
 
     return {
         "verdict": summary.diagnosis.verdict.partition(":")[0],
@@ -379,11 +383,23 @@ def state_of(run: Run) -> str:
         return run.status
     times = run.steps["time"].to_numpy()
     usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+    return "stalled" if _silent_seconds(run) > max(SILENCE_SECONDS, 20 * usual) else "running"
+
+
+def silence(run: Run) -> str:
+    """Return since when nothing was written of a run, in words; empty within the last minute."""
+    minutes = int(_silent_seconds(run) / 60)
+    for count, unit in ((minutes // 1440, "day"), (minutes // 60, "hour"), (minutes, "minute")):
+        if count:
+            return f"{count} {unit}{'s' * (count != 1)}"
+    return ""
+
+
+def _silent_seconds(run: Run) -> float:
     try:
-        silent = time.time() - (run.path / "steps").stat().st_mtime
+        return time.time() - (run.path / "steps").stat().st_mtime
     except OSError:
-        return "running"
-    return "stalled" if silent > max(SILENCE_SECONDS, 20 * usual) else "running"
+        return 0.0
 
 
 def _made(path: Path) -> str:

@@ -16,7 +16,7 @@ from plotly.io.json import to_json_plotly
 
 from gradscope.plots import DARK, LIGHT, Theme
 from gradscope.plots.plotlyjs import PRIVATE
-from gradscope.plots.sweep_map import sweep_key
+from gradscope.plots.sweep_order import sweep_key
 from gradscope.runs.run import Run
 from gradscope_dashboard import state
 from gradscope_dashboard.library import Library

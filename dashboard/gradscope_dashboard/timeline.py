@@ -8,7 +8,7 @@ from dash import Dash, Input, Output, State, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.plots import Theme
-from gradscope.plots.timeline import Event, timeline_info
+from gradscope.plots.timeline import Event, gathered, timeline_info
 from gradscope_dashboard.cards import swatch
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import aria, mark_of, read_page
@@ -22,7 +22,8 @@ SIGNS = {
     "verdict": "●",
     "broken": "✖",
 }
-LETTER = {False: 0.55, True: 2.2}
+GRAVEST = ("broken", "verdict", "mark", "rate", "skipped", "clipped")
+LETTER = {False: 0.85, True: 2.7}
 """Share of the row's width, in percent, that a letter takes on a wide and on a narrow page."""
 
 
@@ -62,26 +63,49 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 
 
 def _row(name: str, events: list[Event], last: int, theme: Theme, place: int) -> html.Div:
-    """Return the row of a run: a button an event, with a word where there is room."""
-    points = []
-    free = 0.0
-    for number, event in enumerate(events):
-        at = 100 * event.step / max(last, 1)
-        later = [100 * other.step / max(last, 1) for other in events[number + 1 :]]
-        room = min([*later, 100.0]) - at
-        long = LETTER[theme.narrow] * (len(event.short) + 3)
-        label = f"{SIGNS[event.kind]} {event.short}" if long <= room and at >= free else None
-        if label is not None:
-            free = at + long
+    """Return the row of a run: a button an event, with a word where there is room.
+
+    Those that lie too near to each other share one, which goes to the first and tells of all.
+    """
+    letter = LETTER[theme.narrow] / 100
+    groups = gathered(events, last, lambda some: letter * (len(_signs(some)) + 2))
+    points, free = [], 0.0
+    for number, (at, some) in enumerate(groups):
+        room = (groups[number + 1].at if number + 1 < len(groups) else 1.0) - at
+        before = at - free
+        whole = " · ".join(f"{SIGNS[event.kind]} {event.short}" for event in some)
+        first = f"{SIGNS[some[0].kind]} {some[0].short} + {len(some) - 1}"
+        text, side = next(
+            (
+                (text, side)
+                for text in (whole, first)
+                for side, space in (("", room), ("leftward", before))
+                if letter * (len(text) + 1) <= space
+            ),
+            (_signs(some), ""),
+        )
+        free = at + letter * (2 if side else len(text) + 2)
+        told = "; ".join(f"step {event.step:,}: {event.words}" for event in some)
+        kind = min((event.kind for event in some), key=GRAVEST.index)
+        left = f"{min(100 * at, 99):.2f}%"
+        data: dict[str, Any] = {"data-step": str(some[0].step), "data-left": left}
         points.append(
             html.Button(
-                label or SIGNS[event.kind],
-                id={"do": "step", "to": str(event.step), "of": f"{name},{number}"},
-                title=f"step {event.step:,}: {event.words}",
-                className=f"event {event.kind}",
-                style={"left": f"{min(at, 99):.2f}%"},
-                **aria(label=f"{name}, step {event.step:,}: {event.words}"),
+                text,
+                id={"do": "step", "to": str(some[0].step), "of": f"{name},{number}"},
+                title=told,
+                className=f"event {kind} {side}",
+                style={"left": left},
+                **aria(label=f"{name}, {told}"),
+                **data,
             )
         )
-    whose = html.Span([swatch(theme.slot(place), theme), name], className="caption")
+    whose = html.Span([swatch(theme.slot(place), theme), name], className="caption", title=name)
     return html.Div([html.Div(points), whose], className="row")
+
+
+def _signs(events: list[Event]) -> str:
+    """Return what stands for `events` where there is no room for words."""
+    if len(events) > 3:
+        return f"{len(events)} events"
+    return "".join(SIGNS[event.kind] for event in events)

@@ -70,9 +70,11 @@ def find_attention(
     found: list[tuple[int, int | None, tuple[int, ...], Value]] = []
     stems = [_stem(name) for name in graph.names]
     for node, stem in enumerate(stems):
+        if not (edges := graph.edges[node]):  # made before the forward, which got it as an input
+            continue
         if stem in FUSED:
-            found.append((node, None, (), graph.edges[node][0]))
-        elif stem in SOFTMAX and (way := _product(graph, stems, graph.edges[node][0])) is not None:
+            found.append((node, None, (), edges[0]))
+        elif stem in SOFTMAX and (way := _product(graph, stems, edges[0])) is not None:
             product, between = way
             query, key = graph.edges[product][-2:]
             if _is_computed(graph, stems, query) and _is_computed(graph, stems, key):
@@ -95,7 +97,7 @@ def _product(graph: Graph, stems: list[str], value: Value) -> tuple[int, tuple[i
     seen = {value}
     for (node, _), between in waiting:  # the list grows while it is read
         edges, stem = graph.edges[node] if node >= 0 else (), stems[node]
-        if node >= 0 and stem in PRODUCT:
+        if edges and stem in PRODUCT:
             found[node] = between
             continue
         given = [edge for edge in dict.fromkeys(edges) if edge[0] >= 0]

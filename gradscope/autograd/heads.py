@@ -37,6 +37,8 @@ AFTER = {
 }
 """Kind of node -> function that limits what an output can be."""
 
+_PROBABILITIES = ("sigmoid", "softmax")
+
 _SAME = node_kinds(
     "Alias Clone Permute ReshapeAlias Reshape Select Slice Squeeze T ToCopy Transpose UnsafeView"
     " Unsqueeze View Index"
@@ -126,13 +128,20 @@ def _is_broadcast(node: Node) -> bool:
 
 
 def _head(node: Node) -> Head | None:
-    kind = _kind(node)
+    kind, given = _kind(node), _before(node)
+    if kind == "BinaryCrossEntropy" and given is not None and _kind(given) == "Sigmoid":
+        twice = _after(given)
+        if twice in _PROBABILITIES:
+            return Head(LOSSES["BinaryCrossEntropyWithLogits"], twice)
     if kind in LOSSES:
         return Head(LOSSES[kind], _after(node))
     if kind in ("NllLoss", "NllLoss2D", "NllLossNd"):
-        given = _before(node)
         if given is not None and _kind(given) == "LogSoftmax":
             return Head("cross_entropy", _after(given))
+        if given is not None and _kind(given) == "Log":
+            softmax = _before(given)
+            if softmax is not None and _kind(softmax) == "Softmax":
+                return Head("cross_entropy", _after(softmax))
         return Head("nll_loss", "" if given is None else AFTER.get(_kind(given), ""))
     if kind == "LogSoftmax":  # of a cross-entropy with probabilities, or smoothed labels
         return Head("cross_entropy", _after(node))

@@ -59,6 +59,13 @@ _UNSEEN = (
     " them all; gradients that are set by hand have no signals"
 )
 
+_UNREACHED = (
+    "the model, or a part of it, was called in step {step}, and no gradient came to the outputs of"
+    " its layers, though its parameters have gradients: it and others like it have readings of"
+    " parameters only. Layers called as functions have no outputs of theirs; gradients that are set"
+    " by hand have no signals"
+)
+
 _CAPTURED = (
     "a CUDA graph is being captured: what runs in it is not read, nor are its replays, of which"
     " nothing tells. Train without CUDA graphs for a while to have them read"
@@ -358,7 +365,8 @@ class Calls:
             )
         elif not self._compiled:
             self._gave_up = True
-            self.faults.tell(_UNSEEN.format(step=step.number))
+            said = _UNREACHED if step.forwarded else _UNSEEN
+            self.faults.tell(said.format(step=step.number))
 
     def detach(self) -> None:
         """Take out every hook."""

@@ -46,6 +46,15 @@ Layout = tuple[Keys, ...]
 
 
 @lru_cache(2**14)
+def layer_keys(metric: str, module: int, elements: int = 1) -> Keys:
+    """Return the keys of one reading of a layer: the same object for the same, as are those below.
+
+    What is new at each step and kept until the next flush makes Python collect its garbage often.
+    """
+    return (OfLayer(metric, module, elements),)
+
+
+@lru_cache(2**14)
 def output_keys(module: int, n: int) -> tuple[Keys, ...]:
     """Return the keys of norm, mean and deviation of an output of n elements."""
     return tuple((OfLayer(f"activation_{name}", module, n),) for name in ("norm", "mean", "std"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gradscope.wording import setting
+
 
 def plain(text: str) -> str:
     """Return `text` on one line, without what a terminal would take for a command."""
@@ -34,4 +36,4 @@ def text_table(rows: list[dict[str, Any]]) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else plain(str(value))
+    return setting(value, 4) if isinstance(value, float) else plain(str(value))

@@ -12,7 +12,7 @@ from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.diagnosis.signal_path import log10
 from gradscope.diagnosis.speed import is_adaptive, typical_speed
-from gradscope.wording import compared
+from gradscope.wording import compared, number
 
 MUCH = 2.0
 """Decades between early and late that ask for a word on why that is healthy."""
@@ -62,7 +62,7 @@ def settings(evidence: Evidence, found: Sequence[Finding]) -> Iterator[str]:
     norm = remedies.clip_norm(evidence)
     if np.isfinite(norm) and norm > 0:
         yield (
-            f"Clip norm: {norm:.2g} would clip one step in ten, the 90th percentile of the"
+            f"Clip norm: {number(norm)} would clip one step in ten, the 90th percentile of the"
             " gradient's norm."
         )
     speed = typical_speed(evidence)
@@ -74,7 +74,7 @@ def settings(evidence: Evidence, found: Sequence[Finding]) -> Iterator[str]:
     off = np.flatnonzero(known & (np.abs(log10(speed / middle)) > UNEVEN))
     if len(off):
         off = off[np.argsort(-np.abs(log10(speed[off] / middle)))][:3]
-        rates = [f"{evidence.labels[weights[i]]} x {middle / speed[i]:.2g}" for i in off]
+        rates = [f"{evidence.labels[weights[i]]} x {number(middle / speed[i])}" for i in off]
         yield (
             "Learning rate by layer: to move like the middle one,"
             f" {remedies.of_size(middle)} a step, {', '.join(rates)}."
@@ -91,7 +91,8 @@ def _loss(evidence: Evidence) -> Iterator[str]:
     first, last = values[0], float(np.median(values[-max(len(values) // 10, 1) :]))
     moved = abs(last - first) > 0.02 * max(abs(first), abs(last))
     how = "hardly moved" if not moved else "fell" if last < first else "rose"
-    yield f"The loss {how}: {first:.3g} at first, {last:.3g} at the end."
+    end = "so far" if evidence.run.status == "running" else "at the end"
+    yield f"The loss {how}: {number(first, 3)} at first, {number(last, 3)} {end}."
 
 
 def _speed(evidence: Evidence) -> Iterator[str]:

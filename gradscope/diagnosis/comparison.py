@@ -23,7 +23,7 @@ from gradscope.diagnosis.shortcut_story import shortcut_story
 from gradscope.errors import GradscopeError
 from gradscope.runs.run import Run
 from gradscope.schema import SPLIT_FORMS
-from gradscope.wording import listed
+from gradscope.wording import listed, number
 
 WORSE_ERROR = 0.02
 """Training error, as a share, by which the deeper net must be worse for a degradation."""
@@ -87,7 +87,7 @@ class Comparison:
                 o.kind,
                 ", ".join(o.runs),
                 o.sentence,
-                ", ".join(f"{name} = {value:.3g}" for name, value in o.evidence.items()),
+                ", ".join(f"{name} = {number(value, 3)}" for name, value in o.evidence.items()),
             )
             for o in self.observations
         ]
@@ -232,7 +232,7 @@ def _degradation(shallow: pd.Series, deep: pd.Series, diagnosis: Diagnosis) -> l
         worse, values = many - few >= WORSE_ERROR, f"{few:.1%} against {many:.1%}"
     else:
         worse = many >= WORSE_LOSS * few and many - few > 0.01
-        values = f"{few:.3g} against {many:.3g}"
+        values = f"{number(few, 3)} against {number(many, 3)}"
     name = measure.replace("train_", "training ")
     what = (
         f"{shallow['run']} ({shallow['depth']} layers) and {deep['run']} ({deep['depth']} layers)"
@@ -288,14 +288,15 @@ def _fit(run: Run, curves: dict[tuple[str, str], Curve]) -> list[Observation]:
     if gap[-1] - gap[since] >= OVERFITTING * first and train_then[-1] < train_then[since]:
         sentence = (
             f"{run.name} overfits: from step {shared[since]} to the end its training loss fell from"
-            f" {train_then[since]:.3g} to {train_then[-1]:.3g}, while the validation loss went from"
-            f" {val.values[since]:.3g} to {val.values[-1]:.3g}."
+            f" {number(train_then[since], 3)} to {number(train_then[-1], 3)}, while the validation"
+            f" loss went from {number(val.values[since], 3)} to {number(val.values[-1], 3)}."
         )
         return [Observation("overfitting", (run.name,), sentence, evidence)]
     if train_then[-1] > 0.5 * first and abs(gap[-1]) <= 0.1 * train_then[-1]:
         sentence = (
-            f"{run.name} underfits: its training loss is still {train_then[-1]:.3g}, after"
-            f" {first:.3g} at first, and the validation loss, {val.values[-1]:.3g}, is close to it."
+            f"{run.name} underfits: its training loss is still {number(train_then[-1], 3)}, after"
+            f" {number(first, 3)} at first, and the validation loss, {number(val.values[-1], 3)},"
+            " is close to it."
         )
         return [Observation("underfitting", (run.name,), sentence, evidence)]
     return []

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from gradscope.wording import listed
+from gradscope.wording import listed, setting
 
 Severity = Literal["critical", "warning", "information"]
 
@@ -101,7 +101,7 @@ class Finding:
     @property
     def evidence_text(self) -> str:
         """The evidence as `name = value, ...`."""
-        return ", ".join(f"{name} = {value:.3g}" for name, value in self.evidence.items())
+        return ", ".join(f"{name} = {setting(value)}" for name, value in self.evidence.items())
 
 
 @dataclass(frozen=True)

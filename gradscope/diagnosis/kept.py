@@ -193,7 +193,8 @@ def _finding(held: Mapping[str, Any]) -> Finding:
 def _judged(held: Mapping[str, Any] | None) -> Judged | None:
     if held is None:
         return None
-    return Judged(str(held["words"]), _one_of(get_args(Tone), held["tone"]))
+    layer = None if held["layer"] is None else int(held["layer"])
+    return Judged(str(held["words"]), _one_of(get_args(Tone), held["tone"]), layer)
 
 
 def _valid(value: Any) -> Any:

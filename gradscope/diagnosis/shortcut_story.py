@@ -23,7 +23,7 @@ def shortcut_story(run: Run) -> str:
     Returns
     -------
     str
-        Such as `Its 24 shortcuts carry 86-98 % of the gradient's energy; with them cut, 1.2
+        Such as `Its 24 shortcuts carry 86-98% of the gradient's energy; with them cut, 1.2
         trillion times less of it would reach the first layer.` Empty where no shortcut was read.
     """
     forms = run.shortcuts["form"].to_numpy()
@@ -40,7 +40,7 @@ def shortcut_story(run: Run) -> str:
     count = len(split)
     carry = "shortcuts carry" if count > 1 else "shortcut carries"
     text = f"Its {count} {carry} {span} of the gradient's energy{_without(run)}."
-    return text.replace("%", " %")
+    return text
 
 
 def _in_time(run: Run) -> NDArray[np.bool_]:

@@ -34,10 +34,11 @@ SLOW, FAST = 1e-5, 0.1
 
 @dataclass(frozen=True)
 class Judged:
-    """One thing about a run, in a few words, and how good it is."""
+    """One thing about a run, in a few words, how good it is, and the layer of which, if of one."""
 
     words: str
     tone: Tone
+    layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,16 @@ def summarise(run: Run) -> Summary:
     points = min(len(values), SPARK)
     kept = np.append(np.arange(points) * len(values) // max(points, 1), len(values) - 1)
     loss = _loss(run, steps, values, raw)
+    speed = _speed(evidence, loss)
+    broke = any("first_step" in finding.evidence for finding in diagnosis.findings)
+    if broke and speed is not None and speed.tone == "good":  # a median from before that
+        speed = None
     return Summary(
         diagnosis,
         Judged(f"Gradient flow: {flow}", tones.get(flow, "bad")),
         Judged(verdict.replace("-", " ").capitalize(), "bad") if other else None,
         loss,
-        _speed(evidence, loss),
+        speed,
         shortcut_story(run),
         np.nan if nan_to_the_end(run.steps["step"].to_numpy(), steps) else _at_the_end(raw),
         _logged_loss(run),
@@ -194,9 +199,10 @@ def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
         row, layer = np.unravel_index(int(np.argmax(jumps)), jumps.shape)
         by = jumps[row, layer]
         names = table["name"].to_numpy()[layers]
-        far = f"{by * 100:.0f} %" if by < 10 else f"{amount(by)} times its size"
+        far = f"{by * 100:.0f}%" if by < 10 else f"{amount(by)} times its size"
         tone: Tone = "unsure" if loss is not None and loss.tone == "good" else "bad"
-        return Judged(f"step {steps[row]} moved {names[int(layer)]} by {far}", tone)
+        moved = f"step {steps[row]} moved {names[int(layer)]} by {far}"
+        return Judged(moved, tone, int(layers[int(layer)]))
     speed = typical_speed(evidence)
     known = speed[np.isfinite(speed)]
     if not len(known):

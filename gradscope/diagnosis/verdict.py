@@ -20,6 +20,7 @@ from gradscope.diagnosis.rules import (
     dead,
     disconnected,
     dropout,
+    eps,
     experts,
     flow,
     games,
@@ -59,6 +60,7 @@ RULES = (
     clipping.scaled_clipping,
     loss.unstable,
     update_speed.update_speed,
+    eps.large_eps,
     blocks.shortcut_dominated,
     blocks.reparameterised,
 )

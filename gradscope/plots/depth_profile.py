@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from gradscope.arithmetic import Array, over_reference
 from gradscope.plots import lettering
 from gradscope.plots.drawn import (
+    ONE_LAYER,
     DrawnMetric,
     arrives,
     as_runs,
@@ -18,7 +19,12 @@ from gradscope.plots.drawn import (
     path_of,
 )
 from gradscope.plots.metrics import metric_named
-from gradscope.plots.profile_picture import ProfileInfo, ProfileLine, profile_figure
+from gradscope.plots.profile_picture import (
+    ProfileInfo,
+    ProfileLine,
+    groups_of,
+    profile_figure,
+)
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -126,7 +132,9 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     else:
         text = info.metric.sentence
     if any((line.low < line.high).any() for line in info.lines):
-        text += f" The band spans 80 % of the {WINDOW} recorded steps before and after."
+        text += f" The band spans 80% of the {WINDOW} recorded steps before and after."
+    if groups_of(info):
+        text += " Bars on the axis bracket the layers of a block each."
     if not info.aligned and len({tuple(line.layers) for line in info.lines}) > 1:
         text += " The axis counts weight layers; verdicts number the others, too."
     cut_edges = dict.fromkeys(line.cut_edges for line in info.lines if line.cut is not None)
@@ -140,13 +148,30 @@ def depth_profile_caption(info: ProfileInfo) -> str:
             )
         if found := lettering.specials(line.values, zeros=info.metric.log):
             text += f" {line.run} at step {line.step}: {found}."
+    if len(info.lines) > SAID and (odd := _odd(info)):
+        text += f" Marks on the edges: {odd}."
     return text
+
+
+def _odd(info: ProfileInfo) -> str:
+    """Return of how many runs layers are no healthy number, with the marks for that."""
+    kinds = (
+        ("○ NaN", np.isnan),
+        ("▲ inf", np.isinf),
+        ("× exactly 0", lambda values: (values == 0) & info.metric.log),
+    )
+    counts = [(said, sum(is_so(line.values).any() for line in info.lines)) for said, is_so in kinds]
+    return ", ".join(
+        f"{said} in {count} of {len(info.lines)} runs" for said, count in counts if count
+    )
 
 
 def depth_profile_figure(info: ProfileInfo, theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `info` as a dict for plotly."""
     if not info.lines:
         return nothing_to_show(theme, "No step has been recorded yet.")
+    if info.metric.relative and max(len(line.layers) for line in info.lines) == 1:
+        return nothing_to_show(theme, ONE_LAYER)
     return profile_figure(info, theme)
 
 

@@ -157,7 +157,7 @@ def derivatives_figure(lines: list[DerivativeLine], theme: Theme = LIGHT) -> Fig
             )
     if not theme.many:
         layout["margin"]["r"] = 160 if not theme.narrow else 104
-    layout["xaxis"] = axis(theme, "depth, input 0 % → output 100 %", range=[0, 100])
+    layout["xaxis"] = axis(theme, "depth, input 0% → output 100%", range=[0, 100])
     layout["yaxis"] = axis(theme, _METRIC.axis_title, rangemode="tozero")
     add_key(layout, theme)
     return {"data": data, "layout": layout}

@@ -19,6 +19,9 @@ from gradscope.errors import GradscopeError
 from gradscope.plots.metrics import Metric
 from gradscope.runs.run import Run
 
+ONE_LAYER = "One layer: there is no other to compare its gradient with."
+"""In place of a figure of gradients beside the last hidden layer's."""
+
 Ints = NDArray[np.integer[Any]]
 
 

@@ -65,21 +65,23 @@ def _lane(place: int, run: Run, data: DrawnMetric, row: int) -> Lane:
             for first in [layer] if grouped else range(layer, stop):
                 x += 1
                 after = stop if grouped else first + 1
-                squares.append(_square(x, data.names, signal, first, after, True))
+                squares.append(_square(x, data, signal, first, after, True))
             placed.append(replace(blocks[number], start=start, stop=x + 0.5))
         else:
             x += 1
-            squares.append(_square(x, data.names, signal, layer, stop, False))
+            squares.append(_square(x, data, signal, layer, stop, False))
         layer = stop
     return Lane(place, run.name, int(data.steps[row]), squares, placed, x, arrives(data, row))
 
 
 def _square(
-    x: float, names: list[str], signal: Array, first: int, stop: int, on_branch: bool
+    x: float, data: DrawnMetric, signal: Array, first: int, stop: int, on_branch: bool
 ) -> Square:
     """Return the layers `first` to `stop` as one square, its signal that nearest to the input."""
+    names = data.names
     name = names[first] if stop == first + 1 else f"{names[first]} … {names[stop - 1]}"
-    return Square(x, name, float(signal[first]), stop - first, on_branch)
+    layer = int(data.layers[first])
+    return Square(x, layer, name, float(signal[first]), stop - first, on_branch)
 
 
 def _blocks(run: Run, data: DrawnMetric, row: int) -> tuple[list[DrawnBlock], np.ndarray]:

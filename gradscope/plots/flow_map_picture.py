@@ -30,14 +30,20 @@ WIDE_PAGE, NARROW_PAGE = 1130.0, 210.0
 """Usual widths of the plot in pixels, for the shape of the curves."""
 
 
+TICKS = 10
+"""So many squares are numbered."""
+
+
 @dataclass(frozen=True)
 class Square:
     """What one square stands for: a layer, or `layers` neighbours, on the trunk or on a branch.
 
-    `x` counts from 1 at the input, `signal` is over the last hidden layer's.
+    `x` counts from 1 at the input, `layer` is the index in `Run.layers` of the first of them,
+    `signal` is over the last hidden layer's.
     """
 
     x: float
+    layer: int
     name: str
     signal: float
     layers: int
@@ -137,12 +143,25 @@ def lanes_figure(lanes: list[Lane], theme: Theme) -> FigureDict:
         theme,
         "layer, input → output" if same else "depth, input → output",
         range=[0.2, longest + 0.8],
-        **({"dtick": 1} if longest < 6 else {}),
+        **_ticks(lanes[0], theme),
         showgrid=False,
         showticklabels=same and all(s.layers == 1 for lane in lanes for s in lane.squares),
     )
     layout["yaxis"] = {"visible": False, "range": [0, sum(heights)], "fixedrange": True}
     return {"data": data, "layout": layout}
+
+
+def _ticks(lane: Lane, theme: Theme) -> dict[str, Any]:
+    """Return settings of the axis that number some of the squares as verdicts number layers."""
+    count = len(lane.squares)
+    few = min(count, TICKS // 2 if theme.narrow else TICKS)
+    shown = sorted({round(i * (count - 1) / max(few - 1, 1)) for i in range(few)})
+    squares = [lane.squares[place] for place in shown]
+    return {
+        "tickvals": [square.x for square in squares],
+        "ticktext": [str(square.layer) for square in squares],
+        "tickangle": 0,
+    }
 
 
 def _traces(lane: Lane, theme: Theme, y: float, stretch: float, pixels: float) -> list[Any]:

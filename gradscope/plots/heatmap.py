@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
 from gradscope.plots import lettering
-from gradscope.plots.drawn import DrawnMetric, as_runs, drawn_metric
+from gradscope.plots.drawn import ONE_LAYER, DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.metrics import Metric, metric_named
 from gradscope.plots.panels import PanelAxes, in_panels, rows_of, shown_panels, title_limit
 from gradscope.plots.sampling import bin_starts, farthest_from_one
@@ -38,6 +38,8 @@ SAID = 4
 """Of so many runs a caption says what is odd."""
 MOST_KEPT = 20
 """Binned pictures that are kept of a run, a megabyte each for 300 layers."""
+NAMED = 2
+"""Of so many runs the rows of the first have room for the layers' names."""
 LIMITS = (3, 4, 6, 8, 12, 16, 20)
 """The colour scale of a gradient ends so many decades below and above the last hidden layer's."""
 
@@ -175,7 +177,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     if not info.panels:
         return nothing_to_show(theme, "No step has been recorded yet.")
     if info.metric.relative and max(len(panel.names) for panel in info.panels) == 1:
-        return nothing_to_show(theme, "One layer: there is no other to compare its gradient with.")
+        return nothing_to_show(theme, ONE_LAYER)
     panels, _ = shown_panels(info.panels)
     count = len(panels)
     rows = rows_of(count, theme)
@@ -189,7 +191,8 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
         data += _cells(panel, info.metric, theme, axes)
         # plotly puts the title of a lower panel into the panel
         x_title = "step" if axes.lowest and not theme.narrow else ""
-        ticks = _ticks(len(panel.names), 10 if rows == 1 or theme.narrow else 5)
+        named = count <= NAMED and axes.leftmost and not theme.narrow
+        ticks = _ticks(len(panel.names), 24 if named else 10 if rows == 1 or theme.narrow else 5)
         axes.add_to(
             layout,
             step_axis(theme, [panel.steps], x_title, showgrid=False),
@@ -200,7 +203,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
                 type="category",
                 tickmode="array",
                 tickvals=[row_name(panel.layers[i], panel.names[i]) for i in ticks],
-                ticktext=[str(panel.layers[i]) for i in ticks],
+                ticktext=[_tick(panel, i, named) for i in ticks],
                 showgrid=False,
             ),
         )
@@ -310,6 +313,12 @@ def row_name(layer: int, name: str) -> str:
     return f"{layer} · {lettering.safe(name)}"
 
 
+def _tick(panel: HeatmapPanel, row: int, named: bool) -> str:
+    """Return the label of a row: its layer's number and, where there is room, its name's end."""
+    number = str(panel.layers[row])
+    return f"{number} · {lettering.tail(panel.names[row])}" if named else number
+
+
 def _ticks(layers: int, about: int) -> list[int]:
     """Return about so many rows to number, the first and the last among them."""
     every = max(round(layers / about), 1)
@@ -359,7 +368,7 @@ def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:
             "tickvals": [-limit, -half, 0, half, limit],
             "ticktext": [bottom, f"10<sup>−{half}</sup>", even, f"10<sup>{half}</sup>", top],
         }
-        scale = [list(stop) for stop in theme.diverging]
+        scale = theme.over_decades(limit)
         return {"cmin": -limit, "cmax": limit, "colorscale": scale, "colorbar": bar}
     colors = theme.sequence
     scale = [[i / (len(colors) - 1), color] for i, color in enumerate(colors)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS, Metric
-from gradscope.plots.panels import PanelAxes, banded, drawable, in_panels, odd_marks
+from gradscope.plots.panels import PanelAxes, banded, drawable, in_panels, odd_marks, told
 from gradscope.plots.sampling import Band, band, extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -143,10 +143,11 @@ def _curve(
         "type": "scatter",
         "x": curve.steps.tolist(),
         "y": drawable(curve.values),
+        "text": told(curve.values),
         "mode": "lines" if len(curve.steps) > 1 else "markers",
         "line": style,
         "marker": {"color": style["color"]},
-        "hovertemplate": f"step %{{x}}: %{{y:.3g}}<extra>{name}</extra>",
+        "hovertemplate": f"step %{{x}}: %{{text}}<extra>{name}</extra>",
     }
     return [
         *banded(line, curve.band, style["color"], filled=not theme.many),

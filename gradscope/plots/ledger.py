@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 from gradscope.diagnosis.ledger import decades_by_group
 from gradscope.diagnosis.ledger import ledger as gains_of
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, drawn_metric
+from gradscope.plots.drawn import ONE_LAYER, as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import in_panels, rows_of, shown_panels, title_limit
+from gradscope.plots.panels import MOST_BESIDE, in_panels, rows_of, shown_panels, title_limit
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -40,7 +40,8 @@ GROUPS = {
 class LedgerPanel:
     """The `place`-th given run: kind of module -> decades; `total` is their sum.
 
-    `step` is the recorded step that was read, None for the run's middle one.
+    `step` is the recorded step that was read, None for the run's middle one; `compared` is false of
+    a net of one layer.
     """
 
     place: int
@@ -48,6 +49,7 @@ class LedgerPanel:
     step: int | None
     decades: dict[str, float]
     total: float
+    compared: bool
 
 
 def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[LedgerPanel]:
@@ -66,7 +68,9 @@ def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[L
             decades = decades_by_group(gains)
             there = set(gains["group"][gains["on_path"]])
             ordered = {GROUPS[name]: decades.get(name, 0.0) for name in GROUPS if name in there}
-            panels.append(LedgerPanel(place, run.name, read, ordered, sum(ordered.values())))
+            total = sum(ordered.values())
+            compared = len(data.layers) > 1
+            panels.append(LedgerPanel(place, run.name, read, ordered, total, compared))
     return panels
 
 
@@ -79,12 +83,14 @@ def ledger_caption(panels: list[LedgerPanel]) -> str:
     )
     text += shown_panels(panels)[1]
     if panels and panels[0].step is None:
-        text += " Shown: the step with the run's median total."
+        text += " Shown: the step with the run's median total, as the verdict tells it."
     return text
 
 
 def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `panels` as a dict for plotly, one panel a run on one scale."""
+    if panels and not any(panel.compared for panel in panels):
+        return nothing_to_show(theme, ONE_LAYER)
     if not panels:
         return nothing_to_show(theme, "No gradient signal has been recorded yet.")
     names = list(GROUPS.values())[::-1]
@@ -137,7 +143,9 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
                 range=[-0.6, len(names) - 0.4],
             ),
         )
-        total = f": {panel.total:+.1f} decades"
+        when = "its middle step" if panel.step is None else f"step {panel.step:,}"
+        room = len(panels) < MOST_BESIDE and not theme.narrow
+        total = f": {panel.total:+.1f} decades{f', {when}' * room}"
         layout["annotations"].append(
             axes.run_title(
                 theme, panel.run, panel.place, total, limit=title_limit(len(panels)) - 6, yshift=6

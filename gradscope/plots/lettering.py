@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from gradscope.wording import amount
 from gradscope.wording import number as number  # as this module offers it, too
 
+TAIL = 17
+"""Letters of a name that a tick has room for."""
 _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -26,20 +29,22 @@ def safe(text: str, limit: int = 60) -> str:
     return html.escape(text, quote=True)
 
 
-def factor(value: float) -> str:
-    """Return `number(value)` with a times sign where it is a finite factor: `0.21 ×`."""
-    text = number(value)
-    return f"{text} ×" if math.isfinite(value) and value != 0 else text
+def tail(name: str) -> str:
+    """Return the end of a name for a figure, which tells more than its beginning."""
+    return safe(name if len(name) <= TAIL else f"…{name[1 - TAIL :]}")
 
 
 def times(value: float) -> str:
-    """Return a factor in the words of the verdicts: `634 thousand × less`, `0.21 ×`, `NaN`."""
-    if not math.isfinite(value) or value == 0 or 0.1 <= abs(value) < 10:
-        return factor(value)
-    said = amount(1 / value) if value < 1 else amount(value)
-    if said.startswith("10^"):
-        said = f"10{said[3:].translate(_RAISED)}"
-    return f"{said} × {'less' if value < 1 else 'more'}"
+    """Return a factor in the words of the verdicts: `634 thousand × less`, `3.1 × more`, `NaN`."""
+    if not math.isfinite(value) or value == 0:
+        return number(value)
+    said = raised(amount(1 / value) if value < 1 else amount(value))
+    return f"{said} ×" if said == "1.0" else f"{said} × {'less' if value < 1 else 'more'}"
+
+
+def raised(words: str) -> str:
+    """Return `words` with powers of ten as one writes them: `10²¹` for `10^21`."""
+    return re.sub(r"10\^(\d+)", lambda power: f"10{power[1].translate(_RAISED)}", words)
 
 
 def specials(values: NDArray[np.floating[Any]], *, zeros: bool = True) -> str:

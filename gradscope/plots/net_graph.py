@@ -13,14 +13,16 @@ import numpy as np
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.blocks import residual_blocks
-from gradscope.plots.drawn import as_runs, at_the_first_layer, drawn_metric
+from gradscope.diagnosis.summary import Summary
+from gradscope.plots.drawn import ONE_LAYER, as_runs, at_the_first_layer, drawn_metric
 from gradscope.plots.lettering import times
 from gradscope.plots.metrics import METRICS
+from gradscope.plots.net_alarms import Alarm, net_alarms
 from gradscope.plots.net_ways import Ways, find_ways
 from gradscope.runs.run import Run
 
-TITLE = "Where in the net does the gradient starve?"
-STARVES = 0.01
+TITLE = "Where in the net is the gradient lost?"
+LITTLE = 0.01
 """What gets less than this share of the last hidden layer's gradient is pointed at."""
 
 FEW = 8
@@ -80,7 +82,8 @@ class NetGraph:
     """The modules of the `place`-th given run at `step`, from input to output, and its ways.
 
     `least` is the weight layer that gets the least gradient, empty if none was read, `said` how
-    little that is, and `starves` whether it is too little; `words` is a sentence of all that.
+    little that is, and `little` whether it is too little; `words` is a sentence of all that.
+    `alarms` are the findings about layers, the worst first.
     """
 
     place: int
@@ -90,8 +93,9 @@ class NetGraph:
     ways: Ways
     least: str
     said: str
-    starves: bool
+    little: bool
     words: str
+    alarms: list[Alarm]
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -104,18 +108,26 @@ class NetGraph:
             "enters": self.ways.enters,
             "least": self.least,
             "said": self.said,
-            "starves": self.starves,
+            "little": self.little,
             "words": self.words,
+            "alarms": [alarm.as_dict() for alarm in self.alarms],
         }
 
 
-def net_graph_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[NetGraph]:
+def net_graph_info(
+    runs: Run | Sequence[Run],
+    *,
+    step: int | None = None,
+    summaries: Sequence[Summary | None] | None = None,
+) -> list[NetGraph]:
     """Return the graph of each run at `step`; None is each run's latest.
 
-    Runs without a recorded step are left out.
+    Runs without a recorded step are left out. The findings are those of `summaries`, one a run.
     """
     graphs = []
-    for place, run in enumerate(as_runs(runs)):
+    listed = as_runs(runs)
+    known = [None] * len(listed) if summaries is None else summaries
+    for place, (run, summary) in enumerate(zip(listed, known, strict=True)):
         data = drawn_metric(run, METRICS["signal_norm"])
         if data.empty:
             continue
@@ -128,18 +140,30 @@ def net_graph_info(runs: Run | Sequence[Run], *, step: int | None = None) -> lis
         weights = {int(layer) for layer in data.layers}
         worst = _worst(values, weights)
         name = said = ""
-        if worst is not None:
+        if worst is not None and len(weights) > 1:
             name = str(run.layers["name"].iloc[worst])
             said = times(
                 at_the_first_layer(data, row) if worst == min(weights) else float(values[worst])
             )
-        starves = worst is not None and bool(values[worst] < STARVES)
+        little = worst is not None and bool(values[worst] < LITTLE)
         ways = find_ways(run, recorded)
-        words = _words(run, values, weights, name, said, starves) + _shares(ways, recorded)
+        words = _words(run, values, weights, name, said, little) + _shares(ways, recorded)
+        alarms = net_alarms(run, summary)
         graphs.append(
-            NetGraph(place, run.name, recorded, modules, ways, name, said, starves, words)
+            NetGraph(place, run.name, recorded, modules, ways, name, said, little, words, alarms)
         )
     return graphs
+
+
+def reach(graphs: Sequence[NetGraph]) -> int:
+    """Return over how many decades the colours of `graphs` go, as all but odd modules need it."""
+
+    def sizes(modules: Sequence[Module]) -> list[float]:
+        own = [abs(np.log10(m.value)) for m in modules if 0 < m.value < np.inf]
+        return own + [size for module in modules for size in sizes(module.children)]
+
+    found = [size for graph in graphs for size in sizes(graph.modules)]
+    return int(np.ceil(max(np.percentile(found, 97) if found else 0, 3)))
 
 
 def _inputs(run: Run, step: int, late: float) -> dict[int, float]:
@@ -208,18 +232,18 @@ def _words(
     weights: set[int],
     least: str,
     said: str,
-    starves: bool,
+    little: bool,
 ) -> str:
     """Return where least arrives, and where most, if that is much."""
     parts = []
-    if starves:
-        parts.append(f"{least} starves: {said}.")
+    if len(weights) == 1:
+        parts.append(ONE_LAYER)
     elif least:
-        normal = f"; up to {1 / STARVES:.0f} × less is normal"
-        parts.append(f"No layer starves: the least, {said}, arrives at {least}{normal}.")
+        normal = "" if little else f"; up to {1 / LITTLE:.0f} × less is normal"
+        parts.append(f"The least, {said}, arrives at {least}{normal}.")
     known = [i for i in sorted(weights) if np.isfinite(values[i])]
     most = max(known, key=lambda i: values[i], default=None)
-    if most is not None and values[most] > 1 / STARVES:
+    if most is not None and values[most] > 1 / LITTLE:
         name = str(run.layers["name"].iloc[most])
         parts.append(f"The most, {times(float(values[most]))}, arrives at {name}.")
     return " ".join(parts)
@@ -232,7 +256,7 @@ def _shares(ways: Ways, step: int) -> str:
         return ""
     low, high = f"{min(known) * 100:.0f}", f"{max(known) * 100:.0f}"
     span = low if low == high else f"{low}–{high}"
-    return f" Shortcuts carry {span} % at step {step:,}; over all steps, medians are told above."
+    return f" Shortcuts carry {span}% at step {step:,}; over all steps, medians are told above."
 
 
 def _decades(value: float) -> float | str | None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
+from gradscope.plots import lettering
 from gradscope.plots.lettering import safe
 from gradscope.plots.sampling import Band
 from gradscope.plots.theme import FigureDict, Theme, annotation, translucent
@@ -78,6 +79,44 @@ class PanelAxes:
         """Return the name of the `place`-th given run, in its colour, and `rest` as a title."""
         font = {"color": theme.label(place), "size": 13}
         return self.title(theme, f"<b>{safe(run, limit)}</b>{rest}", font=font, **settings)
+
+    def mark_nan(
+        self,
+        curves: Sequence[tuple[int, NDArray[Any], Array, tuple[int, int] | None]],
+        theme: Theme,
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Return shades where all `curves` are NaN for good, else crosses where some of them end.
+
+        Parameters
+        ----------
+        curves : sequence of (place of the run, steps, values, steps from which to which it is NaN)
+        theme : Theme
+
+        Returns
+        -------
+        list of shapes, list of traces
+        """
+        gaps = [gap for *_, gap in curves if gap]
+        if len(gaps) == len(curves):
+            return [self.shade(gap, theme) for gap in gaps[:1]], []
+        marks = []
+        for place, steps, values, gap in curves:
+            known = np.flatnonzero(np.isfinite(values))
+            if gap and len(known):
+                last = int(known[-1])
+                marks.append(
+                    {
+                        "type": "scatter",
+                        "mode": "markers",
+                        "x": [int(steps[last])],
+                        "y": [float(values[last])],
+                        "cliponaxis": False,
+                        "marker": {"symbol": "x", "size": 9, "color": theme.line(place)["color"]},
+                        "hovertemplate": f"NaN from step {gap[0]:,} on<extra></extra>",
+                        **self.of_trace,
+                    }
+                )
+        return [], marks
 
     def shade(self, gap: tuple[int, int], theme: Theme) -> dict[str, Any]:
         """Return a shade behind the panel's curves over the steps of `gap`, which are NaN."""
@@ -151,6 +190,11 @@ def drawable(values: Array, *, log: bool = True) -> list[float | None]:
     return [float(value) if fine else None for value, fine in zip(values, good, strict=True)]
 
 
+def told(values: Array) -> list[str]:
+    """Return what the pointer is told of `values`, to three digits."""
+    return [lettering.number(float(value), 3) for value in values]
+
+
 def banded(
     line: dict[str, Any], band: Band | None, color: str, *, filled: bool = True
 ) -> list[dict[str, Any]]:
@@ -176,6 +220,8 @@ def banded(
         )
     custom = line.get("customdata")
     medians = {"x": band.steps.tolist(), "y": drawable(band.middle)}
+    if "text" in line:
+        medians["text"] = told(band.middle)
     if custom is not None and len(custom) != len(band.steps):
         medians["customdata"] = [custom[0]] * len(band.steps)
     return [*traces, {**line, **medians}]
@@ -222,6 +268,7 @@ def odd_marks(
                 {
                     "type": "scatter",
                     "mode": "markers" if theme.many else "markers+text",
+                    "cliponaxis": False,
                     "text": [*[""] * (len(hit) - 1), said],
                     "textposition": "top left",
                     "textfont": {"color": theme.text, "size": 11},

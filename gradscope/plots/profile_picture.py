@@ -26,7 +26,6 @@ from gradscope.plots.theme import (
 
 HEIGHT = 350
 FEW_LAYERS = 10
-TAIL = 17
 NAMED = 8
 """So many layers are named under the axis."""
 NORMAL = 100.0
@@ -243,10 +242,14 @@ def _role_key(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
     return [annotation(theme, text, **place, yanchor="bottom", yshift=8)]
 
 
+def groups_of(info: ProfileInfo) -> list[identity.Group]:
+    """Return the blocks that are marked under the lines: those of one net."""
+    same = len({tuple(line.names) for line in info.lines}) == 1
+    return identity.groups(info.lines[0].names) if same else []
+
+
 def _blocks(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
     """Return a strip under the lines: the layers of a block side by side in one shade."""
-    if len({tuple(line.names) for line in info.lines}) > 1:
-        return []
     line = info.lines[0]
     half = (line.x[1] - line.x[0]) / 2 if len(line.x) > 1 else 0.5
     strip = {"type": "rect", "yref": "paper", "y0": 0, "y1": 0.014, "line": {"width": 0}}
@@ -257,7 +260,7 @@ def _blocks(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
             "x1": float(line.x[group.last] + half),
             "fillcolor": (theme.trunk, theme.grid)[rank % 2],
         }
-        for rank, group in enumerate(identity.groups(line.names))
+        for rank, group in enumerate(groups_of(info))
     ]
 
 
@@ -273,16 +276,11 @@ def _name_ticks(info: ProfileInfo, theme: Theme) -> dict[str, Any]:
     return {
         "tickvals": [float(line.x[place]) for place in places],
         "ticktext": [
-            f"{line.layers[place]}<br>{_tail(line.names[place])}" if named else line.layers[place]
+            f"{line.layers[place]}{f'<br>{lettering.tail(line.names[place])}' * named}"
             for place in places
         ],
         "tickangle": 0,
     }
-
-
-def _tail(name: str) -> str:
-    """Return the end of a name, which tells more than its beginning."""
-    return lettering.safe(name if len(name) <= TAIL else f"…{name[1 - TAIL :]}")
 
 
 def _drawable(values: Array, log: bool) -> Array:
@@ -343,7 +341,7 @@ def _axes(
     """Add both axes and, for a gradient, the shaded normal range."""
     names = _name_ticks(info, theme)
     what = "layer" if names else "weight layer"
-    title = "depth, input 0 % → output 100 %" if info.aligned else f"{what}, input → output"
+    title = "depth, input 0% → output 100%" if info.aligned else f"{what}, input → output"
     left = min(line.x[0] for line in info.lines)
     right = max(line.x[-1] for line in info.lines)
     edge = max((right - left) * 0.01, 0.5 if left == right else 0)
@@ -384,12 +382,13 @@ def _axes(
         layout["annotations"].append(
             annotation(
                 theme,
-                f"within {NORMAL:.0f} × of the last hidden layer",
+                f"within {NORMAL:.0f} ×{'' if theme.narrow else ' of the last hidden layer'}",
                 x=1,
                 xref="paper",
                 xanchor="right",
                 y=float(np.log10(NORMAL)),
                 yanchor="top",
+                bgcolor=translucent(theme.surface, 0.8),
                 font={"size": 11},
             )
         )

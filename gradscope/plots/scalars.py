@@ -14,7 +14,7 @@ from gradscope import schema
 from gradscope.diagnosis.curves import nan_to_the_end
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs
-from gradscope.plots.panels import drawable, in_panels, rows_of
+from gradscope.plots.panels import drawable, in_panels, rows_of, told
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -88,7 +88,7 @@ def scalars_caption(curves: list[ScalarCurve]) -> str:
     text = "All panels share the steps: a zoom into one is a zoom into all."
     broken = {f"{c.run}: {c.name} from step {c.gap[0]:,} on" for c in curves if c.gap}
     if broken:
-        text += f" NaN is shaded: {'; '.join(sorted(broken)[:4])}."
+        text += f" NaN is shaded, or its begin a cross: {'; '.join(sorted(broken)[:4])}."
     return text
 
 
@@ -116,15 +116,18 @@ def scalars_figure(
                     "name": run,
                     "x": curve.steps.tolist(),
                     "y": drawable(curve.values, log=log and positive),
+                    "text": told(curve.values),
                     "mode": "lines" if len(curve.steps) > 1 else "markers",
                     "line": style,
                     "marker": {"color": style["color"]},
-                    "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{run}</extra>",
+                    "hovertemplate": f"step %{{x}}: %{{text}}<extra>{run}</extra>",
                     **axes.of_trace,
                 }
             )
-            if curve.gap:
-                layout["shapes"].append(axes.shade(curve.gap, theme))
+        marked = [(c.place, c.steps, c.values, c.gap) for c in mine]
+        shades, crosses = axes.mark_nan(marked, theme)
+        layout["shapes"] += shades
+        data += crosses
         spikes = {"showspikes": True, "spikemode": "across", "spikethickness": 1}
         x = step_axis(
             theme,
@@ -135,7 +138,7 @@ def scalars_figure(
         x |= {**spikes, "spikecolor": theme.muted}
         if axes.number:
             x["matches"] = "x"
-        y = axis(theme, "")
+        y = axis(theme, "", **_room(mine))
         if log and positive:
             values = np.concatenate([c.values[np.isfinite(c.values)] for c in mine])
             decades = float(np.log10(values.max() / values.min())) if len(values) else 0.0
@@ -146,6 +149,14 @@ def scalars_figure(
         layout["annotations"].append(axes.title(theme, title, **left))
     add_key(layout, theme)
     return {"data": data, "layout": layout}
+
+
+def _room(curves: Sequence[ScalarCurve]) -> dict[str, Any]:
+    """Return the range of an axis whose curves are one number all along: plotly's hides which."""
+    values = np.concatenate([curve.values[np.isfinite(curve.values)] for curve in curves])
+    if not len(values) or values.min() != values.max() or values[0] == 0:
+        return {}
+    return {"range": sorted([0.0, 2 * float(values[0])])}
 
 
 def scalars(runs: Run | Sequence[Run], *, log: bool = False, theme: Theme = LIGHT) -> go.Figure:

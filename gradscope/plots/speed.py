@@ -26,6 +26,7 @@ from gradscope.plots.panels import (
     rows_of,
     shown_panels,
     title_limit,
+    told,
 )
 from gradscope.plots.sampling import STRETCHES, Band, band, extremes
 from gradscope.plots.theme import (
@@ -41,6 +42,7 @@ from gradscope.plots.theme import (
     translucent,
 )
 from gradscope.runs.run import Run
+from gradscope.wording import setting
 
 TITLE = "How fast does each layer learn?"
 LAYERS = 5
@@ -106,8 +108,8 @@ def speed_caption(panels: list[SpeedPanel]) -> str:
     """Return how to read the figure, and what was left out of it."""
     text = (
         "Update speed = |change of the weights| ÷ |weights| in one step. Lines that lie apart are"
-        f" layers that learn at different speeds. Shaded: {USUAL[0]:g} to {USUAL[1]:g}, usual in"
-        " nets that train well."
+        f" layers that learn at different speeds. Shaded: {setting(USUAL[0])} to"
+        f" {setting(USUAL[1])}, usual in nets that train well."
     )
     dropped = max((panel.total for panel in panels if panel.total > 2 * POINTS), default=0)
     if dropped:
@@ -230,6 +232,8 @@ def _range(panels: list[SpeedPanel]) -> tuple[float, float]:
     values = np.concatenate([curve.values for panel in panels for curve in panel.curves])
     values = values[_drawable(values)]
     low, high = (values.min(), values.max()) if len(values) else USUAL
+    if len(panels) > 1 and len(values):  # one that explodes leaves the others their room
+        high = min(high, float(np.percentile(values, 97)) * 10)
     return float(min(low, USUAL[0]) / 2), float(max(high, USUAL[1]) * 2)
 
 
@@ -244,11 +248,12 @@ def _curve(
         "type": "scatter",
         "x": curve.steps.tolist(),
         "y": drawable(curve.values),
+        "text": told(curve.values),
         "mode": "lines" if len(curve.steps) > 1 else "markers",
         "line": {"color": color, "width": 2},
         "marker": {"color": color, "size": 7},
         "customdata": [[name, curve.name]] * len(curve.steps),
-        "hovertemplate": "<b>%{customdata[0]}</b><br>step %{x}: %{y:.1e}<extra></extra>",
+        "hovertemplate": "<b>%{customdata[0]}</b><br>step %{x}: %{text}<extra></extra>",
     }
     return [
         *banded(line, curve.band, color),

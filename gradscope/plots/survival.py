@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.plots import lettering
-from gradscope.plots.drawn import as_runs, drawn_metric, path_of
+from gradscope.plots.drawn import ONE_LAYER, as_runs, drawn_metric, path_of
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import banded, drawable, odd_marks
 from gradscope.plots.sampling import STRETCHES, Band, band, extremes
@@ -41,7 +41,7 @@ class SurvivalLine:
     """The `place`-th given run: `ratio` of the first to the last hidden layer's signal at `steps`.
 
     Both have the shape (n_kept_steps,): the ends and extremes of `total` recorded steps.
-    `band` is there if it is too long for a line.
+    `band` is there if it is too long for a line. `compared` is false of a net of one layer.
     """
 
     place: int
@@ -50,6 +50,7 @@ class SurvivalLine:
     ratio: NDArray[np.float64]
     total: int
     band: Band | None
+    compared: bool
 
 
 def survival_info(runs: Run | Sequence[Run]) -> list[SurvivalLine]:
@@ -71,7 +72,13 @@ def survival_info(runs: Run | Sequence[Run]) -> list[SurvivalLine]:
             steps = data.steps[kept]
             lines.append(
                 SurvivalLine(
-                    place, run.name, steps, ratio[kept], len(ratio), band(data.steps, ratio)
+                    place,
+                    run.name,
+                    steps,
+                    ratio[kept],
+                    len(ratio),
+                    band(data.steps, ratio),
+                    len(data.layers) > 1,
                 )
             )
     return lines
@@ -83,6 +90,8 @@ def survival_figure(
     """Return the figure of `lines`, with a vertical line at the step `marked`."""
     if not lines:
         return nothing_to_show(theme, "No step has been recorded yet.")
+    if not any(line.compared for line in lines):
+        return nothing_to_show(theme, ONE_LAYER)
     layout = base_layout(theme, HEIGHT)
     layout["hovermode"] = "x"  # a click anywhere means the step below it
     layout["margin"] = {

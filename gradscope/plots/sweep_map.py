@@ -15,6 +15,9 @@ from gradscope.diagnosis.summary import Summary, summarise
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
+from gradscope.plots.panels import told
+from gradscope.plots.sweep_columns import label_columns, outlines, stretches
+from gradscope.plots.sweep_order import said, sweep_key, sweep_order
 from gradscope.plots.theme import (
     LIGHT,
     FigureDict,
@@ -29,6 +32,8 @@ from gradscope.plots.theme import (
 from gradscope.runs.run import Run
 
 TITLE = "At which settings can it be trained?"
+TOLD = 8
+"""Of so many groups of runs it is said which settings are good."""
 ROWS = 40
 """Deeper nets are put into so many rows of about equal depth."""
 
@@ -41,6 +46,8 @@ class SweepInfo:
     ----------
     key : str
     values : list, n_runs
+    groups : list of str, n_runs
+        The other settings in words, as `depth = 8`; empty where hardly two runs share them.
     runs : list of str
     depth : array, shape (n_rows,), percent
     signal, speed : array, shape (n_rows, n_runs)
@@ -54,22 +61,13 @@ class SweepInfo:
 
     key: str
     values: list[Any]
+    groups: list[str]
     runs: list[str]
     depth: NDArray[np.float64]
     signal: Array
     speed: Array
     loss: NDArray[np.float64]
     good: list[bool]
-
-
-def sweep_key(runs: Sequence[Run]) -> str | None:
-    """Return the setting with the most values among `runs`, a number before a word, or None."""
-    counts: dict[str, tuple[bool, int]] = {}
-    for key in dict.fromkeys(key for run in runs for key in run.config):
-        values = {run.config[key] for run in runs if key in run.config}
-        counts[key] = (not any(isinstance(value, str) for value in values), len(values))
-    best = max(counts, key=lambda key: counts[key], default=None)
-    return best if best is not None and counts[best][1] > 1 else None
 
 
 def sweep_map_info(
@@ -93,16 +91,15 @@ def sweep_map_info(
     pairs = [pair for pair in zip(listed, known, strict=True) if pair[1].steps]
     if len(pairs) < 2:
         return None
-    key = sweep_key([run for run, _ in pairs]) if key is None else key
-    names = [run.name for run, _ in pairs]
-    values = names if key is None else [run.config.get(key, "none") for run, _ in pairs]
-    order = sorted(range(len(pairs)), key=lambda i: (isinstance(values[i], str), values[i]))
-    pairs = [pairs[i] for i in order]
+    with_steps = [run for run, _ in pairs]
+    order = sweep_order(with_steps, sweep_key(with_steps) if key is None else key)
+    pairs = [pairs[i] for i in order.places]
     rows = min(ROWS, max(int(run.layers["depth"].max()) for run, _ in pairs))
     depth = np.linspace(0, 100, max(rows, 2))
     return SweepInfo(
-        key or "run",
-        [values[i] for i in order],
+        order.key,
+        order.values,
+        order.groups,
         [run.name for run, _ in pairs],
         depth,
         np.stack([_profile(run, "signal_norm", depth) for run, _ in pairs], axis=1),
@@ -141,77 +138,88 @@ def sweep_map_caption(info: SweepInfo | None) -> str:
         " step moves the weights, medians over the last fifth of the training. The last loss lies"
         " on top. Outlined: gradient flow healthy, weights that move, a loss that falls."
     )
-    good = [_said(value) for value, fine in zip(info.values, info.good, strict=True) if fine]
-    if not good:
+    count = sum(info.good)
+    if not count:
         return f"{text} None of the runs is so."
-    ends = good[0] if len(good) == 1 else f"{good[0]} to {good[-1]}"
     found = ""
     if np.isfinite(info.loss).any():
         best = int(np.nanargmin(np.where(np.isfinite(info.loss), info.loss, np.nan)))
-        least, value = lettering.number(info.loss[best]), _said(info.values[best])
-        found = f" The lowest loss, {least}, at {info.key} = {value}."
-    return f"{text} Trainable: {info.key} = {ends}, {len(good)} of {len(info.runs)} runs.{found}"
+        least, at = lettering.number(info.loss[best]), _setting(info, best)
+        found = f" The lowest loss, {least}, at {at}."
+    return f"{text} Trainable: {_trainable(info)}{count} of {len(info.runs)} runs.{found}"
 
 
-def _said(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _trainable(info: SweepInfo) -> str:
+    """Return which values of the setting are good, for each of the other settings."""
+    groups = list(dict.fromkeys(info.groups))
+    if not groups or len(groups) > TOLD:
+        return ""
+    parts = []
+    for group in groups:
+        good = [
+            said(value)
+            for value, fine, one in zip(info.values, info.good, info.groups, strict=True)
+            if fine and one == group
+        ]
+        if good:
+            ends = good[0] if len(good) == 1 else f"{good[0]} to {good[-1]}"
+            parts.append(f"{f'{group}: ' * bool(group)}{info.key} = {ends}")
+    return f"{'; '.join(parts)}, "
+
+
+def _setting(info: SweepInfo, run: int) -> str:
+    """Return the settings of the run in that column."""
+    parts = [f"{info.key} = {said(info.values[run])}"]
+    return ", ".join(parts + info.groups[run : run + 1] * any(info.groups))
 
 
 def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `info` as a dict for plotly: the loss, and two maps below it."""
     if info is None:
         return nothing_to_show(theme, "Choose two runs or more to see them beside each other.")
-    layout = base_layout(theme, 620)
-    layout["margin"] |= {"l": 70, "r": 120 if not theme.narrow else 16, "t": 24, "b": 60}
+    layout = base_layout(theme, 640)
+    layout["margin"] |= {"l": 70, "r": 120 if not theme.narrow else 16}
     layout["plot_bgcolor"] = "rgba(0,0,0,0)"
     count = len(info.runs)
     x = list(range(count))
     domains = {"yaxis": [0.84, 1.0], "yaxis2": [0.44, 0.79], "yaxis3": [0.0, 0.38]}
     finite = np.isfinite(info.loss) & (info.loss > 0)
-    names = [lettering.safe(name) for name in info.runs]
+    names = [
+        f"<b>{lettering.safe(name)}</b><br>{lettering.safe(_setting(info, i))}"
+        for i, name in enumerate(info.runs)
+    ]
+    dots = [theme.shortcut if good else theme.missing for good in info.good]
     data: list[dict[str, Any]] = [
         {
             "type": "scatter",
-            "mode": "lines+markers",
-            "x": x,
-            "y": [float(v) if ok else None for v, ok in zip(info.loss, finite, strict=True)],
+            "mode": "lines+markers" if info.groups else "markers",
+            "x": x[first:stop],
+            "y": [
+                float(v) if ok else None
+                for v, ok in zip(info.loss[first:stop], finite[first:stop], strict=True)
+            ],
             "line": {"color": theme.text, "width": 2},
-            "marker": {
-                "color": [theme.shortcut if good else theme.missing for good in info.good],
-                "size": 9,
-            },
-            "customdata": names,
-            "hovertemplate": "<b>%{customdata}</b><br>last loss %{y:.3g}<extra></extra>",
+            "marker": {"color": dots[first:stop], "size": 9 if count <= 30 else 6},
+            "customdata": names[first:stop],
+            "text": told(info.loss[first:stop]),
+            "hovertemplate": "%{customdata}<br>last loss %{text}<extra></extra>",
         }
+        for first, stop in stretches(info.groups or [""] * count)
     ]
     layout["annotations"] += [
         annotation(theme, "NaN", x=i, y=1, yref="paper", yanchor="top", font={"size": 12})
         for i in np.flatnonzero(np.isnan(info.loss)).tolist()
     ]
-    signal_limit = _reach(info.signal)
+    limit = _reach(info.signal)
     for number, (values, coloring) in enumerate(
         (
-            (
-                info.signal,
-                {"zmin": -signal_limit, "zmax": signal_limit, "colorscale": _stops(theme)},
-            ),
-            (info.speed, {"zmin": -7, "zmax": 0, "colorscale": _ramp(theme)}),
+            (info.signal, {"zmin": -limit, "zmax": limit, "colorscale": theme.over_decades(limit)}),
+            (info.speed, {"zmin": -7, "zmax": 0, "colorscale": _ramp(theme), "xaxis": "x2"}),
         ),
         start=2,
     ):
         data += _cells(info, values, coloring, names, theme, number)
-    ticks = sorted(
-        {round(i * (count - 1) / max(min(count, 12) - 1, 1)) for i in range(min(count, 12))}
-    )
-    layout["xaxis"] = axis(
-        theme,
-        lettering.safe(info.key, 30),
-        range=[-0.5, count - 0.5],
-        tickvals=ticks,
-        ticktext=[lettering.safe(_said(info.values[i]), 12) for i in ticks],
-        showgrid=False,
-        anchor="y3",
-    )
+    label_columns(info.key, info.values, info.groups, theme, layout)
     decades = _decades(info.loss[finite])
     layout["yaxis"] = log_axis(theme, "last loss", decades, nticks=3, domain=domains["yaxis"])
     for name, title in (("yaxis2", "gradient"), ("yaxis3", "update speed")):
@@ -220,20 +228,20 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
             f"{title}<br>depth, input on top",
             autorange="reversed",
             showgrid=False,
-            ticksuffix=" %",
+            ticksuffix="%",
             nticks=4,
             domain=domains[name],
-            anchor="x",
+            anchor="x" if name == "yaxis2" else "x2",
         )
-    layout["shapes"] += _outlines(info, theme)
+    layout["shapes"] += outlines(info.good, info.groups, theme)
     if not theme.narrow:
         # the very ends of the first scale are both nearly black
-        low, high = (_stops(theme)[i][1] for i in (1, -2))
+        low, high = (theme.diverging[i][1] for i in (1, -2))
         slow, fast = (_ramp(theme)[i][1] for i in (0, -1))
         layout["annotations"] += [
             annotation(
                 theme,
-                f"{_square(low)} less<br>{_square(high)} more<br>± {signal_limit} decades",
+                f"{_square(low)} less<br>{_square(high)} more<br>± {limit} decades",
                 x=1,
                 xref="paper",
                 xanchor="left",
@@ -299,10 +307,12 @@ def _cells(
     fine = np.isfinite(values) & (values > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         decades = np.where(fine, np.log10(values), np.nan).astype(np.float32)
-    text = "%{customdata}<br>depth %{y:.0f} %: %{z:+.1f} decades<extra></extra>"
+    if "xaxis" in coloring:
+        where["xaxis"] = coloring["xaxis"]
+    text = "%{customdata}<br>depth %{y:.0f}%: %{z:+.1f} decades<extra></extra>"
     hover = np.tile(np.array(names, dtype=object), (len(info.depth), 1)).tolist()
     cells = [{**where, **coloring, "z": decades, "customdata": hover, "hovertemplate": text}]
-    for mask, color, said in (
+    for mask, color, words in (
         (values == 0, theme.zero, "exactly 0"),
         (np.isposinf(values), theme.infinite, "inf"),
         (np.isnan(values), theme.missing, "NaN"),
@@ -314,7 +324,7 @@ def _cells(
                     "z": np.where(mask, 1, np.nan).astype(np.float32),
                     "colorscale": [[0, color], [1, color]],
                     "customdata": hover,
-                    "hovertemplate": f"%{{customdata}}<br>{said}<extra></extra>",
+                    "hovertemplate": f"%{{customdata}}<br>{words}<extra></extra>",
                 }
             )
     return cells
@@ -331,30 +341,9 @@ def _reach(values: Array) -> int:
     return int(np.clip(np.ceil(reach), 2, 12))
 
 
-def _stops(theme: Theme) -> list[list[Any]]:
-    return [list(stop) for stop in theme.diverging]
-
-
 def _ramp(theme: Theme) -> list[list[Any]]:
     return [[i / (len(theme.sequence) - 1), color] for i, color in enumerate(theme.sequence)]
 
 
 def _square(color: str) -> str:
     return f'<span style="color: {color}">■</span>'
-
-
-def _outlines(info: SweepInfo, theme: Theme) -> list[dict[str, Any]]:
-    """Return a frame around each stretch of neighbouring runs that are good."""
-    edges = np.flatnonzero(np.diff(np.r_[0, np.array(info.good, dtype=int), 0]))
-    return [
-        {
-            "type": "rect",
-            "x0": float(first) - 0.5,
-            "x1": float(stop) - 0.5,
-            "yref": "paper",
-            "y0": -0.005,
-            "y1": 1.0,
-            "line": {"color": theme.labels[2] if len(theme.labels) > 2 else theme.text, "width": 3},
-        }
-        for first, stop in edges.reshape(-1, 2)
-    ]

@@ -17,15 +17,20 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.plots.lettering import safe
+from gradscope.wording import setting
 
 FigureDict = dict[str, Any]
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 FEW_STEPS = 6
+NORMAL_DECADES = 2.0
+"""Gradients of up to so many decades more or less than the last hidden layer's are normal."""
+PALE = 0.07
+"""Share of the diverging scale, from its middle, whose colours they take."""
 KEYS = 10
 """Entries of the key to colours."""
-KEY_ROOM = 100
-"""Pixels for it."""
+KEY_ROOM, NARROW_KEY_ROOM = 100, 22
+"""Pixels for it beside a figure, and on top of one on a narrow page."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,23 @@ class Theme:
         """Whether the runs are too many for a line style, a band and a label each."""
         return bool(self.key)
 
+    def over_decades(self, limit: float) -> list[list[Any]]:
+        """Return the scale of the heatmap over +-`limit` decades: what is normal stays pale."""
+        colors = [color for _, color in self.diverging]
+        places = [place for place, _ in self.diverging]
+        normal = min(NORMAL_DECADES / limit, 0.9)
+        marks = sorted({0.0, PALE, *(abs(place - 0.5) for place in places)})
+        stops: dict[float, str] = {}
+        for mark in marks:  # how far from the middle a colour lies, and is put
+            put = (
+                mark / PALE * normal
+                if mark < PALE
+                else (normal + (mark - PALE) / (0.5 - PALE) * (1 - normal))
+            )
+            for sign in (-1, 1):
+                stops[0.5 + sign * put / 2] = between(places, colors, 0.5 + sign * mark)
+        return [list(stop) for stop in sorted(stops.items())]
+
     def for_page(self, slots: tuple[int, ...], narrow: bool) -> Theme:
         """Return this theme for the runs at `slots` on a wide or narrow page."""
         return replace(self, slots=slots, narrow=narrow)
@@ -192,7 +214,7 @@ DARK = Theme(
         (0.0, "#9ccbff"),
         (0.2, "#4a90d9"),
         (0.35, "#1f4e80"),
-        (0.5, "#161c22"),
+        (0.5, "#28323c"),
         (0.65, "#7a3010"),
         (0.8, "#e06a2b"),
         (1.0, "#ffd0a8"),
@@ -206,7 +228,14 @@ def _ordered(value: Any) -> tuple[bool, Any]:
 
 
 def _said(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else safe(str(value), 14)
+    return setting(value) if isinstance(value, float) else safe(str(value), 14)
+
+
+def between(places: Sequence[float], colors: Sequence[str], at: float) -> str:
+    """Return the colour at `at` of the scale that has `colors` at `places`, which rise."""
+    upper = next((i for i, place in enumerate(places) if place >= at and i), len(places) - 1)
+    low, high = places[upper - 1], places[upper]
+    return blend(colors[upper - 1 : upper + 1], min(max((at - low) / (high - low), 0.0), 1.0))
 
 
 def blend(colors: Sequence[str], place: float) -> str:
@@ -223,9 +252,19 @@ def add_key(layout: dict[str, Any], theme: Theme) -> None:
     if not theme.key:
         return
     lines = [f'<span style="color: {color}">━━</span> {words}' for words, color in theme.key]
-    text = "<br>".join([f"<b>{safe(theme.key_title, 14)}</b>", *lines])
-    if theme.narrow:
+    if theme.narrow:  # a row on top
+        few = (
+            [lines[round(i * (len(lines) - 1) / 3)] for i in range(4)] if len(lines) > 4 else lines
+        )
+        text = "  ".join([f"<b>{safe(theme.key_title, 9)}</b>", *few])
+        top = layout["margin"].get("t", 16)
+        layout["margin"]["t"] = top + NARROW_KEY_ROOM
+        corner = {"x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper"}
+        layout["annotations"].append(
+            annotation(theme, text, **corner, yanchor="bottom", yshift=top - 4)
+        )
         return
+    text = "<br>".join([f"<b>{safe(theme.key_title, 14)}</b>", *lines])
     place = {"x": 1, "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "top"}
     axes = [layout[name] for name in layout if name.startswith("yaxis")]
     shift = 76 if any(one.get("side") == "right" for one in axes) else 8
@@ -269,6 +308,7 @@ def axis(theme: Theme, title: str = "", **settings: Any) -> dict[str, Any]:
         "zeroline": False,
         "tickfont": {"size": 12},
         "automargin": True,
+        "exponentformat": "e",  # as wording.number
         **settings,
     }
 
@@ -280,7 +320,8 @@ def step_axis(
     ends = [int(end) for some in steps for end in some[[0, -1]]]
     if ends and max(ends) - min(ends) <= FEW_STEPS:  # there is no step 1.5
         settings["tickvals"] = list(range(min(ends), max(ends) + 1))
-    return axis(theme, title, **settings)
+    whole = {"exponentformat": "none", "separatethousands": True}
+    return axis(theme, title, **{**whole, **settings})
 
 
 def log_axis(theme: Theme, title: str, decades: float, **settings: Any) -> dict[str, Any]:
@@ -289,7 +330,7 @@ def log_axis(theme: Theme, title: str, decades: float, **settings: Any) -> dict[
     settings.setdefault("tickfont", {"size": 10})
     if decades > 1.5:
         settings.setdefault("dtick", max(1, round(decades / 9)))
-    return axis(theme, title, type="log", exponentformat="power", **settings)
+    return axis(theme, title, **{"type": "log", "exponentformat": "power", **settings})
 
 
 def annotation(theme: Theme, text: str, **settings: Any) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.diagnosis.findings import Diagnosis
-from gradscope.plots.lettering import number
 from gradscope.runs.run import Run
+from gradscope.wording import setting
 
 Kind = Literal["mark", "rate", "clipped", "skipped", "verdict", "broken"]
 
@@ -33,6 +33,13 @@ class Event:
     kind: Kind
     words: str
     short: str
+
+
+class Group(NamedTuple):
+    """Events that lie too near to each other to be told apart; `at` is the share of the first."""
+
+    at: float
+    events: list[Event]
 
 
 def timeline_info(run: Run, diagnosis: Diagnosis | None = None) -> list[Event]:
@@ -65,6 +72,26 @@ def timeline_info(run: Run, diagnosis: Diagnosis | None = None) -> list[Event]:
     return sorted(kept, key=lambda event: event.step)
 
 
+def gathered(events: list[Event], last: int, room: Callable[[list[Event]], float]) -> list[Group]:
+    """Return `events` in groups that do not overlap on a row from step 0 to `last`.
+
+    Parameters
+    ----------
+    events : list of Event
+        In the order of steps.
+    last : int
+    room : callable
+        What share of the row a group takes at least.
+    """
+    groups: list[Group] = []
+    for event in events:
+        groups.append(Group(event.step / max(last, 1), [event]))
+        while len(groups) > 1 and groups[-1].at < groups[-2].at + room(groups[-2].events):
+            later = groups.pop()
+            groups[-1].events.extend(later.events)
+    return groups
+
+
 def _rates(at: NDArray[Any], rates: NDArray[np.float64]) -> Iterator[Event]:
     known = np.flatnonzero(np.isfinite(rates))
     values = rates[known]
@@ -75,12 +102,12 @@ def _rates(at: NDArray[Any], rates: NDArray[np.float64]) -> Iterator[Event]:
         changed = np.flatnonzero(np.abs(after - before) > CHANGE * np.maximum(before, after))
     if len(changed) <= MOST_CHANGES:
         for i in changed.tolist():
-            words = f"learning rate {number(before[i])} → {number(after[i])}"
-            yield Event(int(at[known[i + 1]]), "rate", words, f"lr → {number(after[i])}")
+            words = f"learning rate {setting(before[i])} → {setting(after[i])}"
+            yield Event(int(at[known[i + 1]]), "rate", words, f"lr → {setting(after[i])}")
         return
     peak = int(values.argmax())
-    words = f"learning rate at its peak, {number(values[peak])}"
-    yield Event(int(at[known[peak]]), "rate", words, f"lr {number(values[peak])}")
+    words = f"learning rate at its peak, {setting(values[peak])}"
+    yield Event(int(at[known[peak]]), "rate", words, f"lr {setting(values[peak])}")
 
 
 def _stretches(
@@ -91,7 +118,7 @@ def _stretches(
         return
     places = np.searchsorted(at, hit)
     starts = np.flatnonzero(np.diff(places, prepend=-2) > 1)
-    share = f"{len(hit) / len(at):.0%}".replace("%", " %")
+    share = f"{len(hit) / len(at):.0%}"
     if len(starts) > MOST_CHANGES:
         yield Event(int(hit[0]), kind, f"{words}, first of {len(hit):,} steps ({share})", short)
         return
@@ -108,7 +135,8 @@ def _verdicts(diagnosis: Diagnosis, last: int) -> Iterator[Event]:
         if "first_step" in finding.evidence:
             where = f": {finding.layers[0]}" if finding.layers else ""
             first = int(finding.evidence["first_step"])
-            yield Event(first, "broken", f"first value that is not finite{where}", "NaN or inf")
+            words = f"{finding.verdict}, first value that is not finite{where}"
+            yield Event(first, "broken", words, f"{finding.verdict}: NaN or inf")
             continue
         yield Event(first, "verdict", f"{finding.verdict} from here on", finding.verdict)
         if finding.severity == "warning" and end < last:  # others hold to the end

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gradscope.errors import GradscopeError
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs
+from gradscope.plots.panels import told
 from gradscope.plots.sampling import extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -103,9 +104,10 @@ def tries_figure(curves: list[TriedCurve], theme: Theme = LIGHT) -> FigureDict:
                 "name": name,
                 "x": curve.steps.tolist(),
                 "y": [value if np.isfinite(value) else None for value in curve.values],
+                "text": told(curve.values),
                 "mode": "lines",
                 "line": line,
-                "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{name}</extra>",
+                "hovertemplate": f"step %{{x}}: %{{text}}<extra>{name}</extra>",
             }
         )
     top = layout["yaxis"]["range"][1]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscope.errors import GradscopeError
+from gradscope.wording import number, setting
 
 FOLDER = "what-if"
 """Folder within that of a run: a run of each change that was tried, and the table of all."""
@@ -116,7 +117,7 @@ def remedy(tried: Tried, unchanged: Tried) -> str:
     told = "" if tried.helps else " (does not help)"
     return (
         f"tried{told}: {tried.change}: D {signed(unchanged.decades)} -> {signed(tried.decades)},"
-        f" loss {unchanged.loss:.3g} -> {tried.loss:.3g} in {tried.steps} steps"
+        f" loss {setting(unchanged.loss)} -> {setting(tried.loss)} in {tried.steps} steps"
     )
 
 
@@ -132,14 +133,14 @@ def cells(row: Tried, unchanged: Tried) -> tuple[str, ...]:
         decades = f"{signed(unchanged.decades)} -> {decades}"
     # of three digits of the loss the last is told
     told_to = math.isfinite(row.loss) and row.spread / 2 >= 5e-4 * abs(row.loss)
-    spread = f" ± {row.spread / 2:.1g}" if row.seeds > 1 and told_to else ""
+    spread = f" ± {setting(row.spread / 2, 1)}" if row.seeds > 1 and told_to else ""
     return (
         row.change,
         decades,
         row.verdict.partition(":")[0],
-        f"{row.early_speed:.0e}",
-        f"{row.loss:.3g}{spread}",
-        f"{row.slope:+.1e}",
+        number(row.early_speed, 1),
+        f"{setting(row.loss)}{spread}",
+        f"{'+' * (row.slope > 0)}{number(row.slope)}",
         *told,
     )
 

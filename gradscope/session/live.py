@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gradscope.errors import GradscopeError
+from gradscope.wording import number
 
 REFRESH_SECONDS = 1.0
 
@@ -76,7 +77,7 @@ def described(
     facts |= {"folder": path, "recorded steps": rows}
     if last:
         facts["last step"] = f"{last['step']:.0f}"
-        facts["its gradient norm"] = f"{last.get('steps/grad_norm', math.nan):.3g}"
+        facts["its gradient norm"] = number(last.get("steps/grad_norm", math.nan), 3)
     if notes:
         facts["note"] = notes[-1]
     lines = "".join(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from gradscope.runs.tries import HEADS, Tried, cells, signed
+from gradscope.wording import number
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ class WhatIf:
             count = f"none of {len(self.tried)} changes helps" if self.tried else "nothing to try"
             return (
                 f"Nothing helps: {count}; unchanged, the net is {found} and its loss goes from"
-                f" {base.first_loss:.3g} to {base.loss:.3g} in {base.steps} steps."
+                f" {number(base.first_loss, 3)} to {number(base.loss, 3)} in {base.steps} steps."
             )
         return (
             f"Best: {best.change}. D {signed(base.decades)} -> {signed(best.decades)}, {found} ->"
             f" {best.verdict.partition(':')[0]}; the loss after {base.steps} steps"
-            f" {base.loss:.3g} -> {best.loss:.3g}."
+            f" {number(base.loss, 3)} -> {number(best.loss, 3)}."
         )
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""Contact sheets of every view of every run of the gallery, and what axe finds wrong with each.
+"""Contact sheets of every view of every run of the gallery, and a table of what axe finds wrong.
 
 `python tests/benchmarks/gallery.py FOLDER --pictures OUT` calls it.
 """
@@ -35,6 +35,7 @@ def take(
     """Take the pictures of the folders of runs in `folder`, and put them together by folder."""
     out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
+    faults: dict[tuple[str, str], list[int]] = {}
     kinds = [path for path in sorted(folder.iterdir()) if not only or path.name in only]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
@@ -52,15 +53,31 @@ def take(
                         page.add_init_script(WATCH)
                         query = "?run=*" if kind.name in ALL else ""
                         page.goto(f"{server.url}{query}")
-                        pictures = [
-                            (what, _picture(page, out / f"{kind.name}-{what}-{theme}-{width}.png"))
-                            for what in _states(page)
-                        ]
+                        pictures = []
+                        for what in _states(page):
+                            path = out / f"{kind.name}-{what}-{theme}-{width}.png"
+                            pictures.append(path)
+                            found = faults.setdefault((kind.name, what), [])
+                            found.append(_picture(page, path))
                         context.close()
                         name = out / f"{kind.name}-{theme}-{width}.png"
-                        _sheet([path for _, path in pictures], width, 5).save(name)
+                        _sheet(pictures, width, 5).save(name)
                         print(name, flush=True)
         browser.close()
+    _table(faults)
+
+
+def _table(faults: dict[tuple[str, str], list[int]]) -> None:
+    """Print how much axe finds wrong, over all themes and widths."""
+    states = list(dict.fromkeys(state for _, state in faults))
+    folders = list(dict.fromkeys(folder for folder, _ in faults))
+    width = max(map(len, folders))
+    print(f"\nBroken rules, in {max(map(len, faults.values()))} themes and widths each")
+    print(" " * width, *states)
+    for folder in folders:
+        cells = (str(sum(faults[folder, s])) if (folder, s) in faults else "-" for s in states)
+        row = (cell.rjust(len(state)) for cell, state in zip(cells, states, strict=True))
+        print(folder.ljust(width), *row)
 
 
 def _states(page: Page) -> Iterator[str]:
@@ -104,7 +121,8 @@ def _settle(page: Page, least: int) -> None:
     )
 
 
-def _picture(page: Page, path: Path) -> Path:
+def _picture(page: Page, path: Path) -> int:
+    """Take a picture, say what is wrong with the page, and return how many rules it breaks."""
     page.screenshot(path=path, full_page=True)
     found: Any = Axe().run(page, options=RULES).response["violations"]
     for fault in found:
@@ -113,7 +131,7 @@ def _picture(page: Page, path: Path) -> Path:
     wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     if wide > 0:
         print(f"{path.stem}: {wide} px wider than the window", flush=True)
-    return path
+    return len(found) + (wide > 0)
 
 
 def _sheet(paths: Sequence[Path], width: int, columns: int) -> Image.Image:

@@ -287,6 +287,29 @@ def test_a_softmax_of_what_a_layer_returns_is_no_attention(tmp_path):
     assert read(model, tmp_path / "run", torch.randn(3, T, WIDTH)) == {}
 
 
+@pytest.mark.parametrize("made", ["weights", "logits"])
+def test_what_is_computed_before_the_part_that_is_called_is_left_alone(made, tmp_path):
+    class Mix(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, given, x):
+            weights = given if made == "weights" else given.softmax(-1)
+            return weights @ self.value(x)
+
+    model = nn.ModuleDict({"key": nn.Linear(WIDTH, WIDTH), "mix": Mix()}).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x = torch.randn(4, T, WIDTH, dtype=torch.float64)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        key = model["key"](x)
+        logits = key @ key.mT
+        model["mix"](logits.softmax(-1) if made == "weights" else logits, x).sum().backward()
+        optimizer.step()
+    assert scope.run.notes == []
+    assert scope.run.frame().attention_logit_max.isna().all()
+
+
 def test_the_training_is_the_same_to_the_bit(tmp_path):
     def train(watched):
         torch.manual_seed(0)

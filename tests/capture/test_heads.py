@@ -68,6 +68,26 @@ CASES = {
         lambda out, y: F.binary_cross_entropy(out, one_hot(y)),
         ("binary_cross_entropy", "sigmoid"),
     ),
+    "sigmoid twice, by hand": (
+        nn.Sigmoid(),
+        lambda out, y: F.binary_cross_entropy(out.sigmoid(), one_hot(y)),
+        (BCE, "sigmoid"),
+    ),
+    "softmax, then sigmoid": (
+        nn.Softmax(-1),
+        lambda out, y: F.binary_cross_entropy(out.view(-1).sigmoid(), one_hot(y).view(-1)),
+        (BCE, "softmax"),
+    ),
+    "softmax, logarithm, then nll": (
+        nn.Softmax(-1),
+        lambda out, y: F.nll_loss(out.log(), y),
+        (CE, ""),
+    ),
+    "softmax twice, by hand": (
+        nn.Softmax(-1),
+        lambda out, y: F.nll_loss(out.softmax(1).log(), y),
+        (CE, "softmax"),
+    ),
     "an output that is bounded": (
         nn.Tanh(),
         lambda out, y: F.mse_loss(out, 5 * one_hot(y)),

@@ -171,6 +171,88 @@ def test_a_gan_s_two_models_keep_their_readings_apart(tmp_path):
     assert c.run.steps.clipped_grad_norm.iloc[-1] == pytest.approx(expected_c, rel=1e-12)
 
 
+@pytest.mark.parametrize("zero", [True, False])
+def test_a_critic_has_no_part_in_the_step_that_is_made_through_it_while_it_is_frozen(
+    zero, tmp_path
+):
+    torch.manual_seed(0)
+    generator, critic = nn.Linear(3, 5).double(), net()
+    steps_g = torch.optim.Adam(generator.parameters(), lr=0.01)
+    steps_c = torch.optim.Adam(critic.parameters(), lr=0.01)
+    expected = []
+    with gradscope.watch(critic, tmp_path / "c") as scope:
+        for _ in range(3):
+            noise = torch.randn(4, 3, dtype=torch.float64)
+            critic.requires_grad_(False)
+            critic(generator(noise)).mean().neg().backward()
+            steps_g.step()
+            critic.requires_grad_(True)
+            steps_c.zero_grad(set_to_none=zero)
+            out = critic(generator(noise).detach())
+            out.retain_grad()
+            out.mean().backward()
+            before = [p.detach().clone() for p in critic[4].parameters()]
+            steps_c.step()
+            pairs = zip(critic[4].parameters(), before, strict=True)
+            expected.append(
+                {
+                    "signal_norm": out.grad.norm().item(),
+                    "activation_norm": out.norm().item(),
+                    "grad_norm": root_sum_square(p.grad for p in critic[4].parameters()),
+                    "weight_norm": root_sum_square(before),
+                    "update_norm": root_sum_square(p - q for p, q in pairs),
+                }
+            )
+    for step, row in enumerate(expected):
+        read = step_frame(scope.run, step)
+        for metric, value in row.items():
+            assert read[metric]["4"] == pytest.approx(value, rel=1e-9), (step, metric)
+    assert scope.run.notes == []
+
+
+def test_a_graph_that_thrown_away_gradients_came_from_has_no_signals_of_the_next(tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x, y in batches(3):
+            optimizer.zero_grad()
+            out = model(x)
+            out.square().mean().backward(retain_graph=True)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(out, y).backward()
+            expected.append(root_sum_square(p.grad for p in model[4].parameters()))
+            optimizer.step()
+    frame = scope.run.frame().set_index(["step", "name"])
+    assert frame.signal_norm.isna().all()
+    assert frame.grad_norm.xs("4", level="name").tolist() == pytest.approx(expected, rel=1e-9)
+    assert len(scope.run.notes) == 1 and "retain_graph" in scope.run.notes[0]
+
+
+@pytest.mark.parametrize("retained", [True, False])
+def test_gradients_put_together_of_several_backwards_are_taken_for_none_of_them(retained, tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parameters = list(model.parameters())
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x, y in batches(3):
+            outs = [model(x)] * 2 if retained else [model(x), model(x)]
+            losses = [nn.functional.cross_entropy(outs[0], y), outs[1].square().mean()]
+            found = []
+            for loss in losses:
+                optimizer.zero_grad()
+                loss.backward(retain_graph=True)
+                found.append([p.grad.clone() for p in parameters])
+            for p, one, other in zip(parameters, *found, strict=True):
+                p.grad = (one + other) / 2
+            optimizer.step()
+    read = scope.run.frame().query("step == 2").set_index("name")
+    assert read.signal_norm.isna().all() and read.grad_norm.isna().all()
+    expected = root_sum_square(p.grad for p in model[4].parameters())
+    assert read.clipped_grad_norm["4"] == pytest.approx(expected, rel=1e-9)
+    assert len(scope.run.notes) == 1 and "put together" in scope.run.notes[0]
+
+
 def test_parameters_frozen_and_added_later_are_followed(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model[:3].parameters(), lr=0.1)

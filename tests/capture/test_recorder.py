@@ -87,6 +87,41 @@ def test_memory_does_not_grow_with_the_steps(tmp_path):
     assert len(scope.run.steps) == 2000
 
 
+@pytest.mark.parametrize("calls", [5, 50])
+def test_what_waits_for_the_flush_is_few_objects_however_often_a_layer_is_called(calls, tmp_path):
+    """Else Python looks for garbage among them again and again, at much cost."""
+
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell, self.act, self.head = nn.LSTMCell(5, 8), nn.GELU(), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = c = x.new_zeros(len(x), 8)
+            for _ in range(calls):
+                h, c = self.cell(x, (self.act(h), c))
+            return self.head(h)
+
+    model, steps = Loop(), 32  # units are looked at at each eighth step
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def train():
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.randn(4, 5)).square().sum().backward()
+            optimizer.step()
+
+    with gradscope.watch(model, tmp_path / "run", flush_every=10_000) as scope:
+        train()
+        scope.flush()
+        gc.collect()
+        before = len(gc.get_objects())
+        train()
+        gc.collect()
+        kept = len(gc.get_objects()) - before
+    assert kept / steps < 60
+
+
 def test_a_whole_step_on_the_meta_device_shows_that_nothing_waits(tmp_path):
     class Block(nn.Module):
         def __init__(self):

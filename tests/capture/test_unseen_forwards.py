@@ -49,3 +49,25 @@ def test_what_is_not_compiled_is_not_said_to_be(step, with_teacher, tmp_path):
         assert len(run.notes) == 1 and "compiled" not in run.notes[0]
     frame = run.frame()
     assert frame.update_norm.notna().all() and frame.signal_norm.isna().all()
+
+
+def test_a_model_of_functions_is_not_said_not_to_have_been_called(tmp_path):
+    class Functions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList([torch.randn(3, 5), torch.randn(2, 3)])
+
+        def forward(self, x):
+            for weight in self.weights:
+                x = nn.functional.linear(x, weight).tanh()
+            return x
+
+    model = Functions()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(3):
+            model(torch.randn(4, 5)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(scope.run.notes) == 1 and "was called in step 0" in scope.run.notes[0]
+    assert scope.run.frame().grad_norm.notna().all()

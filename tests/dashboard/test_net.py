@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+
+from synthetic import write_with
 
 pytest.importorskip("dash", reason="dash is not installed")
 from gradscope_dashboard import Server
-from pages import Browse, drawn
+from pages import Browse, Serve, drawn
 
 
 def test_a_block_opens_and_closes_by_the_keyboard(browse: Browse, server: Server) -> None:
@@ -27,8 +32,21 @@ def test_a_click_on_a_layer_opens_its_history(browse: Browse, server: Server) ->
     assert "layer=head" in page.url
 
 
-def test_the_starving_layer_is_pointed_at(browse: Browse, server: Server) -> None:
-    page = browse(f"{server.url}?view=net")
-    page.locator("#net text", has_text="blocks.0.fc: 900 billion × less").wait_for()
-    page.get_by_text("blocks.0.fc starves: 900 billion × less.").wait_for()
-    assert page.locator("#net .starved").count() == 1
+def test_what_a_finding_names_is_marked_with_its_verdict(browse: Browse, server: Server) -> None:
+    page = browse(f"{server.url}?view=net&run=plain-50")
+    page.locator("#net .words.alarm", has_text="vanishing: blocks.0.fc and ").wait_for()
+    assert page.locator("#net .ring.alarm").count() == 1
+    ringed = page.locator("#net .module:has(.ring)")
+    assert "blocks.0: gradient" in ringed.get_attribute("aria-label")
+    page.get_by_text("The least, 900 billion × less, arrives at blocks.0.fc.").wait_for()
+
+
+def test_the_marked_layer_is_in_sight_on_a_phone(
+    browse: Browse, dashboard: Serve, tmp_path: Path
+) -> None:
+    signal = np.r_[np.full(60, 1.0), np.zeros(9), np.full(30, 1.0)]
+    run = write_with(tmp_path / "run", 99, 30, signal_norm=signal)
+    page = browse(f"{dashboard(run.path)}?view=net", viewport={"width": 390, "height": 844})
+    page.locator("#net .words.alarm", has_text="disconnected: ").wait_for()
+    box = page.locator("#net .worst").bounding_box()
+    assert 0 <= box["x"] <= 390 - box["width"]

@@ -71,7 +71,7 @@ def test_a_run_whose_process_died_is_said_to_have_crashed(
     (path / "run.json").write_text(json.dumps({**meta, "status": "running"}))
     page = browse(dashboard(tmp_path))
     page.locator("#live", has_text="crashed after step 6").wait_for()
-    page.locator("article.is-bad, article.is-unsure").get_by_text("crashed after step 6").wait_for()
+    page.locator("article.is-bad").get_by_text("crashed after step 6").wait_for()
 
 
 def test_a_live_run_without_new_steps_is_said_to_be_silent(
@@ -84,7 +84,8 @@ def test_a_live_run_without_new_steps_is_said_to_be_silent(
     page.locator("#live", has_text="training, step 3").wait_for()
     long_ago = time.time() - 3600
     os.utime(tmp_path / "slow" / "steps", (long_ago, long_ago))
-    page.locator("#live", has_text="no new step since step 3").wait_for()
+    page.locator("#live", has_text="paused? last step 3, 1 hour ago").wait_for()
+    page.locator("article", has_text="no new step since step 3, 1 hour ago").wait_for()
     writer.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -159,6 +160,69 @@ def test_a_dropout_that_leaves_next_to_nothing_is_told(share, found, tmp_path):
     if found:
         assert the(diagnosis, "dropout").layers == ("2",)
         assert "0.95" in the(diagnosis, "dropout").remedies[0]
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.5, False), (0.95, True)])
+def test_so_is_one_that_is_called_as_a_function(share, found, tmp_path):
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = net(16, 64, 64), net(64, 64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(F.dropout(self.body(x), share))
+
+    model = Dropped()
+    diagnosis = train(tmp_path / "run", model, sgd(model, 0.01))
+    assert gradscope.load(tmp_path / "run").facts["dropout"] == {"(root)": share}
+    assert ("dropout" in diagnosis.verdicts) is found
+    if found:
+        assert "95% of the units in training, at (root)," in the(diagnosis, "dropout").sentence
+
+
+def test_a_product_with_a_mask_of_other_numbers_is_no_dropout(tmp_path):
+    mask = (torch.rand(32, 64) < 0.05).float()
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = net(16, 64, 64), net(64, 64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x) * mask * (3 * mask) * torch.full((32, 64), 2.0))
+
+    model = Masked()
+    train(tmp_path / "run", model, sgd(model, 0.01))
+    assert "dropout" not in gradscope.load(tmp_path / "run").facts
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
+def test_an_eps_that_swallows_the_gradient_is_told_for_information(kind, tmp_path):
+    model = net(16, 64, 64, 4)
+    diagnosis = train(tmp_path / "run", model, kind(model.parameters(), 1e-3, eps=1.0))
+    run = gradscope.load(tmp_path / "run")
+    assert run.facts["eps"] == {kind.__name__: 1.0}
+    finding = the(diagnosis, "update-speed")
+    assert finding.severity == "information" and finding.layers == ("0", "2", "4")
+    size = run.matrix("clipped_grad_norm")[1][:20, ::2] / np.sqrt([1088, 4160, 260])
+    middle = np.median(np.median(size, axis=0))
+    assert finding.evidence["eps_over_gradient"] == pytest.approx(1 / middle, rel=1e-4)
+    assert f"The eps of {kind.__name__}, 1, is" in finding.sentence
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda of: torch.optim.Adam(of, 1e-3),
+        lambda of: torch.optim.AdamW(of, 1e-3, eps=1e-5),
+        lambda of: torch.optim.Adadelta(of, eps=1.0),  # divides by something else
+        lambda of: torch.optim.SGD(of, 0.05),
+    ],
+)
+def test_others_are_not(optimizer, tmp_path):
+    model = net(16, 64, 64, 4)
+    diagnosis = train(tmp_path / "run", model, optimizer(model.parameters()))
+    assert "eps" not in "".join(finding.sentence for finding in diagnosis.findings)
 
 
 def test_a_dropout_of_a_model_in_eval_is_off(tmp_path):

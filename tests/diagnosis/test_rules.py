@@ -306,7 +306,7 @@ def test_one_layer_out_of_the_usual_band_is_no_finding(tmp_path: Path) -> None:
     readings = {"signal_norm": 1.0, "weight_norm": 1.0, "update_norm": update}
     diagnosis = diagnose(make_run(tmp_path / "r", LAYERS, readings))
     assert (diagnosis.verdict, diagnosis.findings) == ("healthy", ())
-    assert "0 · fc0 (Linear) x 1e+04" in diagnosis.settings[1]
+    assert "0 · fc0 (Linear) x 1.0e+4" in diagnosis.settings[1]
 
 
 def test_layers_that_are_slow_as_their_gradient_vanishes_are_told_of_both(tmp_path: Path) -> None:

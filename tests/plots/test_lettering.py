@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradscope.plots.lettering import factor, number, safe, specials, spread
+from gradscope.plots.lettering import number, raised, safe, specials, spread, times
+from gradscope.plots.theme import LIGHT, axis
+from gradscope.wording import setting
 
 HOSTILE = '<a href="javascript:alert(1)">x</a><script>alert(2)</script>'
 
@@ -20,15 +22,29 @@ HOSTILE = '<a href="javascript:alert(1)">x</a><script>alert(2)</script>'
         (0.2149, "0.21"),
         (6.24, "6.2"),
         (123.4, "123"),
-        (4.2e9, "4.2e9"),
+        (4.2e9, "4.2e+9"),
+        (0.00668, "0.0067"),
     ],
 )
 def test_numbers_keep_two_digits_and_name_what_is_no_number(value: float, text: str) -> None:
     assert number(value) == text
 
 
-def test_a_factor_has_its_sign_only_where_it_is_one() -> None:
-    assert [factor(0.5), factor(0.0), factor(float("nan"))] == ["0.50 ×", "exactly 0", "NaN"]
+def test_a_factor_is_told_as_the_verdicts_tell_it() -> None:
+    said = [times(value) for value in (0.5, 1.0, 3.12, 0.0, float("nan"), 1e-21, 4e4)]
+    assert said == [
+        *("2.0 × less", "1.0 ×", "3.1 × more", "exactly 0", "NaN", "10²¹ × less"),
+        "40 thousand × more",
+    ]
+    assert raised("grown 10^28 times, to 2.5e+25") == "grown 10²⁸ times, to 2.5e+25"
+
+
+def test_all_that_shows_a_number_has_one_notation() -> None:
+    assert [setting(value) for value in (0.05, 1e-4, 0.000285, 128, 0.0, 2e25)] == [
+        *("0.05", "1e-4", "2.85e-4", "128", "0", "2e+25"),
+    ]
+    assert number(2.888e25, 3) == "2.89e+25"
+    assert axis(LIGHT)["exponentformat"] == "e"  # plotly's name of it
 
 
 def test_layers_that_are_no_number_are_counted_in_words() -> None:

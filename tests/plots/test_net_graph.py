@@ -38,13 +38,13 @@ def test_a_module_has_the_gradient_of_its_first_layer(plain: Run) -> None:
     assert modules["blocks.3.act"].value == pytest.approx(signal[-1, 7] / late)
 
 
-def test_the_starving_layer_is_named_with_the_number_of_its_box(plain: Run, residual: Run) -> None:
+def test_where_least_arrives_is_named_with_the_number_of_its_box(plain: Run, residual: Run) -> None:
     plain_graph, residual_graph = net_graph_info([plain, residual])
-    assert plain_graph.starves
-    assert plain_graph.words == "blocks.0.fc starves: 900 billion × less."  # 10 ** 12 * 0.9
+    assert plain_graph.little
+    assert plain_graph.words == "The least, 900 billion × less, arrives at blocks.0.fc."  # 0.9e12
     assert named(plain_graph.modules)["blocks.0.fc"].as_dict()["said"] == "900 billion × less"
-    assert not residual_graph.starves
-    assert residual_graph.words.startswith("No layer starves: the least, ")
+    assert not residual_graph.little
+    assert residual_graph.words.startswith("The least, ")
     assert "; up to 100 × less is normal." in residual_graph.words
 
 
@@ -53,7 +53,7 @@ def test_the_shares_in_words_are_those_on_the_arcs(residual: Run) -> None:
     known = [arc.share for arc in graph.ways.arcs if not np.isnan(arc.share)]
     low, high = (f"{end(known) * 100:.0f}" for end in (min, max))
     span = low if low == high else f"{low}–{high}"
-    assert f"Shortcuts carry {span} % at step 0;" in graph.words
+    assert f"Shortcuts carry {span}% at step 0;" in graph.words
 
 
 def test_of_layers_that_get_nothing_the_one_is_named_where_it_ends(tmp_path: Path) -> None:

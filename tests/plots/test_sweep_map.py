@@ -10,21 +10,22 @@ import pytest
 
 import gradscope.plots as plots
 from gradscope.plots.sweep_map import sweep_map_caption, sweep_map_figure, sweep_map_info
+from gradscope.plots.sweep_order import sweep_key
 from gradscope.runs.loading import load
 from gradscope.runs.run import Run
 from gradscope.storage.writer import RunWriter
 from handmade import chain, falling, make_run
 
 
-def run_of(folder: Path, lr: float, decades: float, loss: np.ndarray) -> Run:
+def run_of(folder: Path, lr: float, decades: float, loss: np.ndarray, **settings: object) -> Run:
     layers = chain(6)
     readings = {"signal_norm": falling(len(layers), decades, 40), "weight_norm": 2.0}
     readings |= {"update_norm": 2 * lr}
     path = make_run(
-        folder / f"lr {lr}", layers, readings, n_steps=40, steps={"train_loss": loss}
+        folder / f"lr {lr} {settings}", layers, readings, n_steps=40, steps={"train_loss": loss}
     ).path
     writer = RunWriter(path, {}, resume=True)
-    writer.update(config={"lr": lr, "seed": 0})
+    writer.update(config={"lr": lr, "seed": 0, **settings})
     writer.close()
     return load(path)
 
@@ -54,7 +55,7 @@ def test_the_trainable_settings_are_outlined_and_told(sweep: list[Run]) -> None:
     info = sweep_map_info(sweep)
     assert "Trainable: lr = 0.001 to 0.01, 2 of 4 runs." in sweep_map_caption(info)
     figure = sweep_map_figure(info)
-    (frame,) = figure["layout"]["shapes"]
+    (frame,) = figure["layout"]["shapes"]  # and no line between groups
     assert (frame["x0"], frame["x1"]) == (0.5, 2.5)
     go.Figure(figure)  # which checks every entry
 
@@ -71,3 +72,55 @@ def test_broken_runs_have_columns_of_their_own_colours(tmp_path: Path, sweep: li
     info = sweep_map_info([*sweep, broken])
     hovers = [str(trace["hovertemplate"]) for trace in sweep_map_figure(info, plots.DARK)["data"]]
     assert any("NaN" in hover for hover in hovers)
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> list[Run]:
+    falls, rises = np.linspace(2, 0.5, 40), np.linspace(2, 9, 40)
+    return [
+        run_of(tmp_path, lr, 0.1, rises if lr * width > 1 else falls, width=width)
+        for lr in (0.01, 0.05, 0.2)
+        for width in (32, 8)
+    ]
+
+
+def test_of_two_settings_each_value_of_the_other_has_a_line_of_its_own(grid: list[Run]) -> None:
+    info = sweep_map_info(grid)
+    assert info is not None
+    assert info.values == [0.01, 0.05, 0.2] * 2
+    assert info.groups == ["width = 8"] * 3 + ["width = 32"] * 3
+    figure = sweep_map_figure(info)
+    lines = [trace for trace in figure["data"] if trace["type"] == "scatter"]
+    assert [line["x"] for line in lines] == [[0, 1, 2], [3, 4, 5]]
+    assert all("lines" in line["mode"] for line in lines)
+    frames = [(s["x0"], s["x1"]) for s in figure["layout"]["shapes"] if s["type"] == "rect"]
+    assert frames == [(-0.5, 1.5), (2.5, 3.5)]
+    said = sweep_map_caption(info)
+    assert "width = 8: lr = 0.01 to 0.05; width = 32: lr = 0.01, 3 of 6 runs." in said
+    assert "at lr = 0.01, width = " in said
+
+
+def test_runs_that_hardly_share_a_setting_have_no_line(tmp_path: Path) -> None:
+    loss = np.linspace(2, 0.5, 40)
+    runs = [run_of(tmp_path, 0.01 * i, 0.1, loss, momentum=i / 7) for i in range(1, 5)]
+    info = sweep_map_info(runs)
+    assert info is not None
+    assert info.groups == []
+    lines = [t for t in sweep_map_figure(info)["data"] if t["type"] == "scatter"]
+    assert [line["mode"] for line in lines] == ["markers"]
+
+
+def test_columns_are_labelled_above_and_below(grid: list[Run]) -> None:
+    layout = sweep_map_figure(sweep_map_info(grid))["layout"]
+    for axis, side in (("xaxis", "top"), ("xaxis2", None)):
+        assert layout[axis]["ticktext"] == ["0.01", "0.05", "0.2"] * 2
+        assert layout[axis].get("side") == side
+    words = [note["text"] for note in layout["annotations"]]
+    assert {"<b>width = 8</b>", "<b>width = 32</b>", "<b>lr</b>"} <= set(words)
+
+
+def test_a_seed_is_a_setting_only_where_nothing_else_differs(tmp_path: Path) -> None:
+    loss = np.linspace(2, 0.5, 40)
+    runs = [run_of(tmp_path, lr, 0.1, loss, seed=s) for lr in (0.1, 0.2) for s in (1, 2, 3)]
+    assert sweep_key(runs) == "lr"
+    assert sweep_key(runs[:3]) == "seed"

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 
 import handmade
-from gradscope.plots.training import training_caption, training_figure, training_info
+from gradscope.plots.scalars import scalars_figure, scalars_info
+from gradscope.plots.training import (
+    training_caption,
+    training_events,
+    training_figure,
+    training_info,
+)
 from gradscope.runs.run import Run
 
 
@@ -44,3 +50,55 @@ def test_a_loss_that_was_logged_seldom_is_not_taken_for_nan(tmp_path: Path) -> N
         steps={"train_loss": losses},
     )
     assert [curve.gap for curve in training_info(run)] == [None]
+
+
+def test_changes_of_the_learning_rate_are_lines_in_the_chart(tmp_path: Path) -> None:
+    step = np.arange(50)
+    rates = np.select([step < 20, step < 21], [0.1, 0.01], 1e-4)
+    run = handmade.make_run(
+        tmp_path / "rates",
+        handmade.chain(3),
+        {"signal_norm": 1.0},
+        n_steps=50,
+        steps={"train_loss": np.linspace(2, 1, 50), "lr": rates},
+    )
+    layout = training_figure(training_info(run), events=training_events(run))["layout"]
+    lines = [shape["x0"] for shape in layout["shapes"] if shape["type"] == "line"]
+    assert lines == [20, 21]
+    assert "lr → 0.01<br>lr → 1e-4" in [note["text"] for note in layout["annotations"]]
+
+
+def test_a_run_that_explodes_leaves_the_others_their_room(tmp_path: Path) -> None:
+    fine, explodes = np.linspace(2, 1, 50), np.r_[2, np.geomspace(3, 1e9, 20), np.full(29, np.nan)]
+    runs = [
+        handmade.make_run(
+            tmp_path / name,
+            handmade.chain(3),
+            {"signal_norm": 1.0},
+            n_steps=50,
+            steps={"train_loss": losses},
+        )
+        for name, losses in (("fine", fine), ("explodes", explodes))
+    ]
+    curves = training_info(runs)
+    figure = training_figure(curves)
+    assert figure["layout"]["yaxis"]["range"] == [0, 4]
+    assert not [shape for shape in figure["layout"]["shapes"] if shape["type"] == "rect"]
+    (cross,) = [trace for trace in figure["data"] if trace["mode"] == "markers"]
+    assert cross["x"] == [20]
+    caption = training_caption(curves)
+    assert "explodes: train_loss is NaN from step 21 on, ×." in caption
+    assert "The axis ends before explodes, whose loss rises to " in caption
+    assert "range" not in training_figure(training_info(runs[1:]))["layout"]["yaxis"]
+
+
+def test_a_rate_that_never_changes_can_be_read_off_its_axis(tmp_path: Path) -> None:
+    run = handmade.make_run(
+        tmp_path / "run",
+        handmade.chain(3),
+        {"signal_norm": 1.0},
+        n_steps=50,
+        steps={"lr": np.full(50, 0.05)},
+    )
+    curves = [curve for curve in scalars_info(run) if curve.name == "lr"]
+    assert scalars_figure(curves)["layout"]["yaxis"]["range"] == [0, 0.1]

@@ -94,6 +94,57 @@ new MutationObserver(function () {
   });
 }).observe(document.documentElement, { childList: true, subtree: true });
 
+// Where no slider is, the strip of events lies along the steps of the first chart, zoomed or not.
+let followed = null;
+function alongTheSteps() {
+  const strip = document.getElementById("timeline");
+  const plot = document.querySelector(["training", "speed", "heatmap"].map((id) => `#${id} .js-plotly-plot`).join());
+  if (!strip) return;
+  if (plot && plot._ev && plot._ev !== followed) { // a whole new figure has new events
+    followed = plot._ev;
+    plot.on("plotly_afterplot", alongTheSteps);
+  }
+  const layout = plot && plot._fullLayout;
+  const alone = layout && layout.xaxis && plot.data.length && layout._subplots && layout._subplots.xaxis.length === 1;
+  strip.classList.toggle("along", Boolean(alone));
+  if (!alone) {
+    for (const event of strip.querySelectorAll(".event")) event.style.left = event.dataset.left;
+    return;
+  }
+  const left = plot.getBoundingClientRect().left + layout._size.l - strip.getBoundingClientRect().left;
+  strip.style.setProperty("--left", `${Math.round(left)}px`);
+  strip.style.setProperty("--wide", `${Math.round(layout._size.w)}px`);
+  for (const event of strip.querySelectorAll(".event")) {
+    const at = layout.xaxis.r2p(Number(event.dataset.step)) / layout._size.w; // "range" is of before
+    event.style.left = `${100 * at}%`;
+    event.hidden = at < -0.001 || at > 1.001;
+  }
+}
+let waiting = false;
+// what plotly draws within a figure tells nothing, and is most of it
+const outside = ({ target }) => target instanceof HTMLElement && [null, target].includes(target.closest(".js-plotly-plot"));
+new MutationObserver((changes) => {
+  if (waiting || !changes.some(outside)) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    alongTheSteps();
+    document.querySelectorAll(SCROLLING).forEach(fade);
+  });
+}).observe(document, { childList: true, subtree: true });
+
+// What is wider than its place fades where there is more to scroll to.
+const SCROLLING = ".scroll, #tabs, .choice, #cards.many, pre";
+function fade(place) {
+  const more = (name, is) => place.classList.contains(name) !== is && place.classList.toggle(name, is);
+  more("more-left", place.scrollLeft > 2);
+  more("more-right", place.scrollLeft + place.clientWidth < place.scrollWidth - 2);
+  more("more-below", place.scrollTop + place.clientHeight < place.scrollHeight - 2);
+}
+document.addEventListener("scroll", ({ target }) => {
+  if (target.matches && target.matches(SCROLLING)) fade(target);
+}, true);
+
 // The view that is open stands in sight where the tabs do not all fit.
 new MutationObserver((changes) => {
   for (const { target } of changes) {

@@ -1,6 +1,7 @@
 // The net with its gradient on it: one row of boxes a run, opened and closed in place.
 (function () {
   const opened = {};
+  const sought = new Set();
   let last = null;
   const make = (tag, attributes, ...children) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -9,13 +10,17 @@
     return node;
   };
   const hex = (color) => [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
-  const dark = (color) => { const [r, g, b] = hex(color); return 0.299 * r + 0.587 * g + 0.114 * b < 140; };
+  // Black reads at 4.5 : 1 or better on all but the dark fills.
+  function inkOn(fill) {
+    const linear = hex(fill).map((x) => x / 255).map((x) => (x <= 0.04 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] < 0.19 ? "#ffffff" : "#000000";
+  }
 
-  function color(decades, data, limit) {
+  function color(decades, data) {
     if (decades === null) return data.missing;
     if (decades === "zero") return data.zero;
     if (decades === "inf") return data.infinite;
-    const place = Math.min(Math.max(0.5 + decades / (2 * limit), 0), 1);
+    const place = Math.min(Math.max(0.5 + decades / (2 * data.limit), 0), 1);
     const scale = data.scale;
     let i = 0;
     while (i < scale.length - 2 && scale[i + 1][0] < place) i++;
@@ -57,7 +62,6 @@
     }
     return into;
   };
-  const values = (modules) => kinds(modules, []).filter((x) => typeof x === "number").map(Math.abs);
 
   const end = (module) => (module.children.length ? end(module.children[module.children.length - 1]) : module);
   // The boxes i to j that each way passes, those past the same ones together. Of a way that begins or
@@ -100,12 +104,33 @@
     if (again) again.focus();
   }
 
-  function picture(graph, data, room, limit, alone) {
+  // What the findings name: a ring around the box to look at first, and under the boxes a bar each
+  // along all that it is about, with its words. Without a finding it is where least arrives.
+  function alarms(graph, boxes) {
+    const within = (box, from, to) => box.first <= to && from <= box.last;
+    const found = graph.alarms.map((alarm) => ({
+      words: `▲ ${alarm.words}`, name: alarm.name, kind: alarm.bad ? "alarm" : "warning",
+      at: boxes.findIndex((box) => within(box, alarm.layer, alarm.layer)),
+      bars: boxes.map((box) => alarm.stretches.some(([from, to]) => within(box, from, to))),
+    })).filter((alarm) => alarm.at >= 0);
+    const at = boxes.findIndex((box) => box.name === graph.least || graph.least.startsWith(box.name + "."));
+    const same = found.find((alarm) => alarm.name === graph.least);
+    if (same) same.words += `: ${graph.said} there`;
+    else if (at >= 0) {
+      const kind = graph.little && !found.some((alarm) => alarm.kind === "alarm") ? "alarm" : "least";
+      found.push({ words: `${kind === "least" ? "▵" : "▲"} least: ${graph.least}, ${graph.said}`, kind, at, bars: boxes.map((_, i) => i === at) });
+    }
+    return found;
+  }
+
+  function picture(graph, data, room, alone) {
     const holders = [];
     const boxes = visible(graph, graph.modules, [], holders);
     // beyond 60 boxes they lose their names rather than that not all of them are in sight
-    const step = Math.max(Math.min((room - 20) / Math.max(boxes.length, 1), 120), boxes.length > 60 ? 8 : 20);
-    const wide = Math.max(room, boxes.length * step + 20);
+    const step = Math.max(Math.min((room - 20) / Math.max(boxes.length, 1), 150), boxes.length > 60 ? 8 : 20);
+    const marks = alarms(graph, boxes);
+    const long = (mark) => mark.words.length * (mark.kind === "least" ? 7 : 7.8);
+    const wide = Math.max(room, boxes.length * step + 20, ...marks.map((mark) => long(mark) + 8));
     const gap = Math.min(Math.max(step * 0.22, 2), 18);
     const size = step - gap;
     const flat = size >= 76;
@@ -116,7 +141,11 @@
     const [top, high] = [ways.size ? Math.min(58 + reach * 11, 124) : 14, (flat ? 52 : 120) + (alone ? (flat ? 20 : 50) : 0)];
     const middle = top + high / 2;
     const left = (i) => 10 + i * step + gap / 2;
-    const svg = make("svg", { viewBox: `0 0 ${wide} ${top + high + 28 + 20 * levels}`, width: wide, height: top + high + 28 + 20 * levels });
+    const nameless = size < 11;
+    const below = top + high + (nameless ? 16 : 4);
+    const under = below + 24 * marks.length;
+    const tall = under + 8 + 20 * levels;
+    const svg = make("svg", { viewBox: `0 0 ${wide} ${tall}`, width: wide, height: tall });
     const behind = make("g", {});
     const front = make("g", {});
     svg.append(behind, front);
@@ -137,15 +166,17 @@
       const plain = form === "parallel" || form === "branch";
       const mean = shares.reduce((a, b) => a + b, 0) / shares.length;
       const thick = split ? Math.max(width(boxes[i].decades) * mean * Math.min(1, size / 50), 1) : 2;
-      const [from, to] = [left(i) + thick / 2, left(j) + size - thick / 2];
       const ink = plain ? data.trunk : data.shortcut;
+      // a thin way begins and ends where the row does, between boxes: one as wide as they has no room there
+      const [from, to] = split ? [left(i) + thick / 2, left(j) + size - thick / 2] : [left(i) - gap / 2, left(j) + size + gap / 2];
+      const foot = split ? top + 12 : middle;
       const path = make("path", {
-        d: `M ${from} ${top + 12} C ${from} ${top - rise * 1.2}, ${to} ${top - rise * 1.2}, ${to} ${top + 12}`,
+        d: `M ${from} ${foot} V ${Math.min(foot, top + 12)} C ${from} ${top - rise * 1.2}, ${to} ${top - rise * 1.2}, ${to} ${top + 12} V ${foot}`,
         fill: "none", stroke: ink, "stroke-width": thick, "data-form": form, ...(split || plain ? {} : { "stroke-dasharray": "5 4" }),
       });
       const percent = (x) => (x * 100).toFixed(0);
       const [low, high] = [percent(Math.min(...shares)), percent(Math.max(...shares))];
-      const said = !split ? "not split" : low === high ? `${low} %` : `${low}–${high} %`;
+      const said = !split ? form : low === high ? `${low}%` : `${low}–${high}%`;
       const around = `${plain ? "way" : "shortcut"} around ${[...new Set(names)].join(", ")}`;
       path.append(make("title", {}, split ? `${around}: ${said} of the energy` : `${around}, ${form}: its share of the gradient is not known`));
       behind.append(path);
@@ -155,17 +186,17 @@
     }
     // the boxes
     boxes.forEach((box, i) => {
-      const fill = color(box.decades, data, limit);
-      const starved = graph.starves && (box.name === graph.least || graph.least.startsWith(box.name + "."));
+      const fill = color(box.decades, data);
+      const mark = marks.find((one) => one.at === i && one.kind !== "least");
       const node = make("g", { class: "module", "data-module": graph.run + "|" + box.name });
       node.append(make("rect", {
         x: left(i), y: top, width: size, height: high, rx: 5, fill,
-        class: starved ? "starved" : box.children.length && size > 10 ? "holds" : "",
+        class: mark ? `ring ${mark.kind}${mark === marks[0] ? " worst" : ""}` : box.children.length && size > 10 ? "holds" : "",
       }));
       const parts = box.name.split(".");
       const short = parts.slice(/^\d+$/.test(parts[parts.length - 1]) ? -2 : -1).join(".");
       const plus = box.children.length ? "+ " : "";
-      const ink = dark(fill) ? "#ffffff" : "#111820";
+      const ink = inkOn(fill);
       const [x, y] = [left(i) + size / 2, middle];
       const fits = Math.floor((flat ? size : high) / 7.2);
       const text = plus + (short.length + plus.length > fits ? "…" + short.slice(plus.length + 1 - fits) : short);
@@ -175,38 +206,48 @@
         if (flat) node.append(make("text", { x, y: y + 14, "text-anchor": "middle", class: "small", fill: ink }, box.said.length * 6 < size ? box.said : ""));
       }
       node.append(make("title", {}, `${box.name}${box.kind ? ` (${box.kind})` : ""}: ${box.said}`));
-      const label = `${box.name}: gradient ${box.said}`;
+      const label = `${box.name}: gradient ${box.said}${mark ? `; ${mark.words.slice(2)}` : ""}`;
       if (box.children.length) activate(node, `${label}; open`, () => toggle(graph, box, true));
       else activate(node, `${label}; history`, () => window.dash_clientside.set_props("chosen", { data: { layer: box.name, at: Date.now() } }));
       front.append(node);
-      if (starved) {
-        const anchor = x < 170 ? "start" : x > wide - 170 ? "end" : "middle";
-        front.append(make("text", { x: anchor === "start" ? left(i) : anchor === "end" ? left(i) + size : x, y: top + high + 14 + 20 * levels, "text-anchor": anchor, class: "starving" }, `▲ ${graph.least}: ${graph.said}`));
-      }
+      const every = Math.ceil(70 / step);
+      if (nameless && i % every === 0) front.append(make("text", { x, y: top + high + 13, "text-anchor": "middle", class: "small muted" }, short.length > 9 ? `…${short.slice(-8)}` : short));
+    });
+    // what is marked
+    marks.forEach((mark, row) => {
+      const y = below + 24 * row;
+      mark.bars.forEach((is, i) => {
+        if (!is) return;
+        const on = mark.bars[i + 1] ? step : size;
+        front.append(make("rect", { x: left(i), y: y + 1, width: on, height: 4, class: `bar ${mark.kind}` }));
+      });
+      const half = long(mark) / 2;
+      const x = Math.max(Math.min(left(mark.at) + size / 2, wide - half - 4), half + 4);
+      front.append(make("text", { x, y: y + 18, "text-anchor": "middle", class: `words ${mark.kind}` }, mark.words));
     });
     // what is open, to be closed again
     for (const holder of holders) {
       if (holder.last < holder.first) continue;
       const [from, to] = [left(holder.first), left(holder.last) + size];
-      const under = top + high + 5 + 20 * holder.above;
+      const line = under + 1 + 20 * holder.above;
       const node = make("g", { class: "holder", "data-module": graph.run + "|" + holder.module.name });
-      node.append(make("path", { d: `M ${from} ${under} v 4 H ${to} v -4`, fill: "none", class: "bracket" }));
+      node.append(make("path", { d: `M ${from} ${line} v 4 H ${to} v -4`, fill: "none", class: "bracket" }));
       const name = holder.module.name;
       const fits = Math.floor((to - from) / 6.5);
       const text = fits < 3 ? "−" : "− " + (name.length + 2 > fits ? "…" + name.slice(3 - fits) : name);
-      node.append(make("text", { x: (from + to) / 2, y: under + 16, "text-anchor": "middle", class: "small" }, text));
-      node.append(make("rect", { x: from, y: under - 2, width: to - from, height: 20, fill: "transparent" }));
+      node.append(make("text", { x: (from + to) / 2, y: line + 16, "text-anchor": "middle", class: "small" }, text));
+      node.append(make("rect", { x: from, y: line - 2, width: to - from, height: 20, fill: "transparent" }));
       activate(node, `close ${name}`, () => toggle(graph, holder.module, false));
       front.append(node);
     }
     return svg;
   }
-  function legend(data, limit) {
+  function legend(data) {
     const bar = document.createElement("div");
     bar.className = "legend caption";
     const colors = document.createElement("i");
     colors.style.background = `linear-gradient(90deg, ${data.scale.map(([at, color]) => `${color} ${at * 100}%`).join(", ")})`;
-    const power = [...String(limit)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("");
+    const power = [...String(data.limit)].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("");
     bar.append(`10⁻${power} of the gradient`, colors, `10${power} ×`);
     const sign = (color, words) => {
       const box = document.createElement("i");
@@ -229,9 +270,7 @@
     const scrolled = [...place.querySelectorAll(".scroll")].map((one) => one.scrollLeft);
     place.replaceChildren();
     if (!data.graphs.length) place.append("No step has been recorded yet.");
-    const all = data.graphs.flatMap((graph) => values(graph.modules)).sort((a, b) => a - b);
-    const limit = Math.ceil(Math.max(all[Math.floor(all.length * 0.97)] || 0, 3));
-    if (data.graphs.length) place.append(legend(data, limit));
+    if (data.graphs.length) place.append(legend(data));
     data.graphs.forEach((graph, i) => {
       const head = document.createElement("h3");
       head.textContent = graph.run;
@@ -243,16 +282,19 @@
       scroll.tabIndex = 0;
       scroll.setAttribute("role", "region");
       scroll.setAttribute("aria-label", `net of ${graph.run}`);
-      scroll.append(picture(graph, data, room, limit, data.graphs.length === 1));
+      scroll.append(picture(graph, data, room, data.graphs.length === 1));
       head.append(least);
       place.append(head, scroll);
-      const starved = scroll.querySelector(".starved");
-      if (i in scrolled) scroll.scrollLeft = scrolled[i];
-      else if (starved) scroll.scrollLeft = Number(starved.getAttribute("x")) - room / 2;
+      // the worst is in sight at first, which may be told after the net is drawn
+      const ring = scroll.querySelector(".worst");
+      if (ring && !(i in scrolled && sought.has(graph.run))) {
+        scroll.scrollLeft = Number(ring.getAttribute("x")) - room / 2;
+        sought.add(graph.run);
+      } else if (i in scrolled) scroll.scrollLeft = scrolled[i];
     });
     const again = focused && place.querySelector(`[data-module="${CSS.escape(focused)}"]`);
     if (again) again.focus({ preventScroll: true });
-    if (data.left_out) place.append(`${data.left_out} more runs are not drawn: choose fewer.`);
+    if (data.left_out) place.append(`These are the worst; ${data.left_out} more runs are not drawn: choose fewer.`);
   }
 
   window.dash_clientside = window.dash_clientside || {};

@@ -3,13 +3,15 @@
 (function () {
   const state = { rows: [], text: "", sort: "created", down: true, search: "", columns: [], timer: null };
   const FIXED = ["name", "verdict", "decades", "loss", "curve", "steps", "status"];
-  const HEADS = { name: "run", decades: "D, decades", loss: "loss", curve: "training loss" };
+  const HEADS = { name: "run", decades: "first ÷ last, decades", loss: "loss", curve: "training loss" };
   const { element } = window.gradscope;
   const value = (row, key) => (FIXED.includes(key) || key === "created" ? row[key] : row.config[key]);
   const number = (x) => (x === undefined || x === null || x === "" ? NaN : Number(x));
   const say = (x) => {
     if (typeof x !== "number") return x === undefined || x === null ? "" : String(x);
-    return x !== 0 && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e5) ? x.toExponential(1) : String(+x.toPrecision(4));
+    if (x === 0 || Number.isInteger(x) || (Math.abs(x) >= 1e-3 && Math.abs(x) < 1e4)) return String(+x.toPrecision(Number.isInteger(x) ? 15 : 4));
+    const [mantissa, exponent] = x.toExponential(2).split("e");
+    return `${+mantissa}e${exponent}`; // as gradscope.wording.setting
   };
 
   // Words match anywhere in a row; `lr<0.1` and the like compare a column.
@@ -45,7 +47,7 @@
   function spark(values) {
     const known = (values || []).filter((x) => x !== null);
     if (known.length < 2) return "";
-    const [low, high] = [Math.min(...known), Math.max(...known)];
+    const [low, high] = [Math.min(...known, 0), Math.max(...known)]; // from 0: noise stays small
     const points = values
       .map((x, i) => x === null ? null : `${(i / (values.length - 1)) * 76 + 2},${20 - ((x - low) / (high - low || 1)) * 16}`)
       .filter(Boolean);
@@ -114,7 +116,7 @@
         element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "all runs" }),
       );
     }
-    document.getElementById("runs-count").textContent = `${visible.length} of ${state.rows.length} runs`;
+    document.getElementById("runs-count").textContent = `${visible.length} of ${state.rows.length} runs${state.sort === "created" ? ", the newest first" : ""}`;
     const heads = ["name", ...state.columns].map((key) => {
       const on = state.sort === key;
       const button = element("button", { onclick: () => { state.down = on ? !state.down : false; state.sort = key; draw(); } },

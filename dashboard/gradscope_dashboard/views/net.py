@@ -12,7 +12,7 @@ import pandas as pd
 from dash import ClientsideFunction, Dash, Input, Output, dcc, html
 from dash.exceptions import PreventUpdate
 
-from gradscope.plots.net_graph import TITLE, Module, net_graph_info
+from gradscope.plots.net_graph import TITLE, Module, net_graph_info, reach
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import Page, aria, read_page
 
@@ -22,9 +22,10 @@ CONTROLS = ("step",)
 MOST = 4
 CAPTION = (
     "Input left, output right: the gradient comes from the right. A box is as blue as little of it"
-    " arrives, as red as it grew; a line is as wide as the gradient that passes, an arc as the"
-    " shortcut's share of it, dashed where that is not known. A click on a box with + opens it, on"
-    " a layer its history."
+    " arrives, as red as it grew, pale where that is normal; a line is as wide as the gradient that"
+    " passes, an arc as the shortcut's share of it, dashed where that is not known. A ring and a"
+    " bar below mark what a finding names. A click on a box with + opens it, on a layer its"
+    " history."
 )
 
 
@@ -60,13 +61,18 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
             page = read_page(search, screen, library, views)
             if page.state.view != NAME:
                 raise PreventUpdate
-            graphs = net_graph_info(page.runs[:MOST], step=page.step)
+            drawn = _drawn(page)
+            summaries = [library.summary(page.names[i], patient=False) for i in drawn]
+            runs = [page.runs[i] for i in drawn]
+            graphs = net_graph_info(runs, step=page.step, summaries=summaries)
         return {
             "graphs": [
-                {**graph.as_dict(), "color": page.theme.label(graph.place)} for graph in graphs
+                {**graph.as_dict(), "color": page.theme.label(drawn[graph.place])}
+                for graph in graphs
             ],
             "left_out": max(len(page.runs) - MOST, 0),
-            "scale": [list(stop) for stop in page.theme.diverging],
+            "limit": (limit := reach(graphs)),
+            "scale": page.theme.over_decades(limit),
             "zero": page.theme.zero,
             "infinite": page.theme.infinite,
             "missing": page.theme.missing,
@@ -79,6 +85,15 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         Output("net-drawn", "data"),
         Input("net-data", "data"),
     )
+
+
+def _drawn(page: Page) -> list[int]:
+    """Return the places of the runs to draw: of many the worst, these in their order."""
+    places = range(len(page.runs))
+    if len(places) <= MOST:
+        return list(places)
+    badness = [page.library.badness(name) for name in page.names]
+    return sorted(sorted(places, key=lambda place: badness[place], reverse=True)[:MOST])
 
 
 def table(page: Page) -> pd.DataFrame:

@@ -7,9 +7,16 @@ from typing import Any
 import pandas as pd
 from dash import Dash, html
 
+from gradscope.plots.lettering import raised
 from gradscope.plots.scalars import TITLE as SCALARS_TITLE
 from gradscope.plots.scalars import scalars_caption, scalars_figure, scalars_info
-from gradscope.plots.training import TITLE, training_caption, training_figure, training_info
+from gradscope.plots.training import (
+    TITLE,
+    training_caption,
+    training_events,
+    training_figure,
+    training_info,
+)
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import Drawing, Page, aria, chart, draw_with
 
@@ -37,8 +44,9 @@ def _draw(page: Page) -> Drawing | None:
     caption = training_caption(curves)
     compared = page.library.comparison(page.names) if curves else None
     if compared is not None:
-        caption = " ".join([caption, *(seen.sentence for seen in compared.observations)])
-    return Drawing(training_figure(curves, page.theme), caption)
+        caption = " ".join([caption, *(raised(seen.sentence) for seen in compared.observations)])
+    events = [] if page.theme.many else training_events(page.runs)
+    return Drawing(training_figure(curves, page.theme, events), caption)
 
 
 def _draw_scalars(page: Page) -> Drawing | None:

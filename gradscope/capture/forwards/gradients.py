@@ -17,7 +17,7 @@ from gradscope.capture.forwards.chains import Link
 from gradscope.capture.forwards.cuts import CutGraph
 from gradscope.capture.forwards.plan import EdgeTap, Plan, ValueTap, Way
 from gradscope.capture.forwards.replays import Replay
-from gradscope.capture.keys import Key, Keys, OfLayer
+from gradscope.capture.keys import Key, Keys, OfLayer, layer_keys
 from gradscope.capture.memory import is_out_of_memory
 from gradscope.capture.reading.readings import Read, Readings
 from gradscope.errors import GradscopeError
@@ -169,8 +169,8 @@ class Gradients:
         """Read what would reach each layer if the cut were made, and let go of the graph."""
         if self._cut_graph is not None:
             for layer, gradient in self._cut_graph.read():
-                key = OfLayer("cut_signal_norm", layer)
-                self._cut_norms.append((self.readings.norm(gradient), (key,)))
+                keys = layer_keys("cut_signal_norm", layer)
+                self._cut_norms.append((self.readings.norm(gradient), keys))
         self._cut_graph = None
 
     def _add_cut(self) -> None:
@@ -206,7 +206,7 @@ class Gradients:
         if self._link is not None and (end := self._link.end()) is not None:
             for key in tap.keys:
                 if isinstance(key, OfLayer) and key.module in self._link.chain.layers:
-                    self.readings.read_norm(gradient, (OfLayer(f"{end}_signal_norm", key.module),))
+                    self.readings.read_norm(gradient, layer_keys(f"{end}_signal_norm", key.module))
 
     def _read_with_joins(self, tap: ValueTap, gradient: Tensor, keys: Keys) -> None:
         """Read the gradient of a value that is the input of blocks, and its parts in each."""

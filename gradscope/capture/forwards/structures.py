@@ -14,6 +14,7 @@ from gradscope.capture.forwards.forward import Forward
 from gradscope.capture.forwards.plan import Plan, make_plan, position
 from gradscope.capture.forwards.spread import find_spread
 from gradscope.capture.net.catalogue import Catalogue, ShortcutInfo, occurrences
+from gradscope.capture.reading.dropouts import find_dropouts
 from gradscope.capture.reading.functions import find_functions
 
 PLANS = 128
@@ -26,6 +27,7 @@ _JOINS = "shortcuts"
 _EDGES = "the flow of data from layer to layer"
 _FUNCTIONS = "activations called as functions"
 ATTENTION = "the logits of attention"
+_DROPOUTS = "dropout called as a function"
 _SPREAD = "which part of an output a process holds"
 
 
@@ -80,6 +82,7 @@ class Structures:
         self._catalogue.outside.meet(graph.nodes[leaf] for leaf in plan.leaves)
         self._add_functions(plan, graph, forward)
         self._add_attention(plan, graph, forward)
+        self._add_dropouts(graph, forward)
         self._add_edges(graph, forward)
         self._add_spread(graph, forward, dict(zip(numbers, joins, strict=True)))
         return plan
@@ -138,6 +141,10 @@ class Structures:
         except Exception as error:
             self.faults.report(_FUNCTIONS, error)
         self._catalogue.function_of |= {f.layer: f.name for f in plan.functions}
+
+    @guarded(_DROPOUTS)
+    def _add_dropouts(self, graph: Graph, forward: Forward) -> None:
+        self._catalogue.add_dropouts(find_dropouts(graph, forward.calls))
 
     @guarded(ATTENTION)
     def _add_attention(self, plan: Plan, graph: Graph, forward: Forward) -> None:

@@ -202,6 +202,11 @@ class Catalogue:
             self.facts[name] = value
             self.changes += 1
 
+    def add_dropouts(self, shares: Mapping[str, float]) -> None:
+        """Keep which share dropouts leave out, by names of modules; the newest word counts."""
+        if shares:
+            self.set_fact("dropout", self.facts.get("dropout", {}) | shares)
+
     def edge_rows(self) -> list[dict[str, int]]:
         """Return the edges between the layers that have a number by now."""
         return self.edges.rows(dict(self.layer_of))

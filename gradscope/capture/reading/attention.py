@@ -19,7 +19,7 @@ from gradscope.autograd.torch_internals import (
     saved,
     saved_tensor,
 )
-from gradscope.capture.keys import OfLayer
+from gradscope.capture.keys import layer_keys
 from gradscope.capture.reading.readings import Readings
 from gradscope.capture.reading.units import spread
 
@@ -55,8 +55,8 @@ def read_attention(
             factors = [graph.nodes[i] for i in one.between if i not in permuted]
             largest = _of_softmax(node, graph.nodes[one.product], factors, look)
         if largest is not None:
-            key = OfLayer("attention_logit_max", one.layer)
-            readings.add(largest.item() if largest.is_cpu else largest, (key,))
+            keys = layer_keys("attention_logit_max", one.layer)
+            readings.add(largest.item() if largest.is_cpu else largest, keys)
 
 
 def _of_kernel(node: Node, look: int) -> Tensor | None:

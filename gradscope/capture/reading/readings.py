@@ -20,7 +20,7 @@ from gradscope.capture.net.modules import ModuleInfo
 from gradscope.capture.reading.rows import Segment, Sums
 from gradscope.capture.reading.samples import Samples
 from gradscope.capture.reading.sheets import Sheets
-from gradscope.capture.reading.waiting import Meaning, Place, Sheet, Trust
+from gradscope.capture.reading.waiting import Meaning, Place, Sheet, Trust, norm_item
 from gradscope.measure import Reading, sums
 from gradscope.measure.activations import activation_readings, whole_rule
 from gradscope.measure.entries import Wanted
@@ -61,7 +61,7 @@ class Readings:
             self._numbers_keys.append(keys)
         elif isinstance(value, tuple):
             sheet, number = value
-            sheet.items.append((number, sums.norm_of, 1, (keys,)))
+            sheet.items.append(norm_item(number, keys))
         else:
             self._tensors.append(value)
             self._tensors_keys.append(keys)

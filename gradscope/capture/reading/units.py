@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradscope import measure
 from gradscope.capture.faults import Faults
-from gradscope.capture.keys import OfLayer
+from gradscope.capture.keys import Keys, layer_keys
 from gradscope.capture.net.modules import ModuleInfo
 from gradscope.capture.reading.readings import Readings
 
@@ -79,8 +79,8 @@ class Units:
         self._channels_first: dict[int, bool] = {}  # of layers that are no activations
         self._last: tuple[torch.Size, bool] | None = None  # output of the latest of these
         self._calls: dict[int, int] = defaultdict(int)  # of each layer in the forward
-        self._dead: list[tuple[OfLayer, _Site]] = []
-        self._samples: list[tuple[OfLayer, Tensor]] = []
+        self._dead: list[tuple[Keys, _Site]] = []
+        self._samples: list[tuple[Keys, Tensor]] = []
 
     def begin(self, number: int) -> None:
         """Begin a forward of the recorded step `number`, counted in recorded steps."""
@@ -138,9 +138,9 @@ class Units:
         if x.dim() < 2 or x.shape[0] < 2:
             return
         some = x[_some(x.shape, SAMPLES, ELEMENTS, None, self.look)].float()
-        key = OfLayer("sample_spread", layer, x.numel())
+        keys = layer_keys("sample_spread", layer, x.numel())
         copy = some.clone() if some.data_ptr() == x.data_ptr() else some
-        self._samples.append((key, copy.reshape(len(some), -1)))
+        self._samples.append((keys, copy.reshape(len(some), -1)))
 
     def _take_units(self, layer: int, x: Tensor, channels_first: bool) -> None:
         unit = 1 if channels_first and x.dim() > 2 else x.dim() - 1
@@ -158,31 +158,31 @@ class Units:
             site.before, site.now, site.window = site.now, largest, window
         else:
             site.now = torch.maximum(site.now, largest)
-        self._dead.append((OfLayer("dead_fraction", layer, x.numel()), site))
+        self._dead.append((layer_keys("dead_fraction", layer, x.numel()), site))
 
     def _read_units(self, readings: Readings) -> None:
-        by_device: dict[torch.device, list[tuple[OfLayer, _Site]]] = defaultdict(list)
-        for key, site in self._dead:
-            by_device[site.now.device].append((key, site))
+        by_device: dict[torch.device, list[tuple[Keys, _Site]]] = defaultdict(list)
+        for keys, site in self._dead:
+            by_device[site.now.device].append((keys, site))
         for device, dead in by_device.items():
             now = torch.cat([site.now for _, site in dead])
             before = torch.cat([s.now if s.before is None else s.before for _, s in dead])
             off = (torch.maximum(now, before) <= 0).to(_dtype(device))
             parts = torch.split(off, [len(site.now) for _, site in dead])
-            _add(readings, [key for key, _ in dead], torch.stack([part.mean() for part in parts]))
+            _add(readings, [keys for keys, _ in dead], torch.stack([part.mean() for part in parts]))
 
     def _read_samples(self, readings: Readings) -> None:
-        alike: dict[tuple[torch.device, torch.Size], list[tuple[OfLayer, Tensor]]]
+        alike: dict[tuple[torch.device, torch.Size], list[tuple[Keys, Tensor]]]
         alike = defaultdict(list)
-        for key, some in self._samples:
-            alike[some.device, some.shape].append((key, some))
+        for keys, some in self._samples:
+            alike[some.device, some.shape].append((keys, some))
         for (device, _), group in alike.items():
             together = torch.stack([some for _, some in group])
             # not var: it takes ten times as long on the CPU
             between = (together - together.mean(1, keepdim=True)).square_().mean((1, 2))
             total = (together - together.mean((1, 2), keepdim=True)).square_().mean((1, 2))
             spread = (between / total).sqrt().to(_dtype(device))
-            _add(readings, [key for key, _ in group], spread)
+            _add(readings, [keys for keys, _ in group], spread)
 
 
 @lru_cache(1024)
@@ -205,10 +205,10 @@ def spread(size: int, most: int, look: int) -> slice:
     return slice((stride // 2 + 31 * look) % stride, None, stride)
 
 
-def _add(readings: Readings, keys: list[OfLayer], values: Tensor) -> None:
+def _add(readings: Readings, keys: list[Keys], values: Tensor) -> None:
     """Add readings: numbers on the CPU, 0-d tensors elsewhere."""
     each = values.tolist() if values.is_cpu else values.unbind()
-    readings.add_all(each, [(key,) for key in keys])
+    readings.add_all(each, keys)
 
 
 def _dtype(device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -18,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from gradscope.autograd.torch_internals import version
+from gradscope.capture.keys import Keys
 from gradscope.measure.entries import Form, Wanted
 from gradscope.measure.gpu_kernel import by_torch
 from gradscope.measure.kernels import Kernel
-from gradscope.measure.sums import Derivation, Rows, Tensors
+from gradscope.measure.sums import Derivation, Rows, Tensors, norm_of
 
 _TENSORS = 512
 """That wait at most; how many elements says the kernel."""
@@ -36,6 +38,12 @@ Place = Hashable
 
 Item = tuple[int, Derivation, int, tuple[Any, ...]]
 """The number of a row, and its meaning."""
+
+
+@lru_cache(2**14)
+def norm_item(number: int, keys: Keys) -> Item:
+    """Return the item of a row whose norm is what `keys` say: the same object for the same."""
+    return number, norm_of, 1, (keys,)
 
 
 class Known:

@@ -1,4 +1,4 @@
-"""Which parameters of each layer are trained, and what keeps the others from it."""
+"""Which parameters of each layer are trained, what keeps the others from it, and `eps`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradscope.capture.training.parameters import Parameters
 
 
 class Audit:
-    """Keeps `schema.TRAINING` up to date in the catalogue."""
+    """Keeps `schema.TRAINING`, and facts of optimizers, up to date in the catalogue."""
 
     def __init__(self, parameters: Parameters, catalogue: Catalogue) -> None:
         self._parameters = parameters
@@ -40,8 +40,20 @@ class Audit:
         if state != self._state:
             self._state = state
             self._catalogue.set_training(self._training(told_by_hooks))
+            if eps := self._eps():
+                self._catalogue.set_fact("eps", eps)
         if told_by_hooks and len(self._catalogue.outside) != self._outside:
             self._look_outside()
+
+    def _eps(self) -> dict[str, float]:
+        """Return the largest `eps` of each class of optimizer, where it is a number."""
+        largest: dict[str, float] = {}
+        for optimizer in self._parameters.optimizers:
+            name = type(optimizer).__name__
+            for group in optimizer.param_groups:
+                if isinstance(eps := group.get("eps"), float):
+                    largest[name] = max(eps, largest.get(name, 0.0))
+        return largest
 
     def _look_outside(self) -> None:
         """Say of which shapes are the parameters that neither model nor optimizers hold."""

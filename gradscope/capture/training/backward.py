@@ -58,6 +58,8 @@ class Backwards:
             counts = self._begin(backward, gradients)
         if counts:
             self._steps.current.gradients.setdefault(gradients)
+            if gradients in self._steps.current.dropped:
+                self._steps.current.is_mixed = self._steps.current.is_doubtful = True
         return counts
 
     def _begin(self, backward: int, gradients: BackwardReadings) -> bool:
@@ -103,6 +105,8 @@ class Backwards:
         if gone:
             for gradients in step.gradients:
                 gradients.release()
+            step.dropped.update(step.gradients)
+            step.has_dropped |= step.parameters.train
             step.gradients.clear()
 
     def _await_end(self) -> None:
@@ -137,7 +141,7 @@ class Backwards:
 
     @guarded("the gradients of the parameters", alone=True)
     def _read_gradients(self) -> None:
-        readings = self._steps.parameter_readings()
+        readings = self._steps.begin_parameter_readings()
         readings.after_backward()
         if not self._steps.told_by_hooks:
             readings.before_update()

@@ -42,6 +42,8 @@ class ParameterReadings:
 
     def __init__(self, parameters: Parameters) -> None:
         self._parameters = parameters
+        self._as_of = parameters.changes
+        self.train = bool(parameters.tensors)  # whether any does
         self._gradients: list[_Norms] = []
         self._seen: dict[int, weakref.ref[Tensor]] = {}  # gradients at the last end of a backward
         self._versions: dict[int, int] = {}
@@ -58,6 +60,10 @@ class ParameterReadings:
         self._spoiled: set[int] = set()  # those whose reading another optimizer has made wrong
         self._suspected: tuple[list[_Norms], dict[int, _State]] = ([], {})
         self._idle: set[int] = set()  # parameters whose optimizer did not make this step
+
+    def are_outdated(self) -> bool:
+        """Whether other parameters are trained now than when they began."""
+        return self._as_of != self._parameters.changes or self._parameters.froze_or_thawed()
 
     # --- the usual way: a backward ends, then optimizers tell before and after they step ------
 
@@ -77,8 +83,11 @@ class ParameterReadings:
         """Whether the gradients of the last backward are gone, so that no optimizer will get them.
 
         They are set to None, replaced, or all zero; None where that would have to wait for a
-        device: they were changed in place there.
+        device: they were changed in place there. There were none where all parameters were frozen,
+        as those of a critic through which a generator is trained.
         """
+        if not self.train:
+            return True
         tensors = self._parameters.tensors
         kept = {
             i: g
@@ -128,6 +137,15 @@ class ParameterReadings:
         places = [i for i in self._places_of(optimizer) if i not in shared and i in self._copies]
         self._updates += self._read_updates(tuple(places))
         self._moved.update(places)
+
+    def were_replaced(self, optimizer: Optimizer) -> bool:
+        """Whether `optimizer` gets other tensors than the last backward has left."""
+        found = self._find_gradients(self._parameters.of(optimizer))
+        return any(i not in self._seen or self._seen[i]() is not g for i, g in found.items())
+
+    def forget_gradients(self) -> None:
+        """Take none of the last backward's for what the step is made of."""
+        self._gradients = []
 
     def leave_out(self, made_by: Callable[[Optimizer], bool]) -> None:
         """Read no gradients of optimizers of which `made_by` says that they did not make the step.

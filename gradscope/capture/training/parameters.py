@@ -131,6 +131,11 @@ class Parameters:
         }
         self.tensors, self.owners, self._place = tensors, owners, place
 
+    def froze_or_thawed(self) -> bool:
+        """Whether one was frozen since they were looked up, or is trained again."""
+        both = zip(self._found, self._found_as[1], strict=True)
+        return any([p is not None and p.requires_grad == (was is False) for p, was in both])
+
     @property
     def may_be_gathered(self) -> bool:
         """Whether the model may compute with tensors that stand for its parameters for a while."""

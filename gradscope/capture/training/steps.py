@@ -25,6 +25,12 @@ from gradscope.capture.training.parameters import Parameters
 from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 
+_ONCE_MORE = (
+    "a backward went once more through the graph of one (retain_graph) whose gradients were thrown"
+    " away: signals of such steps would be of both, and are not read. Sum the losses, or go"
+    " forward anew for each, to have them"
+)
+
 
 class HasReadings(Protocol):
     """Readings, or what they follow from, put together."""
@@ -65,6 +71,9 @@ class Step:
         self.stepped_by: list[weakref.ref[Optimizer]] = []
         self.gradients: dict[BackwardReadings, None] = {}  # those that a backward has reached
         self.tapped: list[BackwardReadings] = []  # those that hold on to their graph
+        self.dropped: weakref.WeakSet[BackwardReadings] = weakref.WeakSet()  # of the former
+        self.has_dropped = False  # though they had gradients
+        self.is_mixed = False  # whether one of those was reached again
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
         self.forwarded: set[int] = set()  # modules seen called, outside of backwards
         self.parameters: ParameterReadings | None = None
@@ -170,6 +179,17 @@ class Steps:
             self.current.parameters = ParameterReadings(self._parameters)
         return self.current.parameters
 
+    def begin_parameter_readings(self) -> ParameterReadings:
+        """Return them at the end of a backward, whose readings replace what was read before.
+
+        They begin anew where parameters were frozen, or freed, since the backward before.
+        """
+        step = self.current
+        known = step.parameters
+        if known and not step.is_over and not self.is_being_made and known.are_outdated():
+            step.parameters = None
+        return self.parameter_readings()
+
     def doubt_gradients(self) -> None:
         """Take no gradient any more for one before clipping that an optimizer shows first."""
         self._parameters.ends_are_told = False
@@ -187,6 +207,8 @@ class Steps:
             self._parameters.optimizers.add(optimizer)
             if step.parameters is not None and len(self._parameters.optimizers) > 1:
                 step.parameters.leave_out(step.was_made_by)
+        if step.is_mixed:
+            self.faults.tell(_ONCE_MORE)
         step.ended = time.monotonic() - self.start
         step.is_over = True
         self._trainer = threading.get_ident()
@@ -263,7 +285,7 @@ class Steps:
         met = self._modules.met
         if met != self._numbered:
             replaced = self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
-            self._catalogue.set_fact("dropout", self._modules.dropout())
+            self._catalogue.add_dropouts(self._modules.dropout())
             self._numbered = met
             if replaced:
                 self.faults.tell(

@@ -24,6 +24,12 @@ from gradscope.capture.training.steps import Steps
 
 _REMEDY = "make it a subclass of torch.optim.Optimizer that holds the model's parameters"
 
+_PUT_TOGETHER = (
+    "an optimizer got gradients that the program has put together of several backwards, with"
+    " zero_grad() between them: clipped_grad_norm is of these; grad_norm and signals are NaN then,"
+    " as those of the last backward alone are known. Train on the sum of the losses to see them"
+)
+
 
 class Updates:
     """Reads what the model's optimizers get and do, and ends the steps that they make.
@@ -122,7 +128,13 @@ class Updates:
         self._backwards.settle()
         for name, value in handed_by_scaler(optimizer).items():
             self._steps.log(name, value)
-        self._steps.parameter_readings().before_step(optimizer)
+        readings = self._steps.parameter_readings()
+        readings.before_step(optimizer)
+        step = self._steps.current
+        if step.has_dropped and readings.were_replaced(optimizer):
+            readings.forget_gradients()
+            step.is_doubtful, step.is_mixed = True, False
+            self.faults.tell(_PUT_TOGETHER)
         self._steps.note_learning_rate(
             learning_rate([g for g in optimizer.param_groups if self._parameters.holds(g)])
         )

@@ -17,7 +17,7 @@ from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.remedies import lower_rate
 from gradscope.diagnosis.signal_path import Floats
-from gradscope.wording import amount
+from gradscope.wording import amount, number
 
 LARGE = 100.0
 """Logits of models that train well stay below, after long training, too."""
@@ -52,7 +52,7 @@ def _finding(
     first, last = float(np.nanmax(read[0])), float(np.nanmax(read[-1]))
     row, layer = np.argwhere(read > LARGE)[0]
     steps = evidence.step(int(rows[row])), evidence.step(evidence.rows[-1])
-    how = f"have grown from {first:.2g} to" if grown else "reach"
+    how = f"have grown from {number(first)} to" if grown else "reach"
     return Finding(
         "attention-logits",
         "warning",

@@ -13,7 +13,7 @@ from gradscope.diagnosis.rules.marks import first_place, names_of
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import some_rows
 from gradscope.kinds import canonical
-from gradscope.wording import capitalised
+from gradscope.wording import capitalised, number
 
 FEWEST = 4
 """Values from which on a mean and a variance are worth their names."""
@@ -89,7 +89,7 @@ def running_statistics(evidence: Evidence) -> Iterator[Finding]:
         "critical" if wrong else "information",
         f"{capitalised(evidence.named(layers))} {'does' if layers.sum() == 1 else 'do'} not"
         " normalise by the batch, but by running statistics, as in eval mode: the mean square of"
-        f" the output is {worst:.2g} times what the batch's would give.",
+        f" the output is {number(worst)} times what the batch's would give.",
         names_of(evidence, layers),
         (evidence.step(first), evidence.step(rows[-1])),
         {"mean_square_over_batch": worst},

@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.diagnosis.evidence import Evidence, Mask
 from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.signal_path import Floats
-from gradscope.wording import amount
+from gradscope.wording import amount, number, setting
 
 SAME = 2e-4
 """Relative difference of numbers that are one threshold: norms in float32 round less."""
@@ -44,15 +44,16 @@ def scaled_clipping(evidence: Evidence) -> Iterator[Finding]:
     if len(at) == 1 and (not _is_round(threshold) or _is_round(float(np.median(left)))):
         return
     rows = evidence.rows[clipped]
-    number = evidence.steps["step"].to_numpy()
+    step = evidence.steps["step"].to_numpy()
     share = float(np.median(left / whole))
     yield Finding(
         "scaled-clipping",
         "critical" if clipped[-1] else "warning",
-        f"Gradients are clipped to {threshold:.3g} while they still carry the loss scale: a norm of"
-        f" {np.median(whole):.2g} becomes {np.median(left):.2g}, {amount(1 / share)} times less.",
+        f"Gradients are clipped to {setting(threshold)} while they still carry the loss scale: a"
+        f" norm of {number(np.median(whole))} becomes {number(np.median(left))},"
+        f" {amount(1 / share)} times less.",
         (),
-        (int(number[rows[0]]), int(number[rows[-1]])),
+        (int(step[rows[0]]), int(step[rows[-1]])),
         {
             "threshold": threshold,
             "loss_scale": float(np.median(scale)),
@@ -69,6 +70,6 @@ def _is_near(values: Floats | list[float], number: float) -> Mask:
     return np.asarray(np.abs(np.asarray(values) / number - 1) <= SAME)
 
 
-def _is_round(number: float) -> bool:
-    """Whether `number` has one digit or two, but for rounding."""
-    return bool(_is_near([float(f"{number:.1e}")], number)[0])
+def _is_round(value: float) -> bool:
+    """Whether `value` has one digit or two, but for rounding."""
+    return bool(_is_near([float(f"{value:.1e}")], value)[0])

@@ -14,6 +14,7 @@ from gradscope.diagnosis.neighbours import before_weights, beside_others
 from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
 from gradscope.diagnosis.rules.saturated import gates, without_slope
 from gradscope.diagnosis.signal_path import composites
+from gradscope.wording import number
 
 COLLAPSED = 1e-3
 """Standard deviation of an output over its root mean square."""
@@ -211,4 +212,4 @@ def _emptied(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _share(value: float) -> str:
-    return f"{value:.1g}" if value > 0 else "nothing"
+    return number(value, 1) if value > 0 else "nothing"

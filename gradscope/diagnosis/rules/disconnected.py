@@ -16,7 +16,7 @@ from gradscope.diagnosis.rules.dead import starts_at_zero, switched_off
 from gradscope.diagnosis.rules.marks import any_behind, first_place, names_of, severity_of
 from gradscope.diagnosis.rules.saturated import flat_behind
 from gradscope.diagnosis.signal_path import Floats
-from gradscope.wording import capitalised
+from gradscope.wording import capitalised, number
 
 SURE = 17.0
 """Size of logits, ln 2^24, from which on the smallest share of a softmax or sigmoid is lost beside
@@ -98,7 +98,7 @@ def _nothing(evidence: Evidence) -> Iterator[Finding]:
         )
     elif size > SURE:
         why = (
-            f"the outputs of layer {evidence.labels[last]} are {size:.2g} on average, so that a"
+            f"the outputs of layer {evidence.labels[last]} are {number(size)} on average, so that a"
             " softmax or sigmoid of them is 0 or 1 to rounding"
         )
         advice = (
@@ -222,8 +222,8 @@ def _has_others(evidence: Evidence, signal: Floats) -> Mask:
     kinds, counts = (evidence.layers[column].tolist() for column in ("kind", "parameters"))
     alike: dict[tuple[object, ...], list[int]] = {}
     for layer, name in enumerate(evidence.names):
-        for number in re.finditer(r"(?<![^.])\d+(?![^.])", name):
-            key = name[: number.start()], name[number.end() :], kinds[layer], counts[layer]
+        for digits in re.finditer(r"(?<![^.])\d+(?![^.])", name):
+            key = name[: digits.start()], name[digits.end() :], kinds[layer], counts[layer]
             alike.setdefault(key, []).append(layer)
     for layers in alike.values():
         for layer in layers if not reached[:, layers].all() else ():

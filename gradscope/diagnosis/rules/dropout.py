@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding
-from gradscope.wording import listed
+from gradscope.wording import listed, setting
 
 MOST = 0.9
 """Share left out from which on the noise is three times the signal: sqrt(p / (1 - p)) of it."""
@@ -38,7 +38,7 @@ def strong_dropout(evidence: Evidence) -> Iterator[Finding]:
         evidence.whole,
         {"dropout": most},
         (
-            f"lower dropout from {most:.2g} to 0.1 - 0.5; p is the share that is left out, not the"
-            " one that is kept",
+            f"lower dropout from {setting(most)} to 0.1 - 0.5; p is the share that is left out, not"
+            " the one that is kept",
         ),
     )

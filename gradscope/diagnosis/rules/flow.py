@@ -18,7 +18,7 @@ from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.signal_path import Floats, SignalPath, log10
 from gradscope.diagnosis.speed import is_adaptive, is_fast, started
 from gradscope.kinds import canonical
-from gradscope.wording import amount, capitalised, compared
+from gradscope.wording import amount, capitalised, compared, number
 
 VANISHING = -2.0
 """Decades between last and first hidden layer from which on a gradient vanishes."""
@@ -207,7 +207,7 @@ def _speed_decades(evidence: Evidence, path: SignalPath, rows: NDArray[np.int64]
 
 def _speed_in_words(decades: float, *, adaptive: bool) -> str:
     if decades > SLOWER:
-        times = f"{10**decades:.2g} times the speed of the late ones"
+        times = f"{number(10**decades)} times the speed of the late ones"
         if adaptive:
             return f"It is compensated by the optimizer: the early layers change at {times}."
         return f"The early layers change at {times} all the same."

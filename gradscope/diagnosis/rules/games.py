@@ -9,7 +9,7 @@ import numpy as np
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.collapsed import ALL_ALIKE, LOOKS
-from gradscope.wording import amount, capitalised
+from gradscope.wording import amount, capitalised, number
 
 STARVES = 100.0
 """Factor by which the gradient has to fall to be told of, from a player's first turns on."""
@@ -70,8 +70,8 @@ def _finding(
         "vanishing",
         "warning" if fell >= STARVED else "information",
         f"{_of(evidence, own)} learns through {other}, and its gradient has fallen {amount(fell)}"
-        f" times since the start, from {size[0]:.1g} to {size[1]:.1g}: {other} is so sure of its"
-        " judgement that what it is given makes no difference any more.",
+        f" times since the start, from {number(size[0], 1)} to {number(size[1], 1)}: {other} is so"
+        " sure of its judgement that what it is given makes no difference any more.",
         tuple(evidence.names[i] for i in own),
         (evidence.step(turns[0]), evidence.step(turns[-1])),
         {"first_gradient": size[0], "last_gradient": size[1]},
@@ -89,7 +89,7 @@ def _same_for_all(evidence: Evidence, own: np.ndarray, spread: float) -> Finding
         "collapsed",
         "critical",
         f"{_of(evidence, own)} makes the same for all samples, from its first layer on: only"
-        f" {spread**2:.1g} of the variance of what its layers give lies between them.",
+        f" {number(spread**2, 1)} of the variance of what its layers give lies between them.",
         tuple(evidence.names[i] for i in own),
         evidence.whole,
         {"sample_spread": spread},

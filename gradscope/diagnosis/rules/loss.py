@@ -12,7 +12,7 @@ from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import FAST, started
-from gradscope.wording import amount
+from gradscope.wording import amount, number
 
 ROSE = 2.0
 """Factor of the loss at the end over the first that is no noise."""
@@ -73,8 +73,8 @@ def _rise(evidence: Evidence) -> Finding | None:
     stays = end > ROSE * first and (rising or end > STAYS * worst)
     stays &= len(evidence.rows) >= EARLIER or len(evidence.steps) > len(evidence.rows)
     severity: Severity = "critical" if stays else "information"
-    words = f"rose from {first:.3g} to {worst:.3g} at step {steps[peak]}"
-    words += f", and is {end:.3g} at the end" if steps[peak] != steps[-1] else ""
+    words = f"rose from {number(first, 3)} to {number(worst, 3)} at step {steps[peak]}"
+    words += f", and is {number(end, 3)} at the end" if steps[peak] != steps[-1] else ""
     most = float(speed[row, layer])
     return Finding(
         "unstable",
@@ -110,8 +110,8 @@ def _spike(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(
         "unstable",
         "information" if passed or evidence.loss is None else "warning",
-        f"The gradient's norm jumped to {norms[at]:.2g} at step {step}, {amount(jump[at])} times"
-        f" its median{', for that step alone' if passed else ''}. {words}",
+        f"The gradient's norm jumped to {number(norms[at])} at step {step}, {amount(jump[at])}"
+        f" times its median{', for that step alone' if passed else ''}. {words}",
         () if layer is None else (evidence.names[layer],),
         (step, step),
         {"grad_norm": float(norms[at]), "over_median": float(jump[at])},

@@ -15,7 +15,7 @@ from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import FAST, is_fast
-from gradscope.wording import amount, capitalised
+from gradscope.wording import amount, capitalised, number
 
 BEFORE = 5
 """Recorded steps before the break that are looked at."""
@@ -122,7 +122,7 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
         return found(
             f"the forward pass became {kind} at layer {labels[layer]}, whose weights are finite;"
             f" the layer before, {labels[before[-1]]}, still gave finite numbers (norm"
-            f" {largest:.2g})",
+            f" {number(largest)})",
             "forward", layer, "activation_norm", "forward",
         )  # fmt: skip
     lossless = _loss_at(evidence, row)
@@ -201,7 +201,9 @@ def _announced(evidence: Evidence, first: int) -> tuple[dict[str, float], str]:
     parts = []
     if np.isfinite(last) and last > GREW * usual:
         growth["gradient_growth"] = float(last / usual)
-        parts.append(f"the gradient's norm had grown {amount(last / usual)} times, to {last:.2g}")
+        parts.append(
+            f"the gradient's norm had grown {amount(last / usual)} times, to {number(last)}"
+        )
     out = evidence.at("activation_norm", evidence.rows[:first][-21:])
     larger = np.zeros(out.shape[1])
     for layer, values in enumerate(out.T):

@@ -10,7 +10,7 @@ import numpy as np
 from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules.marks import moved_place, names_of
-from gradscope.wording import amount, capitalised, listed
+from gradscope.wording import amount, capitalised, listed, setting
 
 ENOUGH = 3
 """Recorded steps without a move before it is said: a warm-up may start at a learning rate of 0."""
@@ -166,8 +166,8 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
             why, remedies = "its learning rate is 0", remedies[:1]
         elif len(rate) and whole:
             why = (
-                f"at a learning rate of {np.median(rate):.2g} its steps are smaller than their"
-                " number format holds"
+                f"at a learning rate of {setting(float(np.median(rate)), 2)} its steps are"
+                " smaller than their number format holds"
             )
             remedies = remedies[1:]
         sentence = f"The optimizer steps, and no weight of {which} changes at all: {why}."

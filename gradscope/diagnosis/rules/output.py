@@ -11,6 +11,7 @@ from gradscope.diagnosis.evidence import Evidence, column_medians
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import some_rows
+from gradscope.wording import number
 
 TWICE = 1.3
 """The gradient at a probability over the loss: e at least where the loss takes its logarithm, and
@@ -71,8 +72,8 @@ def output(evidence: Evidence) -> Iterator[Finding]:
                 "output",
                 "critical",
                 f"The output passes {kind} twice: layer {label} gives probabilities, and the loss"
-                f" takes them for logits. The gradient there is {ratio:.2g} of the loss, where a"
-                " logarithm makes it 2.7 or more.",
+                f" takes them for logits. The gradient there is {number(ratio)} of the loss, where"
+                " a logarithm makes it 2.7 or more.",
                 names,
                 steps,
                 {"gradient_over_loss": ratio},
@@ -150,7 +151,7 @@ def _out_of_reach(
         "output",
         "critical",
         f"The output of layer {evidence.labels[layer]} cannot reach its targets: they are"
-        f" {np.median(away):.2g} times the width of what {kind} can give away from it, and"
+        f" {number(np.median(away))} times the width of what {kind} can give away from it, and"
         " the loss does not fall.",
         (evidence.names[layer],),
         (place.step, evidence.step(evidence.rows[-1])),

@@ -12,6 +12,7 @@ from gradscope.diagnosis.rules.marks import moved_place, names_of
 from gradscope.diagnosis.rules.remedies import of_size
 from gradscope.diagnosis.rules.update_speed import falls, stands_still
 from gradscope.diagnosis.signal_path import Floats
+from gradscope.wording import number
 
 MORE = 1.05
 """Change of a norm over the size of the step, which it cannot exceed."""
@@ -71,7 +72,7 @@ def _written(evidence: Evidence, layers: Mask, changed: Floats, update: Floats) 
         "not-updated",
         "warning" if evidence.loss is None or falls(evidence) else "critical",
         f"Between the optimizer's steps something else writes the weights of"
-        f" {evidence.named(layers)}: from one step to the next they change {times:.2g} times as"
+        f" {evidence.named(layers)}: from one step to the next they change {number(times)} times as"
         " much as the step itself did.",
         names_of(evidence, layers),
         evidence.whole,

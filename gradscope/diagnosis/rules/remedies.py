@@ -14,7 +14,7 @@ from gradscope.diagnosis.ledger import decades_by_group
 from gradscope.diagnosis.signal_path import SignalPath
 from gradscope.diagnosis.speed import FAST, is_adaptive, is_fast, started
 from gradscope.kinds import BOTH_SIDES, canonical
-from gradscope.wording import amount
+from gradscope.wording import amount, number, setting
 
 SHALLOW = 4
 """Weight layers below which a shortcut has nothing to jump over."""
@@ -123,7 +123,7 @@ def lower_rate(evidence: Evidence) -> str:
     rate = float(evidence.steps["learning_rate"].iloc[rows[large[0]]])
     how = f"by a factor of {amount(factor)} perhaps"
     if rate > 0:
-        how = f"from {rate:.2g} to {rate / factor:.2g} perhaps"
+        how = f"from {setting(rate, 2)} to {setting(rate / factor, 2)} perhaps"
     return (
         f"lower the learning rate, {how}, or warm it up: step"
         f" {evidence.step(rows[large[0]])} changed weights by {of_size(most)}, 0.1 to 1% is usual"
@@ -136,7 +136,7 @@ def share(speed: float) -> str:
         return f"{amount(speed)} times"
     if speed >= 0.1:
         return f"{speed:.0%}"
-    return f"{100 * speed:.2g}%" if speed >= 1e-4 else f"{speed:.1g}"
+    return f"{number(100 * speed)}%" if speed >= 1e-4 else number(speed, 1)
 
 
 def of_size(speed: float) -> str:
@@ -168,7 +168,7 @@ def clip(evidence: Evidence, before: int | None = None) -> str:
     if np.isnan(norm):
         return "clip the gradient's norm before the optimizer's step"
     when = "so far" if before is None else "before that"
-    return f"clip the gradient's norm at {norm:.2g}, its 90th percentile {when}"
+    return f"clip the gradient's norm at {number(norm)}, its 90th percentile {when}"
 
 
 def _arose(evidence: Evidence, path: SignalPath) -> bool:
@@ -188,13 +188,13 @@ def _rescaled(evidence: Evidence, path: SignalPath, decades: float, word: str) -
     factor = 10 ** (-decades / max(len(layers) - 1, 1))
     how = "Xavier" if {"tanh", "softsign"} & evidence.kinds else "He"
     call = "xavier_normal_, with the gain" if how == "Xavier" else "kaiming_normal_"
-    number = ""
+    told = ""
     if np.isfinite(std[middle]) and 0.01 < factor < 100 and abs(np.log10(factor)) > 0.02:
-        number = (
-            f": std {std[middle]:.2g} -> {std[middle] * factor:.2g} for layer"
+        told = (
+            f": std {number(std[middle])} -> {number(std[middle] * factor)} for layer"
             f" {evidence.labels[layers[middle]]}, and the others likewise"
         )
-    return f"start from {word} weights, {how}'s (torch.nn.init.{call}){number}"
+    return f"start from {word} weights, {how}'s (torch.nn.init.{call}){told}"
 
 
 def _ordered(found: list[tuple[float, str]]) -> list[str]:

@@ -13,6 +13,7 @@ from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
 from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.speed import is_fast
 from gradscope.kinds import BOTH_SIDES, GATES, canonical
+from gradscope.wording import number
 
 SATURATED = 0.5
 """Share of an activation's elements with |phi'| below a tenth of its maximum."""
@@ -79,7 +80,8 @@ def _states(evidence: Evidence) -> Iterator[Finding]:
         "saturated",
         "warning",
         f"The states of {evidence.named(flat)} are all but 1 or -1, where tanh is flat: its slope"
-        f" is {slope[flat].min():.1g} on average, and next to nothing gets from step to step.",
+        f" is {number(slope[flat].min(), 1)} on average, and next to nothing gets from"
+        " step to step.",
         names_of(evidence, flat),
         evidence.whole,
         {"derivative_mean": float(slope[flat].min())},

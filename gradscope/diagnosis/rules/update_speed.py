@@ -11,7 +11,7 @@ from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.speed import FAST, typical_speed
-from gradscope.wording import amount
+from gradscope.wording import amount, number, setting
 
 SLOW = 1e-6
 """Update speed of the fastest weight layer at which nothing is learnt, whatever the loss does."""
@@ -74,8 +74,8 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "update-speed",
             "warning",
-            f"A step changes even the fastest layer, {evidence.labels[layer]}, by {most:.1e} of its"
-            f" size only: at that speed nothing is learnt. {cause}".rstrip(),
+            f"A step changes even the fastest layer, {evidence.labels[layer]}, by {number(most)} of"
+            f" its size only: at that speed nothing is learnt. {cause}".rstrip(),
             tuple(evidence.names[i] for i in weights[known]),
             steps,
             {"update_ratio": most},
@@ -157,12 +157,13 @@ def _against_slow(evidence: Evidence, most: float) -> tuple[str, str]:
         less = amount(1 / max(float(np.median(kept)), 1e-300))
         return (
             f"Clipping leaves {less} times less of the gradient than there is.",
-            remedies.clip(evidence) + f", instead of {np.median(left[np.isfinite(left)]):.2g}",
+            remedies.clip(evidence) + f", instead of {number(np.median(left[np.isfinite(left)]))}",
         )
     factor = 10.0 ** np.floor(np.log10(1e-3 / most))
     rate = steps["learning_rate"].to_numpy(dtype=np.float64)
     rate = rate[rate > 0]
     if len(rate):
         middle = float(np.median(rate))
-        return "", f"raise the learning rate, from {middle:.2g} to as much as {middle * factor:.2g}"
+        much = f"from {setting(middle, 2)} to as much as {setting(middle * factor, 2)}"
+        return "", f"raise the learning rate, {much}"
     return "", f"raise the learning rate, by a factor of up to {amount(factor)}"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gradscope.probes.changes.change import SETTING, Change, Copy, DoesNotFit
+from gradscope.wording import number
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class ByUpdateSpeed(Change):
         known = copy.recorded.update_speed
         factor = self.speed / known if known > 0 else math.nan
         if not 10 < factor < 1e6:
-            raise DoesNotFit(f"{self.name}: the weights change by {known:.1e} a step already")
+            raise DoesNotFit(f"{self.name}: the weights change by {number(known)} a step already")
         for group in copy.optimizer.param_groups:
             group["lr"] = group["lr"] * factor
 

@@ -133,3 +133,16 @@ def frozen_critic():
         model["critic"](model["maker"](x).detach()).mean().backward()
         optimizers[1].step()
         optimizers[1].zero_grad()
+
+
+def critic_frozen_for_one_of_two_losses():
+    model = nn.ModuleDict({"maker": net(), "critic": nn.Linear(2, 1).double()})
+    optimizer = SGD(model.parameters(), lr=0.1)
+    yield model
+    for x, _ in batches(3):
+        model["critic"].requires_grad_(False)
+        (-model["critic"](model["maker"](x))).mean().backward()
+        model["critic"].requires_grad_(True)
+        model["critic"](model["maker"](x).detach()).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
