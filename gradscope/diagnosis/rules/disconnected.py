@@ -164,7 +164,11 @@ def _zero(evidence: Evidence) -> Iterator[Finding]:
             names_of(evidence, layers),
             evidence.span(np.any(unasked, axis=1)),
             {"layers": float(layers.sum())},
-            ("if they are chosen by the model: balance the choice, or add noise to it",),
+            (
+                "if they are meant to be used: look for a multiplication by 0, a mask or detach()"
+                " between them and the loss, and add their output to it",
+                "if the model chooses among them: balance the choice, or add noise to it",
+            ),
             first_place(evidence, unasked, "signal_norm", "backward"),
         )
     cut &= ~unasked

@@ -89,7 +89,7 @@ def _same_for_all(evidence: Evidence, own: np.ndarray, spread: float) -> Finding
         "collapsed",
         "critical",
         f"{_of(evidence, own)} makes the same for all samples, from its first layer on: only"
-        f" {number(spread**2)} of the variance of what its layers give lies between them.",
+        f" {number(spread**2, 1)} of the variance of what its layers give lies between them.",
         tuple(evidence.names[i] for i in own),
         evidence.whole,
         {"sample_spread": spread},
