@@ -130,7 +130,13 @@ def _without_slope(evidence: Evidence) -> Iterator[Finding]:
             " the activation: it is far out on the flat part from the first step"
             if from_start
             else "lower the learning rate: these units were not flat at the start",
-            "use an activation that is flat nowhere (LeakyReLU), or none at the output",
+            *(
+                ("put a normalisation before these activations",)
+                if not any("norm" in kind for kind in evidence.kinds)
+                else ()
+            ),
+            "use one that is flat nowhere (LeakyReLU) or on one side only (GELU), at an output none"
+            " or the loss that takes logits",
         ),
         first_place(evidence, flat, "derivative_mean", "forward"),
     )
