@@ -153,3 +153,18 @@ def test_a_state_that_overflows_is_no_fault_of_the_batch(tmp_path):
     nn.init.normal_(model.rnn.weight_hh_l0, std=2.0)
     finding = the(train(tmp_path / "run", model, sgd(model, 1e-30), steps=4), "exploding")
     assert "batch" not in finding.sentence and finding.layers == ("rnn",)
+
+
+def test_a_backward_that_is_nan_from_the_first_step_on_is_told(tmp_path):
+    """Of that step the forward is known; the weights that it leaves are NaN."""
+    model = net(16, 32, 4)
+
+    def distances(out: Tensor, _: Tensor) -> Tensor:
+        return (out - out.detach()).norm(dim=1).mean() + out.square().mean()
+
+    root = train(
+        tmp_path / "run", model, sgd(model), loss_of=lambda out, y: (0 * distances(out, y)).sqrt()
+    )
+    finding = the(root, "exploding")
+    assert root.verdict == "exploding" and finding.steps[0] == 0
+    assert "gradient of the loss" in finding.sentence

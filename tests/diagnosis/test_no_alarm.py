@@ -293,3 +293,30 @@ def test_layers_behind_the_output_that_is_used_are_for_information(tmp_path):
     diagnosis = watched(tmp_path / "run", model, loss_of, steps=8)
     assert diagnosis.verdict == "healthy"
     assert set(the(diagnosis, "disconnected").layers) == {"body.1", "body.2", "exits.1", "exits.2"}
+
+
+def test_a_gradient_that_was_not_read_is_no_nan(tmp_path):
+    """That of a parameter which the loss takes without the model's forward, once."""
+    model = nn.ModuleDict({"actor": net(16, 32, 4), "critic": net(16, 32, 1)})
+    model.register_parameter("heat", nn.Parameter(torch.tensor(-1.0)))
+    first, second, third = (
+        torch.optim.Adam(some, 1e-3)
+        for some in (model["critic"].parameters(), model["actor"].parameters(), [model.heat])
+    )
+    torch.manual_seed(1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(10):
+            x = torch.randn(32, 16)
+            first.zero_grad()
+            (model["critic"](x) - x[:, :1]).square().mean().backward()
+            first.step()
+            own = model["actor"](x)
+            second.zero_grad()
+            (own.square().mean() - model["critic"](x).mean() * own.mean()).backward()
+            second.step()
+            third.zero_grad()
+            (model.heat * (own.detach().mean() - 2)).backward()
+            third.step()
+    steps = scope.run.steps
+    assert steps.grad_norm.isna().any() and steps.clipped_grad_norm.notna().all()
+    assert gradscope.diagnose(scope.run).verdict == "healthy"

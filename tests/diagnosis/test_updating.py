@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import gradscope
 from small_trainings import net, sgd, the, train
 
 
@@ -171,3 +172,50 @@ def test_a_teacher_that_learns_by_no_gradient_is_no_fault(tmp_path):
     diagnosis = train(tmp_path / "run", model, adam, loss_of=lambda d, y: d.square().mean())
     assert diagnosis.verdict == "healthy"
     assert the(diagnosis, "disconnected").severity == "information"
+
+
+def test_a_scaler_that_skips_every_step_is_told(tmp_path):
+    model = net(16, 32, 4)
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss = 1e3 * model(torch.randn(8, 16)).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)  # and no scaler.update()
+            scaler.update(2.0**127)
+    finding = the(gradscope.diagnose(scope.run), "not-updated")
+    assert finding.severity == "critical" and "skipped all of 10 steps" in finding.sentence
+    assert "scaler.update()" in finding.remedies[0]
+
+
+@pytest.mark.parametrize(("factor", "found"), [(0.1, True), (0.97, False)])
+def test_a_rate_that_falls_with_each_batch_is_told(factor, found, tmp_path):
+    model = net(16, 32, 4)
+    optimizer = sgd(model)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, factor)
+    diagnosis = train(tmp_path / "run", model, optimizer, steps=60, after_backward=schedule.step)
+    assert ("not-updated" in diagnosis.verdicts) is found
+    if found:
+        finding = the(diagnosis, "not-updated")
+        assert "or less from step" in finding.sentence
+        assert "scheduler" in finding.remedies[0]
+
+
+def test_the_end_of_a_long_cosine_is_none(tmp_path):
+    model = net(16, 8, 4)
+    optimizer = sgd(model)
+    cosine = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 1.0 if step < 240 else 1e-7 if step < 262 else 0.0
+    )
+    diagnosis = train(tmp_path / "run", model, optimizer, steps=264, after_backward=cosine.step)
+    assert "not-updated" not in diagnosis.verdicts
+
+
+def test_decay_alone_is_told_from_clipping(tmp_path):
+    model = net(16, 32, 32, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    diagnosis = train(tmp_path / "run", model, optimizer, after_backward=optimizer.zero_grad)
+    told = [f for f in diagnosis.findings if f.verdict in ("update-speed", "not-updated")]
+    assert any("zero_grad()" in remedy for finding in told for remedy in finding.remedies)
+    assert not any("lipping" in finding.sentence for finding in told)

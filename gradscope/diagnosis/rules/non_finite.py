@@ -163,8 +163,8 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
     layer_or_none = gradients[-1] if gradients else None
     where = f"of layer {labels[gradients[-1]]} " if gradients else ""
     return found(
-        f"the weights' gradient {where}became infinite or not a number (NaN), while what reached"
-        " the layers' outputs is finite",
+        f"in the backward pass the weights' gradient {where}became infinite or not a number (NaN),"
+        " while what reached the layers' outputs is finite",
         "gradient", layer_or_none, "grad_norm", "backward",
     )  # fmt: skip
 
@@ -302,8 +302,9 @@ def _broken_rows(evidence: Evidence) -> Mask:
     """Return which of `evidence.rows` hold an infinite value, or a NaN that is no missing reading.
 
     A NaN of the global gradient norm is one where the norm is known at other steps, where the loss
-    of that step is none, either, or where the step made weights NaN. A NaN of the loss may be one
-    that was not logged, but not at every step.
+    of that step is none, either, or where the step made weights NaN; where optimizers got finite
+    gradients it was not read. A NaN of the loss may be one that was not logged, but not at every
+    step.
     """
     steps = evidence.steps.iloc[evidence.rows]
     total = steps["grad_norm"].to_numpy(dtype=np.float64)
@@ -315,10 +316,21 @@ def _broken_rows(evidence: Evidence) -> Mask:
         loss = steps[name].to_numpy(dtype=np.float64)
         bad |= np.isinf(loss) | np.isnan(loss).all()
         lossless |= np.isnan(loss)
-    unknown = np.isnan(total)
+    got = steps["clipped_grad_norm"].to_numpy(dtype=np.float64)
+    unknown = np.isnan(total) & ~np.isfinite(got)
     if unknown.any():
-        bad |= unknown & (np.isfinite(total).any() | lossless | _made_nan(evidence))
+        known = np.isfinite(total).any()
+        bad |= unknown & (known | lossless | _made_nan(evidence) | _ended_in_nan(evidence))
     return bad
+
+
+def _ended_in_nan(evidence: Evidence) -> Mask:
+    """Return which of `evidence.rows` nothing but losses of NaN came after: the last, or none."""
+    ended = np.zeros(len(evidence.rows), dtype=bool)
+    after = evidence.steps.iloc[evidence.rows[-1] + 1 :]
+    losses = after[_losses(evidence.steps)]
+    ended[-1] = losses.size > 0 and losses.isna().all(axis=None)
+    return ended
 
 
 def _made_nan(evidence: Evidence) -> Mask:

@@ -12,6 +12,15 @@ from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules.marks import moved_place, names_of
 from gradscope.wording import amount, capitalised, listed, setting
 
+SKIPPED = 8
+"""Steps that a loss scaler has to skip, all of them, before that is said."""
+
+LEAST_RATE = 1e-6
+"""Of the largest learning rate, at and below which a schedule is over."""
+
+OVER = 0.1
+"""Share of the recorded steps after the end of a schedule: a cosine's last ones are small, too."""
+
 ENOUGH = 3
 """Recorded steps without a move before it is said: a warm-up may start at a learning rate of 0."""
 
@@ -23,6 +32,7 @@ def not_updated(evidence: Evidence) -> Iterator[Finding]:
     """Find weights that no optimizer holds, and such as its steps leave where they are."""
     yield from _of_others(evidence)
     yield from _outside(evidence)
+    yield from _skipped(evidence)
     if not evidence.windows:
         return
     run = evidence.run
@@ -41,6 +51,32 @@ def not_updated(evidence: Evidence) -> Iterator[Finding]:
     got &= grad > NEXT_TO_NOTHING * grad.max(initial=0)
     yield from _unmoved(evidence, got & held & ~moved, got & held)
     yield from _over(evidence)
+
+
+def _skipped(evidence: Evidence) -> Iterator[Finding]:
+    """Find runs of which a loss scaler skipped every step, at a scale that it does not lower."""
+    steps = evidence.steps
+    if len(steps) < SKIPPED or not steps["skipped"].all():
+        return
+    scale = steps["loss_scale"].to_numpy(dtype=np.float64)
+    if scale[-1] < scale[0] and len(steps) < WINDOW:  # it is on its way
+        return
+    first, last = int(steps["step"].iloc[0]), int(steps["step"].iloc[-1])
+    yield Finding(
+        "not-updated",
+        "critical",
+        f"The loss scaler skipped all of {len(steps)} steps, and no weight has changed: at a scale"
+        f" of {setting(float(scale[-1]), 2)} gradients overflow.",
+        (),
+        (first, last),
+        {"loss_scale": float(scale[-1])},
+        (
+            "call scaler.update() after each scaler.step(optimizer): it halves the scale where"
+            " gradients overflow",
+            "start the scaler at 2 ** 16, or use bfloat16, which needs none",
+        ),
+        Place(first, None, "loss_scale", "update"),
+    )
 
 
 def _of_others(evidence: Evidence) -> Iterator[Finding]:
@@ -184,20 +220,20 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
 
 
 def _over(evidence: Evidence) -> Iterator[Finding]:
-    """Find a schedule that has brought the learning rate to 0 long before the end."""
+    """Find a schedule that has brought the learning rate to nothing long before the end."""
     rate = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[evidence.rows]
-    moving = np.flatnonzero(rate > 0)
-    if len(moving) == 0 or not (rate[moving[-1] + 1 :] == 0).all():
+    moving = np.flatnonzero(rate > LEAST_RATE * np.max(rate, initial=0, where=~np.isnan(rate)))
+    if len(moving) == 0 or np.isnan(rate[moving[-1] + 1 :]).any():
         return
     still = len(rate) - 1 - int(moving[-1])
-    if still < WINDOW:
+    if still < max(WINDOW, OVER * len(rate)):
         return
     first, last = evidence.step(evidence.rows[moving[-1] + 1]), evidence.step(evidence.rows[-1])
     yield Finding(
         "not-updated",
         "critical",
-        f"The learning rate is 0 from step {first} on: {still} of {len(rate)} recorded steps"
-        " changed nothing.",
+        f"The learning rate is {_little(rate[moving[-1] + 1 :])} from step {first} on: {still} of"
+        f" {len(rate)} recorded steps changed nothing.",
         (),
         (first, last),
         {"steps": float(still)},
@@ -207,3 +243,8 @@ def _over(evidence: Evidence) -> Iterator[Finding]:
         ),
         Place(first, None, "learning_rate", "update"),
     )
+
+
+def _little(rate: np.ndarray) -> str:
+    """Return in words how little is left of a learning rate."""
+    return "0" if (rate == 0).all() else f"{setting(float(rate.max()), 2)} or less"

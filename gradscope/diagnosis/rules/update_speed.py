@@ -153,6 +153,12 @@ def _against_slow(evidence: Evidence, most: float) -> tuple[str, str]:
     )
     kept = over_reference(left, whole)
     kept = kept[np.isfinite(kept)]
+    if len(kept) and np.median(kept) == 0:
+        return (
+            "What the backward makes is gone before the optimizer's step: it gets gradients of"
+            " exactly 0, and moves weights by their decay alone.",
+            "move zero_grad() before the backward pass, or after the step",
+        )
     if len(kept) and np.median(kept) < OVERCLIPPED:
         less = amount(1 / max(float(np.median(kept)), 1e-300))
         return (
