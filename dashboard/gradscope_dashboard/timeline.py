@@ -84,6 +84,8 @@ def _row(name: str, events: list[Event], last: int, theme: Theme, place: int) ->
             ),
             (_signs(some), ""),
         )
+        if side and len(some) == 1:  # the sign stands at the step
+            text = f"{some[0].short} {SIGNS[some[0].kind]}"
         free = at + letter * (2 if side else len(text) + 2)
         told = "; ".join(f"step {event.step:,}: {event.words}" for event in some)
         kind = min((event.kind for event in some), key=GRAVEST.index)

@@ -129,8 +129,15 @@ def _profile(run: Run, metric: str, depth: NDArray[np.float64]) -> Array:
     return np.asarray(middle[nearest])
 
 
-def sweep_map_caption(info: SweepInfo | None) -> str:
-    """Return how to read the figure, and which settings are good."""
+def sweep_map_caption(info: SweepInfo | None, unread: int = 0) -> str:
+    """Return how to read the figure, and which settings are good.
+
+    Parameters
+    ----------
+    info : SweepInfo or None
+    unread : int
+        Runs that are not in it yet: what is best of the others is then said of them alone.
+    """
     if info is None:
         return "Choose two runs or more."
     text = (
@@ -138,6 +145,8 @@ def sweep_map_caption(info: SweepInfo | None) -> str:
         " step moves the weights, medians over the last fifth of the training. The last loss lies"
         " on top. Outlined: gradient flow healthy, weights that move, a loss that falls."
     )
+    if unread:
+        text += f" Read so far: {len(info.runs)} of {len(info.runs) + unread} runs; of these:"
     count = sum(info.good)
     if not count:
         return f"{text} None of the runs is so."

@@ -54,6 +54,7 @@ def test_runs_are_ordered_by_the_setting_in_which_they_differ(sweep: list[Run]) 
 def test_the_trainable_settings_are_outlined_and_told(sweep: list[Run]) -> None:
     info = sweep_map_info(sweep)
     assert "Trainable: lr = 0.001 to 0.01, 2 of 4 runs." in sweep_map_caption(info)
+    assert "Read so far: 4 of 9 runs; of these: Trainable" in sweep_map_caption(info, unread=5)
     figure = sweep_map_figure(info)
     (frame,) = figure["layout"]["shapes"]  # and no line between groups
     assert (frame["x0"], frame["x1"]) == (0.5, 2.5)

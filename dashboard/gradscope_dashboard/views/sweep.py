@@ -47,7 +47,9 @@ def _draw(page: Page) -> Drawing | None:
         return None
     info = _info(page)
     known = None if info is None else info.runs
-    return Drawing(sweep_map_figure(info, page.theme), sweep_map_caption(info), of=known)
+    unread = 0 if known is None else len(page.runs) - len(known)
+    caption = sweep_map_caption(info, unread)
+    return Drawing(sweep_map_figure(info, page.theme), caption, of=known)
 
 
 def table(page: Page) -> pd.DataFrame:
