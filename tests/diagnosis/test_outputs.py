@@ -173,3 +173,16 @@ def test_a_batchnorm_in_training_is_not(size, tmp_path):
         tmp_path / "run", model, sgd(model, 1e-3), before=lambda step, x: size * x, steps=12
     )
     assert all(finding.verdict != "batchnorm-eval" for finding in diagnosis.findings)
+
+
+@pytest.mark.parametrize("last", [None, nn.LogSoftmax(1)])
+def test_an_nll_loss_of_logits_is_told_once_it_is_negative(last, tmp_path):
+    model = net(16, 32, 4)
+    if last is not None:
+        model.append(last)
+    diagnosis = train(tmp_path / "run", model, sgd(model), loss_of=F.nll_loss)
+    assert ("output" in diagnosis.verdicts) is (last is None)
+    if last is None:
+        finding = the(diagnosis, "output")
+        assert "logarithms of probabilities" in finding.sentence
+        assert "cross_entropy" in finding.remedies[0]

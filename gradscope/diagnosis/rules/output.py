@@ -98,9 +98,13 @@ def _twice_seen(evidence: Evidence) -> Iterator[Finding]:
     for loss, after in evidence.run.heads[["loss", "after"]].itertuples(index=False):
         if after == "broadcast":
             yield _broadcast(evidence, last, steps)
-        if after not in MISFITS.get(loss, ()):
+        bare = loss == "nll_loss" and not after and _is_negative(evidence)
+        if not bare and after not in MISFITS.get(loss, ()):
             continue
-        if loss == "nll_loss":
+        if bare:
+            words = "nll_loss takes logarithms of probabilities, and makes no negative loss of them"
+            advice = "use cross_entropy on the logits, or log_softmax before nll_loss"
+        elif loss == "nll_loss":
             words = f"nll_loss takes logarithms, and is given what {after} makes"
             advice = "use cross_entropy on the logits, or log_softmax before nll_loss"
         elif after == "relu":
@@ -119,6 +123,14 @@ def _twice_seen(evidence: Evidence) -> Iterator[Finding]:
             (advice,),
             Place(steps[0], last, "signal_norm", "loss"),
         )
+
+
+def _is_negative(evidence: Evidence) -> bool:
+    """Whether the logged loss falls below 0, and is of one loss alone."""
+    loss = evidence.loss
+    if loss is None or len(evidence.run.heads) > 1:
+        return False
+    return bool((loss.raw < 0).any())
 
 
 def _broadcast(evidence: Evidence, last: int | None, steps: tuple[int, int]) -> Finding:
