@@ -94,44 +94,6 @@ def hinge() -> tuple[nn.Module, Step]:
     return game(maker, judge, losses, (1e-3, 2e-3))
 
 
-@healthy("styles mapped and modulated, judge with a penalty on its slope Adam")
-def styles() -> tuple[nn.Module, Step]:
-    class Maker(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mapping = dense(16, 32, 32, 32, act=lambda: nn.LeakyReLU(0.2))
-            self.first = nn.Parameter(torch.randn(1, 32, 4, 4))
-            self.style = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
-            self.convs = nn.ModuleList(nn.Conv2d(32, 32, 3, padding=1) for _ in range(3))
-            self.out = nn.Conv2d(32, 1, 1)
-            for layer in self.style:
-                nn.init.ones_(layer.bias)
-
-        def forward(self, z: Tensor) -> Tensor:
-            w = self.mapping(F.normalize(z, dim=1) * 4)
-            x = self.first.expand(len(z), -1, -1, -1)
-            for place, (style, layer) in enumerate(zip(self.style, self.convs, strict=True)):
-                x = F.interpolate(x, scale_factor=2) if place == 1 else x
-                x = layer(F.instance_norm(x) * style(w)[..., None, None])
-                x = F.leaky_relu(x + 0.1 * torch.randn_like(x[:, :1]), 0.2)
-            return self.out(x).flatten(1)
-
-    judge = nn.Sequential(
-        nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 32, 3, padding=1), nn.LeakyReLU(0.2),
-        nn.Conv2d(32, 32, 4, 2, 1), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(512, 64),
-        nn.LeakyReLU(0.2), nn.Linear(64, 1),
-    )  # fmt: skip
-
-    def losses(judge: nn.Module, real: Tensor, made: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        real = real.clone().requires_grad_()
-        own, told = judge(real), judge(made)
-        (slope,) = torch.autograd.grad(own.sum(), real, create_graph=True)
-        judged = F.softplus(-own).mean() + F.softplus(told).mean()
-        return judged + 0.5 * slope.square().sum(1).mean(), F.softplus(-told).mean()
-
-    return game(Maker(), judge, losses, (2e-3, 2e-3))
-
-
 @healthy("pictures translated by a U-Net that a judge of patches scores Adam")
 def translated() -> tuple[nn.Module, Step]:
     class Maker(nn.Module):

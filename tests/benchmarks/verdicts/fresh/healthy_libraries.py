@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import images
-from ..loops import adam, adamw, by_loss, sgd, supervised
+from ..loops import adam, adamw, by_loss, sgd, supervised, warmed
 from ..trainings import Step, healthy
 
 OPTIMIZERS = {"SGD": sgd, "Adam": adam, "AdamW": adamw}
@@ -26,7 +26,7 @@ def of_torchvision(
 
 
 for _row in [
-    ("mobilenet_v3_large", "SGD", 0.02, 8, 32, {}),
+    ("mobilenet_v3_large", "SGD", 0.01, 16, 32, {}),
     ("shufflenet_v2_x1_0", "AdamW", 2e-3, 16, 32, {}),
     ("squeezenet1_0", "SGD", 3e-3, 16, 48, {}),
     ("regnet_x_800mf", "AdamW", 1e-3, 8, 32, {}),
@@ -85,7 +85,8 @@ def of_timm(net: str, optimizer: str, lr: float, arguments: dict) -> tuple[nn.Mo
     import timm
 
     model = timm.create_model(net, num_classes=10, **arguments)
-    return model, supervised(model, OPTIMIZERS[optimizer](model, lr), images(8, most=64))
+    rate = OPTIMIZERS[optimizer](model, lr)
+    return model, supervised(model, rate, images(8, most=64), schedule=warmed(rate, 10))
 
 
 for _net in [
@@ -94,7 +95,6 @@ for _net in [
     ("poolformer_s12", "AdamW", 1e-3, {}),
     ("eva02_tiny_patch14_224", "AdamW", 1e-3,
      {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 4, "depth": 6}),
-    ("mobilenetv4_conv_small", "SGD", 0.02, {}),
     ("convnextv2_atto", "AdamW", 1e-3, {}),
 ]:  # fmt: skip
     healthy(f"{_net[0]} of timm {_net[1]}", needs=["timm"])(partial(of_timm, *_net))
