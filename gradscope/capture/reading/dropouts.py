@@ -27,9 +27,11 @@ def find_dropouts(graph: Graph, calls: Sequence[Call]) -> dict[str, float]:
     shares: dict[int, float] = {}
     for node, name in enumerate(graph.names):
         share = None
+        if not (edges := graph.edges[node]):  # made before the forward, which got it as an input
+            continue
         if name.startswith("NativeDropoutBackward"):
             share = float(torch_internals.saved(graph.nodes[node], "p"))
-        elif name == "MulBackward0" and graph.edges[node][1][0] < 0:
+        elif name == "MulBackward0" and edges[1][0] < 0:
             mask = torch_internals.saved_tensor(graph.nodes[node], "other")
             share = None if mask is None else _share(mask)
         if share:

@@ -167,11 +167,13 @@ def _kind(name: str) -> str:
 
 def _softsign(graph: Graph, node: int) -> int | None:
     """Return the node of |x| if `node` is the division of x / (1 + |x|), else None."""
+    if not graph.edges[node]:  # it made an input of the model
+        return None
     x, denominator = graph.edges[node]
     if x[0] < 0 or graph.names[denominator[0]] != "AddBackward0":
         return None
     for term, _ in graph.edges[denominator[0]]:
-        if term >= 0 and graph.names[term] == "AbsBackward0" and graph.edges[term][0] == x:
+        if term >= 0 and graph.names[term] == "AbsBackward0" and graph.edges[term] == (x,):
             return term
     return None
 

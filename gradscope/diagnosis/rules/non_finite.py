@@ -303,8 +303,8 @@ def _broken_rows(evidence: Evidence) -> Mask:
 
     A NaN of the global gradient norm is one where the norm is known at other steps, where the loss
     of that step is none, either, or where the step made weights NaN; where optimizers got finite
-    gradients it was not read. A NaN of the loss may be one that was not logged, but not at every
-    step.
+    gradients and made finite updates it was not read. A NaN of the loss may be one that was not
+    logged, but not at every step.
     """
     steps = evidence.steps.iloc[evidence.rows]
     total = steps["grad_norm"].to_numpy(dtype=np.float64)
@@ -317,11 +317,19 @@ def _broken_rows(evidence: Evidence) -> Mask:
         bad |= np.isinf(loss) | np.isnan(loss).all()
         lossless |= np.isnan(loss)
     got = steps["clipped_grad_norm"].to_numpy(dtype=np.float64)
-    unknown = np.isnan(total) & ~np.isfinite(got)
+    unknown = np.isnan(total) & ~(np.isfinite(got) & _moved_well(evidence))
     if unknown.any():
         known = np.isfinite(total).any()
         bad |= unknown & (known | lossless | _made_nan(evidence) | _ended_in_nan(evidence))
     return bad
+
+
+def _moved_well(evidence: Evidence) -> Mask:
+    """Return in which of `evidence.rows` weights moved, and none by NaN, (R,)."""
+    update, weight = (evidence.at(c, evidence.rows) for c in ("update_norm", "weight_norm"))
+    held = np.isfinite(weight) & evidence.owners
+    moved = (held & np.isfinite(update)).any(axis=1)
+    return np.asarray(moved & ~(held & np.isnan(update)).any(axis=1))
 
 
 def _ended_in_nan(evidence: Evidence) -> Mask:
