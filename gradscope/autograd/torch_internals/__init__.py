@@ -16,6 +16,7 @@ from gradscope.autograd.torch_internals.backwards import (
 from gradscope.autograd.torch_internals.compiling import (
     CompiledCall,
     Twins,
+    check_twin,
     compiled_call,
     is_of_compiler,
     rename_hook,
@@ -90,6 +91,7 @@ __all__ = [
     "at_end_of_backward",
     "backward_of_ones",
     "check_names",
+    "check_twin",
     "children_of",
     "compiled_call",
     "copy_all",

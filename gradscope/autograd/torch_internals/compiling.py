@@ -45,11 +45,19 @@ def compiled_call(module: nn.Module) -> CompiledCall:
             attribute, target = "_compiled_call_impl", held._call_impl
             function = held._compiled_call_impl
             context = _context(getattr(function, "gradscope_original", function))
-        _ = context.callback, context.fullgraph, context._dynamic, context._isolate_recompiles_id
-        _ = torch._dynamo.eval_frame.innermost_backend
     except (AttributeError, KeyError, TypeError, ValueError):
         raise Unavailable(_TWIN) from None
     return CompiledCall(attribute, function, target, context)
+
+
+def check_twin(call: CompiledCall) -> None:
+    """Raise Unavailable where a compiled function cannot be compiled once more, as by old torch."""
+    context = call.context
+    try:
+        _ = context.callback, context.fullgraph, context._dynamic, context._isolate_recompiles_id
+        _ = torch._dynamo.eval_frame.innermost_backend
+    except AttributeError:
+        raise Unavailable(_TWIN) from None
 
 
 def _context(function: Any) -> Any:

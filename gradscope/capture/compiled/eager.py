@@ -86,7 +86,7 @@ class Sites:
     Raises
     ------
     Unavailable
-        Where this torch does not let us compile a module in the same way once more.
+        Where this torch has other places for compiled modules.
     """
 
     def __init__(self, modules: tuple[weakref.ref[nn.Module], ...], listener: SiteListener) -> None:
@@ -95,6 +95,11 @@ class Sites:
         self._listener = weakref.ref(listener)
         for module in self._live():
             torch_internals.compiled_call(module)  # raises where it cannot be understood
+
+    def check_twins(self) -> None:
+        """Raise Unavailable where they cannot be compiled once more."""
+        for module in self._live():
+            torch_internals.check_twin(torch_internals.compiled_call(module))
 
     def put_in(self) -> None:
         """Have their calls reported."""

@@ -95,6 +95,7 @@ class Taps:
             if sites:  # where they are not read their calls tell at least that a step is over
                 self._sites = Sites(sites, self)
                 if self._reads:
+                    self._sites.check_twins()
                     hooks.may_tap()
                 self._sites.put_in()
         except Unavailable as error:
