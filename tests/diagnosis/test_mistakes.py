@@ -196,6 +196,12 @@ def test_a_product_with_a_mask_of_other_numbers_is_no_dropout(tmp_path):
     assert "dropout" not in gradscope.load(tmp_path / "run").facts
 
 
+def test_an_eps_may_be_a_whole_number(tmp_path):
+    model = net(16, 64, 4)
+    train(tmp_path / "run", model, torch.optim.Adam(model.parameters(), 1e-3, eps=1), steps=2)
+    assert gradscope.load(tmp_path / "run").facts["eps"] == {"Adam": 1.0}
+
+
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop])
 def test_an_eps_that_swallows_the_gradient_is_told_for_information(kind, tmp_path):
     model = net(16, 64, 64, 4)

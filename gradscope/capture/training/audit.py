@@ -51,8 +51,8 @@ class Audit:
         for optimizer in self._parameters.optimizers:
             name = type(optimizer).__name__
             for group in optimizer.param_groups:
-                if isinstance(eps := group.get("eps"), float):
-                    largest[name] = max(eps, largest.get(name, 0.0))
+                if isinstance(eps := group.get("eps"), (int, float)):
+                    largest[name] = max(float(eps), largest.get(name, 0.0))
         return largest
 
     def _look_outside(self) -> None:
