@@ -128,14 +128,16 @@ def _is_broadcast(node: Node) -> bool:
 
 
 def _head(node: Node) -> Head | None:
-    kind, given = _kind(node), _before(node)
-    if kind == "BinaryCrossEntropy" and given is not None and _kind(given) == "Sigmoid":
-        twice = _after(given)
-        if twice in _PROBABILITIES:
-            return Head(LOSSES["BinaryCrossEntropyWithLogits"], twice)
+    kind = _kind(node)
     if kind in LOSSES:
-        return Head(LOSSES[kind], _after(node))
+        given, after = _before(node), _after(node)
+        if kind == "BinaryCrossEntropy" and given is not None and after == "sigmoid":
+            twice = _after(given)
+            if twice in _PROBABILITIES:
+                return Head(LOSSES["BinaryCrossEntropyWithLogits"], twice)
+        return Head(LOSSES[kind], after)
     if kind in ("NllLoss", "NllLoss2D", "NllLossNd"):
+        given = _before(node)
         if given is not None and _kind(given) == "LogSoftmax":
             return Head("cross_entropy", _after(given))
         if given is not None and _kind(given) == "Log":

@@ -64,7 +64,7 @@ def along(edges: Ints, path: Ints, points: Ints) -> Ints:
     stops = set(points.tolist())
     found = set(path.tolist())
     for first, last in itertools.pairwise(path.tolist()):
-        found |= (_reached(after, first, stops) & _reached(before, last, stops)) - stops
+        found |= (reached(after, first, stops) & reached(before, last, stops)) - stops
     return np.array(sorted(found), dtype=np.int64)
 
 
@@ -75,7 +75,7 @@ def depth(edges: Ints, path: Ints, points: Ints) -> int:
     """
     after, before = _leads(edges), _leads(edges[:, ::-1])
     start, end = int(path[0]), int(path[-1])
-    inside = _reached(after, start, {end}) & _reached(before, end, {start})
+    inside = reached(after, start, {end}) & reached(before, end, {start})
     return len((inside | {start, end}) & set(points.tolist()))
 
 
@@ -88,7 +88,7 @@ def _next_points(edges: Ints, points: Ints) -> dict[int, set[int]]:
     """
     after, stops = _leads(edges), set(points.tolist())
     return {
-        point: {layer for layer in _reached(after, point, stops) & stops if layer > point}
+        point: {layer for layer in reached(after, point, stops) & stops if layer > point}
         for point in stops
     }
 
@@ -102,7 +102,7 @@ def _leads(edges: Ints) -> dict[int, list[int]]:
     return lead
 
 
-def _reached(lead: dict[int, list[int]], start: int, stops: set[int]) -> set[int]:
+def reached(lead: dict[int, list[int]], start: int, stops: set[int]) -> set[int]:
     """Return the layers that a way from `start` comes to, up to the first of `stops`, that too."""
     found: set[int] = set()
     stack = [start]

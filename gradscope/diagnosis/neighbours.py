@@ -8,17 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 from gradscope.diagnosis.evidence import Evidence, Mask
+from gradscope.diagnosis.main_path import reached
 
 
 def behind(evidence: Evidence, layer: int) -> set[int]:
     """Return the layers that what `layer` gives comes to."""
-    found: set[int] = set()
-    stack = [layer]
-    while stack:
-        new = set(evidence.readers.get(stack.pop(), ())) - found - {-1}
-        found |= new
-        stack += new
-    return found
+    return reached(evidence.readers, layer, {-1}) - {-1}
 
 
 def before_weights(evidence: Evidence) -> Mask:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place, Severity
+from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.rules.marks import moved_place, names_of
 from gradscope.wording import amount, capitalised, listed, setting
 
@@ -182,30 +183,27 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
             f"The gradient of {which} is gone before the optimizer's step: the backward pass makes"
             " one, the optimizer gets none, and no weight moves."
         )
-        remedies: tuple[str, ...] = (
-            "move zero_grad() before the backward pass, or after the step: between backward and"
-            " step it throws the gradient away",
-        )
+        advice: tuple[str, ...] = (remedies.KEEP_GRADIENTS,)
     else:
         rate = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[evidence.rows]
         rate = rate[~np.isnan(rate)]
         why = (
             "its learning rate is 0 there, or its steps are smaller than their number format holds"
         )
-        remedies = (
+        advice = (
             "print optimizer.param_groups[0]['lr'] in the loop: the learning rate may be 0, or a"
             " scheduler have brought it there",
             "if the weights are in float16 or bfloat16, keep them in float32 and train under"
             " torch.autocast: a step below 0.4% of a bfloat16 weight is lost",
         )
         if len(rate) and (rate == 0).all():
-            why, remedies = "its learning rate is 0", remedies[:1]
+            why, advice = "its learning rate is 0", advice[:1]
         elif len(rate) and whole:
             why = (
                 f"at a learning rate of {setting(float(np.median(rate)), 2)} its steps are"
                 " smaller than their number format holds"
             )
-            remedies = remedies[1:]
+            advice = advice[1:]
         sentence = f"The optimizer steps, and no weight of {which} changes at all: {why}."
     yield Finding(
         "not-updated",
@@ -214,7 +212,7 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
         names_of(evidence, layers),
         evidence.whole,
         {"layers": float(layers.sum()), "of": float(held.sum())},
-        remedies,
+        advice,
         moved_place(evidence, layers, "update_norm"),
     )
 

@@ -28,6 +28,11 @@ FIRST = 1000
 BEYOND = 1e3
 """Update speed that is not the learning rate's fault alone."""
 
+KEEP_GRADIENTS = (
+    "move zero_grad() before the backward pass, or after the step: between backward and step it"
+    " throws the gradient away"
+)
+
 CLIP = 0.9
 """Quantile of the gradient's norm to clip at: one step in ten is clipped."""
 

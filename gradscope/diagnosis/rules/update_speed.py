@@ -157,7 +157,7 @@ def _against_slow(evidence: Evidence, most: float) -> tuple[str, str]:
         return (
             "What the backward makes is gone before the optimizer's step: it gets gradients of"
             " exactly 0, and moves weights by their decay alone.",
-            "move zero_grad() before the backward pass, or after the step",
+            remedies.KEEP_GRADIENTS,
         )
     if len(kept) and np.median(kept) < OVERCLIPPED:
         less = amount(1 / max(float(np.median(kept)), 1e-300))
