@@ -18,7 +18,7 @@ from typing import TypeVar
 
 Loaded = TypeVar("Loaded")
 
-_FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+_FLAGS = ("-O2", "-ftree-vectorize", "-march=native", "-shared", "-fPIC")
 _PATIENCE = 30  # seconds that the compiler may take
 
 
