@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--cache", type=Path, default=default, help=f"folder of recorded runs ({default})")
     add("--only", nargs="+", metavar="WORD", help="names that have a word in them, or a group")
-    add("--half", choices=["A", "B", "AB", "C", "D"], default="ABCD", help="some of the trainings")
+    add("--half", choices=["A", "B", "AB", *"CDE"], default="ABCDE", help="some of the trainings")
     add("--more", type=Path, nargs="+", default=[], help="folders with other trainings")
     add("--jobs", type=int, default=2, help="processes (2)")
     add("--again", action="store_true", help="record anew")

@@ -13,7 +13,8 @@ HALVES = {
     "B": "half B, on which they were mended later",
     "C": "set C, written when the rules stood",
     "D": "set D, written when they were mended on C, too",
-    "ABCD": "all",
+    "E": "set E, written when they were mended on D, too",
+    "ABCDE": "all",
 }
 
 

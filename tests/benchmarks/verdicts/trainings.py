@@ -75,11 +75,10 @@ class Training:
 
     @property
     def half(self) -> str:
-        """A: rules were chosen on it; B, C: rules were mended on it later; D: they were not."""
-        if ".unseen." in self.module:
-            return "C"
-        if ".fresh." in self.module:
-            return "D"
+        """A, B: half of those on which rules were chosen; C, D, E: a set that was written later."""
+        for package, name in _LATER.items():
+            if f".{package}." in self.module:
+                return name
         return "AB"[zlib.crc32(self.name.encode()) % 2]
 
     @property
@@ -89,6 +88,8 @@ class Training:
 
 
 ALL: dict[str, Training] = {}
+
+_LATER = {"unseen": "C", "fresh": "D", "later": "E"}
 
 
 def healthy(name: str, *, needs: Iterable[str] = ()) -> Callable[[Build], Build]:
@@ -127,7 +128,7 @@ def _register(name: str, fault: Fault | None, needs: tuple[str, ...]) -> Callabl
 
 def load(more: Iterable[Path] = ()) -> dict[str, Training]:
     """Import the trainings of this folder and those of folders `more`, and return all."""
-    for package in ("healthy", "broken", "unseen", "fresh"):
+    for package in ("healthy", "broken", *_LATER):
         here = Path(__file__).parent / package
         for module in pkgutil.iter_modules([str(here)]):
             importlib.import_module(f"{__package__}.{package}.{module.name}")
