@@ -146,27 +146,29 @@ def memory() -> tuple[nn.Module, Step]:
     target = copy.deepcopy(net).requires_grad_(False)
     model = nn.ModuleDict({"net": net, "target": target})
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, amsgrad=True)
-    world, kept = Carts(32), []
+    world = Carts(32)
+    kept = [torch.zeros(800 * 32, *size) for size in ((4,), (), (), (4,), ())]
 
     def step(number: int) -> Scalars:
         fell = 0.0
-        for _ in range(8):
+        for look in range(8 * number, 8 * number + 8):
             with torch.no_grad():
                 x = world.state.clone()
                 action = net(x).argmax(1)
             tried = torch.rand(32) < max(0.05, 0.9 - number / 40)
             action = torch.where(tried, torch.randint(2, (32,)), action)
             reward, fallen = world.step(action.float())
-            kept.append((x, action, reward, world.state.clone(), fallen))
+            new = (x, action, reward, world.state, fallen)
+            for memory, part in zip(kept, new, strict=True):
+                memory[32 * look : 32 * look + 32] = part
             world.renew(fallen)
             fell += float(fallen.float().mean()) / 8
-            some = torch.randint(32 * len(kept), (128,))
-            x, action, reward, to, fallen = (
-                torch.cat(part)[some] for part in zip(*kept, strict=True)
-            )
+            some = torch.randint(32 * look + 32, (128,))
+            x, action, reward, to, ended = (memory[some] for memory in kept)
             with torch.no_grad():
-                wanted = reward + 0.99 * target(to).amax(1) * ~fallen
-            loss = F.smooth_l1_loss(net(x).gather(1, action[:, None])[:, 0], wanted)
+                wanted = reward + 0.99 * target(to).amax(1) * (1 - ended)
+            told = net(x).gather(1, action.long()[:, None])[:, 0]
+            loss = F.smooth_l1_loss(told, wanted)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_value_(net.parameters(), 100)

@@ -118,20 +118,6 @@ def distil_bert() -> tuple[nn.Module, Step]:
     return net, by_loss(optimizer, loss_of, clip=1.0)
 
 
-@healthy("FNet's mixing by Fourier transforms, with masks AdamW", needs=["transformers"])
-def f_net() -> tuple[nn.Module, Step]:
-    net = configured("FNetForMaskedLM", **{**SIZES, "intermediate_size": 160})
-    batches = text(8, 48)
-
-    def loss_of(number: int) -> Tensor:
-        x, _ = batches(number)
-        hidden = torch.rand(x.shape, generator=seeded(number)) < 0.15
-        labels = x.masked_fill(~hidden, -100)
-        return net(input_ids=x.masked_fill(hidden, 1), labels=labels).loss
-
-    return net, by_loss(adamw(net, 1e-3), loss_of, clip=1.0)
-
-
 @healthy("Marian that counts backwards Adam", needs=["transformers"])
 def marian() -> tuple[nn.Module, Step]:
     net = configured(
@@ -171,31 +157,3 @@ def wav2vec() -> tuple[nn.Module, Step]:
         return F.cross_entropy(net(input_values=x.flatten(1)).logits, y)
 
     return net, by_loss(optimizer, loss_of, clip=1.0)
-
-
-@healthy("transformer of time series with a Student's head AdamW", needs=["transformers"])
-def time_series() -> tuple[nn.Module, Step]:
-    net = configured(
-        "TimeSeriesTransformerForPrediction", prediction_length=6, context_length=18,
-        lags_sequence=[1, 2, 3], num_time_features=1, d_model=32, encoder_layers=2,
-        decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=64, decoder_ffn_dim=64,
-    )  # fmt: skip
-
-    def loss_of(number: int) -> Tensor:
-        source = seeded(number)
-        phase, height = (
-            6.3 * torch.rand(32, 1, generator=source),
-            1 + torch.rand(32, 1, generator=source),
-        )
-        age = torch.arange(27.0).expand(32, -1)
-        wave = height * (3 + torch.sin(phase + 0.8 * age))
-        wave = wave + 0.05 * torch.randn(wave.shape, generator=source)
-        time = (age / 27)[:, :, None]
-        return net(
-            past_values=wave[:, :21], past_time_features=time[:, :21],
-            past_observed_mask=torch.ones(32, 21), future_values=wave[:, 21:],
-            future_time_features=time[:, 21:],
-        ).loss  # fmt: skip
-
-    return net, by_loss(adamw(net, 1e-3), loss_of)

@@ -56,7 +56,7 @@ def levels() -> tuple[nn.Module, Step]:
     model = Net()
 
     def batches(number: int) -> Batch:
-        x = waves(number, 16)[0].clamp(-1, 1)
+        x = waves(number, 8)[0].clamp(-1, 1)
         loud = x.sign() * (1 + 31 * x.abs()).log() / 3.4657
         codes = ((loud + 1) / 2 * 31).round().long().clamp(0, 31)
         return codes[:, :-1], codes[:, 1:]
