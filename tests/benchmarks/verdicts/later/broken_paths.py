@@ -34,7 +34,8 @@ from .broken_nets import (
     "detach",
     "disconnected",
     layer="net.encoder.layers.0.linear1|net.encoder.layers.0.linear2|net.encoder.layers.1.linear1"
-    "|net.encoder.layers.1.linear2|source",
+    "|net.encoder.layers.1.linear2|source|net.encoder.layers.0.self_attn|net.encoder.layers.0.norm1"
+    "|net.encoder.layers.0.self_attn.out_proj",
     remedy=CUT,
 )
 def memory() -> Built:
@@ -70,7 +71,7 @@ def members() -> Built:
     "features of a residual net under a decorator of no_grad AdamW",
     "no_grad",
     "disconnected",
-    layer="conv1|layer1.0.conv1|layer1.0.conv2|layer1.0.conv3",
+    layer="conv1|bn1|layer1.0.conv1|layer1.0.conv2|layer1.0.conv3",
     remedy=CUT,
 )
 def decorated() -> Built:

@@ -223,7 +223,6 @@ class Pooler(nn.Module):
     "questions to a digit at a temperature of .002 AdamW",
     "attention logits too large",
     "attention|attention-logits|saturated",
-    layer="query|key",
     remedy="scale|sqrt|normalis|temperature|qk|smaller",
     seen=8,
 )

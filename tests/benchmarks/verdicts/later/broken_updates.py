@@ -66,7 +66,8 @@ def one_tower() -> Built:
     "wrong optimizer group",
     "not-updated",
     layer="net.encoder.layers.0.linear1|net.encoder.layers.0.linear2|net.encoder.layers.1.linear1"
-    "|net.encoder.layers.1.linear2|source",
+    "|net.encoder.layers.1.linear2|source|net.encoder.layers.0.self_attn|net.encoder.layers.0.norm1"
+    "|net.encoder.layers.0.self_attn.out_proj",
     remedy="optimizer",
 )
 def groups() -> Built:
