@@ -175,7 +175,7 @@ def starved() -> Built:
 
 
 @broken(
-    "mixture of six regressions whose router is never balanced Nesterov",
+    "mixture of six regressions whose router is never balanced NAdam",
     "dead experts",
     "disconnected|experts|starved|unused|dead",
     layer="experts.1|experts.2|experts.3|experts.4|experts.5|experts.1.0|experts.2.0|experts.3.0"
@@ -207,7 +207,7 @@ def experts() -> Built:
             return out
 
     model = Mixture()
-    return model, supervised(model, nesterov(model, 0.02), signals)
+    return model, supervised(model, torch.optim.NAdam(model.parameters(), lr=3e-3), signals)
 
 
 @broken(
