@@ -117,13 +117,12 @@ def _is_broadcast(node: Node) -> bool:
             return given is not None and _kind(given) == "Expand" and _is_broadcast(given)
         if len(out) != 2 or out[0] != out[1] or out[0] < 2:
             return False
-        columns = [
-            producer
-            for producer, slot in node.next_functions
-            if producer is not None and shape(producer, slot) == (out[0], 1)
-        ]
+        made = [(p, shape(p, slot)) for p, slot in node.next_functions if p is not None]
     except Unavailable:
         return False
+    if any(size == out for _, size in made):  # a matrix of its own, as of all pairs
+        return False
+    columns = [producer for producer, size in made if size == (out[0], 1)]
     return any(_kind(column) not in _SAME for column in columns)
 
 

@@ -47,6 +47,8 @@ def test_every_training_has_a_name_a_half_and_a_folder_of_its_own(tmp_path: Path
     assert sum(t.half == "C" for t in healthy) >= 50
     assert sum(t.half == "C" for t in sick) >= 24
     assert sum(t.half == "D" for t in sick) >= 60
+    assert sum(t.half == "E" for t in healthy) >= 90
+    assert sum(t.half == "E" for t in sick) >= 60
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,24 @@ def test_infinity_that_is_meant_is_none(tmp_path):
     assert train(tmp_path / "run", model, sgd(model)).verdict == "healthy"
 
 
+@pytest.mark.parametrize("maximize", [True, False])
+def test_a_loss_that_climbs_under_small_steps_goes_the_wrong_way(maximize, tmp_path):
+    model = net(16, 32, 32, 4)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3, maximize=maximize)
+    x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        optimizer,
+        steps=60,
+        before=lambda step, _: x,
+        targets=lambda _: x[:, :4].argmax(1),
+    )
+    assert (diagnosis.verdict == "unstable") is maximize
+    if maximize:
+        assert "maximize=True" in the(diagnosis, "unstable").remedies[0]
+
+
 def test_a_loss_that_rises_under_large_steps_is_unstable(tmp_path):
     model = net(16, 32, 32, 4, act=nn.Tanh)
     diagnosis = train(tmp_path / "run", model, sgd(model, 20.0))

@@ -105,6 +105,13 @@ def test_a_layer_most_of_whose_units_are_off_is_dead(off, found, tmp_path):
         assert "units of layer 3 · 3 (ReLU) are never on" in finding.sentence
 
 
+def test_few_units_may_be_off_by_chance(tmp_path):
+    model = net(16, 32, 4, 32, 4)
+    with torch.no_grad():
+        model[2].bias[:3] = -100
+    assert train(tmp_path / "run", model, sgd(model, 0.01)).verdict == "healthy"
+
+
 def test_a_sparse_layer_is_not_dead(tmp_path):
     model = net(16, 128, 4)
     with torch.no_grad():

@@ -254,6 +254,19 @@ def test_scores_that_are_compared_with_each_other_are_no_broadcast_mistake(tmp_p
     assert watched(tmp_path / "run", model, loss_of, steps=3).verdict == "healthy"
 
 
+def test_what_is_left_over_the_sum_of_each_row_of_all_pairs_is_no_broadcast_mistake(tmp_path):
+    model = net(16, 32, 8)
+
+    def loss_of(step: int) -> Tensor:
+        x = torch.randn(32, 16)
+        z, y = F.normalize(model(x)), x[:, 0] > 0
+        near = z @ z.T / 0.5
+        share = near - near.logsumexp(1, keepdim=True)
+        return -(share * (y[:, None] == y)).mean()
+
+    assert watched(tmp_path / "run", model, loss_of, steps=3).verdict == "healthy"
+
+
 def test_a_loss_that_rises_from_nothing_by_a_head_that_starts_small_is_no_fault(tmp_path):
     model = net(16, 32, 32, 1)
     nn.init.normal_(model[4].weight, std=1e-3)

@@ -70,6 +70,29 @@ def test_a_head_that_the_loss_does_not_use_is_for_information(tmp_path):
     assert the(diagnosis, "disconnected").layers == ("other",)
 
 
+class Reads(nn.Module):
+    """What a large encoder, whose output is taken without its graph, adds to a small net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(16, 32), nn.Linear(32, 4)
+        self.encoder = net(16, 64, 64, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.first(x).relu() + self.encoder(x).detach())
+
+
+def test_many_parameters_that_never_get_a_gradient_are_told_though_the_first_layer_does(tmp_path):
+    torch.manual_seed(0)
+    model = Reads()
+    finding = the(train(tmp_path / "run", model, sgd(model)), "disconnected")
+    assert finding.severity == "warning" and "encoder.4" in finding.layers
+    part = sum(p.numel() for p in model.encoder.parameters())
+    share = part / sum(p.numel() for p in model.parameters())
+    assert f"{share:.0%} of all parameters" in finding.sentence
+    assert "detach()" in finding.remedies[1]
+
+
 def test_frozen_layers_are_for_information(tmp_path):
     model = net(16, 32, 32, 4)
     model[0].requires_grad_(False)

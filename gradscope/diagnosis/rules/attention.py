@@ -16,11 +16,19 @@ from numpy.typing import NDArray
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.remedies import lower_rate
+from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.wording import amount, number
 
 LARGE = 100.0
 """Logits of models that train well stay below, after long training, too."""
+
+AT_START = 500.0
+"""Those with which they start stay below: post-norm encoders on embeddings times the root of their
+width, which train, were met at 135."""
+
+HARMLESS = 5000.0
+"""Those up to which a loss was seen to fall all the same, by what other paths learn."""
 
 LOOKS = 2
 """The latest ones, all of which have to be large, where there are as many."""
@@ -36,7 +44,8 @@ def large_logits(evidence: Evidence) -> Iterator[Finding]:
     if not ill.any():
         return
     start = large[0] & ill
-    for layers, grown in ((ill & ~start, True), (start, False)):
+    ill &= ~start | (read[-1] > AT_START)
+    for layers, grown in ((ill & ~start, True), (start & ill, False)):
         if layers.any():
             yield _finding(evidence, read[:, layers], rows, np.flatnonzero(layers), grown=grown)
 
@@ -55,7 +64,7 @@ def _finding(
     how = f"have grown from {number(first)} to" if grown else "reach"
     return Finding(
         "attention-logits",
-        "warning",
+        "information" if last < HARMLESS and falls(evidence) else "warning",
         f"The logits of the attention at {evidence.named(layers)} {how} {amount(last)}: softmax"
         " gives all weight to one key, and queries and keys get next to no gradient.",
         tuple(evidence.names[i] for i in layers),

@@ -14,7 +14,7 @@ from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.rules.marks import first_place, names_of, severity_of
 from gradscope.diagnosis.rules.update_speed import falls
-from gradscope.diagnosis.signal_path import before_gates, edges_of
+from gradscope.diagnosis.signal_path import Floats, before_gates, edges_of
 from gradscope.wording import capitalised
 
 OFF = 0.99
@@ -30,6 +30,9 @@ UNITS = 0.75
 TURNS = 4
 """Units that are on at some time over those on at a time, from which on they take turns: a code
 that is sparse on purpose."""
+
+FEW = 8
+"""Units of a layer of which most may be off by chance."""
 
 SPARSE = 0.15
 """How often the other units are on, at least: where all are seldom on, none is dead."""
@@ -71,6 +74,7 @@ def _units(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
     zero = evidence.median("zero_fraction")[-1]
     often = over_reference(1 - np.nan_to_num(zero), 1 - share)
     found = layers & (share >= UNITS) & (often >= SPARSE) & ~_of_gates(evidence)
+    found &= ~_of_few_units(evidence, looks) | (share == 1)
     if not found.any():
         return
     first, last = evidence.whole
@@ -87,6 +91,21 @@ def _units(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
         tuple(_remedies(evidence, from_start=bool((looks[0][found] >= UNITS).any()))),
         Place(last, int(np.flatnonzero(found)[0]), "zero_fraction", "forward"),
     )
+
+
+def _of_few_units(evidence: Evidence, looks: Floats) -> Mask:
+    """Return which layers have few units: all shares that were read are of so many.
+
+    And what they give is small beside the largest number that divides all outputs, of which the
+    number of samples is a part.
+    """
+    few = np.zeros(looks.shape[1], dtype=bool)
+    for units in range(1, FEW + 1):
+        counts = np.nan_to_num(looks) * units
+        few |= (np.abs(counts - counts.round()) < 1e-4).all(axis=0)
+    elements = np.nan_to_num(evidence.at("output_elements", evidence.rows[-1:])[0]).astype(np.int64)
+    common = int(np.gcd.reduce(elements[elements > 0], initial=0))
+    return np.asarray(few & (elements <= FEW / 2 * common))
 
 
 def _take_turns(evidence: Evidence, layers: Mask) -> bool:

@@ -22,6 +22,9 @@ SURE = 17.0
 """Size of logits, ln 2^24, from which on the smallest share of a softmax or sigmoid is lost beside
 1 in float32, and with it the gradient."""
 
+MUCH = 0.3
+"""Share of the parameters that train from which on it is no head left unused: heads are small."""
+
 AGAIN = 2
 """Recorded steps at which a gradient must be 0: much starts at zero, and moves with one step."""
 
@@ -296,21 +299,34 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
         )
     rest = without & ~first
     if rest.any():
+        share = _share(evidence, rest)
         words = (
             "it did not run, or under no_grad()"
             if not ran[rest].any()
-            else "the loss does not use what comes out"
+            else "the loss does not use what comes out, or a detach() or the like lies behind it"
         )
+        much = f", {share:.0%} of all parameters that train," if share > MUCH else ""
         yield Finding(
             "disconnected",
-            "information",
-            f"{capitalised(evidence.named(rest))} never had a gradient: {words}.",
+            "warning" if share > MUCH and ran[rest].any() else "information",
+            f"{capitalised(evidence.named(rest))}{much} never had a gradient: {words}.",
             names_of(evidence, rest),
             steps,
-            {"layers": float(rest.sum())},
-            ("take out what is not used, or add its output to the loss",),
+            {"layers": float(rest.sum()), "share_of_parameters": share},
+            (
+                "take out what is not used, or add its output to the loss",
+                "if the loss should use it, look for detach(), .data, no_grad(), argmax, .item() or"
+                " numpy where its output goes",
+            ),
             Place(steps[0], int(np.flatnonzero(rest)[0]), "signal_norm", "backward"),
         )
+
+
+def _share(evidence: Evidence, layers: Mask) -> float:
+    """Return which part of the parameters in layers that an optimizer moves is in `layers`."""
+    own = np.where(evidence.owners, evidence.layers["parameters"].to_numpy(np.float64), 0.0)
+    held = evidence.run.was_read("weight_norm")
+    return float(own[layers].sum() / max(own[held].sum(), 1.0))
 
 
 def _zero_weights(evidence: Evidence) -> Mask:

@@ -32,9 +32,16 @@ PER_LAYER = 0.065
 MOST = 6.0
 """Decades that no depth excuses."""
 
+AT_ONCE = 0.5
+"""Decades that the first step alone may have beyond: much settles with the second."""
+
 MADE_UP_FOR = 5.0
 """Decades up to which an optimizer that moves early layers as fast as late ones makes up for it:
 under Adam nets of -2.5 .. -4.7 learnt within 200 steps, one of -5.9 did not."""
+
+GAIN_MADE_UP_FOR = 4.0, 1.0
+"""Decades of a gain up to which it does, and those above the bound of a deep net: healthy trainings
+under Adam were met up to 2.6."""
 
 SLOWER = -1.0
 """Decades of update speed, early over late third of the layers, that confirm a vanishing."""
@@ -64,7 +71,7 @@ def flow(evidence: Evidence) -> Iterator[Finding]:
         return
     medians = running_median(path.decades[rows])
     window = len(rows) - len(medians) + 1
-    bound = exploding_from(path)
+    bound = exploding_from(path) + (AT_ONCE if len(rows) == 1 else 0.0)
     first = path.decades[rows[0]]
     for ill, verdict, at_first in (
         (medians <= VANISHING, "vanishing", first <= VANISHING),
@@ -109,7 +116,7 @@ def _finding(
     if not math.isnan(speed):
         numbers["update_speed_decades"] = speed
         adaptive = is_adaptive(evidence)
-        made_up_for = adaptive and abs(lost) < MADE_UP_FOR
+        made_up_for = adaptive and _can_be_made_up_for(lost, path)
         if verdict == "vanishing":
             sentence += " " + _speed_in_words(speed, adaptive=adaptive)
             made_up_for &= speed > SLOWER
@@ -126,7 +133,7 @@ def _finding(
     if verdict == "vanishing" and severity != "information" and _young(evidence, path):
         severity = "information"
         sentence += " Weights on the way started at zero or nearly so: they let little through yet."
-    if verdict == "exploding" and _does_no_harm(evidence, lost):
+    if verdict == "exploding" and _does_no_harm(evidence, path, lost):
         severity = "information"
         sentence += " It does no harm so far: the loss falls, and no step is too large."
     change = _typical_change(evidence, path, rows)
@@ -164,13 +171,19 @@ def _young(evidence: Evidence, path: SignalPath) -> bool:
     return bool(some) and len(evidence.rows) <= TRAINED
 
 
-def _does_no_harm(evidence: Evidence, won: float) -> bool:
+def _can_be_made_up_for(decades: float, path: SignalPath) -> bool:
+    most, above = GAIN_MADE_UP_FOR
+    gain = min(max(most, exploding_from(path) + above), MADE_UP_FOR)
+    return -MADE_UP_FOR < decades < gain
+
+
+def _does_no_harm(evidence: Evidence, path: SignalPath, won: float) -> bool:
     """Whether a gain that an optimizer can live with goes with a loss that falls, by small steps.
 
     Layers whose outputs are all handed on together, as in dense blocks, add up gradients on their
     way back; what makes it an explosion is steps too large.
     """
-    return won < MADE_UP_FOR and falls(evidence) and not is_fast(evidence)
+    return _can_be_made_up_for(won, path) and falls(evidence) and not is_fast(evidence)
 
 
 def _typical_change(evidence: Evidence, path: SignalPath, rows: NDArray[np.int64]) -> Floats:

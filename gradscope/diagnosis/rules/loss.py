@@ -35,9 +35,10 @@ def unstable(evidence: Evidence) -> Iterator[Finding]:
     """Find a loss that rose under steps too large for the weights, and the first spike.
 
     A loss may rise in health, a generator's or a critic's: it is said where the steps that were
-    made before the rise changed a weight layer by a tenth of its size or more.
+    made before the rise changed a weight layer by a tenth of its size or more; or of the one
+    cross-entropy of a net, which climbs under small steps where these go the wrong way.
     """
-    rise = _rise(evidence)
+    rise = _rise(evidence) or _climb(evidence)
     if rise is not None:
         yield rise
     else:
@@ -86,6 +87,37 @@ def _rise(evidence: Evidence) -> Finding | None:
         {"first_loss": first, "highest_loss": worst, "last_loss": end, "update_ratio": most},
         (remedies.lower_rate(evidence), remedies.clip(evidence, int(steps[peak]))),
         Place(int(numbers[rows[row]]), layer, "update_ratio", "update"),
+    )
+
+
+def _climb(evidence: Evidence) -> Finding | None:
+    loss, heads = evidence.loss, evidence.run.heads
+    if loss is None or list(heads["loss"]) != ["cross_entropy"]:
+        return None
+    raw = loss.raw[np.isfinite(loss.raw)]
+    if len(raw) < EARLIER:
+        return None
+    quarters = np.array_split(raw, 4)
+    middles = [float(np.median(some)) for some in quarters]
+    climbs = bool((np.diff(middles) > 0).all()) and quarters[3].min() > quarters[0].max()
+    first = float(np.median(raw[:3]))
+    if not (climbs and middles[3] > PEAK * first):
+        return None
+    end = float(np.median(raw[-3:]))
+    return Finding(
+        "unstable",
+        "critical",
+        f"The loss climbs from {number(first, 3)} to {number(end, 3)}, quarter by quarter, though"
+        " no step is large: the steps go up the slope, not down.",
+        (),
+        evidence.whole,
+        {"first_loss": first, "last_loss": end},
+        (
+            "check the sign: of the loss, of maximize=True, of the update in an optimizer of your"
+            " own, which has to subtract",
+            "log the loss that is trained: another one may rise while it falls",
+        ),
+        Place(evidence.whole[0], None, loss.column, "loss"),
     )
 
 

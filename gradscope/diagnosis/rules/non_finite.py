@@ -294,6 +294,10 @@ def _remedies(evidence: Evidence, broken: _Broken, growth: dict[str, float]) -> 
             "look for a root, norm, division or power at 0 there: its value is finite, its slope is"
             " not; add an eps inside, or torch.where on the input"
         )
+        yield (
+            "look for an exponential or power that overflows there, in half precision from 65,504"
+            " on: compute it in float32, or clamp what goes in"
+        )
     if not growth and broken.what != "weights":
         yield "torch.autograd.set_detect_anomaly(True) names the line"
 

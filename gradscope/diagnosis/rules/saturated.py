@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gradscope import schema
 from gradscope.diagnosis.evidence import Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.neighbours import before_weights
@@ -43,11 +44,13 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         return
     layers: Mask = np.any(flat, axis=0)
     at_first = evidence.at("saturated_fraction", evidence.rows[:1])[0, layers]
-    learnt = falls(evidence) and not (at_first > SATURATED).any()
+    from_start = bool((at_first > SATURATED).any())
+    learnt = falls(evidence) and not from_start
+    unknown = evidence.loss is None and _logs_several(evidence) and not from_start
     slope = column_medians(evidence.median("derivative_mean")[flat])
     yield Finding(
         "saturated",
-        "information" if learnt else "warning",
+        "information" if learnt or unknown else "warning",
         f"Up to {np.nanmax(share[flat]):.0%} of the units of {evidence.named(layers)} work where"
         " their activation function is flat, and pass on next to no gradient."
         + (" They were brought there by a training whose loss falls." if learnt else ""),
@@ -60,6 +63,12 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         tuple(_remedies(evidence, flat)),
         first_place(evidence, flat, "saturated_fraction", "forward"),
     )
+
+
+def _logs_several(evidence: Evidence) -> bool:
+    """Whether several scalars are logged, of which none says how the training goes, as in games."""
+    own = {column.name for column in schema.STEPS}
+    return len(set(evidence.run.steps.columns) - own) > 1
 
 
 def _states(evidence: Evidence) -> Iterator[Finding]:

@@ -127,13 +127,13 @@ def _decayed(evidence: Evidence) -> Iterator[Finding]:
 
 
 def falls(evidence: Evidence) -> bool:
-    """Whether the logged loss is at the end well below what it was at first."""
+    """Whether the logged loss ends well below its first third, and below its first steps."""
     loss = evidence.loss
     if loss is None or len(loss.raw) < WINDOW:
         return False
     third = len(loss.raw) // 3
     first, last = np.nanmedian(loss.raw[:third]), np.nanmedian(loss.raw[-third:])
-    return bool(last < FELL * first)
+    return bool(last < FELL * first and last < np.nanmedian(loss.raw[:3]))
 
 
 def stands_still(evidence: Evidence) -> bool:
