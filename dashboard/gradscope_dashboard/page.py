@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,12 +106,33 @@ def chart(graph: str, title: str, above: Sequence[Any] = ()) -> html.Section:
         className="chart",
         children=[
             html.H2(title, id=f"{graph}-title"),
-            html.P(id=f"{graph}-caption", className="caption"),
+            html.Div(id=f"{graph}-caption", className="caption"),
             *above,
             dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": NOT_YET}),
             dcc.Store(id=f"{graph}-drawn"),
         ],
     )
+
+
+def captioned(text: str) -> list[Any]:
+    """Return a caption of which a narrow page shows the first sentence, until asked for more."""
+    first, rest = fitting(text, 0)
+    if not rest:
+        return [first]
+    more = html.Button("more", className="link more", **aria(expanded="false"))
+    return [first, " ", html.Span(rest, className="rest"), " ", more]
+
+
+def fitting(text: str, room: int) -> tuple[str, str]:
+    """Return the first sentences of `text` that take so many letters, one at least, and the rest.
+
+    >>> fitting("Layer 2.fc gets less. It is lost in fc. See there.", 40)
+    ('Layer 2.fc gets less. It is lost in fc.', 'See there.')
+    """
+    ends = [end.start() for end in re.finditer(r"(?<=[.!?]) (?=[A-Z0-9])", text)]
+    ends.append(len(text))
+    stop = max([end for end in ends if end <= room], default=ends[0])
+    return text[:stop], text[stop + 1 :]
 
 
 def draw_with(
@@ -172,13 +194,13 @@ def draw_with(
         title = no_update if drawing.title is None else drawing.title
         now = {"frame": frame, "data": data, "whole": whole}
         if not drawn or drawn["frame"] != frame:
-            return drawing.figure, drawing.caption, title, now
+            return drawing.figure, captioned(drawing.caption), title, now
         content = Patch()
         if drawn["data"] != data:
             content["data"] = drawing.figure["data"]
         content["layout"]["annotations"] = drawing.figure["layout"]["annotations"]
         content["layout"]["shapes"] = drawing.figure["layout"]["shapes"]
-        return content, drawing.caption, title, now
+        return content, captioned(drawing.caption), title, now
 
 
 def mark_of(content: Any) -> str:

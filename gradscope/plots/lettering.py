@@ -30,8 +30,15 @@ def safe(text: str, limit: int = 60) -> str:
 
 
 def tail(name: str) -> str:
-    """Return the end of a name for a figure, which tells more than its beginning."""
-    return safe(name if len(name) <= TAIL else f"…{name[1 - TAIL :]}")
+    """Return the end of a name for a figure, which tells more than its beginning.
+
+    It begins with a whole part, where that leaves half of it: `…h.0.attn.c_attn`.
+    """
+    if len(name) <= TAIL:
+        return safe(name)
+    end = name[1 - TAIL :]
+    whole = end if name[-TAIL] == "." else end.partition(".")[2]
+    return safe(f"…{whole if len(whole) > TAIL // 2 else end}")
 
 
 def times(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradscope.plots.lettering import number, raised, safe, specials, spread, times
+from gradscope.plots.lettering import number, raised, safe, specials, spread, tail, times
 from gradscope.plots.theme import LIGHT, axis
 from gradscope.wording import setting
 
@@ -28,6 +28,20 @@ HOSTILE = '<a href="javascript:alert(1)">x</a><script>alert(2)</script>'
 )
 def test_numbers_keep_two_digits_and_name_what_is_no_number(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("blocks.4.fc", "blocks.4.fc"),
+        ("transformer.h.0.attn.c_attn", "…h.0.attn.c_attn"),
+        ("transformer.h.0.mlp.c_fc", "…h.0.mlp.c_fc"),
+        ("transformer.h.0.mlp.c_proj", "…h.0.mlp.c_proj"),
+        ("encoder.a_name_without_any_end.fc", "…thout_any_end.fc"),
+    ],
+)
+def test_a_long_name_ends_with_whole_parts(name: str, end: str) -> None:
+    assert tail(name) == end
 
 
 def test_a_factor_is_told_as_the_verdicts_tell_it() -> None:

@@ -61,6 +61,7 @@ def test_a_step_that_replaced_a_layers_weights_is_named(tmp_path: Path) -> None:
     speed = summarise(run).speed
     assert speed is not None
     assert speed.words == "step 2 moved blocks.2.fc by 200%"
+    assert (speed.layer, speed.size, speed.tone) == (4, pytest.approx(2.0), "unsure")
 
 
 @pytest.mark.filterwarnings("ignore:.*no step is recorded")

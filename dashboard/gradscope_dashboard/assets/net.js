@@ -106,7 +106,7 @@
 
   // What the findings name: a ring around the box to look at first, and under the boxes a bar each
   // along all that it is about, with its words. Without a finding it is where least arrives.
-  function alarms(graph, boxes) {
+  function alarms(graph, boxes, room) {
     const within = (box, from, to) => box.first <= to && from <= box.last;
     const found = graph.alarms.map((alarm) => ({
       words: `▲ ${alarm.words}`, name: alarm.name, kind: alarm.bad ? "alarm" : "warning",
@@ -115,7 +115,7 @@
     })).filter((alarm) => alarm.at >= 0);
     const at = boxes.findIndex((box) => box.name === graph.least || graph.least.startsWith(box.name + "."));
     const same = found.find((alarm) => alarm.name === graph.least);
-    if (same) same.words += `: ${graph.said} there`;
+    if (same) same.words += room > 500 ? `: ${graph.said} there` : ""; // the head says it, too
     else if (at >= 0) {
       const kind = graph.little && !found.some((alarm) => alarm.kind === "alarm") ? "alarm" : "least";
       found.push({ words: `${kind === "least" ? "▵" : "▲"} least: ${graph.least}, ${graph.said}`, kind, at, bars: boxes.map((_, i) => i === at) });
@@ -128,7 +128,7 @@
     const boxes = visible(graph, graph.modules, [], holders);
     // beyond 60 boxes they lose their names rather than that not all of them are in sight
     const step = Math.max(Math.min((room - 20) / Math.max(boxes.length, 1), 150), boxes.length > 60 ? 8 : 20);
-    const marks = alarms(graph, boxes);
+    const marks = alarms(graph, boxes, room);
     const long = (mark) => mark.words.length * (mark.kind === "least" ? 7 : 7.8);
     const wide = Math.max(room, boxes.length * step + 20, ...marks.map((mark) => long(mark) + 8));
     const gap = Math.min(Math.max(step * 0.22, 2), 18);
