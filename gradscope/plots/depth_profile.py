@@ -25,6 +25,7 @@ from gradscope.plots.profile_picture import (
     ProfileLine,
     groups_of,
     profile_figure,
+    roles_of,
 )
 from gradscope.plots.theme import (
     LIGHT,
@@ -139,6 +140,8 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     spread = not info.metric.log or any((SEEN * line.low < line.high).any() for line in info.lines)
     if spread and len(info.lines) <= BANDED:
         text += f" In the pale band lie 80% of the {WINDOW} recorded steps before and after."
+    if any(roles_of(info, line) for line in info.lines):
+        text += " A line a role that repeats from block to block; the pale one joins all layers."
     if groups_of(info):
         text += " Bars on the axis bracket the layers of a block each."
     if not info.aligned and len({tuple(line.layers) for line in info.lines}) > 1:

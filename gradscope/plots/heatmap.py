@@ -159,7 +159,7 @@ def heatmap_caption(info: HeatmapInfo) -> str:
             "Each cell is a layer's gradient over the last hidden layer's: blue is less, red more,"
             " no colour as much. Up to 100 × either way is normal."
         )
-        if any(identity.roles(panel.names) for panel in info.panels):
+        if any(_striped(panel) for panel in info.panels):
             text += (
                 " Stripes that repeat are the roles of layers in a block, each at its own level; a"
                 " gradient that is lost fades or darkens from the bottom to the top."
@@ -179,6 +179,13 @@ def heatmap_caption(info: HeatmapInfo) -> str:
         if found := lettering.specials(panel.values[:, -1], zeros=info.metric.log):
             text += f" {panel.run} ends with {found}{' (grey)' * found.endswith('NaN')}."
     return text
+
+
+def _striped(panel: HeatmapPanel) -> bool:
+    """Return whether roles that repeat from block to block each have a level of their own."""
+    fine = np.isfinite(panel.values) & (panel.values > 0)
+    heights = np.log10(np.where(fine, panel.values, 1.0)).mean(axis=1)
+    return bool(identity.roles_apart(panel.names, heights))
 
 
 def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:

@@ -203,21 +203,12 @@ def _traces(
     return traces
 
 
-def _roles(info: ProfileInfo, line: ProfileLine) -> dict[str, list[int]]:
-    """Return the roles that are a line each: of one run alone, else there are too many lines.
-
-    Only where they lie apart: where the way from layer to layer is longer than theirs together.
-    """
-    found = identity.roles(line.names) if len(info.lines) == 1 else {}
+def roles_of(info: ProfileInfo, line: ProfileLine) -> dict[str, list[int]]:
+    """Return the roles that are a line each: of one run alone, else there are too many lines."""
+    if len(info.lines) > 1:
+        return {}
     drawn = _drawable(line.values, info.metric.log)
-    heights = np.log10(drawn) if info.metric.log else drawn
-    inside = sorted(place for places in found.values() for place in places)
-    apart = _length(heights[inside]) > sum(_length(heights[places]) for places in found.values())
-    return found if apart else {}
-
-
-def _length(heights: Array) -> float:
-    return float(np.abs(np.diff(heights[np.isfinite(heights)])).sum())
+    return identity.roles_apart(line.names, np.log10(drawn) if info.metric.log else drawn)
 
 
 def _role_color(theme: Theme, rank: int, count: int) -> str:
@@ -228,7 +219,7 @@ def _role_lines(
     info: ProfileInfo, line: ProfileLine, drawn: Array, theme: Theme
 ) -> list[dict[str, Any]]:
     """Return a line for each role that layers play in blocks that repeat."""
-    found = _roles(info, line)
+    found = roles_of(info, line)
     return [
         {
             "type": "scatter",
@@ -246,7 +237,7 @@ def _role_lines(
 
 def _role_key(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
     """Return what the lines of the roles are called."""
-    found = _roles(info, info.lines[0])
+    found = roles_of(info, info.lines[0])
     if not found:
         return []
     text = "   ".join(

@@ -195,7 +195,7 @@
       }));
       const parts = box.name.split(".");
       const short = parts.slice(/^\d+$/.test(parts[parts.length - 1]) ? -2 : -1).join(".");
-      const plus = box.children.length ? "+ " : "";
+      const plus = box.children.length ? "▸ " : "";
       const ink = inkOn(fill);
       const [x, y] = [left(i) + size / 2, middle];
       const fits = Math.floor((flat ? size : high) / 7.2);
@@ -234,7 +234,7 @@
       node.append(make("path", { d: `M ${from} ${line} v 4 H ${to} v -4`, fill: "none", class: "bracket" }));
       const name = holder.module.name;
       const fits = Math.floor((to - from) / 6.5);
-      const text = fits < 3 ? "−" : "− " + (name.length + 2 > fits ? "…" + name.slice(3 - fits) : name);
+      const text = fits < 3 ? "▾" : "▾ " + (name.length + 2 > fits ? "…" + name.slice(3 - fits) : name);
       node.append(make("text", { x: (from + to) / 2, y: line + 16, "text-anchor": "middle", class: "small" }, text));
       node.append(make("rect", { x: from, y: line - 2, width: to - from, height: 20, fill: "transparent" }));
       activate(node, `close ${name}`, () => toggle(graph, holder.module, false));

@@ -24,7 +24,7 @@ CAPTION = (
     "Blue: little of the gradient arrives; red: it grew; pale: normal. It comes from the right,"
     " where the output is. A line is as wide as the gradient that passes, an arc as the shortcut's"
     " share of it, dashed where that is not known. A ring and a bar below mark what a finding"
-    " names. A click on a box with + opens it, on a layer its history."
+    " names. A click on a box with ▸ opens it, on a layer its history."
 )
 
 
