@@ -125,7 +125,7 @@ def _ended(run: Run) -> Judged | None:
         return None
     last = int(run.steps["step"].iloc[-1])
     if status == "crashed":
-        ended = "its process ended without scope.close(), as where it is killed or fails"
+        ended = "its process ended without scope.close(), killed or by an error"
         return Judged(f"crashed after step {last:,}: {ended}", "bad")
     silent = silence(run)
     return Judged(f"no new step since step {last:,}{f', {silent} ago' * bool(silent)}", "unsure")
@@ -233,9 +233,9 @@ def _invitation(library: Library) -> html.Article:
             html.H2(f"No run in {place} yet" if place else "No run yet"),
             html.P("Put these lines into a training; the run appears here by itself:"),
             html.Pre(
-                f"import gradscope\n{code}   # before the loop, which stays as it is",
+                f"import gradscope\n{code}   # before the loop; the loop stays as it is",
                 tabIndex=0,
             ),
         ],
-        className="is-unsure invitation",
+        className="invitation",
     )

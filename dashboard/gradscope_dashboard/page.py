@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -173,6 +173,8 @@ def draw_with(
             drawing = draw(page, *values)
         if drawing is None:
             raise PreventUpdate
+        if not drawing.figure["data"]:  # it says why, and there is nothing to explain
+            drawing = replace(drawing, caption="")
         for trace in drawing.figure["data"]:
             trace |= {
                 key: typed(item) for key, item in trace.items() if isinstance(item, np.ndarray)

@@ -19,7 +19,6 @@ from gradscope.plots.drawn import (
     path_of,
 )
 from gradscope.plots.metrics import metric_named
-from gradscope.plots.panels import odd_words
 from gradscope.plots.profile_picture import (
     ProfileInfo,
     ProfileLine,
@@ -157,8 +156,6 @@ def depth_profile_caption(info: ProfileInfo) -> str:
             )
         if found := lettering.specials(line.values, zeros=info.metric.log):
             text += f" {line.run} at step {line.step}: {found}."
-    if marks := odd_words([line.values for line in info.lines], log=info.metric.log):
-        text += f" Marks on the edges: {marks}."
     return text
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradscope.plots import lettering
 from gradscope.plots.drawn import ONE_LAYER, as_runs, drawn_metric, path_of
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import banded, drawable, odd_key, odd_marks, odd_words
+from gradscope.plots.panels import banded, drawable, odd_key, odd_marks
 from gradscope.plots.sampling import STRETCHES, Band, band, extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -186,8 +186,6 @@ def _axis_label(theme: Theme) -> dict[str, Any]:
 def survival_caption(lines: list[SurvivalLine]) -> str:
     """Return how to read the figure, and what was left out of it."""
     text = CAPTION
-    if marks := odd_words([line.ratio for line in lines]):
-        text += f" Marks on the edges: {marks}."
     left_out = [line for line in lines if len(line.steps) < line.total]
     if left_out:
         most = max(left_out, key=lambda line: line.total)

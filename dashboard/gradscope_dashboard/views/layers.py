@@ -89,8 +89,9 @@ def _content(rows: pd.DataFrame, page: Page) -> dict[str, Any]:
     cells = zip(*(_say(column, shown, page.runs) for column in columns), strict=True)
     return {
         "title": "Which layers are worst off?",
-        "caption": f"{len(shown)} of {len(rows)} weight layers, {order}. Gradients are over the"
-        " last hidden layer's. A click on a layer shows its whole history.",
+        "caption": f"{len(shown)} of {len(rows)} weight layers, {order}. Gradients are read at"
+        " each layer's output, over the last hidden layer's; a verdict also looks behind the"
+        " activation, and tells the lesser loss. A click on a layer shows its whole history.",
         "heads": [_head(column, page.state.sort) for column in columns],
         "rows": list(cells),
         "odd": ["exactly 0", "NaN", "inf", "-inf"],

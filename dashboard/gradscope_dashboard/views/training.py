@@ -22,6 +22,8 @@ from gradscope_dashboard.page import Drawing, Page, aria, chart, draw_with
 
 NAME = "training"
 LABEL = "Training"
+SAID = 4
+"""Of so many runs it is said what each shows."""
 CONTROLS = ()
 
 
@@ -42,9 +44,12 @@ def _draw(page: Page) -> Drawing | None:
         return None
     curves = training_info(page.runs)
     caption = training_caption(curves)
+    few = len(page.names) <= SAID
     compared = page.library.comparison(page.names) if curves else None
     if compared is not None:
-        caption = " ".join([caption, *(raised(seen.sentence) for seen in compared.observations)])
+        # of many runs only what several of them tell beside each other
+        told = [seen for seen in compared.observations if len(seen.runs) > 1 or few]
+        caption = " ".join([caption, *(raised(seen.sentence) for seen in told)])
     events = [] if page.theme.many else training_events(page.runs)
     return Drawing(training_figure(curves, page.theme, events), caption)
 
