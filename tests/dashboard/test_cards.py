@@ -10,8 +10,10 @@ import pytest
 import synthetic
 
 pytest.importorskip("dash", reason="dash is not installed")
+from gradscope.diagnosis.comparison import Observation
 from gradscope_dashboard import Server
 from gradscope_dashboard.page import fitting
+from gradscope_dashboard.views.training import told
 from pages import Browse, Serve, drawn
 
 PHONE = {"width": 390, "height": 844}
@@ -44,6 +46,18 @@ def test_no_sentence_is_cut_on_a_phone_and_the_rest_opens(browse: Browse, server
     page.locator("article summary").first.click()
     said.wait_for()
     assert page.evaluate(CUT) == []
+
+
+def test_of_many_runs_the_training_tells_where_depth_harms_most() -> None:
+    def seen(kind: str, sentence: str, *losses: float) -> Observation:
+        return Observation(kind, ("a", "b"), sentence, dict(zip("xy", losses, strict=False)))
+
+    pairs = [seen("degradation", f"{deep} is worse.", 1.0, deep) for deep in (2.0, 4.0, 3.0)]
+    shortcut = seen("shortcuts", "They carry much.")
+    assert told([shortcut, *pairs], 4) == [shortcut.sentence, *(pair.sentence for pair in pairs)]
+    assert told([shortcut, *pairs], 5) == ["4.0 is worse.", "So it is with 2 more pairs of runs."]
+    assert told(pairs[:1], 5) == ["2.0 is worse."]
+    assert told([shortcut], 5) == []
 
 
 def test_of_many_runs_it_is_counted_what_they_are_and_the_farthest_off_is_first(
