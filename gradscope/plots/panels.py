@@ -305,13 +305,14 @@ def odd_marks(
     ):
         if mask.any():
             hit = np.flatnonzero(mask).tolist()
+            side = "left" if 2 * x[hit[-1]] >= x[0] + x[-1] else "right"  # within the axes
             traces.append(
                 {
                     "type": "scatter",
                     "mode": "markers" if theme.many else "markers+text",
                     "cliponaxis": False,
                     "text": [*[""] * (len(hit) - 1), said],
-                    "textposition": "top left" if height == floor else "bottom left",
+                    "textposition": f"{'top' if height == floor else 'bottom'} {side}",
                     "textfont": {"color": theme.text, "size": 11},
                     "x": x[hit].tolist(),
                     "y": [height] * len(hit),

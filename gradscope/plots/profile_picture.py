@@ -240,13 +240,16 @@ def _role_key(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
     found = roles_of(info, info.lines[0])
     if not found:
         return []
-    text = "   ".join(
+    words = [
         f'<span style="color: {_role_color(theme, rank, len(found))}">━━</span> '
         f"{lettering.safe(role, 24)}"
         for rank, role in enumerate(found)
-    )
+    ]
+    beside = 2 if theme.narrow else len(words)
+    rows = ["   ".join(words[i : i + beside]) for i in range(0, len(words), beside)]
+    text = "<br>".join(rows)
     place = {"x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "paper"}
-    return [annotation(theme, text, **place, yanchor="bottom", yshift=8)]
+    return [annotation(theme, text, **place, yanchor="bottom", yshift=8, align="left")]
 
 
 def groups_of(info: ProfileInfo) -> list[identity.Group]:

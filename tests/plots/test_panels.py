@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gradscope.plots as plots
-from gradscope.plots.panels import in_panels, odd_key, odd_words
+from gradscope.plots.panels import in_panels, odd_key, odd_marks, odd_words
 
 THEMES = [plots.LIGHT, plots.DARK, plots.LIGHT.for_page((2, 7), narrow=True)]
 
@@ -32,3 +32,13 @@ def test_marks_that_are_no_number_are_named_and_counted() -> None:
     below, above = odd_key(lines, (1e-3, 1e4), plots.LIGHT)
     assert (below["y"], below["text"]) == (pytest.approx(-3), bottom)
     assert (above["y"], above["text"]) == (pytest.approx(4), top)
+
+
+def test_the_word_beside_the_last_mark_lies_within_the_axes() -> None:
+    steps = np.arange(10)
+    for zero, place in ((1, "top right"), (8, "top left")):
+        values = np.where(steps == zero, 0.0, 1.0)
+        (marks,) = odd_marks(
+            steps, values, ends=(0.1, 9.0), color="red", theme=plots.LIGHT, hover="{said}"
+        )
+        assert (marks["x"], marks["textposition"]) == ([zero], place)

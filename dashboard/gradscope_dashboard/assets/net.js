@@ -235,7 +235,8 @@
       const name = holder.module.name;
       const fits = Math.floor((to - from) / 6.5);
       const text = fits < 3 ? "▾" : "▾ " + (name.length + 2 > fits ? "…" + name.slice(3 - fits) : name);
-      node.append(make("text", { x: (from + to) / 2, y: line + 16, "text-anchor": "middle", class: "small" }, text));
+      const within = Math.min((from + to) / 2, Math.max(room / 2, from + 60)); // in sight at first
+      node.append(make("text", { x: within, y: line + 16, "text-anchor": "middle", class: "small" }, text));
       node.append(make("rect", { x: from, y: line - 2, width: to - from, height: 20, fill: "transparent" }));
       activate(node, `close ${name}`, () => toggle(graph, holder.module, false));
       front.append(node);
