@@ -129,7 +129,7 @@ def fitting(text: str, room: int) -> tuple[str, str]:
     >>> fitting("Layer 2.fc gets less. It is lost in fc. See there.", 40)
     ('Layer 2.fc gets less. It is lost in fc.', 'See there.')
     """
-    ends = [end.start() for end in re.finditer(r"(?<=[.!?]) (?=[A-Z0-9])", text)]
+    ends = [end.start() for end in re.finditer(r"(?<=[^.][.!?]) (?=[A-Z0-9])", text)]
     ends.append(len(text))
     stop = max([end for end in ends if end <= room], default=ends[0])
     return text[:stop], text[stop + 1 :]

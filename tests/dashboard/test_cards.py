@@ -28,6 +28,7 @@ def test_what_fits_is_whole_sentences_one_at_least() -> None:
     assert fitting(text, 0) == ("Layer 2.fc gets less.", "It is lost in fc. See there.")
     assert fitting(text, 40) == ("Layer 2.fc gets less. It is lost in fc.", "See there.")
     assert fitting(text, 400) == (text, "")
+    assert fitting("Layers 3 · fc ... 9 · fc get less. So it is.", 0)[1] == "So it is."
 
 
 def test_no_sentence_is_cut_on_a_phone_and_the_rest_opens(browse: Browse, server: Server) -> None:
