@@ -13,10 +13,10 @@ from dash.exceptions import PreventUpdate
 from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.summary import Judged, Summary
 from gradscope.plots import Theme
-from gradscope.plots.lettering import raised
+from gradscope.plots.lettering import fitting, raised
 from gradscope.runs.run import Run
 from gradscope_dashboard.library import Library, silence, state_of
-from gradscope_dashboard.page import fitting, mark_of, read_page
+from gradscope_dashboard.page import mark_of, read_page
 
 FEW = 3
 """So many runs have a sentence and a remedy each; more have a line each, the worst first."""

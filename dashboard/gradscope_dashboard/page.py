@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from plotly.io.json import to_json_plotly
 
 from gradscope.plots import DARK, LIGHT, Theme
+from gradscope.plots.lettering import fitting
 from gradscope.plots.plotlyjs import PRIVATE
 from gradscope.plots.sweep_order import sweep_key
 from gradscope.runs.run import Run
@@ -121,18 +121,6 @@ def captioned(text: str) -> list[Any]:
         return [first]
     more = html.Button("more", className="link more", **aria(expanded="false"))
     return [first, " ", html.Span(rest, className="rest"), " ", more]
-
-
-def fitting(text: str, room: int) -> tuple[str, str]:
-    """Return the first sentences of `text` that take so many letters, one at least, and the rest.
-
-    >>> fitting("Layer 2.fc gets less. It is lost in fc. See there.", 40)
-    ('Layer 2.fc gets less. It is lost in fc.', 'See there.')
-    """
-    ends = [end.start() for end in re.finditer(r"(?<=[^.][.!?]) (?=[A-Z0-9])", text)]
-    ends.append(len(text))
-    stop = max([end for end in ends if end <= room], default=ends[0])
-    return text[:stop], text[stop + 1 :]
 
 
 def draw_with(

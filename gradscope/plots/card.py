@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ import numpy as np
 from gradscope.diagnosis.summary import Summary, summarise
 from gradscope.errors import GradscopeError
 from gradscope.plots.drawn import arrives, drawn_metric, last_readable_row
-from gradscope.plots.lettering import times
+from gradscope.plots.lettering import fitting, times
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.theme import LIGHT, Theme
 from gradscope.runs.run import Run
@@ -61,7 +62,7 @@ def card_svg(run: Run, *, theme: Theme = LIGHT) -> str:
         parts.append(_text(x, 158, part.words, 22, tones[part.tone], bold=True))
         x += 14 * len(part.words) + 30
     sentence = " ".join(filter(None, [summary.diagnosis.summary, summary.shortcuts]))
-    parts += _wrapped(_LEFT, 190, sentence, 104, 2, 20, theme.text)
+    parts += _wrapped(_LEFT, 190, fitting(sentence, 200)[0], 104, 2, 20, theme.text)
     parts += _profile(run, theme, tones)
     parts += _advice(summary, theme)
     parts.append(_text(_RIGHT, 606, "gradscope", 20, theme.muted, anchor="end", bold=True))
@@ -134,6 +135,12 @@ def _cut(text: str, letters: int) -> str:
     return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
+def clauses(text: str, letters: int) -> str:
+    """Return as many clauses of `text` as there is room for, or what of the first there is."""
+    ends = [end.start() for end in re.finditer("[:;,] ", text) if end.start() <= letters]
+    return text if len(text) <= letters else text[: ends[-1]] if ends else _cut(text, letters)
+
+
 def _profile(run: Run, theme: Theme, tones: dict[str, str]) -> list[str]:
     """Return how much gradient reaches each layer, input on the left, log scale."""
     data = drawn_metric(run, METRICS["signal_norm"])
@@ -180,13 +187,14 @@ def _profile(run: Run, theme: Theme, tones: dict[str, str]) -> list[str]:
         y = height(decades[worst]) if fine[worst] else _BOTTOM
         said = times(arrives(data, row) if worst == 0 else float(values[worst]))
         anchor = "start" if x[worst] < 800 else "end"
-        shift = 16 if anchor == "start" else -16
+        shift = 20 if anchor == "start" else -20
+        rises = fine[worst] and anchor == "start"  # the line is above its least
         parts += [
             f'<circle cx="{x[worst]:.1f}" cy="{y:.1f}" r="9" fill="none" stroke="{tones["bad"]}"'
             ' stroke-width="4"/>',
             _text(
                 x[worst] + shift,
-                y - 18,
+                y + 11 if rises else y - 18,
                 f"{_cut(data.names[worst], 30)}: {said}",
                 20,
                 tones["bad"],
@@ -205,7 +213,7 @@ def _advice(summary: Summary, theme: Theme) -> list[str]:
     if not grave:
         return _wrapped(_LEFT, 522, summary.shortcuts, 100, 2, 22, theme.text)
     lines = [
-        f"{'Try' if i == 0 else 'or'}: {_cut(text, 92 if i else 80)}"  # the first is bold
+        f"{'Try' if i == 0 else 'or'}: {clauses(text, 92 if i else 80)}"  # the first is bold
         for i, text in enumerate(grave[0].remedies[:2])
     ]
     return [

@@ -268,7 +268,14 @@ def _key(limit: int, domains: dict[str, list[float]], theme: Theme) -> list[dict
     if theme.narrow:
         place = {"x": 1, "xref": "paper", "xanchor": "right", "yref": "paper", "yanchor": "bottom"}
         return [
-            annotation(theme, "   ".join(words), y=domains[name][1], font={"size": 11}, **place)
+            annotation(
+                theme,
+                "   ".join(words),
+                y=domains[name][1],
+                font={"size": 11},
+                bgcolor=theme.surface,
+                **place,
+            )
             for name, words in said.items()
         ]
     place = {"x": 1, "xref": "paper", "xanchor": "left", "yref": "paper", "xshift": 8}

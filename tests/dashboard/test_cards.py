@@ -12,7 +12,6 @@ import synthetic
 pytest.importorskip("dash", reason="dash is not installed")
 from gradscope.diagnosis.comparison import Observation
 from gradscope_dashboard import Server
-from gradscope_dashboard.page import fitting
 from gradscope_dashboard.views.training import told
 from pages import Browse, Serve, drawn
 
@@ -21,14 +20,6 @@ CUT = """() => [...document.querySelectorAll('#cards :is(p, span), #view .captio
     .filter(e => e.offsetParent && getComputedStyle(e).overflow !== 'visible')
     .filter(e => e.scrollHeight > e.clientHeight + 2 || e.scrollWidth > e.clientWidth + 1)
     .map(e => e.innerText)"""
-
-
-def test_what_fits_is_whole_sentences_one_at_least() -> None:
-    text = "Layer 2.fc gets less. It is lost in fc. See there."
-    assert fitting(text, 0) == ("Layer 2.fc gets less.", "It is lost in fc. See there.")
-    assert fitting(text, 40) == ("Layer 2.fc gets less. It is lost in fc.", "See there.")
-    assert fitting(text, 400) == (text, "")
-    assert fitting("Layers 3 · fc ... 9 · fc get less. So it is.", 0)[1] == "So it is."
 
 
 def test_no_sentence_is_cut_on_a_phone_and_the_rest_opens(browse: Browse, server: Server) -> None:

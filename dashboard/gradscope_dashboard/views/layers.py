@@ -14,10 +14,10 @@ from dash.exceptions import PreventUpdate
 
 from gradscope.plots import METRICS
 from gradscope.plots.layer_table import SHOWN, layer_table
-from gradscope.plots.lettering import number, times
+from gradscope.plots.lettering import fitting, number, times
 from gradscope.runs.run import Run
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Page, fitting, read_page
+from gradscope_dashboard.page import Page, read_page
 from gradscope_dashboard.state import ROWS, TABLE_COLUMNS
 
 NAME = "layers"
