@@ -22,6 +22,8 @@ Tone = Literal["good", "unsure", "bad"]
 
 STUCK, ROSE = 0.97, 1.2
 """A loss that ends above these shares of its first value is stuck, or rose."""
+LEARNED = 0.01
+"""A loss that ends below this share of its first value has little left to learn."""
 HILL = 0.5
 """A rise between by this share of the first loss is told, though it fell again."""
 SPARK = 40
@@ -113,7 +115,7 @@ def summarise(run: Run) -> Summary:
     points = min(len(values), SPARK)
     kept = np.append(np.arange(points) * len(values) // max(points, 1), len(values) - 1)
     loss = _loss(run, steps, values, raw)
-    speed = _speed(evidence)
+    speed = _speed(evidence, learned=len(raw) > 0 and _at_the_end(raw) < LEARNED * raw[0])
     broke = any("first_step" in finding.evidence for finding in diagnosis.findings)
     if broke and speed is not None and speed.tone == "good":  # a median from before that
         speed = None
@@ -188,7 +190,7 @@ def _loss(
     return Judged(way, "good")
 
 
-def _speed(evidence: Evidence) -> Judged | None:
+def _speed(evidence: Evidence, *, learned: bool) -> Judged | None:
     """Return how far steps move the weights, as the diagnosis does; a jump at the start first."""
     run = evidence.run
     table = run.layers
@@ -217,7 +219,7 @@ def _speed(evidence: Evidence) -> Judged | None:
     if still:
         return Judged(f"{still} of {len(known)} layers do not move", "unsure")
     middle = float(np.median(known))
-    if middle < SLOW:
+    if middle < SLOW and not learned:  # what has been learned need not move
         return Judged(f"weights hardly move: {number(middle)} a step", "unsure")
     if middle > FAST:
         return Judged(f"weights move fast: {number(middle)} a step", "unsure")
