@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.summary import Summary, summarise
 from gradscope.errors import GradscopeError
 from gradscope.plots.drawn import arrives, drawn_metric, last_readable_row
@@ -61,7 +62,8 @@ def card_svg(run: Run, *, theme: Theme = LIGHT) -> str:
     for part in beside:
         parts.append(_text(x, 158, part.words, 22, tones[part.tone], bold=True))
         x += 14 * len(part.words) + 30
-    sentence = " ".join(filter(None, [summary.diagnosis.summary, summary.shortcuts]))
+    beside_it = summary.shortcuts if _grave(summary) else ""  # else they are told below
+    sentence = " ".join(filter(None, [summary.diagnosis.summary, beside_it]))
     parts += _wrapped(_LEFT, 190, fitting(sentence, 200)[0], 104, 2, 20, theme.text)
     parts += _profile(run, theme, tones)
     parts += _advice(summary, theme)
@@ -137,8 +139,11 @@ def _cut(text: str, letters: int) -> str:
 
 def clauses(text: str, letters: int) -> str:
     """Return as many clauses of `text` as there is room for, or what of the first there is."""
-    ends = [end.start() for end in re.finditer("[:;,] ", text) if end.start() <= letters]
-    return text if len(text) <= letters else text[: ends[-1]] if ends else _cut(text, letters)
+    if len(text) <= letters:
+        return text
+    parts = [text[: end.start()] for end in re.finditer(r"[:;,] | \(", text[: letters + 2])]
+    whole = [part for part in parts if part.count("(") == part.count(")")]
+    return whole[-1] if whole else _cut(text, letters)
 
 
 def _profile(run: Run, theme: Theme, tones: dict[str, str]) -> list[str]:
@@ -207,9 +212,14 @@ def _profile(run: Run, theme: Theme, tones: dict[str, str]) -> list[str]:
     return parts
 
 
+def _grave(summary: Summary) -> list[Finding]:
+    found = summary.diagnosis.findings
+    return [each for each in found if each.severity != "information" and each.remedies]
+
+
 def _advice(summary: Summary, theme: Theme) -> list[str]:
     """Return the gravest finding's remedies, or what the shortcuts do."""
-    grave = [f for f in summary.diagnosis.findings if f.severity != "information" and f.remedies]
+    grave = _grave(summary)
     if not grave:
         return _wrapped(_LEFT, 522, summary.shortcuts, 100, 2, 22, theme.text)
     lines = [

@@ -88,6 +88,7 @@ def test_the_command_writes_a_card(
     [
         ("lower the rate: it is 0.3, and 0.1 is usual", "lower the rate: it is 0.3"),
         ("lower the rate", "lower the rate"),
+        ("use Xavier's (the gain of, say, tanh)", "use Xavier's"),
         ("start from weights that are smaller", "start from weights that a…"),
     ],
 )
