@@ -138,7 +138,7 @@ def _chip(part: Judged) -> html.Span:
 
 def _whole(words: str) -> str:
     """Return `words` with numbers that no line ends within: `2e-5`, `3.5 thousand`."""
-    words = re.sub(r"(?<=\de)-(?=\d)", "\u2011", raised(words))
+    words = re.sub(r"(?<=\de)-(?=\d)", "\u2011", raised(words).replace(" -> ", " → "))
     return re.sub(r"(?<=\d) (?=×|thousand|million|billion|trillion)", "\u00a0", words)
 
 
