@@ -184,6 +184,8 @@ FACTS = {
     "dropout": "share that each dropout leaves out, by its name, or by that of the module in which"
     " one was called as a function",
     "eps": "largest `eps` among the groups of the model's optimizers, by an optimizer's class",
+    "kept_gradients": "names of layers whose optimizer got the gradients of its last step again,"
+    " seven steps in a row: no `zero_grad` came between; told of gradients on the CPU",
     "outside": "shapes of parameters that the model computes with, which neither it lists nor any"
     " optimizer holds",
     "steps_without_gradient": "steps of the model's optimizers to which no gradient had come; none"

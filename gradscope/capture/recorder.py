@@ -34,6 +34,7 @@ from gradscope.capture.net.modules import Modules
 from gradscope.capture.reading.rows import Row
 from gradscope.capture.training.backward import Backwards
 from gradscope.capture.training.getter import GradientGetter
+from gradscope.capture.training.kept_gradients import KeptGradients
 from gradscope.capture.training.parameters import Parameters
 from gradscope.capture.training.scaler import ScalerHook
 from gradscope.capture.training.steps import Steps
@@ -122,9 +123,15 @@ class Recorder:
         self._steps = Steps(
             modules, parameters, catalogue, settings.every, first, elapsed, emit, faults
         )
-        self._backwards = Backwards(self._steps, faults)
+
+        def keeps(owners: set[int]) -> None:
+            names = [modules.info(number).name for number in sorted(owners)]
+            catalogue.set_fact("kept_gradients", names)
+
+        kept = KeptGradients(parameters, keeps, faults)
+        self._backwards = Backwards(self._steps, kept, faults)
         self._updates = Updates(
-            self._steps, self._backwards, modules, parameters, settings.optimizers, faults
+            self._steps, self._backwards, modules, parameters, kept, settings.optimizers, faults
         )
         self._calls = Calls(
             modules,

@@ -144,6 +144,15 @@ def test_gradients_that_pile_up_are_told(tmp_path):
     assert train(tmp_path / "zeroed", model, sgd(model, 1e-3)).verdict == "healthy"
 
 
+def test_gradients_that_adam_is_given_again_are_told_though_they_grow_no_more(tmp_path):
+    model = net(16, 32, 32, 4)
+    diagnosis = train(
+        tmp_path / "run", model, torch.optim.Adam(model.parameters(), 0.03), zero=False
+    )
+    assert diagnosis.verdict == "accumulated"
+    assert "its last step again" in the(diagnosis, "accumulated").sentence
+
+
 def test_clipping_to_next_to_nothing_is_told_with_a_norm_that_fits(tmp_path):
     model = net(16, 32, 32, 4)
     diagnosis = train(

@@ -13,11 +13,19 @@ from gradscope.autograd.torch_internals import (
     will_accumulate,
 )
 from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.training.kept_gradients import KeptGradients
 from gradscope.capture.training.steps import BackwardReadings, Steps
 
 
 class Backwards:
     """Lets gradients be read in the backwards of recorded steps.
+
+    Parameters
+    ----------
+    steps : Steps
+    kept : KeptGradients
+        Looks at what is there before each.
+    faults : Faults
 
     Attributes
     ----------
@@ -30,11 +38,12 @@ class Backwards:
     look_at_loss : called as one begins
     """
 
-    def __init__(self, steps: Steps, faults: Faults) -> None:
+    def __init__(self, steps: Steps, kept: KeptGradients, faults: Faults) -> None:
         self.faults = faults
         self.ended = 0
         self.is_open = True
         self._steps = steps
+        self._kept = kept
         self.look_for_step: Callable[[], None] = lambda: None
         self.look_at_loss: Callable[[], None] = lambda: None
         self._unfinished: int | None = None  # the backward whose end is awaited
@@ -75,6 +84,7 @@ class Backwards:
             self._drop_what_was_thrown_away()
             self._unfinished = backward
             self._await_end()
+            self._kept.before_backward()
             self.look_at_loss()
         return counts
 
@@ -133,6 +143,7 @@ class Backwards:
         self.ended += 1
         self._complete_signals()
         self._read_gradients()
+        self._kept.after_backward()
 
     @guarded("what is complete at the end of the backward")
     def _complete_signals(self) -> None:

@@ -18,6 +18,7 @@ from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.training.audit import all_optimizers
 from gradscope.capture.training.backward import Backwards
+from gradscope.capture.training.kept_gradients import KeptGradients
 from gradscope.capture.training.learning_rate import learning_rate
 from gradscope.capture.training.parameters import Parameters
 from gradscope.capture.training.steps import Steps
@@ -36,7 +37,7 @@ class Updates:
 
     Parameters
     ----------
-    steps, backwards, modules, parameters
+    steps, backwards, modules, parameters, kept
         Of the model.
     optimizers : sequence of Optimizer, optional
         Whose steps count; by default those of every optimizer that has a parameter of the model.
@@ -49,11 +50,13 @@ class Updates:
         backwards: Backwards,
         modules: Modules,
         parameters: Parameters,
+        kept: KeptGradients,
         optimizers: Sequence[Optimizer] | None,
         faults: Faults,
     ) -> None:
         self.faults = faults
         self._steps = steps
+        self._kept = kept
         self._backwards = backwards
         self._modules = modules
         self._parameters = parameters
@@ -149,6 +152,7 @@ class Updates:
         self._steps.end(optimizer)
         if self._steps.current.recorded:
             self._read_updates(optimizer)
+        self._kept.after_step(optimizer)
 
     @guarded("weight updates", alone=True)
     def _read_updates(self, optimizer: Optimizer) -> None:

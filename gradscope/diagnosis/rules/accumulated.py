@@ -10,6 +10,7 @@ from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.signal_path import Floats, composites
+from gradscope.wording import layers_named
 
 LOOK = 8
 """First recorded steps, of consecutive ones, over which gradients pile up: later ones are of
@@ -30,13 +31,20 @@ LAYERS = 0.25
 """Share of the layers that may grow less."""
 
 
-def accumulated(evidence: Evidence) -> Iterator[Finding]:
-    """Find trainings without `zero_grad`: gradients that grow, but not what they are made of.
+_REMEDIES = ("call optimizer.zero_grad() in every step, before the backward pass",)
 
-    The gradient of a weight layer is made of the signal at its output and of its input, and its
-    size over theirs is about the same at every step. Where nothing is thrown away it grows with
-    the number of steps.
+
+def accumulated(evidence: Evidence) -> Iterator[Finding]:
+    """Find trainings without `zero_grad`: it was seen that nobody threw gradients away.
+
+    Or, where that was not looked for, gradients grow, but not what they are made of. The gradient
+    of a weight layer is made of the signal at its output and of its input, and its size over theirs
+    is about the same at every step. Where nothing is thrown away it grows with the number of steps.
     """
+    kept = [name for name in evidence.run.facts.get("kept_gradients", ()) if name in evidence.names]
+    if kept:
+        yield _seen(evidence, kept)
+        return
     rows = evidence.rows[:LOOK]
     if len(rows) < LOOK or evidence.step(rows[0]) != 0:
         return
@@ -66,8 +74,25 @@ def accumulated(evidence: Evidence) -> Iterator[Finding]:
         (),
         (int(steps[0]), evidence.step(evidence.rows[-1])),
         {"growth": float(grown[-1]), "steps": float(LOOK)},
-        ("call optimizer.zero_grad() in every step, before the backward pass",),
+        _REMEDIES,
         Place(int(steps[0]), int(layers[0]), "grad_norm", "backward"),
+    )
+
+
+def _seen(evidence: Evidence, kept: list[str]) -> Finding:
+    owners = [name for name, owns in zip(evidence.names, evidence.owners, strict=True) if owns]
+    some = set(kept) < set(owners)
+    of = f" of {layers_named(kept)}" if some else ""
+    return Finding(
+        "accumulated",
+        "critical",
+        f"Gradients{of} pile up from step to step: the optimizer gets those of its last step again,"
+        " with the new ones on top, as no zero_grad() comes between.",
+        tuple(kept) if some else (),
+        evidence.whole,
+        {},
+        _REMEDIES,
+        Place(evidence.whole[0], evidence.names.index(kept[0]), "grad_norm", "backward"),
     )
 
 

@@ -27,7 +27,7 @@ it: language models that know the frequency of letters, and nothing else yet, co
 ALL_ALIKE = 0.002
 """The same for all layers, from the first one on: the input hardly varies, and may do so still."""
 
-GONE, TOGETHER = 0.01, 0.1
+GONE, TOGETHER = 0.01, 0.25
 """Shares left of a loss, and of what tells outputs apart, where it rewards that they are alike."""
 
 LOOKS = 2
