@@ -159,7 +159,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             for name, picture in cards():
-                small(picture, 32, 800).save(PICTURES / "verdicts" / f"{name}.png", optimize=True)
+                small(picture, 48, 800).save(PICTURES / "verdicts" / f"{name}.png", optimize=True)
                 print(name)
 
 

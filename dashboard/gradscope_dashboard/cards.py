@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from dash.exceptions import PreventUpdate
 from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.summary import Judged, Summary
 from gradscope.plots import Theme
-from gradscope.plots.lettering import raised
+from gradscope.plots.lettering import fitting, raised
 from gradscope.runs.run import Run
 from gradscope_dashboard.library import Library, silence, state_of
 from gradscope_dashboard.page import mark_of, read_page
@@ -21,6 +22,8 @@ FEW = 3
 """So many runs have a sentence and a remedy each; more have a line each, the worst first."""
 ORDER = ("bad", "unsure", "waiting", "good")
 IN_VAIN = "tried (does not help)"
+ROOM = (170, 380)
+"""Letters of two lines of a strip: of several side by side, and of one alone."""
 SIGNS = {"good": "✔", "unsure": "◆", "bad": "▲"}
 
 
@@ -52,14 +55,29 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
             return [_invitation(library)], ""
         places = {name: page.theme.slot(place) for place, name in enumerate(page.names)}
         slots = {name: places.get(name, library.slot(name)) for name in shown}
-        strips = [card(name, library, page.theme, slots[name], len(shown) <= FEW) for name in shown]
-        if len(shown) <= FEW:
+        few = len(shown) <= FEW
+        room = 0 if screen["narrow"] else ROOM[len(shown) == 1]
+        strips = [card(name, library, page.theme, slots[name], few, room) for name in shown]
+        if few:
             return strips, ""
         ranks = {name: rank for rank, name in enumerate(sorted(shown, key=library.badness))}
         worst_first = sorted(
             zip(strips, shown, strict=True), key=lambda pair: (_urgency(pair[0]), -ranks[pair[1]])
         )
-        return [strip for strip, _ in worst_first], "many"
+        counted = html.P(_counted(shown, library), className="caption")
+        return [counted, *(strip for strip, _ in worst_first)], "many"
+
+
+def _counted(shown: Sequence[str], library: Library) -> str:
+    """Return how many of the runs have each verdict: of many strips only the worst are in sight."""
+    known = [library.summary(name, patient=False) for name in shown]
+    verdicts = Counter(one.diagnosis.verdict.partition(":")[0] for one in known if one is not None)
+    healthy = verdicts.pop("healthy", 0)
+    parts = [f"{count} {verdict}" for verdict, count in verdicts.most_common()]
+    parts += [f"{healthy} with a healthy gradient flow"] * bool(healthy)
+    unknown = known.count(None)
+    parts += [f"{unknown} not looked at yet"] * bool(unknown)
+    return f"Of {len(shown)} runs: {', '.join(parts)}. The worst first:"
 
 
 def _urgency(strip: Any) -> int:
@@ -72,8 +90,10 @@ def swatch(slot: int, theme: Theme) -> html.Span:
     return html.Span(className="swatch", style={"borderTop": f"3px {style} {theme.color(slot)}"})
 
 
-def card(name: str, library: Library, theme: Theme, slot: int, patient: bool) -> html.Article:
-    """Return the strip of the run called `name`."""
+def card(
+    name: str, library: Library, theme: Theme, slot: int, patient: bool, room: int
+) -> html.Article:
+    """Return the strip of the run called `name`, with sentences of `room` letters, one at least."""
     title = html.H2([swatch(slot, theme), name])
     if (problem := library.problem(name)) is not None:
         content = [html.Strong("▲ Unreadable", className="bad"), html.P(problem)]
@@ -92,7 +112,7 @@ def card(name: str, library: Library, theme: Theme, slot: int, patient: bool) ->
     return html.Article(
         [
             html.Div([title, *map(_chip, parts)], className="head"),
-            *_words(summary, name, notes, layers, end),
+            *_words(summary, name, notes, layers, end, room),
         ],
         className=f"is-{tone}",
     )
@@ -105,7 +125,8 @@ def _ended(run: Run) -> Judged | None:
         return None
     last = int(run.steps["step"].iloc[-1])
     if status == "crashed":
-        return Judged(f"crashed after step {last:,}: its process ended, the run unclosed", "bad")
+        ended = "its process ended without scope.close(), killed or by an error"
+        return Judged(f"crashed after step {last:,}: {ended}", "bad")
     silent = silence(run)
     return Judged(f"no new step since step {last:,}{f', {silent} ago' * bool(silent)}", "unsure")
 
@@ -117,20 +138,22 @@ def _chip(part: Judged) -> html.Span:
 
 def _whole(words: str) -> str:
     """Return `words` with numbers that no line ends within: `2e-5`, `3.5 thousand`."""
-    words = re.sub(r"(?<=\de)-(?=\d)", "\u2011", raised(words))
+    words = re.sub(r"(?<=\de)-(?=\d)", "\u2011", raised(words).replace(" -> ", " → "))
     return re.sub(r"(?<=\d) (?=×|thousand|million|billion|trillion)", "\u00a0", words)
 
 
-def _words(summary: Summary, name: str, notes: list[str], layers: list[str], end: str) -> list[Any]:
-    """Return the sentence for the verdict, the first remedy, and what there is to open."""
+def _words(
+    summary: Summary, name: str, notes: list[str], layers: list[str], end: str, room: int
+) -> list[Any]:
+    """Return what is said first, in whole sentences, and what there is to open."""
     diagnosis = summary.diagnosis
-    sentence = " ".join([diagnosis.summary, *diagnosis.beside])
-    content: list[Any] = [html.P(_whole(sentence), className="summary")]
+    said, rest = fitting(" ".join([diagnosis.summary, *diagnosis.beside]), room)
+    content: list[Any] = [html.P(_whole(said), className="summary")]
     grave = [f for f in diagnosis.findings if f.severity != "information"]
     remedies = [r for f in grave for r in f.remedies if not r.startswith(IN_VAIN)]
     remedy = next(iter(remedies), None)
-    if diagnosis.findings or notes:
-        content.append(_details(summary, name, notes, remedy, layers, end))
+    if diagnosis.findings or notes or rest:
+        content.append(_details(summary, name, notes, remedy, layers, end, rest))
     return content
 
 
@@ -141,13 +164,14 @@ def _details(
     remedy: str | None,
     layers: list[str],
     end: str,
+    rest: str,
 ) -> html.Details:
-    """Return all findings, each with a way to where it shows, what to try, and the notes."""
+    """Return the rest of what is said, all findings with ways to them, what to try, the notes."""
     diagnosis = summary.diagnosis
     count = len(diagnosis.findings)
     parts = [f"{count} finding{'s' * (count != 1)}"] if count else []
     parts += [f"{len(notes)} note{'s' * (len(notes) != 1)}"] if notes else []
-    words = " and ".join(parts)
+    words = " and ".join(parts) or "more"
     tried = [html.Span([*_remedy(remedy), ". "], className="try")] if remedy else []
     items: list[Any] = [_finding(finding, name, layers) for finding in diagnosis.findings]
     if remedy:
@@ -156,7 +180,8 @@ def _details(
     if diagnosis.start != diagnosis.end:
         items.append(html.Li(f"At the start: {diagnosis.start}; {end}: {diagnosis.end}."))
     items += [html.Li(f"note: {note}") for note in notes]
-    return html.Details([html.Summary([*tried, html.Span(words)]), html.Ul(items)])
+    opened = [html.P(_whole(rest))] * bool(rest) + [html.Ul(items)] * bool(items)
+    return html.Details([html.Summary([*tried, html.Span(words)]), *opened])
 
 
 def _finding(finding: Finding, name: str, layers: list[str]) -> html.Li:
@@ -208,9 +233,9 @@ def _invitation(library: Library) -> html.Article:
             html.H2(f"No run in {place} yet" if place else "No run yet"),
             html.P("Put these lines into a training; the run appears here by itself:"),
             html.Pre(
-                f"import gradscope\n{code}   # before the loop, which stays as it is",
+                f"import gradscope\n{code}   # before the loop; the loop stays as it is",
                 tabIndex=0,
             ),
         ],
-        className="is-unsure invitation",
+        className="invitation",
     )

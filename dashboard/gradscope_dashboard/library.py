@@ -181,7 +181,7 @@ class Library:
             return None
         return max(known, key=lambda name: _badness(known[name]), default=None)
 
-    def badness(self, name: str) -> tuple[int, float, float]:
+    def badness(self, name: str) -> tuple[float, ...]:
         """Return what is the larger the worse off the run called `name` is, as far as is known."""
         return _badness(self.summary(name, patient=False))
 
@@ -348,16 +348,18 @@ def _listed(summary: Summary | None) -> dict[str, Any]:
     }
 
 
-def _badness(summary: Summary | None) -> tuple[int, float, float]:
-    """Return what orders runs from well to badly off."""
+def _badness(summary: Summary | None) -> tuple[float, ...]:
+    """Return what orders runs from well to badly off: what is of one kind by how far off."""
     if summary is None:
-        return (0, 0.0, 0.0)
+        return (0.0, 0.0, 0.0, 0.0)
     tones = {"good": 0, "unsure": 1, "bad": 2}
     decades = abs(summary.diagnosis.decades)
     loss = summary.last_loss
+    lost = decades if math.isfinite(decades) else math.inf
     return (
         sum(tones[part.tone] for part in summary.parts) + 2 * tones[summary.flow.tone],
-        decades if math.isfinite(decades) else math.inf,
+        0.0 if summary.flow.tone == "good" else lost,
+        max(part.size for part in summary.parts),
         loss if math.isfinite(loss) else math.inf,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from plotly.io.json import to_json_plotly
 
 from gradscope.plots import DARK, LIGHT, Theme
+from gradscope.plots.lettering import fitting
 from gradscope.plots.plotlyjs import PRIVATE
 from gradscope.plots.sweep_order import sweep_key
 from gradscope.runs.run import Run
@@ -105,12 +106,21 @@ def chart(graph: str, title: str, above: Sequence[Any] = ()) -> html.Section:
         className="chart",
         children=[
             html.H2(title, id=f"{graph}-title"),
-            html.P(id=f"{graph}-caption", className="caption"),
+            html.Div(id=f"{graph}-caption", className="caption"),
             *above,
             dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": NOT_YET}),
             dcc.Store(id=f"{graph}-drawn"),
         ],
     )
+
+
+def captioned(text: str) -> list[Any]:
+    """Return a caption of which a narrow page shows the first sentence, until asked for more."""
+    first, rest = fitting(text, 0)
+    if not rest:
+        return [first]
+    more = html.Button("more", className="link more", **aria(expanded="false"))
+    return [first, " ", html.Span(rest, className="rest"), " ", more]
 
 
 def draw_with(
@@ -151,6 +161,8 @@ def draw_with(
             drawing = draw(page, *values)
         if drawing is None:
             raise PreventUpdate
+        if not drawing.figure["data"]:  # it says why, and there is nothing to explain
+            drawing = replace(drawing, caption="")
         for trace in drawing.figure["data"]:
             trace |= {
                 key: typed(item) for key, item in trace.items() if isinstance(item, np.ndarray)
@@ -172,13 +184,13 @@ def draw_with(
         title = no_update if drawing.title is None else drawing.title
         now = {"frame": frame, "data": data, "whole": whole}
         if not drawn or drawn["frame"] != frame:
-            return drawing.figure, drawing.caption, title, now
+            return drawing.figure, captioned(drawing.caption), title, now
         content = Patch()
         if drawn["data"] != data:
             content["data"] = drawing.figure["data"]
         content["layout"]["annotations"] = drawing.figure["layout"]["annotations"]
         content["layout"]["shapes"] = drawing.figure["layout"]["shapes"]
-        return content, drawing.caption, title, now
+        return content, captioned(drawing.caption), title, now
 
 
 def mark_of(content: Any) -> str:

@@ -194,7 +194,8 @@ def _judged(held: Mapping[str, Any] | None) -> Judged | None:
     if held is None:
         return None
     layer = None if held["layer"] is None else int(held["layer"])
-    return Judged(str(held["words"]), _one_of(get_args(Tone), held["tone"]), layer)
+    tone = _one_of(get_args(Tone), held["tone"])
+    return Judged(str(held["words"]), tone, layer, _number(held["size"]))
 
 
 def _valid(value: Any) -> Any:

@@ -22,6 +22,8 @@ Tone = Literal["good", "unsure", "bad"]
 
 STUCK, ROSE = 0.97, 1.2
 """A loss that ends above these shares of its first value is stuck, or rose."""
+LEARNED = 0.01
+"""A loss that ends below this share of its first value has little left to learn."""
 HILL = 0.5
 """A rise between by this share of the first loss is told, though it fell again."""
 SPARK = 40
@@ -34,11 +36,15 @@ SLOW, FAST = 1e-5, 0.1
 
 @dataclass(frozen=True)
 class Judged:
-    """One thing about a run, in a few words, how good it is, and the layer of which, if of one."""
+    """One thing about a run, in a few words, and how good it is.
+
+    Of one layer it is that with the index `layer`; `size` orders what is of one kind.
+    """
 
     words: str
     tone: Tone
     layer: int | None = None
+    size: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def summarise(run: Run) -> Summary:
     points = min(len(values), SPARK)
     kept = np.append(np.arange(points) * len(values) // max(points, 1), len(values) - 1)
     loss = _loss(run, steps, values, raw)
-    speed = _speed(evidence, loss)
+    speed = _speed(evidence, learned=len(raw) > 0 and _at_the_end(raw) < LEARNED * raw[0])
     broke = any("first_step" in finding.evidence for finding in diagnosis.findings)
     if broke and speed is not None and speed.tone == "good":  # a median from before that
         speed = None
@@ -184,7 +190,7 @@ def _loss(
     return Judged(way, "good")
 
 
-def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
+def _speed(evidence: Evidence, *, learned: bool) -> Judged | None:
     """Return how far steps move the weights, as the diagnosis does; a jump at the start first."""
     run = evidence.run
     table = run.layers
@@ -200,9 +206,9 @@ def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
         by = jumps[row, layer]
         names = table["name"].to_numpy()[layers]
         far = f"{by * 100:.0f}%" if by < 10 else f"{amount(by)} times its size"
-        tone: Tone = "unsure" if loss is not None and loss.tone == "good" else "bad"
         moved = f"step {steps[row]} moved {names[int(layer)]} by {far}"
-        return Judged(moved, tone, int(layers[int(layer)]))
+        # the harm that it did, if any, is told of the loss
+        return Judged(moved, "unsure", int(layers[int(layer)]), float(by))
     speed = typical_speed(evidence)
     known = speed[np.isfinite(speed)]
     if not len(known):
@@ -213,7 +219,7 @@ def _speed(evidence: Evidence, loss: Judged | None) -> Judged | None:
     if still:
         return Judged(f"{still} of {len(known)} layers do not move", "unsure")
     middle = float(np.median(known))
-    if middle < SLOW:
+    if middle < SLOW and not learned:  # what has been learned need not move
         return Judged(f"weights hardly move: {number(middle)} a step", "unsure")
     if middle > FAST:
         return Judged(f"weights move fast: {number(middle)} a step", "unsure")

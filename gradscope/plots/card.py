@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.summary import Summary, summarise
 from gradscope.errors import GradscopeError
 from gradscope.plots.drawn import arrives, drawn_metric, last_readable_row
-from gradscope.plots.lettering import times
+from gradscope.plots.lettering import fitting, times
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.theme import LIGHT, Theme
 from gradscope.runs.run import Run
@@ -60,8 +62,9 @@ def card_svg(run: Run, *, theme: Theme = LIGHT) -> str:
     for part in beside:
         parts.append(_text(x, 158, part.words, 22, tones[part.tone], bold=True))
         x += 14 * len(part.words) + 30
-    sentence = " ".join(filter(None, [summary.diagnosis.summary, summary.shortcuts]))
-    parts += _wrapped(_LEFT, 190, sentence, 104, 2, 20, theme.text)
+    beside_it = summary.shortcuts if _grave(summary) else ""  # else they are told below
+    sentence = " ".join(filter(None, [summary.diagnosis.summary, beside_it]))
+    parts += _wrapped(_LEFT, 190, fitting(sentence, 200)[0], 104, 2, 20, theme.text)
     parts += _profile(run, theme, tones)
     parts += _advice(summary, theme)
     parts.append(_text(_RIGHT, 606, "gradscope", 20, theme.muted, anchor="end", bold=True))
@@ -134,6 +137,15 @@ def _cut(text: str, letters: int) -> str:
     return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
+def clauses(text: str, letters: int) -> str:
+    """Return as many clauses of `text` as there is room for, or what of the first there is."""
+    if len(text) <= letters:
+        return text
+    parts = [text[: end.start()] for end in re.finditer(r"[:;,] | \(", text[: letters + 2])]
+    whole = [part for part in parts if part.count("(") == part.count(")")]
+    return whole[-1] if whole else _cut(text, letters)
+
+
 def _profile(run: Run, theme: Theme, tones: dict[str, str]) -> list[str]:
     """Return how much gradient reaches each layer, input on the left, log scale."""
     data = drawn_metric(run, METRICS["signal_norm"])
@@ -180,13 +192,14 @@ def _profile(run: Run, theme: Theme, tones: dict[str, str]) -> list[str]:
         y = height(decades[worst]) if fine[worst] else _BOTTOM
         said = times(arrives(data, row) if worst == 0 else float(values[worst]))
         anchor = "start" if x[worst] < 800 else "end"
-        shift = 16 if anchor == "start" else -16
+        shift = 20 if anchor == "start" else -20
+        rises = fine[worst] and anchor == "start"  # the line is above its least
         parts += [
             f'<circle cx="{x[worst]:.1f}" cy="{y:.1f}" r="9" fill="none" stroke="{tones["bad"]}"'
             ' stroke-width="4"/>',
             _text(
                 x[worst] + shift,
-                y - 18,
+                y + 11 if rises else y - 18,
                 f"{_cut(data.names[worst], 30)}: {said}",
                 20,
                 tones["bad"],
@@ -199,13 +212,18 @@ def _profile(run: Run, theme: Theme, tones: dict[str, str]) -> list[str]:
     return parts
 
 
+def _grave(summary: Summary) -> list[Finding]:
+    found = summary.diagnosis.findings
+    return [each for each in found if each.severity != "information" and each.remedies]
+
+
 def _advice(summary: Summary, theme: Theme) -> list[str]:
     """Return the gravest finding's remedies, or what the shortcuts do."""
-    grave = [f for f in summary.diagnosis.findings if f.severity != "information" and f.remedies]
+    grave = _grave(summary)
     if not grave:
         return _wrapped(_LEFT, 522, summary.shortcuts, 100, 2, 22, theme.text)
     lines = [
-        f"{'Try' if i == 0 else 'or'}: {_cut(text, 92 if i else 80)}"  # the first is bold
+        f"{'Try' if i == 0 else 'or'}: {clauses(text, 92 if i else 80)}"  # the first is bold
         for i, text in enumerate(grave[0].remedies[:2])
     ]
     return [

@@ -24,6 +24,7 @@ from gradscope.plots.profile_picture import (
     ProfileLine,
     groups_of,
     profile_figure,
+    roles_of,
 )
 from gradscope.plots.theme import (
     LIGHT,
@@ -38,6 +39,10 @@ SAID = 4
 """Of so many runs a caption says what is odd."""
 WINDOW = 10
 """The band spans this many recorded steps before and after the one drawn."""
+BANDED = 6
+"""Of so many runs each is told apart by a colour of its own, and has its band."""
+SEEN = 1.2
+"""A shade whose ends are this factor apart can be seen."""
 CUT_WINDOW = 100
 """A cut is looked for in so many recorded steps before it is looked for in all of them."""
 
@@ -125,14 +130,17 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     """Return how to read the figure, in a sentence or two."""
     if info.metric.relative:
         text = (
-            "Each run is divided by what its own last hidden layer gets, or where it is residual"
-            " what its last block gives back: the dotted line, 1. A line that falls to the left is"
-            " a net whose early layers hardly learn."
+            "A line that falls to the left is a net whose early layers hardly learn. Each run is"
+            " divided by what its own last hidden layer gets, or where it is residual what its last"
+            " block gives back: 1, dotted. Grey is normal. " + _of_this_step(info)
         )
     else:
         text = info.metric.sentence
-    if any((line.low < line.high).any() for line in info.lines):
-        text += f" The band spans 80% of the {WINDOW} recorded steps before and after."
+    spread = not info.metric.log or any((SEEN * line.low < line.high).any() for line in info.lines)
+    if spread and len(info.lines) <= BANDED:
+        text += f" In the pale band lie 80% of the {WINDOW} recorded steps before and after."
+    if any(roles_of(info, line) for line in info.lines):
+        text += " A line a role that repeats from block to block; the pale one joins all layers."
     if groups_of(info):
         text += " Bars on the axis bracket the layers of a block each."
     if not info.aligned and len({tuple(line.layers) for line in info.lines}) > 1:
@@ -143,27 +151,19 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     for line in info.lines if len(info.lines) <= SAID else ():
         if info.metric.relative and line.arrives != line.first and np.isfinite(line.arrives):
             text += (
-                f" {line.run} at step {line.step}: {lettering.times(line.arrives)} arrives at"
-                f" {line.early}; a verdict tells the median over the steps."
+                f" {line.run}: {lettering.times(line.arrives)} arrives at {line.early}, which the"
+                " verdict is about."
             )
         if found := lettering.specials(line.values, zeros=info.metric.log):
             text += f" {line.run} at step {line.step}: {found}."
-    if len(info.lines) > SAID and (odd := _odd(info)):
-        text += f" Marks on the edges: {odd}."
     return text
 
 
-def _odd(info: ProfileInfo) -> str:
-    """Return of how many runs layers are no healthy number, with the marks for that."""
-    kinds = (
-        ("○ NaN", np.isnan),
-        ("▲ inf", np.isinf),
-        ("× exactly 0", lambda values: (values == 0) & info.metric.log),
-    )
-    counts = [(said, sum(is_so(line.values).any() for line in info.lines)) for said, is_so in kinds]
-    return ", ".join(
-        f"{said} in {count} of {len(info.lines)} runs" for said, count in counts if count
-    )
+def _of_this_step(info: ProfileInfo) -> str:
+    """Return of which step the numbers are, as other places tell medians."""
+    steps = {line.step for line in info.lines}
+    which = f"step {steps.pop()}" if len(steps) == 1 else "the step"
+    return f"Numbers are of {which}, in a verdict medians over all steps."
 
 
 def depth_profile_figure(info: ProfileInfo, theme: Theme = LIGHT) -> FigureDict:

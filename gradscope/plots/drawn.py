@@ -124,13 +124,14 @@ def arrives(data: DrawnMetric, row: int) -> float:
 def at_the_first_layer(data: DrawnMetric, row: int) -> float:
     """Return the reading of the first layer, in the verdicts' number where that is about the same.
 
-    Of a residual net they tell what its first block gets, which may be several times as much.
+    Of a residual net they tell what its first block gets; within a factor of 2 a figure shows no
+    difference, and two numbers for one thing only puzzle.
     """
     value, told = float(data.values(row, row + 1)[0][0]), arrives(data, row)
     if not (value > 0 and told > 0 and np.isfinite(value)):
         return value
     apart, decades = abs(np.log10(told / value)), abs(np.log10(value))
-    return told if apart <= max(0.05, 0.02 * decades) else value
+    return told if apart <= max(np.log10(2), 0.02 * decades) else value
 
 
 def last_readable_row(data: DrawnMetric) -> int:

@@ -23,7 +23,7 @@ from gradscope.plots.panels import shown_panels
 from gradscope.plots.theme import LIGHT, FigureDict, Theme, nothing_to_show, titled
 from gradscope.runs.run import Run
 
-TITLE = "Which way did the gradient take?"
+TITLE = "Which way did the gradient go?"
 SAID = 4
 """Of so many runs a caption says what is odd."""
 MOST_SQUARES = 60

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from gradscope.arithmetic import Array
-from gradscope.plots import lettering
+from gradscope.plots import identity, lettering
 from gradscope.plots.drawn import ONE_LAYER, DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.metrics import Metric, metric_named
 from gradscope.plots.panels import PanelAxes, in_panels, rows_of, shown_panels, title_limit
@@ -40,6 +40,10 @@ MOST_KEPT = 20
 """Binned pictures that are kept of a run, a megabyte each for 300 layers."""
 NAMED = 2
 """Of so many runs the rows of the first have room for the layers' names."""
+NORMAL = 2
+"""So many decades either way are normal."""
+PHONE = 350
+"""Pixels that a run takes on a phone, where they lie below each other."""
 LIMITS = (3, 4, 6, 8, 12, 16, 20)
 """The colour scale of a gradient ends so many decades below and above the last hidden layer's."""
 
@@ -155,6 +159,11 @@ def heatmap_caption(info: HeatmapInfo) -> str:
             "Each cell is a layer's gradient over the last hidden layer's: blue is less, red more,"
             " no colour as much. Up to 100 × either way is normal."
         )
+        if any(_striped(panel) for panel in info.panels):
+            text += (
+                " Stripes that repeat are the roles of layers in a block, each at its own level; a"
+                " gradient that is lost fades or darkens from the bottom to the top."
+            )
     else:
         text = info.metric.sentence
     binned_panels = [panel for panel in info.panels if len(panel.steps) < panel.total]
@@ -172,6 +181,13 @@ def heatmap_caption(info: HeatmapInfo) -> str:
     return text
 
 
+def _striped(panel: HeatmapPanel) -> bool:
+    """Return whether roles that repeat from block to block each have a level of their own."""
+    fine = np.isfinite(panel.values) & (panel.values > 0)
+    heights = np.log10(np.where(fine, panel.values, 1.0)).mean(axis=1)
+    return bool(identity.roles_apart(panel.names, heights))
+
+
 def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     """Return the figure of `info` as a dict for plotly, one panel a run."""
     if not info.panels:
@@ -182,7 +198,7 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     count = len(panels)
     rows = rows_of(count, theme)
     height = 500 if rows == 1 else 210 * rows + 80
-    layout = base_layout(theme, height if not theme.narrow else 350 * count + 60)
+    layout = base_layout(theme, height if not theme.narrow else PHONE * count + 60)
     layout["plot_bgcolor"] = theme.missing
     layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 56}
     layout["coloraxis"] = _color_axis(info, theme)
@@ -356,18 +372,19 @@ def _swatches(info: HeatmapInfo, theme: Theme) -> list[dict[str, Any]]:
 def _color_axis(info: HeatmapInfo, theme: Theme) -> dict[str, Any]:
     """Return the one colour scale of all panels."""
     bar: dict[str, Any] = {"outlinewidth": 0, "thickness": 14, "tickfont": {"size": 12}}
-    if theme.narrow:
-        bar |= {"orientation": "h", "y": 1.0, "yanchor": "bottom", "ypad": 30, "x": 0.5}
+    if theme.narrow:  # over the first run's name
+        over = 1 + 24 / (PHONE * len(shown_panels(info.panels)[0]))
+        bar |= {"orientation": "h", "y": over, "yanchor": "bottom", "ypad": 0, "x": 0.5}
+        bar["ticklabelposition"] = "outside top"
     if info.metric.relative:
         limit = _limit(info)
         top, even, bottom = f"10<sup>{limit}</sup>", "1", f"10<sup>−{limit}</sup>"
         if not theme.narrow:
             top, even, bottom = f"{top} more", f"{even} as much", f"{bottom} less"
-        half = limit // 2
-        bar |= {
-            "tickvals": [-limit, -half, 0, half, limit],
-            "ticktext": [bottom, f"10<sup>−{half}</sup>", even, f"10<sup>{half}</sup>", top],
-        }
+        ticks = {-limit: bottom, 0: even, limit: top}
+        if not theme.narrow or limit <= 2 * NORMAL:  # else they lie over that of 1
+            ticks |= {-NORMAL: f"10<sup>−{NORMAL}</sup>", NORMAL: f"10<sup>{NORMAL}</sup>"}
+        bar |= {"tickvals": list(ticks), "ticktext": list(ticks.values())}
         scale = theme.over_decades(limit)
         return {"cmin": -limit, "cmax": limit, "colorscale": scale, "colorbar": bar}
     colors = theme.sequence

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.plots.lettering import safe
 
@@ -50,6 +53,21 @@ def roles(names: Sequence[str]) -> dict[str, list[int]]:
     if not 2 <= len(repeated) <= MOST_ROLES:
         return {}
     return {role.rpartition("#.")[2]: places for role, places in repeated.items()}
+
+
+def roles_apart(names: Sequence[str], heights: NDArray[np.floating[Any]]) -> dict[str, list[int]]:
+    """Return the roles of layers that lie at `heights`, each at a level of its own; else none.
+
+    So it is where the way from layer to layer is longer than the ways within the roles together.
+    """
+    found = roles(names)
+    inside = sorted(place for places in found.values() for place in places)
+    apart = _way(heights[inside]) > sum(_way(heights[places]) for places in found.values())
+    return found if apart else {}
+
+
+def _way(heights: NDArray[np.floating[Any]]) -> float:
+    return float(np.abs(np.diff(heights[np.isfinite(heights)])).sum())
 
 
 def _block(name: str) -> str:

@@ -29,9 +29,28 @@ def safe(text: str, limit: int = 60) -> str:
     return html.escape(text, quote=True)
 
 
+def fitting(text: str, room: int) -> tuple[str, str]:
+    """Return the first sentences of `text` that take so many letters, one at least, and the rest.
+
+    >>> fitting("Layer 2.fc gets less. It is lost in fc. See there.", 40)
+    ('Layer 2.fc gets less. It is lost in fc.', 'See there.')
+    """
+    ends = [end.start() for end in re.finditer(r"(?<=[^.][.!?]) (?=[A-Z0-9])", text)]
+    ends.append(len(text))
+    stop = max([end for end in ends if end <= room], default=ends[0])
+    return text[:stop], text[stop + 1 :]
+
+
 def tail(name: str) -> str:
-    """Return the end of a name for a figure, which tells more than its beginning."""
-    return safe(name if len(name) <= TAIL else f"…{name[1 - TAIL :]}")
+    """Return the end of a name for a figure, which tells more than its beginning.
+
+    It begins with a whole part, where that leaves half of it: `…h.0.attn.c_attn`.
+    """
+    if len(name) <= TAIL:
+        return safe(name)
+    end = name[1 - TAIL :]
+    whole = end if name[-TAIL] == "." else end.partition(".")[2]
+    return safe(f"…{whole if len(whole) > TAIL // 2 else end}")
 
 
 def times(value: float) -> str:

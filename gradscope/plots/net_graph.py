@@ -147,7 +147,7 @@ def net_graph_info(
             )
         little = worst is not None and bool(values[worst] < LITTLE)
         ways = find_ways(run, recorded)
-        words = _words(run, values, weights, name, said, little) + _shares(ways, recorded)
+        words = _words(run, recorded, values, weights, name, said, little) + _shares(ways)
         alarms = net_alarms(run, summary)
         graphs.append(
             NetGraph(place, run.name, recorded, modules, ways, name, said, little, words, alarms)
@@ -228,6 +228,7 @@ def _worst(values: np.ndarray[Any, Any], weights: set[int]) -> int | None:
 
 def _words(
     run: Run,
+    step: int,
     values: np.ndarray[Any, Any],
     weights: set[int],
     least: str,
@@ -240,23 +241,23 @@ def _words(
         parts.append(ONE_LAYER)
     elif least:
         normal = "" if little else f"; up to {1 / LITTLE:.0f} × less is normal"
-        parts.append(f"The least, {said}, arrives at {least}{normal}.")
+        parts.append(f"At step {step:,} the least arrives at {least}: {said}{normal}.")
     known = [i for i in sorted(weights) if np.isfinite(values[i])]
     most = max(known, key=lambda i: values[i], default=None)
     if most is not None and values[most] > 1 / LITTLE:
         name = str(run.layers["name"].iloc[most])
-        parts.append(f"The most, {times(float(values[most]))}, arrives at {name}.")
+        parts.append(f"The most arrives at {name}: {times(float(values[most]))}.")
     return " ".join(parts)
 
 
-def _shares(ways: Ways, step: int) -> str:
+def _shares(ways: Ways) -> str:
     """Return which shares are on the arcs, as those told of the run are medians."""
     known = [arc.share for arc in ways.arcs if not np.isnan(arc.share)]
     if not known:
         return ""
     low, high = f"{min(known) * 100:.0f}", f"{max(known) * 100:.0f}"
     span = low if low == high else f"{low}–{high}"
-    return f" Shortcuts carry {span}% at step {step:,}; over all steps, medians are told above."
+    return f" Shortcuts carry {span}% in it; a verdict tells medians over all steps."
 
 
 def _decades(value: float) -> float | str | None:

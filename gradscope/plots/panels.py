@@ -227,6 +227,47 @@ def banded(
     return [*traces, {**line, **medians}]
 
 
+_ODD = (
+    ("○ NaN", np.isnan, True),
+    ("▲ inf", np.isinf, True),
+    ("× exactly 0", lambda values: values == 0, False),
+)
+"""The marks that `odd_marks` draws, what they stand for, and whether they lie at the top."""
+
+
+def odd_words(lines: Sequence[Array], *, log: bool = True, at_top: bool | None = None) -> str:
+    """Return which marks `odd_marks` draws for `lines`, and for how many; empty if none.
+
+    Parameters
+    ----------
+    lines : sequence of array
+    log : bool
+        Zeros are marked.
+    at_top : bool, optional
+        Only the marks at the top, or only those at the bottom.
+    """
+    found = []
+    for said, is_so, top in _ODD:
+        count = sum(bool(is_so(line).any()) for line in lines)
+        if count and (log or top) and at_top in (None, top):
+            found.append(said if len(lines) == 1 else f"{said} in {count} of {len(lines)} runs")
+    return ", ".join(found)
+
+
+def odd_key(
+    lines: Sequence[Array], ends: tuple[float, float], theme: Theme, *, log: bool = True
+) -> list[dict[str, Any]]:
+    """Return what the marks of many `lines` at both `ends` of an axis are, which have no words."""
+    found = []
+    for height, at_top in zip(ends, (False, True), strict=True):
+        if words := odd_words(lines, log=log, at_top=at_top):
+            at = {"x": 0, "xref": "paper", "xanchor": "left", "xshift": 4}
+            y = float(np.log10(height)) if log else height
+            way = {"yanchor": "top", "yshift": -6} if at_top else {"yanchor": "bottom", "yshift": 6}
+            found.append(annotation(theme, words, y=y, font={"size": 12}, **at, **way))
+    return found
+
+
 def odd_marks(
     x: NDArray[Any],
     values: Array,
@@ -264,13 +305,14 @@ def odd_marks(
     ):
         if mask.any():
             hit = np.flatnonzero(mask).tolist()
+            side = "left" if 2 * x[hit[-1]] >= x[0] + x[-1] else "right"  # within the axes
             traces.append(
                 {
                     "type": "scatter",
                     "mode": "markers" if theme.many else "markers+text",
                     "cliponaxis": False,
                     "text": [*[""] * (len(hit) - 1), said],
-                    "textposition": "top left",
+                    "textposition": f"{'top' if height == floor else 'bottom'} {side}",
                     "textfont": {"color": theme.text, "size": 11},
                     "x": x[hit].tolist(),
                     "y": [height] * len(hit),

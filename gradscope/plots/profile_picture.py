@@ -10,7 +10,7 @@ import numpy as np
 from gradscope.arithmetic import Array
 from gradscope.plots import identity, lettering
 from gradscope.plots.metrics import Metric
-from gradscope.plots.panels import odd_marks
+from gradscope.plots.panels import odd_key, odd_marks
 from gradscope.plots.theme import (
     FigureDict,
     Theme,
@@ -95,7 +95,11 @@ def profile_figure(info: ProfileInfo, theme: Theme) -> FigureDict:
     data: list[dict[str, Any]] = []
     for line in info.lines:
         data += _traces(info, line, theme, floor, ceiling)
-    layout["annotations"] = [] if theme.many else _labels(info, theme, floor, ceiling)
+    layout["annotations"] = (
+        odd_key([line.values for line in info.lines], (floor, ceiling), theme, log=info.metric.log)
+        if theme.many
+        else _labels(info, theme, floor, ceiling)
+    )
     _axes(info, theme, layout, floor, ceiling)
     add_key(layout, theme)
     layout["shapes"] += _blocks(info, theme)
@@ -199,9 +203,12 @@ def _traces(
     return traces
 
 
-def _roles(info: ProfileInfo, line: ProfileLine) -> dict[str, list[int]]:
+def roles_of(info: ProfileInfo, line: ProfileLine) -> dict[str, list[int]]:
     """Return the roles that are a line each: of one run alone, else there are too many lines."""
-    return identity.roles(line.names) if len(info.lines) == 1 else {}
+    if len(info.lines) > 1:
+        return {}
+    drawn = _drawable(line.values, info.metric.log)
+    return identity.roles_apart(line.names, np.log10(drawn) if info.metric.log else drawn)
 
 
 def _role_color(theme: Theme, rank: int, count: int) -> str:
@@ -212,7 +219,7 @@ def _role_lines(
     info: ProfileInfo, line: ProfileLine, drawn: Array, theme: Theme
 ) -> list[dict[str, Any]]:
     """Return a line for each role that layers play in blocks that repeat."""
-    found = _roles(info, line)
+    found = roles_of(info, line)
     return [
         {
             "type": "scatter",
@@ -230,16 +237,19 @@ def _role_lines(
 
 def _role_key(info: ProfileInfo, theme: Theme) -> list[dict[str, Any]]:
     """Return what the lines of the roles are called."""
-    found = _roles(info, info.lines[0])
+    found = roles_of(info, info.lines[0])
     if not found:
         return []
-    text = "   ".join(
+    words = [
         f'<span style="color: {_role_color(theme, rank, len(found))}">━━</span> '
         f"{lettering.safe(role, 24)}"
         for rank, role in enumerate(found)
-    )
+    ]
+    beside = 2 if theme.narrow else len(words)
+    rows = ["   ".join(words[i : i + beside]) for i in range(0, len(words), beside)]
+    text = "<br>".join(rows)
     place = {"x": 0, "xref": "paper", "xanchor": "left", "y": 0, "yref": "paper"}
-    return [annotation(theme, text, **place, yanchor="bottom", yshift=8)]
+    return [annotation(theme, text, **place, yanchor="bottom", yshift=8, align="left")]
 
 
 def groups_of(info: ProfileInfo) -> list[identity.Group]:
@@ -272,7 +282,8 @@ def _name_ticks(info: ProfileInfo, theme: Theme) -> dict[str, Any]:
     named = not theme.narrow and len({tuple(line.names) for line in info.lines}) == 1
     count = len(line.names)
     few = min(count, NAMED)
-    places = sorted({round(i * (count - 1) / max(few - 1, 1)) for i in range(few)})
+    every = -(-(count - 1) // max(few - 1, 1)) or 1
+    places = [*(i for i in range(0, count - 1, every) if count - 1 - i >= every), count - 1]
     return {
         "tickvals": [float(line.x[place]) for place in places],
         "ticktext": [
@@ -356,6 +367,8 @@ def _axes(
     else:
         layout["yaxis"] = axis(theme, metric.axis_title, side="right", rangemode="tozero")
     if metric.relative:
+        # lines meet on the right, where one that explodes leaves the band; on the left it is above
+        side = "left" if any(line.first > NORMAL for line in info.lines) else "right"
         layout["shapes"] += [
             {
                 "type": "rect",
@@ -382,10 +395,10 @@ def _axes(
         layout["annotations"].append(
             annotation(
                 theme,
-                f"within {NORMAL:.0f} ×{'' if theme.narrow else ' of the last hidden layer'}",
-                x=1,
+                f"normal: within {NORMAL:.0f} ×",
+                x=int(side == "right"),
                 xref="paper",
-                xanchor="right",
+                xanchor=side,
                 y=float(np.log10(NORMAL)),
                 yanchor="top",
                 bgcolor=translucent(theme.surface, 0.8),

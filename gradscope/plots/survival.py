@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradscope.plots import lettering
 from gradscope.plots.drawn import ONE_LAYER, as_runs, drawn_metric, path_of
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import banded, drawable, odd_marks
+from gradscope.plots.panels import banded, drawable, odd_key, odd_marks
 from gradscope.plots.sampling import STRETCHES, Band, band, extremes
 from gradscope.plots.theme import (
     LIGHT,
@@ -100,8 +100,9 @@ def survival_figure(
         "t": 8,
         "b": 40,
     }
-    ratios = np.concatenate([line.ratio for line in lines])
-    finite = ratios[np.isfinite(ratios) & (ratios > 0)]
+    ratios = [line.ratio for line in lines]
+    finite = np.concatenate(ratios)
+    finite = finite[np.isfinite(finite) & (finite > 0)]
     low, high = (finite.min(), finite.max()) if len(finite) else (1.0, 1.0)
     low, high = min(low, 0.1), max(high, 10.0)
     data: list[dict[str, Any]] = []
@@ -157,8 +158,9 @@ def survival_figure(
             "line": {"color": theme.muted, "width": 1, "dash": "dot"},
         }
     ]
-    if not theme.many:
-        layout["annotations"] = [_axis_label(theme)]
+    layout["annotations"] = (
+        odd_key(ratios, (float(low), float(high)), theme) if theme.many else [_axis_label(theme)]
+    )
     if marked is not None:
         layout["shapes"].append(
             {
@@ -183,14 +185,15 @@ def _axis_label(theme: Theme) -> dict[str, Any]:
 
 def survival_caption(lines: list[SurvivalLine]) -> str:
     """Return how to read the figure, and what was left out of it."""
+    text = CAPTION
     left_out = [line for line in lines if len(line.steps) < line.total]
-    if not left_out:
-        return CAPTION
-    most = max(left_out, key=lambda line: line.total)
-    return (
-        f"{CAPTION} Drawn: median and extremes of each of {STRETCHES} stretches of"
-        f" {most.total:,} steps."
-    )
+    if left_out:
+        most = max(left_out, key=lambda line: line.total)
+        text += (
+            f" The {most.total:,} steps lie in {STRETCHES} stretches; drawn: the median and the"
+            " extremes of each."
+        )
+    return text
 
 
 def survival(runs: Run | Sequence[Run], *, theme: Theme = LIGHT) -> go.Figure:

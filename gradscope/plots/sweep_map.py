@@ -141,21 +141,21 @@ def sweep_map_caption(info: SweepInfo | None, unread: int = 0) -> str:
     if info is None:
         return "Choose two runs or more."
     text = (
-        "A column a run, input on top: the gradient over the last hidden layer's, and how far a"
+        " A column a run, input on top: the gradient over the last hidden layer's, and how far a"
         " step moves the weights, medians over the last fifth of the training. The last loss lies"
         " on top. Outlined: gradient flow healthy, weights that move, a loss that falls."
     )
-    if unread:
-        text += f" Read so far: {len(info.runs)} of {len(info.runs) + unread} runs; of these:"
+    read = f"Read so far: {len(info.runs)} of {len(info.runs) + unread} runs; of these: "
     count = sum(info.good)
     if not count:
-        return f"{text} None of the runs is so."
+        return f"{read * bool(unread)}None of the runs can be trained.{text}"
     found = ""
     if np.isfinite(info.loss).any():
         best = int(np.nanargmin(np.where(np.isfinite(info.loss), info.loss, np.nan)))
         least, at = lettering.number(info.loss[best]), _setting(info, best)
         found = f" The lowest loss, {least}, at {at}."
-    return f"{text} Trainable: {_trainable(info)}{count} of {len(info.runs)} runs.{found}"
+    good = f"Trainable: {_trainable(info)}{count} of {len(info.runs)} runs.{found}"
+    return f"{read * bool(unread)}{good}{text}"
 
 
 def _trainable(info: SweepInfo) -> str:
@@ -215,9 +215,18 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
         }
         for first, stop in stretches(info.groups or [""] * count)
     ]
+    broken = np.diff(np.r_[0, np.isnan(info.loss).astype(int), 0])
     layout["annotations"] += [
-        annotation(theme, "NaN", x=i, y=1, yref="paper", yanchor="top", font={"size": 12})
-        for i in np.flatnonzero(np.isnan(info.loss)).tolist()
+        annotation(
+            theme,
+            "NaN",
+            x=(first + stop - 1) / 2,
+            y=1,
+            yref="paper",
+            yanchor="top",
+            font={"size": 12},
+        )
+        for first, stop in np.flatnonzero(broken).reshape(-1, 2).tolist()
     ]
     limit = _reach(info.signal)
     for number, (values, coloring) in enumerate(
@@ -243,35 +252,37 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
             anchor="x" if name == "yaxis2" else "x2",
         )
     layout["shapes"] += outlines(info.good, info.groups, theme)
-    if not theme.narrow:
-        # the very ends of the first scale are both nearly black
-        low, high = (theme.diverging[i][1] for i in (1, -2))
-        slow, fast = (_ramp(theme)[i][1] for i in (0, -1))
-        layout["annotations"] += [
-            annotation(
-                theme,
-                f"{_square(low)} less<br>{_square(high)} more<br>± {limit} decades",
-                x=1,
-                xref="paper",
-                xanchor="left",
-                y=0.62,
-                yref="paper",
-                align="left",
-                xshift=8,
-            ),
-            annotation(
-                theme,
-                f"{_square(slow)} 10<sup>−7</sup> a step<br>{_square(fast)} 1 a step",
-                x=1,
-                xref="paper",
-                xanchor="left",
-                y=0.2,
-                yref="paper",
-                align="left",
-                xshift=8,
-            ),
-        ]
+    layout["annotations"] += _key(limit, domains, theme)
     return {"data": data, "layout": layout}
+
+
+def _key(limit: int, domains: dict[str, list[float]], theme: Theme) -> list[dict[str, Any]]:
+    """Return what the colours of both maps are: beside them, on a narrow page above each."""
+    # the very ends of the first scale are both nearly black
+    low, high = (theme.diverging[i][1] for i in (1, -2))
+    slow, fast = (_ramp(theme)[i][1] for i in (0, -1))
+    said = {
+        "yaxis2": (f"{_square(low)} less", f"{_square(high)} more", f"± {limit} decades"),
+        "yaxis3": (f"{_square(slow)} 10<sup>−7</sup> a step", f"{_square(fast)} 1 a step"),
+    }
+    if theme.narrow:
+        place = {"x": 1, "xref": "paper", "xanchor": "right", "yref": "paper", "yanchor": "bottom"}
+        return [
+            annotation(
+                theme,
+                "   ".join(words),
+                y=domains[name][1],
+                font={"size": 11},
+                bgcolor=theme.surface,
+                **place,
+            )
+            for name, words in said.items()
+        ]
+    place = {"x": 1, "xref": "paper", "xanchor": "left", "yref": "paper", "xshift": 8}
+    return [
+        annotation(theme, "<br>".join(words), y=sum(domains[name]) / 2, align="left", **place)
+        for name, words in said.items()
+    ]
 
 
 def sweep_map(

@@ -320,7 +320,8 @@ def step_axis(
     ends = [int(end) for some in steps for end in some[[0, -1]]]
     if ends and max(ends) - min(ends) <= FEW_STEPS:  # there is no step 1.5
         settings["tickvals"] = list(range(min(ends), max(ends) + 1))
-    whole = {"exponentformat": "none", "separatethousands": True}
+    # of numbers plotly would try whether they are dates
+    whole = {"type": "linear", "exponentformat": "none", "separatethousands": True}
     return axis(theme, title, **{**whole, **settings})
 
 
@@ -347,7 +348,7 @@ def translucent(color: str, alpha: float) -> str:
 
 def nothing_to_show(theme: Theme, reason: str) -> FigureDict:
     """Return a figure that says in words why there is nothing to draw."""
-    layout = base_layout(theme, 260)
+    layout = base_layout(theme, 140)
     layout["xaxis"] = layout["yaxis"] = {"visible": False}
     layout["annotations"] = [
         annotation(

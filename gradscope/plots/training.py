@@ -94,11 +94,12 @@ def training_events(runs: Run | Sequence[Run]) -> list[tuple[int, Event]]:
 
 def training_caption(curves: list[TrainingCurve]) -> str:
     """Return how to read the figure, in a few sentences."""
-    text = (
-        "Thick lines are training, thin lines validation, smoothed by a running median. A deeper"
-        " net with the higher TRAINING error degrades; a thin line that rises away from its thick"
-        " one overfits."
-    )
+    text = ""
+    if len({curve.part for curve in curves}) > 1:
+        text += "Thick: training; thin: validation, which overfits where it rises away. "
+    if len({curve.place for curve in curves}) > 1:
+        text += "A deeper net with the higher TRAINING error degrades. "
+    text += "Running medians are drawn, which have steps of their own."
     for curve in curves:
         if curve.gap:
             how = "shaded" if all(c.gap for c in curves if c.measure == curve.measure) else "×"

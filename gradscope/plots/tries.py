@@ -75,9 +75,10 @@ def tries_caption(curves: list[TriedCurve]) -> str:
     helping = sum(curve.tried.helps for curve in curves)
     return (
         f"Training loss of copies of the net of {lettering.safe(curves[0].run)}, each with one"
-        f" change, on the same batches; dashed, the copy that was left as it was. {helping} of"
-        f" {len(curves) - 1} changes help: the loss is lower by more than its spread over the"
-        " seeds, and what was found is cured or the loss fell half as far again."
+        " change, on the same batches; dashed, the copy that was left as it was, grey, what does"
+        f" not help. {helping} of {len(curves) - 1} changes help: the loss is lower by more than"
+        " its spread over the seeds, and what was found is cured or the loss fell by half as much"
+        " again."
     )
 
 

@@ -38,7 +38,7 @@ def test_what_a_finding_names_is_marked_with_its_verdict(browse: Browse, server:
     assert page.locator("#net .ring.alarm").count() == 1
     ringed = page.locator("#net .module:has(.ring)")
     assert "blocks.0: gradient" in ringed.get_attribute("aria-label")
-    page.get_by_text("The least, 900 billion × less, arrives at blocks.0.fc.").wait_for()
+    page.get_by_text("the least arrives at blocks.0.fc: 900 billion × less.").wait_for()
 
 
 def test_the_marked_layer_is_in_sight_on_a_phone(

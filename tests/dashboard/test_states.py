@@ -71,7 +71,17 @@ def test_a_run_whose_process_died_is_said_to_have_crashed(
     (path / "run.json").write_text(json.dumps({**meta, "status": "running"}))
     page = browse(dashboard(tmp_path))
     page.locator("#live", has_text="crashed after step 6").wait_for()
-    page.locator("article.is-bad").get_by_text("crashed after step 6").wait_for()
+    said = page.locator("article.is-bad").get_by_text("crashed after step 6")
+    assert "its process ended without scope.close()" in said.inner_text()
+
+
+def test_a_chart_that_has_nothing_to_show_is_not_explained(
+    browse: Browse, dashboard: Serve, tmp_path: Path
+) -> None:
+    synthetic.write_run(tmp_path / "one", n_layers=1, n_steps=3)
+    page = browse(dashboard(tmp_path))
+    page.locator("#profile").get_by_text("One layer: there is no other").wait_for()
+    assert page.locator("#profile-caption").inner_text() == ""
 
 
 def test_a_live_run_without_new_steps_is_said_to_be_silent(

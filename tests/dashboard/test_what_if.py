@@ -36,7 +36,7 @@ def test_the_table_and_the_ghost_line_stand_beside_the_run(
     drawn(page, "tries")
     table = page.locator("#tries-table")
     table.get_by_text("shortcuts around pairs of layers").wait_for()
-    table.get_by_text("-3.0 -> -0.1").wait_for()
+    table.get_by_text("-3.0 → -0.1").wait_for()
     assert table.get_by_text("does not help").count() == 1
     table.get_by_text("<b>own</b>").wait_for()  # a name is text
     page.locator("#tries-caption", has_text="1 of 2 changes help").wait_for()

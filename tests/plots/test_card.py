@@ -13,7 +13,7 @@ import pytest
 
 from gradscope.cli import main
 from gradscope.errors import GradscopeError
-from gradscope.plots.card import card_png, card_svg
+from gradscope.plots.card import card_png, card_svg, clauses
 from gradscope.plots.theme import DARK
 from gradscope.runs.loading import load
 from gradscope.runs.run import Run
@@ -81,3 +81,16 @@ def test_the_command_writes_a_card(
     assert main(["card", str(pair / "plain-50"), "-o", str(target)]) == 2  # it exists
     assert main(["card", str(pair / "plain-50"), "-o", str(tmp_path / "card.jpg")]) == 2
     assert "a card is a .png or an .svg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lower the rate: it is 0.3, and 0.1 is usual", "lower the rate: it is 0.3"),
+        ("lower the rate", "lower the rate"),
+        ("use Xavier's (the gain of, say, tanh)", "use Xavier's"),
+        ("start from weights that are smaller", "start from weights that a…"),
+    ],
+)
+def test_a_remedy_that_is_too_long_ends_with_a_clause(text: str, said: str) -> None:
+    assert clauses(text, 26) == said

@@ -135,3 +135,34 @@ def test_zero_inf_and_nan_are_marked_and_said(tmp_path: Path) -> None:
 def test_an_unknown_metric_is_refused(plain: Run) -> None:
     with pytest.raises(GradscopeError, match=r"no metric is called 'speed'.*update_ratio"):
         plots.depth_profile(plain, metric="speed")
+
+
+def test_within_a_factor_of_two_the_label_is_the_verdicts_number(tmp_path: Path) -> None:
+    signal = synthetic.signal(21, np.arange(3), 3.0)
+    for less, told in ((1.5, True), (5.0, False)):
+        signal[:, 0] = signal[:, 1] / less  # the verdicts look behind the activation
+        run = write_with(tmp_path / str(less), 21, 3, signal_norm=signal)
+        (line,) = depth_profile_info(run).lines
+        assert less < line.arrives / line.values[0] < 1.3 * less
+        assert line.first == (line.arrives if told else line.values[0])
+
+
+def test_ticks_lie_evenly_apart_but_for_the_last(tmp_path: Path) -> None:
+    run = load(synthetic.write_run(tmp_path / "run", n_layers=23, n_steps=2))  # 12 weight layers
+    ticks = depth_profile_figure(depth_profile_info(run))["layout"]["xaxis"]["tickvals"]
+    assert ticks == [1, 3, 5, 7, 9, 12]
+
+
+def test_roles_are_a_line_each_only_where_they_lie_apart(tmp_path: Path) -> None:
+    names = [f"blocks.{i}.{role}" for i in range(4) for role in ("one", "two")]
+    layers = [
+        {**row, "name": name} for row, name in zip(handmade.chain(8)[::2], names, strict=True)
+    ]
+    layers = [{**row, "layer": i} for i, row in enumerate(layers)]
+    drawn = {}
+    for name, signal in (("apart", np.tile([1.0, 0.01], 4)), ("even", np.logspace(0, 9, 8))):
+        run = handmade.make_run(tmp_path / name, layers, {"signal_norm": signal}, n_steps=2)
+        figure = depth_profile_figure(depth_profile_info(run))
+        drawn[name] = {trace.get("name") for trace in figure["data"]}
+    assert {"one", "two"} <= drawn["apart"]
+    assert not {"one", "two"} & drawn["even"]

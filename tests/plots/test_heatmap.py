@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+import handmade
 import synthetic
 from gradscope.plots.heatmap import heatmap_caption, heatmap_figure, heatmap_info
 from gradscope.runs.loading import load
@@ -65,3 +66,14 @@ def test_the_heatmap_of_a_run_that_grew_is_that_of_the_whole_run(tmp_path: Path)
         (panel,), (expected,) = (heatmap_info(r, **where).panels for r in (run, load(run.path)))
         np.testing.assert_array_equal(panel.steps, expected.steps)
         np.testing.assert_array_equal(panel.values, expected.values)
+
+
+def test_stripes_are_explained_where_roles_have_levels_of_their_own(tmp_path: Path) -> None:
+    names = [f"h.{i}.{role}" for i in range(4) for role in ("attn", "mlp")]
+    layers = [{**row, "name": names[i], "layer": i} for i, row in enumerate(handmade.chain(8)[::2])]
+    for path, signal, said in (
+        ("striped", np.tile([1.0, 0.03], 4), True),
+        ("falling", np.logspace(-5, 0, 8), False),
+    ):
+        run = handmade.make_run(tmp_path / path, layers, {"signal_norm": signal}, n_steps=3)
+        assert ("Stripes" in heatmap_caption(heatmap_info(run))) == said

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from gradscope.plots.identity import groups, roles, title
+import numpy as np
+
+from gradscope.plots.identity import groups, roles, roles_apart, title
 
 GPT = [
     "wte",
@@ -29,3 +31,11 @@ def test_layers_that_repeat_from_block_to_block_have_a_role() -> None:
 
 def test_a_chain_of_equal_layers_has_no_roles() -> None:
     assert roles([f"blocks.{i}.fc" for i in range(9)]) == {}
+
+
+def test_roles_lie_apart_where_each_has_a_level_of_its_own() -> None:
+    levels = np.array([0.0, *[-1.0, 0.5, -0.5] * 3, 0.0])
+    assert roles_apart(GPT, levels) == roles(GPT)
+    assert roles_apart(GPT, np.linspace(0, 20, len(GPT))) == {}
+    levels[4] = np.nan
+    assert roles_apart(GPT, levels) == roles(GPT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gradscope.plots.lettering import number, raised, safe, specials, spread, times
+from gradscope.plots.lettering import fitting, number, raised, safe, specials, spread, tail, times
 from gradscope.plots.theme import LIGHT, axis
 from gradscope.wording import setting
 
@@ -28,6 +28,20 @@ HOSTILE = '<a href="javascript:alert(1)">x</a><script>alert(2)</script>'
 )
 def test_numbers_keep_two_digits_and_name_what_is_no_number(value: float, text: str) -> None:
     assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("blocks.4.fc", "blocks.4.fc"),
+        ("transformer.h.0.attn.c_attn", "…h.0.attn.c_attn"),
+        ("transformer.h.0.mlp.c_fc", "…h.0.mlp.c_fc"),
+        ("transformer.h.0.mlp.c_proj", "…h.0.mlp.c_proj"),
+        ("encoder.a_name_without_any_end.fc", "…thout_any_end.fc"),
+    ],
+)
+def test_a_long_name_ends_with_whole_parts(name: str, end: str) -> None:
+    assert tail(name) == end
 
 
 def test_a_factor_is_told_as_the_verdicts_tell_it() -> None:
@@ -65,3 +79,11 @@ def test_labels_are_moved_apart_as_little_as_needed() -> None:
     moved = np.sort(spread(np.array([1.0, 2.0, 3.0, 12.0]), 10))
     assert np.diff(moved).min() >= 10 - 1e-9
     assert moved.mean() == pytest.approx(4.5)
+
+
+def test_what_fits_is_whole_sentences_one_at_least() -> None:
+    text = "Layer 2.fc gets less. It is lost in fc. See there."
+    assert fitting(text, 0) == ("Layer 2.fc gets less.", "It is lost in fc. See there.")
+    assert fitting(text, 40) == ("Layer 2.fc gets less. It is lost in fc.", "See there.")
+    assert fitting(text, 400) == (text, "")
+    assert fitting("Layers 3 · fc ... 9 · fc get less. So it is.", 0)[1] == "So it is."

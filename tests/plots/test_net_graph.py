@@ -41,10 +41,12 @@ def test_a_module_has_the_gradient_of_its_first_layer(plain: Run) -> None:
 def test_where_least_arrives_is_named_with_the_number_of_its_box(plain: Run, residual: Run) -> None:
     plain_graph, residual_graph = net_graph_info([plain, residual])
     assert plain_graph.little
-    assert plain_graph.words == "The least, 900 billion × less, arrives at blocks.0.fc."  # 0.9e12
+    assert (
+        plain_graph.words == "At step 59 the least arrives at blocks.0.fc: 900 billion × less."
+    )  # 0.9e12
     assert named(plain_graph.modules)["blocks.0.fc"].as_dict()["said"] == "900 billion × less"
     assert not residual_graph.little
-    assert residual_graph.words.startswith("The least, ")
+    assert residual_graph.words.startswith("At step 59 the least arrives at ")
     assert "; up to 100 × less is normal." in residual_graph.words
 
 
@@ -53,7 +55,7 @@ def test_the_shares_in_words_are_those_on_the_arcs(residual: Run) -> None:
     known = [arc.share for arc in graph.ways.arcs if not np.isnan(arc.share)]
     low, high = (f"{end(known) * 100:.0f}" for end in (min, max))
     span = low if low == high else f"{low}–{high}"
-    assert f"Shortcuts carry {span}% at step 0;" in graph.words
+    assert "At step 0 " in graph.words and f"Shortcuts carry {span}% in it;" in graph.words
 
 
 def test_of_layers_that_get_nothing_the_one_is_named_where_it_ends(tmp_path: Path) -> None:
@@ -65,7 +67,7 @@ def test_of_layers_that_get_nothing_the_one_is_named_where_it_ends(tmp_path: Pat
 def test_where_most_arrives_is_said_if_that_is_much(tmp_path: Path) -> None:
     signal = 10.0 ** np.arange(8, -1, -1)
     run = write_with(tmp_path / "grown", 9, 2, signal_norm=signal)
-    assert "The most, 1.0 million × more, arrives at blocks.0.fc." in net_graph_info(run)[0].words
+    assert "The most arrives at blocks.0.fc: 1.0 million × more." in net_graph_info(run)[0].words
 
 
 def test_shortcuts_go_around_their_layers(residual: Run) -> None:

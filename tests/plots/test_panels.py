@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import gradscope.plots as plots
-from gradscope.plots.panels import in_panels
+from gradscope.plots.panels import in_panels, odd_key, odd_marks, odd_words
 
 THEMES = [plots.LIGHT, plots.DARK, plots.LIGHT.for_page((2, 7), narrow=True)]
 
@@ -21,3 +21,24 @@ def test_panels_fill_the_figure_and_stay_apart(theme: plots.Theme) -> None:
     )
     assert [panel.leftmost for panel in axes] == [True, theme.narrow, theme.narrow]
     assert [panel.lowest for panel in axes] == [not theme.narrow, not theme.narrow, True]
+
+
+def test_marks_that_are_no_number_are_named_and_counted() -> None:
+    lines = [np.array([1.0, np.nan]), np.array([0.0, np.inf]), np.array([np.nan, 2.0])]
+    top, bottom = "○ NaN in 2 of 3 runs, ▲ inf in 1 of 3 runs", "× exactly 0 in 1 of 3 runs"
+    assert odd_words(lines) == f"{top}, {bottom}"
+    assert odd_words(lines[:1]) == "○ NaN"
+    assert odd_words([np.array([1.0])]) == ""
+    below, above = odd_key(lines, (1e-3, 1e4), plots.LIGHT)
+    assert (below["y"], below["text"]) == (pytest.approx(-3), bottom)
+    assert (above["y"], above["text"]) == (pytest.approx(4), top)
+
+
+def test_the_word_beside_the_last_mark_lies_within_the_axes() -> None:
+    steps = np.arange(10)
+    for zero, place in ((1, "top right"), (8, "top left")):
+        values = np.where(steps == zero, 0.0, 1.0)
+        (marks,) = odd_marks(
+            steps, values, ends=(0.1, 9.0), color="red", theme=plots.LIGHT, hover="{said}"
+        )
+        assert (marks["x"], marks["textposition"]) == ([zero], place)

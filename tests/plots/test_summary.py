@@ -15,13 +15,13 @@ from handmade import chain, falling, make_run
 from synthetic import write_with
 
 
-def run_with_losses(path: Path, losses: np.ndarray) -> Run:
+def run_with_losses(path: Path, losses: np.ndarray, update: float = 1e-3) -> Run:
     layers = chain(4)
     readings = {"signal_norm": falling(len(layers), 0.1, len(losses)), "weight_norm": 1.0}
     return make_run(
         path,
         layers,
-        readings | {"update_norm": 1e-3},
+        readings | {"update_norm": update},
         n_steps=len(losses),
         steps={"train_loss": losses},
     )
@@ -61,6 +61,17 @@ def test_a_step_that_replaced_a_layers_weights_is_named(tmp_path: Path) -> None:
     speed = summarise(run).speed
     assert speed is not None
     assert speed.words == "step 2 moved blocks.2.fc by 200%"
+    assert (speed.layer, speed.size, speed.tone) == (4, pytest.approx(2.0), "unsure")
+
+
+@pytest.mark.parametrize(("floor", "tone"), [(1.5, "unsure"), (1e-3, "good")])
+def test_weights_that_hardly_move_are_no_alarm_once_the_loss_is_gone(
+    tmp_path: Path, floor: float, tone: str
+) -> None:
+    run = run_with_losses(tmp_path / "run", floor + 2 * 0.8 ** np.arange(60), update=1e-6)
+    speed = summarise(run).speed
+    assert speed is not None
+    assert speed.tone == tone
 
 
 @pytest.mark.filterwarnings("ignore:.*no step is recorded")

@@ -51,6 +51,16 @@ def test_runs_are_ordered_by_the_setting_in_which_they_differ(sweep: list[Run]) 
     np.testing.assert_allclose(np.log10(info.signal[0]), [-8, -0.2, -0.1, 0], atol=0.5)
 
 
+def test_what_broke_is_named_once_over_neighbours(tmp_path: Path) -> None:
+    falls, lost = np.linspace(2, 0.5, 40), np.full(40, np.nan)
+    runs = [run_of(tmp_path, lr, 0.1, falls) for lr in (1e-3, 1e-2)]
+    runs += [run_of(tmp_path, lr, 0.1, lost) for lr in (1.0, 10.0)]
+    for theme in (plots.LIGHT, plots.LIGHT.for_page((0, 1, 2, 3), narrow=True)):
+        notes = sweep_map_figure(sweep_map_info(runs), theme)["layout"]["annotations"]
+        assert [note["x"] for note in notes if note["text"] == "NaN"] == [2.5]
+        assert any("decades" in note["text"] for note in notes)  # what the colours are
+
+
 def test_the_trainable_settings_are_outlined_and_told(sweep: list[Run]) -> None:
     info = sweep_map_info(sweep)
     assert "Trainable: lr = 0.001 to 0.01, 2 of 4 runs." in sweep_map_caption(info)

@@ -102,3 +102,11 @@ def test_a_rate_that_never_changes_can_be_read_off_its_axis(tmp_path: Path) -> N
     )
     curves = [curve for curve in scalars_info(run) if curve.name == "lr"]
     assert scalars_figure(curves)["layout"]["yaxis"]["range"] == [0, 0.1]
+
+
+def test_the_caption_tells_of_the_lines_that_are_there(plain: Run, residual: Run) -> None:
+    train, validation, *others = training_info([plain, residual])
+    assert "validation" not in training_caption([train])
+    assert "overfits" in training_caption([train, validation])
+    assert "deeper net" not in training_caption([train, validation])
+    assert "deeper net" in training_caption([train, validation, *others])

@@ -74,10 +74,12 @@ window.addEventListener("resize", function () {
   if (button) button.click();
 });
 
-// On a phone a caption shows its first lines until it is tapped.
-window.addEventListener("click", function (event) {
-  const caption = event.target.closest(".chart > .caption");
-  if (caption) caption.classList.toggle("whole");
+// On a phone a caption shows its first sentence until it is asked for more.
+window.addEventListener("click", function ({ target }) {
+  if (!target.matches(".caption .more")) return;
+  const open = target.ariaExpanded === "true";
+  target.ariaExpanded = String(!open);
+  target.textContent = open ? "more" : "less";
 });
 
 // Escape closes what is open: a layer's history, the menu of exports.

@@ -17,6 +17,13 @@
     return element("table", {}, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
   }
 
+  // As page.captioned writes it.
+  function caption(first, rest) {
+    const { element } = window.gradscope;
+    const more = element("button", { class: "link more", "aria-expanded": "false" }, "more");
+    return element("div", { class: "caption" }, first, " ", element("span", { class: "rest" }, rest), " ", more);
+  }
+
   function draw(data) {
     const place = document.getElementById("layer-table");
     if (!place || !data) return;
@@ -26,7 +33,7 @@
     const scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "layers" }, table(data));
     place.replaceChildren(
       element("h2", {}, data.title),
-      element("p", { class: "caption" }, data.caption),
+      caption(...data.caption),
       scroll,
       ...(data.more ? [element("button", { onclick: () => go({ rows: data.more }) }, "25 more")] : []),
     );

@@ -106,7 +106,7 @@
 
   // What the findings name: a ring around the box to look at first, and under the boxes a bar each
   // along all that it is about, with its words. Without a finding it is where least arrives.
-  function alarms(graph, boxes) {
+  function alarms(graph, boxes, room) {
     const within = (box, from, to) => box.first <= to && from <= box.last;
     const found = graph.alarms.map((alarm) => ({
       words: `▲ ${alarm.words}`, name: alarm.name, kind: alarm.bad ? "alarm" : "warning",
@@ -115,7 +115,7 @@
     })).filter((alarm) => alarm.at >= 0);
     const at = boxes.findIndex((box) => box.name === graph.least || graph.least.startsWith(box.name + "."));
     const same = found.find((alarm) => alarm.name === graph.least);
-    if (same) same.words += `: ${graph.said} there`;
+    if (same) same.words += room > 500 ? `: ${graph.said} there` : ""; // the head says it, too
     else if (at >= 0) {
       const kind = graph.little && !found.some((alarm) => alarm.kind === "alarm") ? "alarm" : "least";
       found.push({ words: `${kind === "least" ? "▵" : "▲"} least: ${graph.least}, ${graph.said}`, kind, at, bars: boxes.map((_, i) => i === at) });
@@ -128,7 +128,7 @@
     const boxes = visible(graph, graph.modules, [], holders);
     // beyond 60 boxes they lose their names rather than that not all of them are in sight
     const step = Math.max(Math.min((room - 20) / Math.max(boxes.length, 1), 150), boxes.length > 60 ? 8 : 20);
-    const marks = alarms(graph, boxes);
+    const marks = alarms(graph, boxes, room);
     const long = (mark) => mark.words.length * (mark.kind === "least" ? 7 : 7.8);
     const wide = Math.max(room, boxes.length * step + 20, ...marks.map((mark) => long(mark) + 8));
     const gap = Math.min(Math.max(step * 0.22, 2), 18);
@@ -195,7 +195,7 @@
       }));
       const parts = box.name.split(".");
       const short = parts.slice(/^\d+$/.test(parts[parts.length - 1]) ? -2 : -1).join(".");
-      const plus = box.children.length ? "+ " : "";
+      const plus = box.children.length ? "▸ " : "";
       const ink = inkOn(fill);
       const [x, y] = [left(i) + size / 2, middle];
       const fits = Math.floor((flat ? size : high) / 7.2);
@@ -234,8 +234,9 @@
       node.append(make("path", { d: `M ${from} ${line} v 4 H ${to} v -4`, fill: "none", class: "bracket" }));
       const name = holder.module.name;
       const fits = Math.floor((to - from) / 6.5);
-      const text = fits < 3 ? "−" : "− " + (name.length + 2 > fits ? "…" + name.slice(3 - fits) : name);
-      node.append(make("text", { x: (from + to) / 2, y: line + 16, "text-anchor": "middle", class: "small" }, text));
+      const text = fits < 3 ? "▾" : "▾ " + (name.length + 2 > fits ? "…" + name.slice(3 - fits) : name);
+      const within = Math.min((from + to) / 2, Math.max(room / 2, from + 60)); // in sight at first
+      node.append(make("text", { x: within, y: line + 16, "text-anchor": "middle", class: "small" }, text));
       node.append(make("rect", { x: from, y: line - 2, width: to - from, height: 20, fill: "transparent" }));
       activate(node, `close ${name}`, () => toggle(graph, holder.module, false));
       front.append(node);

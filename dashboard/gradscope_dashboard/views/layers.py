@@ -14,7 +14,7 @@ from dash.exceptions import PreventUpdate
 
 from gradscope.plots import METRICS
 from gradscope.plots.layer_table import SHOWN, layer_table
-from gradscope.plots.lettering import number, times
+from gradscope.plots.lettering import fitting, number, times
 from gradscope.runs.run import Run
 from gradscope_dashboard.library import Library
 from gradscope_dashboard.page import Page, read_page
@@ -23,6 +23,11 @@ from gradscope_dashboard.state import ROWS, TABLE_COLUMNS
 NAME = "layers"
 LABEL = "Layers"
 CONTROLS = ("step",)
+CAPTION = (
+    " A click on a layer shows its whole history. Gradients are read at each layer's output, over"
+    " the last hidden layer's; a verdict also looks behind the activation, and tells the lesser"
+    " loss."
+)
 HEADS = {
     "run": "run",
     "number": "no.",
@@ -89,8 +94,7 @@ def _content(rows: pd.DataFrame, page: Page) -> dict[str, Any]:
     cells = zip(*(_say(column, shown, page.runs) for column in columns), strict=True)
     return {
         "title": "Which layers are worst off?",
-        "caption": f"{len(shown)} of {len(rows)} weight layers, {order}. Gradients are over the"
-        " last hidden layer's. A click on a layer shows its whole history.",
+        "caption": fitting(f"{len(shown)} of {len(rows)} weight layers, {order}.{CAPTION}", 0),
         "heads": [_head(column, page.state.sort) for column in columns],
         "rows": list(cells),
         "odd": ["exactly 0", "NaN", "inf", "-inf"],

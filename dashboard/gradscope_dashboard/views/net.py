@@ -14,18 +14,17 @@ from dash.exceptions import PreventUpdate
 
 from gradscope.plots.net_graph import TITLE, Module, net_graph_info, reach
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Page, aria, read_page
+from gradscope_dashboard.page import Page, aria, captioned, read_page
 
 NAME = "net"
 LABEL = "Net"
 CONTROLS = ("step",)
 MOST = 4
 CAPTION = (
-    "Input left, output right: the gradient comes from the right. A box is as blue as little of it"
-    " arrives, as red as it grew, pale where that is normal; a line is as wide as the gradient that"
-    " passes, an arc as the shortcut's share of it, dashed where that is not known. A ring and a"
-    " bar below mark what a finding names. A click on a box with + opens it, on a layer its"
-    " history."
+    "Blue: little of the gradient arrives; red: it grew; pale: normal. It comes from the right,"
+    " where the output is. A line is as wide as the gradient that passes, an arc as the shortcut's"
+    " share of it, dashed where that is not known. A ring and a bar below mark what a finding"
+    " names. A click on a box with ▸ opens it, on a layer its history."
 )
 
 
@@ -35,7 +34,7 @@ def layout() -> html.Div:
         html.Section(
             [
                 html.H2(TITLE),
-                html.P(CAPTION, className="caption"),
+                html.Div(captioned(CAPTION), className="caption"),
                 html.Div(id="net", role="group", **aria(label="modules of the nets")),
                 dcc.Store(id="net-data"),
                 dcc.Store(id="net-drawn"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from dash import Dash, html
 
+from gradscope.diagnosis.comparison import Observation
 from gradscope.plots.lettering import raised
 from gradscope.plots.scalars import TITLE as SCALARS_TITLE
 from gradscope.plots.scalars import scalars_caption, scalars_figure, scalars_info
@@ -22,6 +24,8 @@ from gradscope_dashboard.page import Drawing, Page, aria, chart, draw_with
 
 NAME = "training"
 LABEL = "Training"
+SAID = 4
+"""Of so many runs all is said that they show beside each other."""
 CONTROLS = ()
 
 
@@ -44,9 +48,26 @@ def _draw(page: Page) -> Drawing | None:
     caption = training_caption(curves)
     compared = page.library.comparison(page.names) if curves else None
     if compared is not None:
-        caption = " ".join([caption, *(raised(seen.sentence) for seen in compared.observations)])
+        caption = " ".join([caption, *map(raised, told(compared.observations, len(page.runs)))])
     events = [] if page.theme.many else training_events(page.runs)
     return Drawing(training_figure(curves, page.theme, events), caption)
+
+
+def told(observations: Sequence[Observation], runs: int) -> list[str]:
+    """Return what a comparison of so many runs shows: of many, where depth harms most."""
+    if runs <= SAID:
+        return [seen.sentence for seen in observations]
+    harmed = [seen for seen in observations if seen.kind == "degradation"]
+    if not harmed:
+        return []
+    worst = max(harmed, key=_harm).sentence
+    more = len(harmed) - 1
+    return [worst, f"So it is with {more} more pair{'s' * (more != 1)} of runs."][: 1 + bool(more)]
+
+
+def _harm(seen: Observation) -> float:
+    shallow, deep, *_ = seen.evidence.values()
+    return deep - shallow
 
 
 def _draw_scalars(page: Page) -> Drawing | None:

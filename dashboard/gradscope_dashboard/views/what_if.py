@@ -129,9 +129,11 @@ def _table(tried: list[Tried]) -> Any:
         return []
     unchanged, *changes = tried
     rows = [
-        html.Tr([html.Td(cell) for cell in cells(row, unchanged)]) for row in (*changes, unchanged)
+        html.Tr([html.Td(cell.replace("->", "→")) for cell in cells(row, unchanged)])
+        for row in (*changes, unchanged)
     ]
-    heads = [html.Th(head or "verdict on it", scope="col") for head in HEADS]
+    named = {"D": "first ÷ last, decades", "": "does it help?"}
+    heads = [html.Th(named.get(head, head), scope="col") for head in HEADS]
     return html.Table([html.Thead(html.Tr(heads)), html.Tbody(rows)])
 
 
