@@ -48,13 +48,15 @@ VIEWS = {  # name -> folder of the gallery, address, height, and what of it is s
 }
 
 
-def small(picture: bytes, colours: int = 128, width: int | None = None) -> Image.Image:
-    """Return a picture with few colours, and no wider than `width`."""
+def small(picture: bytes, colours: int, width: int) -> Image.Image:
+    """Return a picture with few colours, and no wider than `width`.
+
+    Those that are rare change: not for views in which a colour means something.
+    """
     image = Image.open(io.BytesIO(picture)).convert("RGB")
-    if width is not None:
-        image = image.resize(
-            (width, round(image.height * width / image.width)), Image.Resampling.LANCZOS
-        )
+    image = image.resize(
+        (width, round(image.height * width / image.width)), Image.Resampling.LANCZOS
+    )
     return image.quantize(colours, dither=Image.Dither.NONE)
 
 
@@ -141,7 +143,7 @@ def main() -> None:
             args=["--headless", "--no-sandbox", "--disable-gpu"],
         )
         for name in filter(VIEWS.get, wanted):
-            picture = small(shoot(browser, gallery, name), 128)
+            picture = Image.open(io.BytesIO(shoot(browser, gallery, name))).convert("RGB")
             picture.save(PICTURES / f"{name}.png", optimize=True)
             print(name, picture.size)
         if "live" in wanted:

@@ -47,7 +47,9 @@ def card_svg(run: Run, *, theme: Theme = LIGHT) -> str:
     """
     summary = summarise(run)
     tones = _TONES[theme.dark]
-    model = f"{run.meta.get('model', '')} · {len(run.layers)} layers · {summary.steps} steps"
+    weights = int((run.layers["parameters"] > 0).sum())
+    layers = f"{weights} layer{'s' * (weights != 1)} with weights"
+    model = f"{run.meta.get('model', '')} · {layers} · {summary.steps} steps"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}"'
         f' height="{HEIGHT}" font-family="system-ui, Segoe UI, Roboto, DejaVu Sans, sans-serif">',

@@ -162,7 +162,7 @@ def heatmap_caption(info: HeatmapInfo) -> str:
         if any(_striped(panel) for panel in info.panels):
             text += (
                 " Stripes that repeat are the roles of layers in a block, each at its own level; a"
-                " gradient that is lost fades or darkens from the bottom to the top."
+                " gradient that is lost turns blue from the bottom to the top."
             )
     else:
         text = info.metric.sentence

@@ -51,6 +51,8 @@ def test_the_same_step_can_be_asked_for_again(browse: Browse, server: Server) ->
     drawn(page, "profile")
     number = page.get_by_label("Step", exact=True)
     for _ in range(2):
+        # the latest is written a moment after the address
+        page.wait_for_function("field => field.value == '59'", arg=number.element_handle())
         number.fill("3")
         number.press("Enter")
         page.wait_for_url("**step=3**")

@@ -21,10 +21,10 @@ LABEL = "Net"
 CONTROLS = ("step",)
 MOST = 4
 CAPTION = (
-    "Blue: little of the gradient arrives; red: it grew; pale: normal. It comes from the right,"
-    " where the output is. A line is as wide as the gradient that passes, an arc as the shortcut's"
-    " share of it, dashed where that is not known. A ring and a bar below mark what a finding"
-    " names. A click on a box with ▸ opens it, on a layer its history."
+    "Blue: little of the gradient arrives; red: it grew; no colour: normal. It comes from the"
+    " right, where the output is. A line is as wide as the gradient that passes, an arc as the"
+    " shortcut's share of it, dashed where that is not known. A ring and a bar below mark what a"
+    " finding names. A click on a box with ▸ opens it, on a layer its history."
 )
 
 
