@@ -3,8 +3,7 @@ takes several.
 
 It is compiled on first use by the C compiler of the machine, where there is one, in a fifth of a
 second, and kept in the user's cache. Without it everything is read by torch; GRADSCOPE_KERNEL=0
-asks for that. Step of 50 layers of 256, watched / bare, with one / two threads: 1.21 / 1.30 with
-the kernel, 1.25 / 1.43 without.
+asks for that. docs/cost.md has what a step costs with the kernel, and without.
 """
 
 from __future__ import annotations

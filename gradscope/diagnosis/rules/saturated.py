@@ -67,8 +67,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
 
 def _logs_several(evidence: Evidence) -> bool:
     """Whether several scalars are logged, of which none says how the training goes, as in games."""
-    own = {column.name for column in schema.STEPS}
-    return len(set(evidence.run.steps.columns) - own) > 1
+    return len(set(evidence.run.steps.columns) - set(schema.names(schema.STEPS))) > 1
 
 
 def _states(evidence: Evidence) -> Iterator[Finding]:
