@@ -9,6 +9,7 @@ asks for that. docs/cost.md has what a step costs with the kernel, and without.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -91,8 +92,8 @@ class Kernel:
             for i in set(range(count)) - gone:
                 self.read(form.wanted[i], tensors[i], row + 8 * FIELDS * i)
             return sorted(gone)
-        there = (_POINTER * len(addresses))(*addresses)
-        _check(self._read_rows(count, form.address, there, ways, row, 1))
+        there = array("Q", addresses)
+        _check(self._read_rows(count, form.address, there.buffer_info()[0], ways, row, 1))
         return []
 
     def square_sum(self, x: Tensor) -> float:
@@ -149,12 +150,12 @@ class Kernel:
 
     def _each(self, kind: int, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> SquareSums:
         count = len(tensors)
-        sizes = [x.numel() for x in tensors]
-        n = (_LONG * count)(*sizes)
-        x = (_POINTER * count)(*[tensor.data_ptr() for tensor in tensors])
-        y = (_POINTER * count)(*[other.data_ptr() for other in others])
+        n = array("q", [x.numel() for x in tensors])
+        x = array("Q", [tensor.data_ptr() for tensor in tensors])
+        y = x if others is tensors else array("Q", [other.data_ptr() for other in others])
         out = np.empty(count)
-        _check(self._sums(kind, count, n, x, y, out.ctypes.data, _threads(sum(sizes))))
+        told = [numbers.buffer_info()[0] for numbers in (n, x, y)]
+        _check(self._sums(kind, count, *told, out.ctypes.data, _threads(sum(n))))
         return out
 
 

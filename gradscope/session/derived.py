@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradscope.capture.keys import Keys, Layout
+from gradscope.capture.keys import Layout
 from gradscope.capture.reading.waiting import Item, Trial
 from gradscope.measure.sums import Derivation, Numbers
 
@@ -30,21 +30,28 @@ _REMEMBERED = 8
 
 
 class _Recipe:
-    """How all readings follow from the sums of a row, item by item."""
+    """How all readings of one row follow from its sums, item by item of each of them in turn."""
 
-    def __init__(self, items: list[Item]) -> None:
+    def __init__(self, items: list[list[Item]]) -> None:
         self.items = items
-        keys: list[Keys] = []
+        self.layout: Layout = tuple([keys for some in items for *_, told in some for keys in told])
+        self.used = [1 + max(number for number, *_ in some) for some in items]
         parts: dict[Derivation, list[tuple[int, int, int]]] = defaultdict(list)
-        for number, derivation, elements, some in items:
-            parts[derivation].append((number, elements, len(keys)))
-            keys += some
-        self.layout: Layout = tuple(keys)
-        self.rows = 1 + max(number for number, *_ in items)
+        before = place = 0
+        for some, used in zip(items, self.used, strict=True):
+            for number, derivation, elements, told in some:
+                parts[derivation].append((before + number, elements, place))
+                place += len(told)
+            before += used
         self._parts = [(derive, *np.array(some).T) for derive, some in parts.items()]
 
-    def readings(self, sums: Numbers) -> Numbers:
-        """Return the readings of rows, shape (rows, k, 4) -> (rows, readings)."""
+    def readings(self, rows: Sequence[Sequence[HostSums]]) -> Numbers:
+        """Return the readings of rows, (rows, readings)."""
+        together = [
+            np.concatenate([s.values[:used] for s, used in zip(row, self.used, strict=True)])
+            for row in rows
+        ]
+        sums = np.stack(together)
         result = np.empty((len(sums), len(self.layout)))
         for derive, numbers, elements, places in self._parts:
             for i, values in enumerate(derive(elements, sums[:, numbers])):
@@ -63,17 +70,15 @@ class Deriver:
         for sums in (sums for row in rows for sums in row):
             for trial in sums.trials:
                 trial.trust.judge(trial, sums.values)
-        described = [[(self._recipe(sums.items), sums.values) for sums in row] for row in rows]
-        for recipes, group in groupby(described, key=lambda row: [recipe for recipe, _ in row]):
-            alike = [[values for _, values in row] for row in group]
-            readings = [
-                recipe.readings(np.stack([values[: recipe.rows] for values in some]))
-                for recipe, some in zip(recipes, zip(*alike, strict=True), strict=True)
-            ]
-            for i in range(len(alike)):
-                yield [(recipe.layout, r[i]) for recipe, r in zip(recipes, readings, strict=True)]
+        for recipe, group in groupby(rows, key=self._recipe):
+            alike = list(group)
+            if recipe.items:
+                yield from ([(recipe.layout, some)] for some in recipe.readings(alike))
+            else:
+                yield from ([] for _ in alike)
 
-    def _recipe(self, items: list[Item]) -> _Recipe:
+    def _recipe(self, row: Sequence[HostSums]) -> _Recipe:
+        items = [sums.items for sums in row]
         for recipe in self._recipes:
             if recipe.items == items:
                 return recipe

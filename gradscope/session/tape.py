@@ -115,7 +115,7 @@ class Tape:
         if device.type == "meta":
             return [np.full(t.numel(), math.nan) for t in tensors]
         if device.type == "cpu":
-            return [t.reshape(-1).numpy() for t in tensors]
+            return [t.numpy() for t in tensors]
         if device.type != "cuda":
             host = torch.cat([t.reshape(-1) for t in tensors]).cpu()
         else:

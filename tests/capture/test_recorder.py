@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -85,6 +86,29 @@ def test_memory_does_not_grow_with_the_steps(tmp_path):
         scope.flush()
         assert count() <= before + 5
     assert len(scope.run.steps) == 2000
+
+
+def test_a_step_is_let_go_of_without_help_of_the_garbage_collector(tmp_path):
+    """Else what the user has let go of, activations and all, takes memory until it comes round."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+
+    def step(batch):
+        optimizer.zero_grad()
+        output, loss = model(batch[0]), loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        return weakref.ref(output), weakref.ref(loss)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with gradscope.watch(model, tmp_path / "run"):
+            for i, batch in enumerate(batches(20)):
+                left = [one() for one in step(batch)]
+                assert left == [None] * len(left), f"step {i}"
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("calls", [5, 50])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
+from functools import partial
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -55,16 +56,7 @@ def roots_of_backward() -> list[Node]:
         code = torch.autograd.graph._engine_run_backward.__code__
     except AttributeError:
         raise Unavailable("torch.autograd.graph._engine_run_backward") from None
-    found = []
-    for frame in list(sys._current_frames().values()):
-        outermost = None
-        at: FrameType | None = frame
-        while at is not None:
-            if at.f_code is code:
-                outermost = at
-            at = at.f_back
-        if outermost is not None:
-            found.append(outermost)
+    found = [f for f in map(partial(_outermost, code), sys._current_frames().values()) if f]
     if len(found) != 1:
         return []
     outputs = found[0].f_locals.get("t_outputs", ())
@@ -72,6 +64,19 @@ def roots_of_backward() -> list[Node]:
         getattr(output, "grad_fn", None) or getattr(output, "node", None) for output in outputs
     ]
     return [node for node in nodes if isinstance(node, Node)]
+
+
+def _outermost(code: CodeType, frame: FrameType | None) -> FrameType | None:
+    """Return the outermost of `frame` and its callers that runs `code`.
+
+    A frame that is left in a variable of its own would outlive its callers, with all of theirs.
+    """
+    outermost = None
+    while frame is not None:
+        if frame.f_code is code:
+            outermost = frame
+        frame = frame.f_back
+    return outermost
 
 
 def at_end_of_backward(callback: Callable[[], None]) -> None:

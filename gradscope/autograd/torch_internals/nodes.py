@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -80,6 +81,15 @@ def _metadata(node: Node, slot: int) -> Any:
 def kind_name(kind: type[Node]) -> str:
     """Return what torch calls a kind of node, such as `AddBackward0`."""
     return kind.__name__
+
+
+def is_derived(name: str) -> bool:
+    """Whether a node of this name runs a formula of torch's own table of derivatives.
+
+    These are numbered, and write to nothing that they are given. Others may: custom Functions of
+    Python and C++, and nodes that gather gradients.
+    """
+    return re.search(r"Backward\d+$", name) is not None
 
 
 def is_custom(node: Node) -> bool:

@@ -15,7 +15,7 @@ from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.torch_internals import apart_from_modes, current_backward, is_plain
 from gradscope.capture.forwards.chains import Link
 from gradscope.capture.forwards.cuts import CutGraph
-from gradscope.capture.forwards.plan import EdgeTap, Plan, ValueTap, Way
+from gradscope.capture.forwards.plan import EdgeTap, NodeTap, Plan, ValueTap, Way
 from gradscope.capture.forwards.replays import Replay
 from gradscope.capture.keys import Key, Keys, OfLayer, layer_keys
 from gradscope.capture.memory import is_out_of_memory
@@ -82,16 +82,19 @@ class Gradients:
     ) -> None:
         """Put hooks on the nodes of `graph`, and on those of the outputs of `replays`."""
         plan, nodes = self._plan, graph.nodes
-        guard, read_values, gather = self._guard, self._read_values, self._gather
+        guard, read_values = self._guard, self._read_values
         self.leaves = [nodes[i] for i in plan.leaves]
-        for index, values in plan.values.items():
-            handle = nodes[index].register_prehook(partial(guard, read_values, values))
-            if graph.names[index].endswith("AccumulateGrad"):  # outlives the graph
-                self._handles.append(handle)
-        for index, edges in plan.edges.items():
-            nodes[index].register_hook(partial(guard, gather, edges))
-        for place, (index, position) in enumerate(plan.alone):
-            nodes[index].register_hook(partial(_keep, self._alone, place, position))
+        for tap in plan.nodes:
+            node = nodes[tap.index]
+            if tap.at_once:
+                node.register_hook(partial(self._read_and_keep, tap))
+                continue
+            if tap.values:
+                handle = node.register_prehook(partial(guard, read_values, tap.values))
+                if tap.outlives_graph:
+                    self._handles.append(handle)
+            if tap.edges or tap.alone:
+                node.register_hook(partial(self._keep, tap))
         for call, position, keys in plan.direct:
             node, slot = calls[call].outputs[position]
             taps = [ValueTap(slot, keys, [])]
@@ -156,6 +159,20 @@ class Gradients:
                 taps.clear()  # the plan's own: nothing is read here in later steps either
             self._cut_graph = None
             self._failed(keys, error)
+
+    def _read_and_keep(
+        self, tap: NodeTap, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]
+    ) -> None:
+        """Read a node's values, and keep what it hands on, by one hook: each takes time."""
+        self._guard(self._read_values, tap.values, outputs)
+        self._keep(tap, inputs)
+
+    def _keep(self, tap: NodeTap, gradients: tuple[Tensor | None, ...], *_: object) -> None:
+        """Keep the gradients of a node's edges until those of the values come."""
+        for place, position in tap.alone:
+            self._alone[place] = gradients[position]
+        if tap.edges:
+            self._guard(self._gather, tap.edges, gradients)
 
     def _take_cut(self, roots: list[int], gradients: tuple[Tensor | None, ...]) -> None:
         if self._cut_graph is None:
@@ -274,17 +291,6 @@ class Gradients:
             else:
                 self.readings.read_norm(gradient, join.keys[part], (part, number))
         return unknown
-
-
-def _keep(
-    kept: list[Tensor | None],
-    place: int,
-    position: int,
-    gradients: tuple[Tensor | None, ...],
-    *_: object,
-) -> None:
-    """Keep the gradient of an edge until that of its value comes; as short as can be."""
-    kept[place] = gradients[position]
 
 
 def _keep_sample(

@@ -19,7 +19,7 @@ from torch.autograd.graph import Node
 from gradscope.autograd.attention import Attention
 from gradscope.autograd.graph import Call, Edge, Graph, Structure, Value, locate
 from gradscope.autograd.joins import Join
-from gradscope.autograd.torch_internals import Unavailable, sequence_number, shape
+from gradscope.autograd.torch_internals import Unavailable, is_derived, sequence_number, shape
 from gradscope.capture.keys import Key, Keys, OfLayer, OfShortcut
 from gradscope.capture.net.recurrence import FEWEST, OnTheWay, ends_of_time, layers_on_the_way
 from gradscope.capture.reading.functions import Function
@@ -84,6 +84,23 @@ class EdgeTap:
     sums: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class NodeTap:
+    """What is read at one node: values that it made, edges, and those that are read `alone`.
+
+    `alone` has the place of each in `Plan.alone`, and its position among the node's. `at_once`: one
+    hook sees them all, after the node has run; torch's own nodes leave as it is what they are
+    given, others may not.
+    """
+
+    index: int
+    values: list[ValueTap]
+    edges: list[EdgeTap]
+    alone: list[tuple[int, int]]
+    at_once: bool
+    outlives_graph: bool
+
+
 @dataclass
 class EdgeSum:
     """Edges of one value through one module: summed, then read as `keys` when all have come.
@@ -122,6 +139,7 @@ class Plan:
     ----------
     values, edges : by index of the node that gets the hook
     alone : edges that are the only ones to read a value, which is read through layers
+    nodes : the same, node by node
     direct : (call, output, keys)
         Outputs of layers that the model's outputs do not depend on, such as an auxiliary loss's.
     forward : operand -> keys
@@ -145,6 +163,7 @@ class Plan:
     values: dict[int, list[ValueTap]] = field(default_factory=dict)
     edges: dict[int, list[EdgeTap]] = field(default_factory=dict)
     alone: list[Edge] = field(default_factory=list)
+    nodes: list[NodeTap] = field(default_factory=list)
     sums: list[EdgeSum] = field(default_factory=list)
     joins: list[JoinTap] = field(default_factory=list)
     direct: list[tuple[int, int, Keys]] = field(default_factory=list)
@@ -258,6 +277,7 @@ def make_plan(
         node: [EdgeTap(position, sums) for position, sums in positions.items()]
         for node, positions in edges.items()
     }
+    plan.nodes = _by_node(graph, plan)
     plan.cuts = {
         "shortcuts": [edge for join in joins for edge in join.shortcut_cut],
         "branches": [edge for join in joins for edge in join.branch_cut],
@@ -270,6 +290,20 @@ def make_plan(
         if name == "AccumulateGrad" and graph.nodes[i] not in own
     ]
     return plan
+
+
+def _by_node(graph: Graph, plan: Plan) -> list[NodeTap]:
+    alone: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for place, (index, slot) in enumerate(plan.alone):
+        alone[index].append((place, slot))
+    found = []
+    for index in {**plan.values, **plan.edges, **alone}:
+        values, edges = plan.values.get(index, []), plan.edges.get(index, [])
+        name, kept = graph.names[index], alone.get(index, [])
+        at_once = bool(values) and bool(edges or kept) and is_derived(name)
+        outlives = name.endswith("AccumulateGrad")
+        found.append(NodeTap(index, values, edges, kept, at_once, outlives))
+    return found
 
 
 def within(graph: Graph, call: Call, edges: Sequence[Edge]) -> list[Edge]:

@@ -137,9 +137,9 @@ class Units:
     def _take_samples(self, layer: int, x: Tensor) -> None:
         if x.dim() < 2 or x.shape[0] < 2:
             return
-        some = x[_some(x.shape, SAMPLES, ELEMENTS, None, self.look)].float()
+        some = x[_some(x.shape, SAMPLES, ELEMENTS, None, self.look)]
         keys = layer_keys("sample_spread", layer, x.numel())
-        copy = some.clone() if some.data_ptr() == x.data_ptr() else some
+        copy = some.clone() if some.dtype is torch.float32 else some.float()
         self._samples.append((keys, copy.reshape(len(some), -1)))
 
     def _take_units(self, layer: int, x: Tensor, channels_first: bool) -> None:

@@ -172,6 +172,7 @@ class Waiting:
         self._stream = stream
         self.trust = trust
         self._made = made
+        self._rows = Rows(device, 0)
         self._sheet = Sheet()
         self._known: list[Known] = []
         self._tensors: list[Tensors] = []
@@ -224,7 +225,7 @@ class Waiting:
         known, tensors, versions, sheet = self._known, self._tensors, self._versions, self._sheet
         self._known, self._tensors, self._versions, self._sheet = [], [], [], Sheet()
         form, items = (self.trust.form if self.trust else make_form)(tuple(known))
-        rows = sheet.rows = Rows(self._device, len(known))
+        rows = sheet.rows = self._rows_for(len(known))
         sheet.items = items + sheet.items
         now: list[object]
         if form.single:
@@ -238,6 +239,14 @@ class Waiting:
                 if now[i] != versions[i]:
                     self._spoil(one, rows, i)
         self._made(sheet)
+
+    def _rows_for(self, count: int) -> Rows:
+        rows = self._rows.part(count)
+        if rows is None:
+            self._rows = Rows(self._device, max(count, _TENSORS))
+            rows = self._rows.part(count)
+            assert rows is not None
+        return rows
 
     def _read_tried(self) -> None:
         tried, self._tried = self._tried, []
