@@ -28,7 +28,7 @@ from gradscope.measure.sums import Derivation, Rows, Tensors, norm_of
 _TENSORS = 512
 """That wait at most; how many elements says the kernel."""
 
-_FORMS = 64  # that are remembered
+_FORMS = 512  # that are remembered
 
 Meaning = tuple[Derivation, int, tuple[Any, ...]]
 """What makes readings of a row, of how many elements, and the keys (rows.py) of these."""
