@@ -70,6 +70,23 @@ def test_logits_that_were_large_at_one_look_are_not(tmp_path):
     assert "attention-logits" not in {finding.verdict for finding in diagnosis.findings}
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "severity"),
+    [(135, 150, None), (135, 900, "information"), (40, 900, "information"), (350, 800, "warning")],
+)
+def test_logits_that_start_large_are_told_though_the_loss_falls(first, last, severity, tmp_path):
+    """By what other paths learn; those that have grown by then are told for information."""
+    steps = 100
+    logits = np.full((steps, 1), np.nan)
+    logits[::8] = np.geomspace(first, last, len(logits[::8]))[:, None]
+    layers = [{"layer": 0, "name": "fc", "kind": "Linear", "depth": 1, "parameters": 4}]
+    readings = {"signal_norm": 1.0, "attention_logit_max": logits}
+    falling = {"loss": np.linspace(2, 1, steps)}
+    run = make_run(tmp_path / "run", layers, readings, n_steps=steps, steps=falling)
+    found = {f.verdict: f.severity for f in gradscope.diagnose(run).findings}
+    assert found.get("attention-logits") == severity
+
+
 @pytest.mark.parametrize("skipped", [False, True])
 def test_looks_are_found_in_a_long_run(skipped, tmp_path):
     steps = 9000

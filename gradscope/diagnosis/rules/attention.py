@@ -23,9 +23,11 @@ from gradscope.wording import amount, number
 LARGE = 100.0
 """Logits of models that train well stay below, after long training, too."""
 
-AT_START = 500.0
+AT_START = 200.0
 """Those with which they start stay below: post-norm encoders on embeddings times the root of their
-width, which train, were met at 135."""
+width, which train, were met at 135. Such have grown only once they are THREEFOLD that."""
+
+THREEFOLD = 3
 
 HARMLESS = 5000.0
 """Those up to which a loss was seen to fall all the same, by what other paths learn."""
@@ -43,9 +45,9 @@ def large_logits(evidence: Evidence) -> Iterator[Finding]:
     ill = large[-LOOKS:].all(axis=0)
     if not ill.any():
         return
-    start = large[0] & ill
-    ill &= ~start | (read[-1] > AT_START)
-    for layers, grown in ((ill & ~start, True), (start & ill, False)):
+    start = read[0] > AT_START
+    has_grown = ~large[0] | (read[-1] > THREEFOLD * read[0])
+    for layers, grown in ((ill & ~start & has_grown, True), (ill & start, False)):
         if layers.any():
             yield _finding(evidence, read[:, layers], rows, np.flatnonzero(layers), grown=grown)
 
@@ -64,7 +66,7 @@ def _finding(
     how = f"have grown from {number(first)} to" if grown else "reach"
     return Finding(
         "attention-logits",
-        "information" if last < HARMLESS and falls(evidence) else "warning",
+        "information" if grown and last < HARMLESS and falls(evidence) else "warning",
         f"The logits of the attention at {evidence.named(layers)} {how} {amount(last)}: softmax"
         " gives all weight to one key, and queries and keys get next to no gradient.",
         tuple(evidence.names[i] for i in layers),
