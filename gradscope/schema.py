@@ -385,6 +385,18 @@ LAYER_METRICS: Table = (
         processes="mean of losses",
         scale="loss_scale",
     ),
+    Column(
+        "moved_fraction",
+        "float32",
+        "share",
+        "of the entries of the layer's parameters that have a gradient, the share that the"
+        " optimizer's step changed: the steps of the others are lost in rounding, as those below"
+        " 0.4% of a weight in bfloat16. Of parameters in bfloat16 and float16, at the looks of"
+        " dead_fraction; NaN of others, where updates are sampled, and of optimizers that are not"
+        " torch's own, as they may keep what is lost",
+        combine="mean",
+        label="weights that move",
+    ),
 )
 """Readings of a layer. float32 on disk, float64 where the model computes in float64."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gradscope
+from handmade import make_run
 from small_trainings import net, sgd, the, train
 
 
@@ -251,3 +253,28 @@ def test_decay_alone_is_told_from_clipping(tmp_path):
     told = [f for f in diagnosis.findings if f.verdict in ("update-speed", "not-updated")]
     assert any("zero_grad()" in remedy for finding in told for remedy in finding.remedies)
     assert not any("lipping" in finding.sentence for finding in told)
+
+
+@pytest.mark.parametrize(
+    ("share", "losses", "severity"),
+    [(0.05, (1, 1), "warning"), (0.05, (2, 1), "information"), (0.6, (1, 1), None)],
+)
+def test_steps_that_rounding_takes_are_told(share, losses, severity, tmp_path):
+    layers = [{"layer": 0, "name": "fc", "kind": "Linear", "depth": 1, "parameters": 40}]
+    moved = np.full((40, 1), np.nan)
+    moved[::8] = share
+    readings = {
+        "signal_norm": 1.0,
+        "grad_norm": 1.0,
+        "clipped_grad_norm": 1.0,
+        "weight_norm": 1.0,
+        "update_norm": 1e-3,
+        "moved_fraction": moved,
+    }
+    loss = {"loss": np.linspace(*losses, 40)}
+    diagnosis = gradscope.diagnose(make_run(tmp_path / "run", layers, readings, steps=loss))
+    found = [f for f in diagnosis.findings if "rounding" in f.sentence]
+    assert [f.severity for f in found] == [severity] * (severity is not None)
+    for finding in found:
+        assert "changes 5.0% of the weights" in finding.sentence and finding.layers == ("fc",)
+        assert "float32" in finding.remedies[0]

@@ -90,6 +90,7 @@ def layer_rows(n_layers: int, steps: np.ndarray, decades: float) -> dict[str, np
         "sample_spread": 0.8 * ones,
         "attention_logit_max": np.nan * ones,
         "time_decades": np.nan * ones,
+        "moved_fraction": np.nan * ones,
         "output_elements": 64.0 * ones,
     }
     return {

@@ -17,6 +17,7 @@ from gradscope.capture.keys import Layout
 from gradscope.capture.memory import is_out_of_memory, leaves_room, no_memory_for_copies
 from gradscope.capture.reading.rows import Segment
 from gradscope.capture.training.parameters import Parameters, Places
+from gradscope.capture.training.rounding import read_moved
 from gradscope.capture.training.sampling import sample_of, scale_up
 
 _CAME_LATE = (
@@ -37,11 +38,13 @@ class ParameterReadings:
     """What is read of the parameters during one recorded step.
 
     Memory: from `before_step` to `after_step` a copy of the weights that the optimizer is about to
-    change, or of a sample of them.
+    change, or of a sample of them. `looks`: whether it is one of the steps at which, of weights in
+    half precision, the share that moves is read.
     """
 
-    def __init__(self, parameters: Parameters) -> None:
+    def __init__(self, parameters: Parameters, *, looks: bool) -> None:
         self._parameters = parameters
+        self._looks = looks and parameters.updates is True
         self._as_of = parameters.changes
         self.train = bool(parameters.tensors)  # whether any does
         self._gradients: list[_Norms] = []
@@ -52,6 +55,7 @@ class ParameterReadings:
         self._within: set[Optimizer | None] = set()  # that stepped before one had ended
         self._weights: list[_Norms] = []
         self._updates: list[_Norms] = []
+        self._shares: list[Segment] = []  # of what moved
         self._copies: dict[int, Tensor] = {}
         self._pairs: dict[Places, tuple[list[Tensor], list[Tensor]]] = {}  # weights, their copies
         self._first: dict[Optimizer, Places] = {}  # what each is the first to update, of several
@@ -135,6 +139,9 @@ class ParameterReadings:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
         shared = self._parameters.shared
         places = [i for i in self._places_of(optimizer) if i not in shared and i in self._copies]
+        if self._looks:
+            copies = {i: self._copies[i] for i in places}
+            self._shares += read_moved(self._parameters, optimizer, copies)
         self._updates += self._read_updates(tuple(places))
         self._moved.update(places)
 
@@ -249,6 +256,7 @@ class ParameterReadings:
         ends_were_seen &= not self._parameters.gradient.is_function
         layout = self._parameters.layout
         segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
+        segments += self._shares
         for metric, read, wrong in (
             ("update_norm", self._updates, self._spoiled),
             ("grad_norm", self._gradients, self._idle),

@@ -19,6 +19,7 @@ from gradscope.capture.net.catalogue import Catalogue
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.reading.readings import Readings
 from gradscope.capture.reading.rows import Row, Segment, Sums
+from gradscope.capture.reading.units import EVERY
 from gradscope.capture.training.audit import Audit
 from gradscope.capture.training.parameter_readings import ParameterReadings
 from gradscope.capture.training.parameters import Parameters
@@ -176,7 +177,8 @@ class Steps:
         """Return the current step's readings of parameters."""
         if self.current.parameters is None:
             self._parameters.look_up(self._modules)
-            self.current.parameters = ParameterReadings(self._parameters)
+            looks = self.current.number // self.every % EVERY == 0
+            self.current.parameters = ParameterReadings(self._parameters, looks=looks)
         return self.current.parameters
 
     def begin_parameter_readings(self) -> ParameterReadings:

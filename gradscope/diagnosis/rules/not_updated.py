@@ -11,7 +11,8 @@ from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.rules.marks import moved_place, names_of
-from gradscope.wording import amount, capitalised, listed, setting
+from gradscope.diagnosis.rules.update_speed import falls
+from gradscope.wording import amount, capitalised, listed, number, setting
 
 SKIPPED = 8
 """Steps that a loss scaler has to skip, all of them, before that is said."""
@@ -24,6 +25,12 @@ OVER = 0.1
 
 ENOUGH = 3
 """Recorded steps without a move before it is said: a warm-up may start at a learning rate of 0."""
+
+LOOKS = 2
+"""The latest ones, at all of which few weights have to move."""
+
+FEW = 0.25
+"""Share of the weights below which it is few that a step changes."""
 
 NEXT_TO_NOTHING = 1e-9
 """Share of the largest gradient below which a step is lost in rounding."""
@@ -51,6 +58,7 @@ def not_updated(evidence: Evidence) -> Iterator[Finding]:
     grad = np.nan_to_num(evidence.median("grad_norm")).max(axis=0)
     got &= grad > NEXT_TO_NOTHING * grad.max(initial=0)
     yield from _unmoved(evidence, got & held & ~moved, got & held)
+    yield from _rounded(evidence, moved)
     yield from _over(evidence)
 
 
@@ -151,16 +159,16 @@ def _frozen(evidence: Evidence) -> Iterator[Finding]:
     layers = evidence.audit("frozen")
     if not layers.any():
         return
-    number = int(evidence.layers["parameters"].to_numpy()[layers].sum())
+    count = int(evidence.layers["parameters"].to_numpy()[layers].sum())
     yield Finding(
         "not-updated",
         "information",
         f"{capitalised(evidence.named(layers))} {'is' if layers.sum() == 1 else 'are'} frozen"
-        f" (requires_grad is False), {amount(number)} parameters of"
+        f" (requires_grad is False), {amount(count)} parameters of"
         f" {amount(int(evidence.layers['parameters'].sum()))}.",
         names_of(evidence, layers),
         evidence.whole,
-        {"layers": float(layers.sum()), "parameters": float(number)},
+        {"layers": float(layers.sum()), "parameters": float(count)},
         ("if they are meant to learn: requires_grad_(True), before the optimizer is made",),
         moved_place(evidence, layers, "weight_norm"),
     )
@@ -214,6 +222,36 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
         {"layers": float(layers.sum()), "of": float(held.sum())},
         advice,
         moved_place(evidence, layers, "update_norm"),
+    )
+
+
+def _rounded(evidence: Evidence, moved: Mask) -> Iterator[Finding]:
+    """Find half-precision weights of which a step changes few: the rest is lost in rounding."""
+    read, rows = evidence.looks_and_rows("moved_fraction")
+    if len(rows) < LOOKS:
+        return
+    share = read[-LOOKS:].max(axis=0)
+    few = moved & (share < FEW)
+    if not few.any():
+        return
+    sizes = evidence.layers["parameters"].to_numpy(dtype=np.float64)
+    most = sizes[few].sum() > sizes.sum() / 2
+    left = float(np.average(share[few], weights=sizes[few]))
+    yield Finding(
+        "not-updated",
+        "warning" if most and not falls(evidence) else "information",
+        f"A step changes {number(100 * left)}% of the weights of {evidence.named(few)} that have a"
+        " gradient. The steps of the others are lost in rounding: in bfloat16 those below 0.4% of a"
+        " weight are, in float16 those below 0.05%.",
+        names_of(evidence, few),
+        (evidence.step(int(rows[0])), evidence.step(evidence.rows[-1])),
+        {"moved_fraction": left},
+        (
+            "keep the weights in float32 and train under torch.autocast",
+            "use an optimizer that keeps what is lost: by a copy of the weights in float32, Kahan"
+            " summation, or stochastic rounding",
+        ),
+        moved_place(evidence, few, "moved_fraction"),
     )
 
 
