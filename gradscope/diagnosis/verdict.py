@@ -29,6 +29,7 @@ from gradscope.diagnosis.rules import (
     not_updated,
     output,
     overwritten,
+    rounding,
     saturated,
     through_time,
     update_speed,
@@ -60,6 +61,7 @@ RULES = (
     clipping.scaled_clipping,
     loss.unstable,
     update_speed.update_speed,
+    rounding.lost_in_rounding,
     eps.large_eps,
     blocks.shortcut_dominated,
     blocks.reparameterised,
@@ -135,7 +137,8 @@ def diagnose(run: Run) -> Diagnosis:
     - `saturated`: over half of an activation's units on less than 0.1 of its steepest slope, where
       it flattens out on both sides; all units without any, where on one
     - `attention-logits`: logits above 100: softmax gives all weight to one key
-    - `update-speed`: steps of a tenth of the weights' size, or of next to nothing of it
+    - `update-speed`: steps of a tenth of the weights' size, or of next to nothing of it, or such as
+      half precision loses in rounding
 
     These decide the verdict, in the order of their gravity. For information only:
     shortcut-dominated and reparameterised blocks, a loss of gradient that the optimizer makes up

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence, Mask, column_medians
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.marks import first_place, names_of
 from gradscope.diagnosis.signal_path import Floats
-from gradscope.diagnosis.speed import some_rows
 from gradscope.kinds import canonical
 from gradscope.wording import capitalised, number
 
@@ -69,18 +69,17 @@ def running_statistics(evidence: Evidence) -> Iterator[Finding]:
     is that of all gammas and betas, whatever comes in.
     """
     batch = _batch_norms(evidence)
-    if not batch.any() or len(evidence.rows) == 0:
+    looks, rows = evidence.looks_and_rows("sample_spread")
+    if not batch.any() or len(rows) == 0:
         return
-    rows = some_rows(evidence)
     fit = _fit(evidence, rows)
-    off = np.nan_to_num((fit < FITS[0]) | (fit > FITS[1]), nan=False) & batch
-    off &= ~np.isnan(fit)
-    known = (~np.isnan(fit)).sum(axis=0)
-    layers = batch & (off.sum(axis=0) > known / 2) & off[-1]
-    layers &= _input_spread(evidence, rows) > ABOVE_EPS
+    tells = batch & ~np.isnan(fit) & (_input_spread(evidence, looks, rows) > ABOVE_EPS)
+    off = tells & ((fit < FITS[0]) | (fit > FITS[1]))
+    last = len(rows) - 1 - tells[::-1].argmax(axis=0)
+    layers = (off.sum(axis=0) > tells.sum(axis=0) / 2) & off[last, np.arange(off.shape[1])]
     if not layers.any():
         return
-    middle = column_medians(fit[:, layers])
+    middle = column_medians(np.where(tells, fit, np.nan)[:, layers])
     worst = float(middle[np.abs(np.log(middle)).argmax()])
     wrong = not MISFITS[0] < worst < MISFITS[1]
     first = rows[int(np.flatnonzero(off[:, layers].any(axis=1))[0])]
@@ -118,11 +117,12 @@ def _fit(evidence: Evidence, rows: np.ndarray) -> Floats:
     return over_reference(norm**2 / np.where(elements > 0, elements, np.nan), weight**2 / channels)
 
 
-def _input_spread(evidence: Evidence, rows: np.ndarray) -> Floats:
+def _input_spread(evidence: Evidence, looks: Floats, rows: NDArray[np.int64]) -> Floats:
     """Return how far samples differ in what each layer reads, of one source; NaN if not known."""
-    looks = evidence.looks("sample_spread")
-    if len(looks) == 0:
-        return np.full(looks.shape[1], np.nan)
-    spread = column_medians(evidence.at("activation_std", rows)) * column_medians(looks)
-    read = [max(evidence.sources.get(i, [i - 1])) for i in range(len(spread))]
-    return np.array([spread[source] if source >= 0 else np.nan for source in read])
+    spread = evidence.at("activation_std", rows) * looks
+    read = [max(evidence.sources.get(i, [i - 1])) for i in range(spread.shape[1])]
+    result = np.full(spread.shape, np.nan)
+    for layer, source in enumerate(read):
+        if source >= 0:
+            result[:, layer] = spread[:, source]
+    return result

@@ -43,6 +43,10 @@ GAIN_MADE_UP_FOR = 4.0, 1.0
 """Decades of a gain up to which it does, and those above the bound of a deep net: healthy trainings
 under Adam were met up to 2.6."""
 
+GROWN = 2.5
+"""Decades by which values grow at the start, on their way forward, from which on a gain of the
+gradient is that of weights too large: in trainings that learn with such a gain they grew by 1.7."""
+
 SLOWER = -1.0
 """Decades of update speed, early over late third of the layers, that confirm a vanishing."""
 
@@ -112,11 +116,14 @@ def _finding(
         sentence += f", no longer so after step {steps[1]}"
     where, lost_or_won = account(frame), "lost" if verdict == "vanishing" else "won"
     sentence += f". Where it is {lost_or_won}, in decades: {where}." if where else "."
+    grown = _grown(evidence, path) if verdict == "exploding" and not passed else 0.0
+    if grown > GROWN:
+        sentence += f" Values grow as they go forward, too, {amount(10**grown)} times at the start."
     speed = math.nan if passed else _speed_decades(evidence, path, rows)
     if not math.isnan(speed):
         numbers["update_speed_decades"] = speed
         adaptive = is_adaptive(evidence)
-        made_up_for = adaptive and _can_be_made_up_for(lost, path)
+        made_up_for = adaptive and grown < GROWN and _can_be_made_up_for(lost, path)
         if verdict == "vanishing":
             sentence += " " + _speed_in_words(speed, adaptive=adaptive)
             made_up_for &= speed > SLOWER
@@ -133,7 +140,7 @@ def _finding(
     if verdict == "vanishing" and severity != "information" and _young(evidence, path):
         severity = "information"
         sentence += " Weights on the way started at zero or nearly so: they let little through yet."
-    if verdict == "exploding" and _does_no_harm(evidence, path, lost):
+    if verdict == "exploding" and grown < GROWN and _does_no_harm(evidence, path, lost):
         severity = "information"
         sentence += " It does no harm so far: the loss falls, and no step is too large."
     change = _typical_change(evidence, path, rows)
@@ -184,6 +191,17 @@ def _does_no_harm(evidence: Evidence, path: SignalPath, won: float) -> bool:
     way back; what makes it an explosion is steps too large.
     """
     return _can_be_made_up_for(won, path) and falls(evidence) and not is_fast(evidence)
+
+
+def _grown(evidence: Evidence, path: SignalPath) -> float:
+    """Return how many decades larger values get on the path than its first layer makes them."""
+    norm, elements = (
+        evidence.at(column, evidence.rows[:1])[0, path.layers]
+        for column in ("activation_norm", "output_elements")
+    )
+    size = over_reference(norm, np.sqrt(elements))
+    size = size[np.isfinite(size) & (size > 0)]
+    return float(np.log10(size.max() / size[0])) if len(size) else 0.0
 
 
 def _typical_change(evidence: Evidence, path: SignalPath, rows: NDArray[np.int64]) -> Floats:

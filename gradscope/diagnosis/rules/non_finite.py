@@ -120,16 +120,16 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
             )  # fmt: skip
         largest = at["activation_norm"][before[-1]]
         return found(
-            f"the forward pass became {kind} at layer {labels[layer]}, whose weights are finite;"
-            f" the layer before, {labels[before[-1]]}, still gave finite numbers (norm"
-            f" {number(largest)})",
+            f"the forward pass became {kind} at layer {labels[layer]}, whose weights are finite,"
+            f" or in what is computed before it: the layer before, {labels[before[-1]]}, still gave"
+            f" finite numbers (norm {number(largest)})",
             "forward", layer, "activation_norm", "forward",
         )  # fmt: skip
     lossless = _loss_at(evidence, row)
     if not np.isfinite(lossless):
         return found(
             f"the loss became {_word(lossless)}, while every layer's output is finite: it happened"
-            " in the loss",
+            " in the loss, or in what the model computes behind its layers",
             "loss", called[-1] if called else None, "activation_norm", "loss",
         )  # fmt: skip
     signals = broken("signal_norm")
@@ -284,7 +284,10 @@ def _remedies(evidence: Evidence, broken: _Broken, growth: dict[str, float]) -> 
     if broken.what == "forward" and not growth:
         yield "look for a logarithm, division, root or exponential before this layer; add an eps"
     if broken.what == "loss":
-        yield "look for log(0) or a division by 0 in the loss; use the form that takes logits"
+        yield (
+            "look for a logarithm of 0 or less, or a division by 0, in the loss and behind the last"
+            " layer; use the form that takes logits"
+        )
         yield (
             "look for a root or norm of 0 in the loss, whose slope is infinite (add an eps inside),"
             " and for missing values among the targets"

@@ -11,8 +11,7 @@ from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.rules.marks import moved_place, names_of
-from gradscope.diagnosis.rules.update_speed import falls
-from gradscope.wording import amount, capitalised, listed, number, setting
+from gradscope.wording import amount, capitalised, listed, setting
 
 SKIPPED = 8
 """Steps that a loss scaler has to skip, all of them, before that is said."""
@@ -25,12 +24,6 @@ OVER = 0.1
 
 ENOUGH = 3
 """Recorded steps without a move before it is said: a warm-up may start at a learning rate of 0."""
-
-LOOKS = 2
-"""The latest ones, at all of which few weights have to move."""
-
-FEW = 0.25
-"""Share of the weights below which it is few that a step changes."""
 
 NEXT_TO_NOTHING = 1e-9
 """Share of the largest gradient below which a step is lost in rounding."""
@@ -58,7 +51,6 @@ def not_updated(evidence: Evidence) -> Iterator[Finding]:
     grad = np.nan_to_num(evidence.median("grad_norm")).max(axis=0)
     got &= grad > NEXT_TO_NOTHING * grad.max(initial=0)
     yield from _unmoved(evidence, got & held & ~moved, got & held)
-    yield from _rounded(evidence, moved)
     yield from _over(evidence)
 
 
@@ -96,14 +88,14 @@ def _of_others(evidence: Evidence) -> Iterator[Finding]:
     yield Finding(
         "not-updated",
         "critical",
-        f"The optimizer holds none of the model's parameters: {count} times it stepped after a"
-        " backward pass through the model, and not one weight of it moved.",
+        f"The optimizer holds none of the parameters that the model trains: {count} times it"
+        " stepped after a backward pass through the model, and not one weight of it moved.",
         (),
         (0, count - 1),
         {"steps": float(count)},
         (
-            "make the optimizer from the parameters of the model that is trained, after it was"
-            " copied, loaded, wrapped or moved: Adam(model.parameters())",
+            "make the optimizer from the parameters of the model that is trained, after layers were"
+            " added, and it was copied, loaded, wrapped or moved: Adam(model.parameters())",
         ),
     )
 
@@ -222,36 +214,6 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
         {"layers": float(layers.sum()), "of": float(held.sum())},
         advice,
         moved_place(evidence, layers, "update_norm"),
-    )
-
-
-def _rounded(evidence: Evidence, moved: Mask) -> Iterator[Finding]:
-    """Find half-precision weights of which a step changes few: the rest is lost in rounding."""
-    read, rows = evidence.looks_and_rows("moved_fraction")
-    if len(rows) < LOOKS:
-        return
-    share = read[-LOOKS:].max(axis=0)
-    few = moved & (share < FEW)
-    if not few.any():
-        return
-    sizes = evidence.layers["parameters"].to_numpy(dtype=np.float64)
-    most = sizes[few].sum() > sizes.sum() / 2
-    left = float(np.average(share[few], weights=sizes[few]))
-    yield Finding(
-        "not-updated",
-        "warning" if most and not falls(evidence) else "information",
-        f"A step changes {number(100 * left)}% of the weights of {evidence.named(few)} that have a"
-        " gradient. The steps of the others are lost in rounding: in bfloat16 those below 0.4% of a"
-        " weight are, in float16 those below 0.05%.",
-        names_of(evidence, few),
-        (evidence.step(int(rows[0])), evidence.step(evidence.rows[-1])),
-        {"moved_fraction": left},
-        (
-            "keep the weights in float32 and train under torch.autocast",
-            "use an optimizer that keeps what is lost: by a copy of the weights in float32, Kahan"
-            " summation, or stochastic rounding",
-        ),
-        moved_place(evidence, few, "moved_fraction"),
     )
 
 
