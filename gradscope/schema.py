@@ -190,6 +190,7 @@ FACTS = {
     " optimizer holds",
     "steps_without_gradient": "steps of the model's optimizers to which no gradient had come; none"
     " of them is recorded",
+    "units_alike": "names of layers all of whose units had the same weights, not 0, at `watch()`",
     "steps_of_others": "steps of optimizers that hold nothing of the model, after a backward pass"
     " through it, where none that does has ever stepped",
 }

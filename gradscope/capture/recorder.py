@@ -32,6 +32,7 @@ from gradscope.capture.net.hiding import HiddenHooks
 from gradscope.capture.net.hooks import hook_optimizers
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.reading.rows import Row
+from gradscope.capture.training.alike import units_alike
 from gradscope.capture.training.backward import Backwards
 from gradscope.capture.training.getter import GradientGetter
 from gradscope.capture.training.kept_gradients import KeptGradients
@@ -120,6 +121,12 @@ class Recorder:
         gpu_kernel.prepare(model.parameters())
         parameters = Parameters(settings.keep_snapshot, settings.updates, settings.gradient, tell)
         parameters.look_up(modules)  # as they are between steps
+        try:
+            alike = torch_internals.apart_from_modes(units_alike, parameters, modules)
+            if first == 0 and alike:
+                catalogue.set_fact("units_alike", alike)
+        except Exception as error:
+            faults.report("units that start alike", error)
         self._steps = Steps(
             modules, parameters, catalogue, settings.every, first, elapsed, emit, faults
         )

@@ -135,6 +135,17 @@ def test_units_that_start_alike_and_stay_so_are_told(tmp_path):
     assert finding.layers == ("0", "2", "4") and "random weights" in finding.remedies[0]
 
 
+def test_channels_that_start_alike_are_told_though_places_differ(tmp_path):
+    layers = [nn.Conv2d(1, 6, 3), nn.Tanh(), nn.Conv2d(6, 6, 3), nn.Tanh(), nn.Flatten()]
+    model = nn.Sequential(nn.Unflatten(1, (1, 6, 6)), *layers, nn.Linear(24, 4))
+    for parameter in model[:4].parameters():
+        nn.init.constant_(parameter, 0.1)
+    scaled = sgd(model, 0.01)
+    diagnosis = train(tmp_path / "run", model, scaled, before=lambda _, x: x[:, :6].repeat(1, 6))
+    found = the(diagnosis, "collapsed")
+    assert found.layers == ("1", "3") and "stay one unit" in found.sentence
+
+
 def test_centred_units_and_single_ones_are_not_alike(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -149,6 +149,11 @@ def _constant(evidence: Evidence) -> Iterator[Finding]:
 
 def _symmetric(evidence: Evidence) -> Iterator[Finding]:
     """Find weight layers all of whose units say the same, as where all weights are one number."""
+    started = np.isin(evidence.names, evidence.run.facts.get("units_alike", []))
+    hidden = evidence.weights & ~evidence.outputs
+    if started.sum() > 1 and started[hidden].mean() > 0.5:
+        yield _one_unit(evidence, started & hidden, {"layers": float(started.sum())})
+        return
     looks = evidence.looks("sample_spread")
     if len(looks) == 0 or not evidence.windows:
         return
@@ -158,22 +163,25 @@ def _symmetric(evidence: Evidence) -> Iterator[Finding]:
     )
     several = elements >= 2 * np.nanmin(elements, initial=np.inf)
     same = evidence.weights & several & (np.nan_to_num(looks[-1]) > UNITS_ALIKE)
-    hidden = evidence.weights & ~evidence.outputs
     told = same & (np.abs(mean) > OFF_CENTRE * spread)
     if told.sum() < 2 or told[hidden].mean() <= 0.5:
         return
-    yield Finding(
+    yield _one_unit(evidence, same, {"sample_spread": float(looks[-1][same].min())})
+
+
+def _one_unit(evidence: Evidence, layers: Mask, numbers: dict[str, float]) -> Finding:
+    return Finding(
         "collapsed",
         "critical",
-        f"All units of {evidence.named(same)} give the same number for a sample: they started from"
-        " the same weights, get the same gradient, and stay one unit.",
-        names_of(evidence, same),
+        f"All units of {evidence.named(layers)} give the same number for a sample: they started"
+        " from the same weights, get the same gradient, and stay one unit.",
+        names_of(evidence, layers),
         evidence.whole,
-        {"sample_spread": float(looks[-1][same].min())},
+        numbers,
         ("start from random weights (torch.nn.init.kaiming_normal_), not from one number",),
         Place(
             evidence.step(evidence.rows[0]),
-            int(np.flatnonzero(same)[0]),
+            int(np.flatnonzero(layers)[0]),
             "sample_spread",
             "forward",
         ),

@@ -1,0 +1,46 @@
+"""Layers all of whose units start from the same weights: symmetry that no gradient breaks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradscope import measure
+from gradscope.capture.net.modules import Modules
+from gradscope.capture.training.parameters import Parameters
+
+
+@torch.no_grad()
+def units_alike(parameters: Parameters, modules: Modules) -> list[str]:
+    """Return the names of layers with trained matrices or kernels whose rows are one and the same.
+
+    Not those that are all zero, as a branch that adds nothing yet; nor grouped convolutions, whose
+    units see different inputs. Waits for the device once, where the first two rows of some are the
+    same.
+    """
+    suspects = []
+    kinds = dict(modules)
+    for number, _, place in parameters.listed:
+        if place is None or getattr(kinds.get(number), "groups", 1) != 1:
+            continue
+        weight = parameters.tensors[place]
+        if weight.dim() > 1 and len(weight) > 1 and _is_here(weight):
+            suspects.append((number, measure.in_memory(weight)))
+    twins = _told([(weight[0] == weight[1]).all() for _, weight in suspects])
+    suspects = [one for one, told in zip(suspects, twins, strict=True) if told]
+    alike = _told([((w == w[:1]).all() & (w[0] != 0).any()) for _, w in suspects])
+    found = {n: None for (n, _), told in zip(suspects, alike, strict=True) if told}
+    return [modules.info(number).name for number in found]
+
+
+def _is_here(weight: Tensor) -> bool:
+    return type(weight) is torch.nn.Parameter and weight.is_floating_point() and not weight.is_meta
+
+
+def _told(answers: list[Tensor]) -> list[bool]:
+    """Return the answers, fetched from each device at once."""
+    result: dict[int, bool] = {}
+    for device in {answer.device for answer in answers}:
+        mine = [i for i, answer in enumerate(answers) if answer.device == device]
+        result.update(zip(mine, torch.stack([answers[i] for i in mine]).tolist(), strict=True))
+    return [result[i] for i in range(len(answers))]
