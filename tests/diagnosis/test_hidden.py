@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import gradscope
 from small_trainings import Last, net, sgd, the, train
 
 
@@ -90,6 +92,25 @@ def test_a_gradient_that_is_lost_over_time_steps_is_told(cell, length, found, tm
         finding = the(diagnosis, "vanishing-through-time")
         assert finding.layers == ("rnn",) and "the first time step gets" in finding.sentence
         assert ("an LSTM" if cell in (nn.RNNCell, nn.RNN) else "gate's bias") in finding.remedies[0]
+
+
+def test_a_last_step_that_the_loss_takes_nothing_of_is_no_explosion(tmp_path):
+    class Early(nn.Module):
+        """Predicts from all states but the last ones, as of a future that is known."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.GRU(4, 8, batch_first=True), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x.reshape(len(x), 8, 4))[0][:, :6].mean(1))
+
+    torch.manual_seed(0)
+    model = Early()
+    run = tmp_path / "run"
+    diagnosis = train(run, model, sgd(model, 0.1), before=lambda _, x: x.repeat(1, 2))
+    assert np.isposinf(gradscope.load(run).frame("rnn").time_decades.iloc[0])
+    assert diagnosis.verdict == "healthy"
 
 
 @pytest.mark.parametrize(("off", "found"), [(28, True), (8, False)])

@@ -255,6 +255,21 @@ def test_decay_alone_is_told_from_clipping(tmp_path):
     assert not any("lipping" in finding.sentence for finding in told)
 
 
+def test_a_parameter_of_the_model_itself_that_is_not_used_is_no_first_layer(tmp_path):
+    class Leftover(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole, self.body = nn.Parameter(torch.randn(16)), net(16, 32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x)
+
+    model = Leftover()
+    diagnosis = train(tmp_path / "run", model, sgd(model, 0.01))
+    assert diagnosis.verdict == "healthy"
+    assert the(diagnosis, "disconnected").severity == "information"
+
+
 @pytest.mark.parametrize(
     ("share", "losses", "severity"),
     [(0.05, (1, 1), "warning"), (0.05, (2, 1), "information"), (0.6, (1, 1), None)],

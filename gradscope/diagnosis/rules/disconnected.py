@@ -15,7 +15,7 @@ from gradscope.diagnosis.neighbours import behind, beside_others
 from gradscope.diagnosis.rules.dead import starts_at_zero, switched_off
 from gradscope.diagnosis.rules.marks import any_behind, first_place, names_of, severity_of
 from gradscope.diagnosis.rules.saturated import flat_behind
-from gradscope.diagnosis.signal_path import Floats
+from gradscope.diagnosis.signal_path import Floats, composites
 from gradscope.wording import capitalised, number
 
 SURE = 17.0
@@ -269,7 +269,8 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
     ran = evidence.run.was_read("activation_norm")
     first = without & (np.arange(len(without)) < reached[0])
     meant = np.array([_COPY.search(name) is not None for name in evidence.names], dtype=bool)
-    first &= ~meant
+    # of a module that holds layers with a gradient it is parameters of its own that are not used
+    first &= ~meant & ~composites(evidence.layers, evidence.owners & had)
     first &= ran | (len(evidence.rows) >= AGAIN) | without[np.flatnonzero(evidence.owners)[0]]
     steps = evidence.whole
     if first.any():

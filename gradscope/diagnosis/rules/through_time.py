@@ -39,6 +39,7 @@ def through_time(evidence: Evidence) -> Iterator[Finding]:
         known = known[~np.isnan(known)]
         if len(known) == 0 and evidence.recurrent[layer]:
             known = _by_joins(evidence, layer)
+        known = known[~np.isposinf(known)]  # the loss takes nothing of the last step
         if len(known) == 0:
             continue
         middle = float(column_medians(known[:, None])[0])
@@ -51,7 +52,7 @@ def _finding(evidence: Evidence, layer: int, decades: float) -> Finding:
     lost, steps = decades < 0, evidence.whole
     what = "time step" if evidence.recurrent[layer] else "call"
     if np.isinf(decades):
-        much = "nothing of it" if lost else "infinitely more of it"
+        much = "nothing of it"
     else:
         much = f"{amount(10.0 ** min(abs(decades), 300))} times {'less' if lost else 'more'} of it"
     kind = canonical(str(evidence.layers["kind"].iloc[layer]))
