@@ -27,9 +27,8 @@ it: language models that know the frequency of letters, and nothing else yet, co
 ALL_ALIKE = 0.002
 """The same for all layers, from the first one on: the input hardly varies, and may do so still."""
 
-GONE, TOGETHER, NEARER = 0.01, 0.5, 0.15
-"""Shares left of a loss where it rewards that outputs are alike; of that part of their variance
-which tells them apart, as a root; and of their distances."""
+GONE, TOGETHER = 0.01, 0.25
+"""Shares left of a loss, and of what tells outputs apart, where it rewards that they are alike."""
 
 LOOKS = 2
 """Looks in a row at which samples must be alike."""
@@ -108,7 +107,7 @@ def _comes_together(evidence: Evidence) -> bool:
     share = spread[-1, last] / spread[0, last] if spread[0, last] > 0 else np.nan
     grown = size[-1, last] / size[0, last] if size[0, last] > 0 else np.nan
     gone = ends[0] > 0 and ends[1] < GONE * ends[0]
-    return bool(gone and share < TOGETHER and share * grown < NEARER)
+    return bool(gone and share < TOGETHER and share * grown < TOGETHER)
 
 
 def _constant(evidence: Evidence) -> Iterator[Finding]:
