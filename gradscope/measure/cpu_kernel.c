@@ -52,8 +52,19 @@ static double squares(const float *x, float *y, int64_t n)
 
 static double copy(const float *restrict x, float *restrict y, int64_t n)
 {
-#define COPIED(i) (y[i] = x[i])
-    SUM_OF_SQUARES(COPIED)
+    double lanes[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) { /* one loop for both is 25 % slower */
+        for (int k = 0; k < LANES; k++)
+            y[i + k] = x[i + k];
+        for (int k = 0; k < LANES; k++) {
+            double value = x[i + k];
+            lanes[k] += value * value;
+        }
+    }
+    for (; i < n; i++)
+        lanes[0] += (double)(y[i] = x[i]) * x[i];
+    return total(lanes);
 }
 
 static double difference(const float *x, float *y, int64_t n)
