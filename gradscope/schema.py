@@ -392,9 +392,10 @@ LAYER_METRICS: Table = (
         "share",
         "of the entries of the layer's parameters that have a gradient, the share that the"
         " optimizer's step changed: the steps of the others are lost in rounding, as those below"
-        " 0.4% of a weight in bfloat16. Of parameters in bfloat16 and float16, at the looks of"
-        " dead_fraction; NaN of others, where updates are sampled, and of optimizers that are not"
-        " torch's own, as they may keep what is lost",
+        " 0.4% of a weight in bfloat16. Of parameters in bfloat16 and float16, of a fixed sample of"
+        " those of more than 65,536 elements, at the looks of dead_fraction; NaN of others, where"
+        " updates are sampled, and of optimizers that are not torch's own, as they may keep what is"
+        " lost",
         combine="mean",
         label="weights that move",
     ),

@@ -122,8 +122,10 @@ class Recorder:
         parameters = Parameters(settings.keep_snapshot, settings.updates, settings.gradient, tell)
         parameters.look_up(modules)  # as they are between steps
         try:
-            alike = torch_internals.apart_from_modes(units_alike, parameters, modules)
-            if first == 0 and alike:
+            alike = first == 0 and torch_internals.apart_from_modes(
+                units_alike, parameters, modules
+            )
+            if alike:
                 catalogue.set_fact("units_alike", alike)
         except Exception as error:
             faults.report("units that start alike", error)

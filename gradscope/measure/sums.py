@@ -51,17 +51,19 @@ class Rows:
         """Whether `take` has none left."""
         return self.taken == self._count
 
-    def part(self, count: int) -> Rows | None:
-        """Take `count` rows, to be handed out as rows of their own; None if too few are left.
+    def has(self, count: int) -> bool:
+        """Whether `count` rows are left."""
+        return self.taken + count <= self._count
+
+    def part(self, count: int) -> Rows:
+        """Take `count` rows, as many as are left at most, to be handed out as rows of their own.
 
         That is much cheaper than new ones.
         """
-        start, end = self.taken, self.taken + count
-        if end > self._count:
-            return None
-        self.taken = end
+        start = self.taken
+        self.taken += count
         part = Rows.__new__(Rows)
-        part._rows, part._count, part.taken = self._rows[start:end], count, 0
+        part._rows, part._count, part.taken = self._rows[start : self.taken], count, 0
         part._address = self.address(start)
         return part
 

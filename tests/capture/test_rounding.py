@@ -70,3 +70,19 @@ def test_it_is_not_read_where_it_could_mislead(dtype, make, options, tmp_path):
     run, _ = record(tmp_path / "run", dtype, lambda p: make(p, lr=0.05), **options)
     assert np.isnan(run.matrix("moved_fraction")[1]).all()
     assert (run.matrix("weight_norm")[1][:, [0, 2]] > 0).all()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_of_large_parameters_a_sample_tells(channels_last, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Conv2d(128, 128, 3, bias=False).bfloat16()  # 147,456 elements
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-5)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        model(torch.randn(2, 128, 5, 5).bfloat16()).float().square().mean().backward()
+        before, pulled = model.weight.detach().clone(), model.weight.grad != 0
+        optimizer.step()
+    share = ((model.weight != before) & pulled).sum() / pulled.sum()
+    assert 0.02 < share < 0.9
+    assert scope.run.matrix("moved_fraction")[1][0, 0] == pytest.approx(share.item(), abs=0.02)

@@ -293,3 +293,13 @@ def test_steps_that_rounding_takes_are_told(share, losses, severity, tmp_path):
     for finding in found:
         assert "changes 5.0% of the weights" in finding.sentence and finding.layers == ("fc",)
         assert "float32" in finding.remedies[0]
+
+
+def test_steps_of_a_learning_rate_of_0_are_not_lost_in_rounding(tmp_path):
+    layers = [{"layer": 0, "name": "fc", "kind": "Linear", "depth": 1, "parameters": 40}]
+    moved = np.full((40, 1), np.nan)
+    moved[::8, 0] = [0.9, 0.8, 0.7, 0, 0]  # the schedule is over by then
+    rate = np.where(np.arange(40) < 20, 0.1, 0.0)
+    readings = {"signal_norm": 1.0, "grad_norm": 1.0, "moved_fraction": moved}
+    run = make_run(tmp_path / "run", layers, readings, steps={"learning_rate": rate})
+    assert not any("rounding" in f.sentence for f in gradscope.diagnose(run).findings)

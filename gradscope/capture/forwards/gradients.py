@@ -22,8 +22,7 @@ from gradscope.capture.memory import is_out_of_memory
 from gradscope.capture.reading.readings import Read, Readings
 from gradscope.errors import GradscopeError
 from gradscope.measure import Reading
-
-_HALF = (torch.float16, torch.bfloat16)
+from gradscope.measure.host import HALF
 
 Parts = dict[Way, Tensor | None]
 """The gradient that a join's parts let through."""
@@ -267,7 +266,7 @@ class Gradients:
         self._sums[i].clear()
         if len(gradients) < 2:
             return gradients[0] if gradients else None
-        wide = [g.float() if g.dtype in _HALF else g for g in gradients]
+        wide = [g.float() if g.dtype in HALF else g for g in gradients]
         return torch.stack(wide).sum(0) if len(wide) > 2 else wide[0] + wide[1]
 
     def _read_join(self, number: int, total: Tensor, gradients: Parts) -> float:
@@ -315,7 +314,7 @@ def _add_up(total: Tensor, parts: Sequence[Tensor]) -> bool:
 
 def _rest(total: Tensor, parts: Sequence[Tensor]) -> Tensor:
     """Return what `parts` lack of `total`; zeros where that is no more than rounding."""
-    rest = total.float() if total.dtype in _HALF else total
+    rest = total.float() if total.dtype in HALF else total
     bound: Reading = 0.0
     for part in parts:
         rest = rest - part

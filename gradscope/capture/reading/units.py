@@ -51,6 +51,11 @@ _WHAT = "dead units and the spread between samples"
 _CHANNELS_FIRST = ("Conv", "BatchNorm", "InstanceNorm", "GroupNorm")
 
 
+def is_look(number: int) -> bool:
+    """Whether a look is taken at the recorded step `number`, counted in recorded steps."""
+    return number % EVERY == 0
+
+
 @dataclass
 class _Site:
     """The largest outputs of the units of one call of a layer; `window` is the number of `now`."""
@@ -84,8 +89,8 @@ class Units:
 
     def begin(self, number: int) -> None:
         """Begin a forward of the recorded step `number`, counted in recorded steps."""
-        self.look, rest = divmod(number, EVERY)
-        self.is_on = rest == 0 and not self.faults.is_off(_WHAT)
+        self.look = number // EVERY
+        self.is_on = is_look(number) and not self.faults.is_off(_WHAT)
         if self.is_on:
             self._last = None
             self._calls.clear()

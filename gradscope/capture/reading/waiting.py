@@ -225,7 +225,9 @@ class Waiting:
         known, tensors, versions, sheet = self._known, self._tensors, self._versions, self._sheet
         self._known, self._tensors, self._versions, self._sheet = [], [], [], Sheet()
         form, items = (self.trust.form if self.trust else make_form)(tuple(known))
-        rows = sheet.rows = self._rows_for(len(known))
+        if not self._rows.has(len(known)):
+            self._rows = Rows(self._device, max(len(known), _TENSORS))
+        rows = sheet.rows = self._rows.part(len(known))
         sheet.items = items + sheet.items
         now: list[object]
         if form.single:
@@ -239,14 +241,6 @@ class Waiting:
                 if now[i] != versions[i]:
                     self._spoil(one, rows, i)
         self._made(sheet)
-
-    def _rows_for(self, count: int) -> Rows:
-        rows = self._rows.part(count)
-        if rows is None:
-            self._rows = Rows(self._device, max(count, _TENSORS))
-            rows = self._rows.part(count)
-            assert rows is not None
-        return rows
 
     def _read_tried(self) -> None:
         tried, self._tried = self._tried, []

@@ -15,8 +15,8 @@ def units_alike(parameters: Parameters, modules: Modules) -> list[str]:
     """Return the names of layers with trained matrices or kernels whose rows are one and the same.
 
     Not those that are all zero, as a branch that adds nothing yet; nor grouped convolutions, whose
-    units see different inputs. Waits for the device once, where the first two rows of some are the
-    same.
+    units see different inputs. Of most weights two rows are looked at. Waits for each device once,
+    and once more where these two are the same.
     """
     suspects = []
     kinds = dict(modules)
@@ -25,10 +25,12 @@ def units_alike(parameters: Parameters, modules: Modules) -> list[str]:
             continue
         weight = parameters.tensors[place]
         if weight.dim() > 1 and len(weight) > 1 and _is_here(weight):
-            suspects.append((number, measure.in_memory(weight)))
-    twins = _told([(weight[0] == weight[1]).all() for _, weight in suspects])
+            suspects.append((number, weight))
+    pairs = [measure.in_memory(weight[:2]) for _, weight in suspects]
+    twins = _told([(one == other).all() for one, other in pairs])
     suspects = [one for one, told in zip(suspects, twins, strict=True) if told]
-    alike = _told([((w == w[:1]).all() & (w[0] != 0).any()) for _, w in suspects])
+    whole = [measure.in_memory(weight) for _, weight in suspects]
+    alike = _told([(w == w[:1]).all() & (w[0] != 0).any() for w in whole])
     found = {n: None for (n, _), told in zip(suspects, alike, strict=True) if told}
     return [modules.info(number).name for number in found]
 

@@ -13,8 +13,8 @@ from gradscope import measure
 from gradscope.capture.keys import Keys, layer_keys
 from gradscope.capture.reading.rows import Segment
 from gradscope.capture.training.parameters import Parameters
-
-_HALF = (torch.float16, torch.bfloat16)
+from gradscope.capture.training.sampling import sample_of
+from gradscope.measure.host import HALF
 
 
 @torch.no_grad()
@@ -23,8 +23,8 @@ def read_moved(
 ) -> list[Segment]:
     """Return `moved_fraction` of the parameters whose weights before the step are `copies`.
 
-    Of torch's own optimizers alone: others may keep what is lost, or round at random. Nothing waits
-    for a device.
+    Of torch's own optimizers alone: others may keep what is lost, or round at random. Of a sample
+    of large ones (sampling.py), so that it takes next to no memory; nothing waits for a device.
     """
     if not type(optimizer).__module__.startswith("torch.optim.") or parameters.gradient.is_given:
         return []
@@ -32,12 +32,15 @@ def read_moved(
     for place, copy in copies.items():
         weight = parameters.tensors[place]
         gradient = parameters.gradient(weight)
-        if copy.dtype not in _HALF or gradient is None:
+        if copy.dtype not in HALF or gradient is None:
             continue
-        pulled = measure.dense(gradient) != 0
-        if pulled.shape != copy.shape:  # a sparse one
+        three = [measure.in_memory(weight), copy, measure.dense(gradient)]
+        if len({x.shape for x in three}) > 1:  # a sparse gradient
             continue
-        moved = measure.in_memory(weight) != copy
+        if len({x.stride() for x in three}) == 1:  # then samples are of the same elements
+            three = [sample_of(x) for x in three]
+        after, before, pull = three
+        moved, pulled = after != before, pull != 0
         keys = [
             key
             for owner in parameters.owners[place]

@@ -19,7 +19,7 @@ from gradscope.capture.net.catalogue import Catalogue
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.reading.readings import Readings
 from gradscope.capture.reading.rows import Row, Segment, Sums
-from gradscope.capture.reading.units import EVERY
+from gradscope.capture.reading.units import is_look
 from gradscope.capture.training.audit import Audit
 from gradscope.capture.training.parameter_readings import ParameterReadings
 from gradscope.capture.training.parameters import Parameters
@@ -177,7 +177,7 @@ class Steps:
         """Return the current step's readings of parameters."""
         if self.current.parameters is None:
             self._parameters.look_up(self._modules)
-            looks = self.current.number // self.every % EVERY == 0
+            looks = is_look(self.current.number // self.every)
             self.current.parameters = ParameterReadings(self._parameters, looks=looks)
         return self.current.parameters
 

@@ -120,9 +120,5 @@ def _fit(evidence: Evidence, rows: np.ndarray) -> Floats:
 def _input_spread(evidence: Evidence, looks: Floats, rows: NDArray[np.int64]) -> Floats:
     """Return how far samples differ in what each layer reads, of one source; NaN if not known."""
     spread = evidence.at("activation_std", rows) * looks
-    read = [max(evidence.sources.get(i, [i - 1])) for i in range(spread.shape[1])]
-    result = np.full(spread.shape, np.nan)
-    for layer, source in enumerate(read):
-        if source >= 0:
-            result[:, layer] = spread[:, source]
-    return result
+    read = np.array([max(evidence.sources.get(i, [i - 1])) for i in range(spread.shape[1])])
+    return np.where(read >= 0, spread[:, read], np.nan)

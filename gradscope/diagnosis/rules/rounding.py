@@ -26,6 +26,8 @@ def lost_in_rounding(evidence: Evidence) -> Iterator[Finding]:
     Weights that never move at all are `not-updated`.
     """
     read, rows = evidence.looks_and_rows("moved_fraction")
+    steps = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[rows] != 0
+    read, rows = read[steps], rows[steps]  # at a learning rate of 0 there is nothing to lose
     if len(rows) < LOOKS:
         return
     share = read[-LOOKS:].max(axis=0)
