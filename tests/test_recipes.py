@@ -216,6 +216,9 @@ def test_the_training_of_the_recipe_is_judged(monkeypatch, tmp_path):
 # --- a view, an integration -----------------------------------------------------------------------
 
 
+SCREEN = {"theme": "light", "narrow": False}
+
+
 def test_the_recipe_for_a_view_draws(monkeypatch, pair):
     plot = module_of("gradscope/plots/clipping.py", monkeypatch)
     runs = gradscope.load_all(pair)
@@ -223,10 +226,15 @@ def test_the_recipe_for_a_view_draws(monkeypatch, pair):
     assert [line.name for line in figure.data] == [run.name for run in runs]
     assert plot.clipping([]).layout.annotations[0].text == "No step has been recorded."
     pytest.importorskip("dash", reason="the dashboard's packages are an extra")
+    from gradscope_dashboard.library import Library
+    from gradscope_dashboard.page import read_page
     from gradscope_dashboard.views import VIEWS
 
     view = module_of("dashboard/gradscope_dashboard/views/clipping.py", monkeypatch)
-    assert view.layout().children
+    page = read_page("?view=clipping", SCREEN, Library(pair), ["depth", "clipping"])
+    (section,) = view.layout(page).children
+    drawn = next(part for part in section.children if getattr(part, "id", None) == "clipping")
+    assert [line["name"] for line in drawn.figure["data"]] == [run.name for run in runs]
     used = {name for name in vars(VIEWS[0]) if name.isupper() or name in ("layout", "table")}
     assert {name for name in used if not name.endswith("TITLE")} <= set(vars(view))
 

@@ -66,6 +66,7 @@ def _layout() -> html.Div:
             dcc.Store(id="names"),
             dcc.Store(id="clicks"),
             dcc.Store(id="handled"),
+            dcc.Store(id="asked-runs"),
             dcc.Store(id="library"),
             dcc.Store(id="screen"),
             dcc.Store(id="shown-view"),

@@ -104,12 +104,16 @@ def register(app: Dash, library: Library) -> None:
         Output("names", "data"),
         Output("library", "data"),
         Input("poll", "n_intervals"),
-        Input("url", "search"),
+        Input("asked-runs", "data"),
+        State("url", "search"),
         State("names", "data"),
         State("library", "data"),
     )
-    def poll(_: int, search: str, known_names: Any, known: Any) -> Any:
-        """Look for new runs, and for new steps of the selected ones."""
+    def poll(_: int, __: Any, search: str, known_names: Any, known: Any) -> Any:
+        """Look for new runs, and for new steps of the selected ones.
+
+        Not whenever the address changes: all that draws would wait for it.
+        """
         names = library.rescan()
         shown = library.shown(state.parse(search, NAMES, names))
         marks = library.refresh(shown)
@@ -158,6 +162,7 @@ def register(app: Dash, library: Library) -> None:
         Output("step", "max"),
         Output("step", "value"),
         Output("step-shown", "data"),
+        Output("asked-runs", "data"),
         Output("handled", "data"),
         Input("url", "search"),
         Input("library", "data"),
@@ -165,6 +170,7 @@ def register(app: Dash, library: Library) -> None:
         Input("clicks", "data"),
         Input("chosen", "data"),
         *[Input(graph, "clickData", allow_optional=True) for graph in CLICKS],
+        State("asked-runs", "data"),
         State("handled", "data"),
         State("screen", "data"),
         prevent_initial_call=True,
@@ -196,11 +202,13 @@ def register(app: Dash, library: Library) -> None:
         step = (latest if opening is None else opening) if new.step is None else new.step
         step = min(step, latest)
         address = new.search(NAMES[0])
+        asked = list(new.runs)
         return (
             address if address != now.search(NAMES[0]) else no_update,
             max(latest, 1),
             step,
             [step, latest],
+            no_update if asked == (rest[-3] or []) else asked,
             len(clicks),
         )
 
@@ -238,7 +246,6 @@ def register(app: Dash, library: Library) -> None:
         Input("url", "search"),
         Input("runs", "children"),
         Input("screen", "data"),
-        Input("view", "children"),
         Input("library", "data"),
     )
     def press(search: str, _: Any, screen: dict[str, Any] | None, *__: Any) -> list[str]:
@@ -290,13 +297,16 @@ def register(app: Dash, library: Library) -> None:
         Output("view", "children"),
         Output("shown-view", "data"),
         Input("url", "search"),
+        Input("screen", "data"),
         State("shown-view", "data"),
     )
-    def open_view(search: str, shown: str | None) -> tuple[Any, str]:
+    def open_view(search: str, screen: dict[str, Any] | None, shown: str | None) -> tuple[Any, str]:
         wanted = state.parse(search, NAMES, ()).view
-        if wanted == shown:
+        if screen is None or wanted == shown:
             raise PreventUpdate
-        return VIEWS[NAMES.index(wanted)].layout(), wanted
+        with library.lock:
+            page = read_page(search, screen, library, NAMES)
+            return VIEWS[NAMES.index(wanted)].layout(page), wanted
 
 
 def _pressed(

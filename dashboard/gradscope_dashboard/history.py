@@ -8,9 +8,8 @@ from dash import Dash, Input, Output, State, html
 from dash.exceptions import PreventUpdate
 
 from gradscope.plots.history import history_caption, history_figure, history_info
-from gradscope_dashboard import state
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Drawing, Page, aria, chart, draw_with
+from gradscope_dashboard.page import Drawing, Page, aria, chart, draw_with, read_page
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:
@@ -20,19 +19,24 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         Output("drawer", "children"),
         Output("drawer", "hidden"),
         Input("url", "search"),
-        State("drawer", "children"),
+        Input("screen", "data"),
+        State("history-title", "children", allow_optional=True),
     )
-    def open_drawer(search: str, opened: Any) -> tuple[Any, bool]:
-        wanted = state.parse(search, views, library.names)
-        layer = wanted.layer
-        runs = library.get(library.shown(wanted))
-        if layer is None or not any((run.layers["name"] == layer).any() for run in runs):
-            if opened is None:
-                raise PreventUpdate
-            return None, True
-        if opened and opened["props"]["children"][0]["props"]["children"] == f"Layer {layer}":
+    def open_drawer(
+        search: str, screen: dict[str, Any] | None, opened: str | None
+    ) -> tuple[Any, bool]:
+        if screen is None:
             raise PreventUpdate
-        section = chart("history", f"Layer {layer}")
+        with library.lock:
+            page = read_page(search, screen, library, views)
+            layer = page.state.layer
+            if layer is None or not any((run.layers["name"] == layer).any() for run in page.runs):
+                if opened is None:
+                    raise PreventUpdate
+                return None, True
+            if opened == f"Layer {layer}":
+                raise PreventUpdate
+            section = chart("history", f"Layer {layer}", page, _draw)
         section.children.append(
             html.Button(
                 "Close", id={"do": "layer", "to": "", "of": ""}, **aria(label="Close layer")

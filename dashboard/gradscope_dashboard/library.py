@@ -143,6 +143,10 @@ class Library:
                     marks[name] = [len(steps), last, state, silent]
         return marks
 
+    def mark(self, runs: Sequence[Run]) -> list[object]:
+        """Return what differs once there is more to say of `runs`, or of others beside them."""
+        return [*_marks(runs), self.worked_out]
+
     def summary(self, name: str, *, patient: bool = True) -> Summary | None:
         """Return the newest summary of the run called `name`, None before the first.
 

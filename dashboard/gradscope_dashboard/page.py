@@ -44,13 +44,19 @@ NOT_YET: Any = {
 
 @dataclass(frozen=True)
 class Page:
-    """What the user looks at: the state, its runs, the colours, the step (None is the latest)."""
+    """What the user looks at: the state, its runs, the colours, the step (None is the latest).
+
+    `screen` says which colours are asked for, and whether it is narrow; `mark` differs where
+    something else may be drawn.
+    """
 
     state: state.State
     names: list[str]
     runs: list[Run]
     theme: Theme
     library: Library
+    screen: dict[str, Any]
+    mark: str
     step: int | None = None
 
 
@@ -80,6 +86,8 @@ def read_page(search: str | None, screen: dict[str, Any], library: Library, view
         runs,
         theme_for(theme, runs, [library.slot(name) for name in shown], bool(screen["narrow"])),
         library,
+        screen,
+        mark_of([search, screen, shown, library.mark(runs)]),
         library.opening(shown) if wanted.step is None else wanted.step,
     )
 
@@ -100,16 +108,33 @@ def aria(**attributes: str) -> dict[str, Any]:
     return {f"aria-{name}": value for name, value in attributes.items()}
 
 
-def chart(graph: str, title: str, above: Sequence[Any] = ()) -> html.Section:
-    """Return a titled place for the figure `graph`, its caption, and `above` between them."""
+def chart(
+    graph: str,
+    title: str,
+    page: Page,
+    draw: Callable[..., Drawing | None],
+    *extra: Any,
+    above: Sequence[Any] = (),
+) -> html.Section:
+    """Return a titled figure `graph` with its caption, and `above` between them.
+
+    It comes with what `draw(page, *extra)` draws: a browser that is first given an empty one draws
+    twice, and asks once more.
+    """
+    figure: dict[str, Any] = {"data": [], "layout": NOT_YET}
+    caption: list[Any] = []
+    drawn = None
+    if (drawing := draw(page, *extra)) is not None:
+        drawing, drawn = _prepared(page, drawing, extra)
+        figure, caption, title = drawing.figure, captioned(drawing.caption), drawing.title or title
     return html.Section(
         className="chart",
         children=[
             html.H2(title, id=f"{graph}-title"),
-            html.Div(id=f"{graph}-caption", className="caption"),
+            html.Div(caption, id=f"{graph}-caption", className="caption"),
             *above,
-            dcc.Graph(id=graph, config=GRAPH_CONFIG, figure={"data": [], "layout": NOT_YET}),
-            dcc.Store(id=f"{graph}-drawn"),
+            dcc.Graph(id=graph, config=GRAPH_CONFIG, figure=figure),
+            dcc.Store(id=f"{graph}-drawn", data=drawn),
         ],
     )
 
@@ -131,7 +156,7 @@ def draw_with(
     draw: Callable[..., Drawing | None],
     *extra: Input,
 ) -> None:
-    """Let `draw(page, *extra)` fill the figure `graph` whenever the page or its data change.
+    """Let `draw(page, *extra)` draw the figure `graph` again whenever the page or its data change.
 
     It returns None where the page no longer shows the figure: Dash stumbles over answers for
     what is gone.
@@ -158,39 +183,48 @@ def draw_with(
         *values, drawn = rest
         with library.lock:
             page = read_page(search, screen, library, views)
+            if drawn and drawn["asked"] == [page.mark, *values]:
+                raise PreventUpdate
             drawing = draw(page, *values)
         if drawing is None:
             raise PreventUpdate
-        if not drawing.figure["data"]:  # it says why, and there is nothing to explain
-            drawing = replace(drawing, caption="")
-        for trace in drawing.figure["data"]:
-            trace |= {
-                key: typed(item) for key, item in trace.items() if isinstance(item, np.ndarray)
-            }
-        whole = mark_of([drawing.figure, drawing.caption, drawing.title])
-        if drawn and drawn["whole"] == whole:
+        drawing, now = _prepared(page, drawing, values)
+        if drawn and drawn["whole"] == now["whole"]:
             raise PreventUpdate
-        data = mark_of(drawing.figure["data"])
-        frame = [
-            page.names,
-            page.state.metric,
-            page.state.layer,
-            page.state.log,
-            screen,
-            len(drawing.figure["data"]) > 0,
-            _labelling(drawing.figure["layout"]),
-            drawing.of,
-        ]
         title = no_update if drawing.title is None else drawing.title
-        now = {"frame": frame, "data": data, "whole": whole}
-        if not drawn or drawn["frame"] != frame:
+        if not drawn or drawn["frame"] != now["frame"]:
             return drawing.figure, captioned(drawing.caption), title, now
         content = Patch()
-        if drawn["data"] != data:
+        if drawn["data"] != now["data"]:
             content["data"] = drawing.figure["data"]
         content["layout"]["annotations"] = drawing.figure["layout"]["annotations"]
         content["layout"]["shapes"] = drawing.figure["layout"]["shapes"]
         return content, captioned(drawing.caption), title, now
+
+
+def _prepared(page: Page, drawing: Drawing, extra: Sequence[Any]) -> tuple[Drawing, dict[str, Any]]:
+    """Return `drawing` as it is sent, and by what another one is told from it."""
+    if not drawing.figure["data"]:  # it says why, and there is nothing to explain
+        drawing = replace(drawing, caption="")
+    for trace in drawing.figure["data"]:
+        trace |= {key: typed(item) for key, item in trace.items() if isinstance(item, np.ndarray)}
+    frame = [
+        page.names,
+        page.state.metric,
+        page.state.layer,
+        page.state.log,
+        page.screen,
+        len(drawing.figure["data"]) > 0,
+        _labelling(drawing.figure["layout"]),
+        drawing.of,
+    ]
+    whole = mark_of([drawing.figure, drawing.caption, drawing.title])
+    return drawing, {
+        "asked": [page.mark, *extra],
+        "frame": frame,
+        "data": mark_of(drawing.figure["data"]),
+        "whole": whole,
+    }
 
 
 def mark_of(content: Any) -> str:

@@ -57,7 +57,7 @@ const ask = window.fetch;
 window.fetch = function (...request) {
   const say = (gone) => {
     const banner = document.getElementById("offline");
-    if (banner) banner.hidden = !gone;
+    if (banner && banner.hidden === gone) banner.hidden = !gone;
   };
   return ask.apply(this, request).then(
     (answer) => (say(false), answer),

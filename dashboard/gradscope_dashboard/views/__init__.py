@@ -4,7 +4,7 @@ A view is a module with
 
 - `NAME` in the address, `LABEL` on the tab,
 - `CONTROLS`, which of "metric" and "step" it heeds,
-- `layout()`, and `register(app, library, views)`, which adds its callbacks,
+- `layout(page)`, and `register(app, library, views)`, which adds its callbacks,
 - `table(page)`, what it shows as a frame,
 - `CLICKS`, graph -> what a click on one of its points changes.
 

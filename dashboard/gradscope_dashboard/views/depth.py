@@ -22,9 +22,14 @@ LABEL = "Depth profile"
 CONTROLS = ("metric", "step")
 
 
-def layout() -> html.Div:
+def layout(page: Page) -> html.Div:
     """Return the two charts."""
-    return html.Div([chart("profile", ""), chart("survival", SURVIVAL_TITLE)])
+    return html.Div(
+        [
+            chart("profile", "", page, _draw_profile),
+            chart("survival", SURVIVAL_TITLE, page, _draw_survival),
+        ]
+    )
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:

@@ -17,9 +17,9 @@ LABEL = "Flow map"
 CONTROLS = ("step",)
 
 
-def layout() -> html.Div:
+def layout(page: Page) -> html.Div:
     """Return the chart."""
-    return html.Div([chart("flow", TITLE)])
+    return html.Div([chart("flow", TITLE, page, _draw)])
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:

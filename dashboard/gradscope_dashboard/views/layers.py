@@ -38,7 +38,7 @@ HEADS = {
 }
 
 
-def layout() -> html.Div:
+def layout(_: Page) -> html.Div:
     """Return the place of the table."""
     return html.Div(
         [

@@ -29,9 +29,14 @@ LABEL = "Layers × steps"
 CONTROLS = ("metric",)
 
 
-def layout() -> html.Div:
+def layout(page: Page) -> html.Div:
     """Return the chart and the memory of its zoom."""
-    return html.Div([chart("heatmap", TITLE), dcc.Store(id="heatmap-zoom", data={})])
+    return html.Div(
+        [
+            chart("heatmap", TITLE, page, _draw, {}),
+            dcc.Store(id="heatmap-zoom", data={}),
+        ]
+    )
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:

@@ -28,7 +28,7 @@ CAPTION = (
 )
 
 
-def layout() -> html.Div:
+def layout(_: Page) -> html.Div:
     """Return the place of the picture."""
     return html.Div(
         html.Section(

@@ -16,9 +16,9 @@ LABEL = "Speed of learning"
 CONTROLS = ()
 
 
-def layout() -> html.Div:
+def layout(page: Page) -> html.Div:
     """Return the chart."""
-    return html.Div([chart("speed", TITLE)])
+    return html.Div([chart("speed", TITLE, page, _draw)])
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:

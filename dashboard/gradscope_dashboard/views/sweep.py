@@ -22,9 +22,9 @@ LABEL = "Sweep"
 CONTROLS = ()
 
 
-def layout() -> html.Div:
+def layout(page: Page) -> html.Div:
     """Return the chart."""
-    return html.Div([chart("sweep", TITLE)])
+    return html.Div([chart("sweep", TITLE, page, _draw)])
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:

@@ -29,10 +29,16 @@ SAID = 4
 CONTROLS = ()
 
 
-def layout() -> html.Div:
-    """Return the chart."""
-    switch = html.Button("Log scale", id={"set": "log", "to": "1"}, **aria(pressed="false"))
-    return html.Div([chart("training", TITLE), chart("scalars", SCALARS_TITLE, above=[switch])])
+def layout(page: Page) -> html.Div:
+    """Return the two charts."""
+    pressed = aria(pressed=str(page.state.log).lower())
+    switch = html.Button("Log scale", id={"set": "log", "to": "1"}, **pressed)
+    return html.Div(
+        [
+            chart("training", TITLE, page, _draw),
+            chart("scalars", SCALARS_TITLE, page, _draw_scalars, above=[switch]),
+        ]
+    )
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:

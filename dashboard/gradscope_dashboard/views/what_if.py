@@ -22,11 +22,11 @@ CONTROLS = ()
 CLICKS: dict[str, Any] = {}
 
 
-def layout() -> html.Div:
+def layout(page: Page) -> html.Div:
     """Return the button, the chart and the table."""
     return html.Div(
         [
-            chart("tries", TITLE),
+            chart("tries", TITLE, page, _draw, None),
             html.Div(id="tries-start", className="chart", **aria(live="polite")),
             dcc.Store(id="tries-state"),
             html.Div(id="tries-table", className="scroll", tabIndex=0, role="region",

@@ -18,9 +18,14 @@ LABEL = "Why"
 CONTROLS = ("step",)
 
 
-def layout() -> html.Div:
+def layout(page: Page) -> html.Div:
     """Return the two charts."""
-    return html.Div([chart("ledger", TITLE), chart("derivatives", DERIVATIVES_TITLE)])
+    return html.Div(
+        [
+            chart("ledger", TITLE, page, _draw_ledger),
+            chart("derivatives", DERIVATIVES_TITLE, page, _draw_derivatives),
+        ]
+    )
 
 
 def register(app: Dash, library: Library, views: list[str]) -> None:
