@@ -181,6 +181,8 @@ after softmax or sigmoid takes a softmax of probabilities, one after log_softmax
 the work. Losses of other making, and in compiled code, are not seen."""
 
 FACTS = {
+    "backwards_without_step": "backward passes that reached the model, where no step was seen by"
+    " the end of the run",
     "dropout": "share that each dropout leaves out, by its name, or by that of the module in which"
     " one was called as a function",
     "eps": "largest `eps` among the groups of the model's optimizers, by an optimizer's class",
@@ -190,6 +192,7 @@ FACTS = {
     " optimizer holds",
     "steps_without_gradient": "steps of the model's optimizers to which no gradient had come; none"
     " of them is recorded",
+    "weight_decay": "largest `weight_decay` among the groups of the model's optimizers",
     "units_alike": "names of layers all of whose units had the same weights, not 0, at `watch()`",
     "steps_of_others": "steps of optimizers that hold nothing of the model, after a backward pass"
     " through it, where none that does has ever stepped",
@@ -552,6 +555,7 @@ VERDICTS = (
     "shortcut-dominated",
     "reparameterised",
     "update-speed",
+    "no-progress",
     "healthy",
 )
 

@@ -205,7 +205,7 @@ class Recorder:
         if not self._handles:
             return
         torch_internals.apart_from_modes(self._updates.look_for_last_step)
-        torch_internals.apart_from_modes(self._steps.finish)
+        torch_internals.apart_from_modes(self._steps.finish, self._backwards.ended)
         self.detach()
 
     def detach(self) -> None:

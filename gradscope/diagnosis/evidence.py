@@ -8,6 +8,7 @@ that the loss scaler skipped are left out: infinite gradients are how it finds i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -145,6 +146,12 @@ class Evidence:
         """Return of which layers all parameters are `word`: frozen, no optimizer, no gradient."""
         told = [{*str(words).split(", ")} for words in self.layers["training"]]
         return np.array([word in words for words in told], dtype=bool)
+
+    def parts(self, word: str) -> dict[int, list[str]]:
+        """Return of which layers some parameters, and not all, are `word`, and their names."""
+        told = enumerate(str(words) for words in self.layers["training"])
+        found = {layer: re.search(rf"{word} \(([^)]*)\)", words) for layer, words in told}
+        return {layer: some[1].split() for layer, some in found.items() if some}
 
     @cached_property
     def audited(self) -> bool:

@@ -31,6 +31,7 @@ from gradscope.diagnosis.rules import (
     overwritten,
     rounding,
     saturated,
+    targets,
     through_time,
     update_speed,
 )
@@ -54,12 +55,14 @@ RULES = (
     saturated.saturated,
     attention.large_logits,
     output.output,
+    targets.targets,
     experts.unbalanced_experts,
     dropout.strong_dropout,
     batch_norm.tiny_batch,
     batch_norm.running_statistics,
     clipping.scaled_clipping,
     loss.unstable,
+    loss.no_progress,
     update_speed.update_speed,
     rounding.lost_in_rounding,
     eps.large_eps,
@@ -142,7 +145,8 @@ def diagnose(run: Run) -> Diagnosis:
 
     These decide the verdict, in the order of their gravity. For information only:
     shortcut-dominated and reparameterised blocks, a loss of gradient that the optimizer makes up
-    for, and what was so at the first step alone.
+    for, a loss that stands still for a reason that does not show in the net (`no-progress`), and
+    what was so at the first step alone.
     """
     if not isinstance(run, Run):
         raise GradscopeError(
@@ -182,7 +186,9 @@ def diagnosis_of(evidence: Evidence) -> Diagnosis:
 def _agreeing(found: list[Finding]) -> list[Finding]:
     """Return the findings without those that another one explains, and whose remedies differ."""
     verdicts = {finding.verdict for finding in found if finding.severity != "information"}
-    explained: set[str] = set()
+    explained = set()
+    if verdicts or any(finding.verdict == "update-speed" for finding in found):
+        explained.add("no-progress")
     if verdicts & {"scaled-clipping", "not-updated"}:
         explained.add("update-speed")  # steps are small as the gradient is gone
     if any(f.verdict == "saturated" and f.severity == "critical" for f in found):

@@ -303,3 +303,109 @@ def test_steps_of_a_learning_rate_of_0_are_not_lost_in_rounding(tmp_path):
     readings = {"signal_norm": 1.0, "grad_norm": 1.0, "moved_fraction": moved}
     run = make_run(tmp_path / "run", layers, readings, steps={"learning_rate": rate})
     assert not any("rounding" in f.sentence for f in gradscope.diagnose(run).findings)
+
+
+def test_weights_parametrised_after_the_optimizer_are_not_updated_and_do_not_pile_up(tmp_path):
+    model = net(16, 32, 32, 4)
+    optimizer = sgd(model)
+    for layer in model[::2]:
+        nn.utils.parametrizations.weight_norm(layer)
+    diagnosis = train(tmp_path / "run", model, optimizer)
+    finding = the(diagnosis, "not-updated")
+    assert diagnosis.verdict == "not-updated" and finding.layers == ("0", "2", "4")
+    assert "parametrizations.weight.original0" in finding.sentence
+    assert "accumulated" not in diagnosis.verdicts
+
+
+def test_parameters_made_anew_in_each_forward_pass_are_not_updated(tmp_path):
+    class Pruned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(16, 32), nn.Linear(32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = self.body.weight.abs() > 0.01
+            self.body.weight = nn.Parameter(self.body.weight.detach() * kept)
+            return self.head(self.body(x).relu())
+
+    model = Pruned()
+    finding = the(train(tmp_path / "run", model, sgd(model)), "not-updated")
+    assert finding.layers == ("body",) and "holds weight of layer" in finding.sentence
+
+
+@pytest.mark.parametrize("clears", [True, False])
+def test_backward_passes_without_a_step_are_told(clears, tmp_path):
+    model = net(16, 32, 32, 4)
+    optimizer = sgd(model)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for number in range(12):
+            F.cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
+            if number == 20:
+                optimizer.step()
+            if clears:
+                optimizer.zero_grad()
+    with pytest.warns(gradscope.GradscopeWarning, match="no step is recorded"):
+        diagnosis = gradscope.diagnose(gradscope.load(tmp_path / "run"))
+    finding = the(diagnosis, "not-updated")
+    assert diagnosis.verdict == "not-updated" and finding.evidence["backwards"] == 12
+    assert "optimizer.step()" in finding.remedies[0]
+    assert scope.run.facts["backwards_without_step"] == 12
+
+
+def test_an_optimizer_whose_layers_never_have_a_gradient_is_told_and_nothing_is_called_nan(
+    tmp_path,
+):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"critic": net(18, 32, 1), "actor": net(16, 32, 2)})
+    rates, moves = sgd(model["critic"], 0.01), sgd(model["actor"], 0.01)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(12):
+            x = torch.randn(32, 16)
+            rates.zero_grad()
+            tried = torch.randn(32, 2)
+            model["critic"](torch.cat([x, tried], 1)).square().mean().backward()
+            rates.step()
+            moves.zero_grad()
+            tried = torch.from_numpy(model["actor"](x).detach().numpy())
+            (-model["critic"](torch.cat([x, tried], 1)).mean()).backward()
+            moves.step()
+            scope.log(loss=0.0)
+    diagnosis = gradscope.diagnose(scope.run)
+    finding = the(diagnosis, "disconnected")
+    assert diagnosis.verdict == "disconnected" and finding.layers == ("actor.0", "actor.2")
+    assert "an optimizer of their own" in finding.sentence
+
+
+def test_weights_that_the_loss_makes_small_are_not_called_decayed(tmp_path):
+    """Adagrad's first steps are as large as its rate, whatever the gradient is."""
+
+    def verdicts(decay: float) -> list[str]:
+        model = net(16, 32, 32, 4)
+        optimizer = torch.optim.AdamW(model.parameters(), 0.05, weight_decay=decay)
+        loss_of = lambda out, y: out.square().mean()  # noqa: E731
+        return [
+            f.sentence
+            for f in train(tmp_path / str(decay), model, optimizer, loss_of=loss_of).findings
+            if "weight decay" in f.sentence
+        ]
+
+    assert verdicts(2.0) and not verdicts(0.0)
+
+
+@pytest.mark.parametrize("steps", [40, 80])
+def test_vanishing_is_not_made_up_for_where_the_loss_stands_still(steps, tmp_path):
+    drawn = torch.Generator().manual_seed(0)
+    model = net(16, *[32] * 9, 4, act=nn.Sigmoid)
+    with torch.no_grad():
+        for layer in model[:-1:2]:
+            layer.weight *= 3  # some decades are left: few enough for Adam to make up for
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        torch.optim.Adam(model.parameters(), 1e-4),
+        steps=steps,
+        targets=lambda x: torch.randint(4, (len(x),), generator=drawn),
+    )
+    finding = the(diagnosis, "vanishing")
+    assert -5 < finding.evidence["decades"] < -2
+    assert finding.severity == ("information" if steps < 60 else "critical")

@@ -1,4 +1,6 @@
-"""Which parameters of each layer are trained, what keeps the others from it, and `eps`."""
+"""Which parameters of each layer are trained, what keeps the others from it, and `eps` and
+decay of the optimizers.
+"""
 
 from __future__ import annotations
 
@@ -40,19 +42,21 @@ class Audit:
         if state != self._state:
             self._state = state
             self._catalogue.set_training(self._training(told_by_hooks))
-            if eps := self._eps():
+            if eps := self._largest("eps"):
                 self._catalogue.set_fact("eps", eps)
+            if decay := self._largest("weight_decay"):
+                self._catalogue.set_fact("weight_decay", max(decay.values()))
         if told_by_hooks and len(self._catalogue.outside) != self._outside:
             self._look_outside()
 
-    def _eps(self) -> dict[str, float]:
-        """Return the largest `eps` of each class of optimizer, where it is a number."""
+    def _largest(self, option: str) -> dict[str, float]:
+        """Return the largest `option` of each class of optimizer, where it is a number."""
         largest: dict[str, float] = {}
         for optimizer in self._parameters.optimizers:
             name = type(optimizer).__name__
             for group in optimizer.param_groups:
-                if isinstance(eps := group.get("eps"), (int, float)):
-                    largest[name] = max(float(eps), largest.get(name, 0.0))
+                if isinstance(value := group.get(option), (int, float)):
+                    largest[name] = max(float(value), largest.get(name, 0.0))
         return largest
 
     def _look_outside(self) -> None:

@@ -239,9 +239,11 @@ class Steps:
         if self.current.is_over and self._trainer == threading.get_ident():
             self.close()
 
-    def finish(self) -> None:
-        """Emit what the current step has."""
+    def finish(self, backwards: int) -> None:
+        """Emit what the current step has; say if `backwards` have led to none."""
         step = self.current
+        if backwards and not step.number and not step.is_over:
+            self._set_fact("backwards_without_step", backwards)
         if step.scalars or len(step.readings) or (step.recorded and step.is_over):
             self._emit_row(step)
 
@@ -255,8 +257,11 @@ class Steps:
 
     def count(self, fact: str) -> None:
         """Count one more of `schema.FACTS`, of what leads to no row."""
+        self._set_fact(fact, self._catalogue.facts.get(fact, 0) + 1)
+
+    def _set_fact(self, fact: str, value: int) -> None:
         self._number_layers()
-        self._catalogue.set_fact(fact, self._catalogue.facts.get(fact, 0) + 1)
+        self._catalogue.set_fact(fact, value)
 
     def note_learning_rate(self, rate: float | Tensor | None) -> None:
         """Note the rate that an optimizer makes the current step with."""

@@ -16,6 +16,7 @@ from gradscope.diagnosis.rules.dead import starts_at_zero, switched_off
 from gradscope.diagnosis.rules.marks import any_behind, first_place, names_of, severity_of
 from gradscope.diagnosis.rules.saturated import flat_behind
 from gradscope.diagnosis.signal_path import Floats, composites
+from gradscope.diagnosis.speed import some_rows
 from gradscope.wording import capitalised, number
 
 SURE = 17.0
@@ -301,15 +302,22 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
     rest = without & ~first
     if rest.any():
         share = _share(evidence, rest)
+        alone = _are_alone(evidence, rest)
         words = (
             "it did not run, or under no_grad()"
             if not ran[rest].any()
             else "the loss does not use what comes out, or a detach() or the like lies behind it"
         )
         much = f", {share:.0%} of all parameters that train," if share > MUCH else ""
+        if alone:
+            words += "; an optimizer of their own steps, and has nothing to step with"
         yield Finding(
             "disconnected",
-            "warning" if share > MUCH and ran[rest].any() else "information",
+            "critical"
+            if alone
+            else "warning"
+            if share > MUCH and ran[rest].any()
+            else "information",
             f"{capitalised(evidence.named(rest))}{much} never had a gradient: {words}.",
             names_of(evidence, rest),
             steps,
@@ -321,6 +329,12 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
             ),
             Place(steps[0], int(np.flatnonzero(rest)[0]), "signal_norm", "backward"),
         )
+
+
+def _are_alone(evidence: Evidence, layers: Mask) -> bool:
+    """Whether there are steps made by an optimizer that holds of the model `layers` alone."""
+    held = np.isfinite(evidence.at("weight_norm", some_rows(evidence))) & evidence.owners
+    return bool((held.any(axis=1) & ~held[:, ~layers].any(axis=1)).any())
 
 
 def _share(evidence: Evidence, layers: Mask) -> float:

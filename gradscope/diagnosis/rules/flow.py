@@ -14,7 +14,7 @@ from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.ledger import account, decades_by_group, ledger
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.rules.blocks import TRAINED
-from gradscope.diagnosis.rules.update_speed import falls
+from gradscope.diagnosis.rules.update_speed import falls, gets_nowhere
 from gradscope.diagnosis.signal_path import Floats, SignalPath, log10
 from gradscope.diagnosis.speed import is_adaptive, is_fast, started
 from gradscope.kinds import canonical
@@ -124,12 +124,16 @@ def _finding(
         numbers["update_speed_decades"] = speed
         adaptive = is_adaptive(evidence)
         made_up_for = adaptive and grown < GROWN and _can_be_made_up_for(lost, path)
+        idle = gets_nowhere(evidence)
+        made_up_for &= not idle
         if verdict == "vanishing":
             sentence += " " + _speed_in_words(speed, adaptive=adaptive)
             made_up_for &= speed > SLOWER
         elif made_up_for := made_up_for and abs(speed) < -SLOWER:
             sentence += " " + _speed_in_words(speed, adaptive=adaptive)
         severity = "information" if made_up_for else severity
+        if adaptive and idle:
+            sentence += " The loss stands still all the same."
     over_places = _over_places(evidence, path, middle, numbers.get("other_decades", 0.0))
     if verdict == "vanishing" and over_places and lost + over_places > VANISHING:
         severity = "information"

@@ -10,6 +10,7 @@ from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence, column_medians
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules import remedies
+from gradscope.diagnosis.rules.update_speed import gets_nowhere
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import FAST, started
 from gradscope.wording import amount, number
@@ -27,6 +28,18 @@ PEAK = 3.0
 JUMP = 5.0
 """Factor over the median of the steps before that is a jump of the loss; of the gradient, twice."""
 
+SUPERVISED = {
+    "cross_entropy",
+    "nll_loss",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+}
+"""Losses of which there is one, and which fall in a training that gets somewhere."""
+
 EARLIER = 20
 """Recorded steps that a step is compared with, fewer than a third of them are too few."""
 
@@ -43,6 +56,37 @@ def unstable(evidence: Evidence) -> Iterator[Finding]:
         yield rise
     else:
         yield from _spike(evidence)
+
+
+def no_progress(evidence: Evidence) -> Iterator[Finding]:
+    """Tell of a loss that stands still though gradients arrive and weights move.
+
+    Of a net with one loss of the usual ones: those of agents and of two players need not fall.
+    """
+    losses, loss = list(evidence.run.heads["loss"]), evidence.loss
+    if len(losses) != 1 or losses[0] not in SUPERVISED or loss is None:
+        return
+    if not gets_nowhere(evidence):
+        return
+    third = len(loss.raw) // 3
+    first, last = (float(np.nanmedian(part)) for part in (loss.raw[:third], loss.raw[-third:]))
+    yield Finding(
+        "no-progress",
+        "information",
+        f"The loss stands still: {number(first, 3)} in the first third of {len(loss.raw)} steps,"
+        f" {number(last, 3)} in the last. Nothing in the gradients says why: they arrive, and the"
+        " weights move.",
+        (),
+        evidence.whole,
+        {"first_loss": first, "last_loss": last},
+        (
+            "check what the net is asked: that inputs and targets are of the same sample after"
+            " shuffling, that masks leave what counts, that no view() mixes axes for a transpose()",
+            "train on one batch alone: where its loss falls to next to nothing, look at the data,"
+            " else at the model and the learning rate (ten times more, ten times less)",
+        ),
+        Place(evidence.whole[0], None, "signal_norm", "loss"),
+    )
 
 
 def _rise(evidence: Evidence) -> Finding | None:

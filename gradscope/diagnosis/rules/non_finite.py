@@ -310,8 +310,8 @@ def _broken_rows(evidence: Evidence) -> Mask:
 
     A NaN of the global gradient norm is one where the norm is known at other steps, where the loss
     of that step is none, either, or where the step made weights NaN; where optimizers got finite
-    gradients and made finite updates it was not read. A NaN of the loss may be one that was not
-    logged, but not at every step.
+    gradients and made finite updates it was not read, and where all that they hold had no gradient
+    there is none. A NaN of the loss may be one that was not logged, but not at every step.
     """
     steps = evidence.steps.iloc[evidence.rows]
     total = steps["grad_norm"].to_numpy(dtype=np.float64)
@@ -325,6 +325,7 @@ def _broken_rows(evidence: Evidence) -> Mask:
         lossless |= np.isnan(loss)
     got = steps["clipped_grad_norm"].to_numpy(dtype=np.float64)
     unknown = np.isnan(total) & ~(np.isfinite(got) & _moved_well(evidence))
+    unknown &= ~_had_nothing(evidence)
     if unknown.any():
         known = np.isfinite(total).any()
         bad |= unknown & (known | lossless | _made_nan(evidence) | _ended_in_nan(evidence))
@@ -337,6 +338,19 @@ def _moved_well(evidence: Evidence) -> Mask:
     held = np.isfinite(weight) & evidence.owners
     moved = (held & np.isfinite(update)).any(axis=1)
     return np.asarray(moved & ~(held & np.isnan(update)).any(axis=1))
+
+
+def _had_nothing(evidence: Evidence) -> Mask:
+    """Return in which of `evidence.rows` no weights that were held had a gradient, or moved, (R,).
+
+    A gradient of NaN makes NaN of what a step changes.
+    """
+    weight, update, grad = (
+        evidence.at(c, evidence.rows) for c in ("weight_norm", "update_norm", "grad_norm")
+    )
+    held = np.isfinite(weight) & evidence.owners
+    without = held & np.isnan(grad) & (update == 0)
+    return np.asarray(held.any(axis=1) & (without == held).all(axis=1))
 
 
 def _ended_in_nan(evidence: Evidence) -> Mask:

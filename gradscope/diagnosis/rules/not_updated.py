@@ -31,6 +31,7 @@ NEXT_TO_NOTHING = 1e-9
 
 def not_updated(evidence: Evidence) -> Iterator[Finding]:
     """Find weights that no optimizer holds, and such as its steps leave where they are."""
+    yield from _without_step(evidence)
     yield from _of_others(evidence)
     yield from _outside(evidence)
     yield from _skipped(evidence)
@@ -45,6 +46,7 @@ def not_updated(evidence: Evidence) -> Iterator[Finding]:
     if evidence.audited:
         unheld &= evidence.audit("no optimizer")
     yield from _unheld(evidence, unheld)
+    yield from _partly_held(evidence, got)
     yield from _frozen(evidence)
     moved = np.asarray((np.nan_to_num(evidence.highest("update_norm"), nan=1) > 0).any(axis=0))
     # what gets next to nothing beside others has another fault
@@ -77,6 +79,26 @@ def _skipped(evidence: Evidence) -> Iterator[Finding]:
             "start the scaler at 2 ** 16, or use bfloat16, which needs none",
         ),
         Place(first, None, "loss_scale", "update"),
+    )
+
+
+def _without_step(evidence: Evidence) -> Iterator[Finding]:
+    """Find runs in which gradients were made, and no optimizer was seen to step."""
+    count = int(evidence.run.facts.get("backwards_without_step", 0))
+    if count < ENOUGH:
+        return
+    yield Finding(
+        "not-updated",
+        "critical",
+        f"{count} backward passes have reached the model, and no step of an optimizer was seen: no"
+        " weight has changed by one.",
+        (),
+        (0, 0),
+        {"backwards": float(count)},
+        (
+            "call optimizer.step() after the backward pass; where gradients of several batches are"
+            " added up, also after the last ones of an epoch, before zero_grad()",
+        ),
     )
 
 
@@ -141,6 +163,30 @@ def _unheld(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
             " were added or replaced later need optimizer.add_param_group",
             "if they are meant to stay as they are, freeze them: requires_grad_(False) saves their"
             " backward pass",
+        ),
+        moved_place(evidence, layers, "grad_norm"),
+    )
+
+
+def _partly_held(evidence: Evidence, got: Mask) -> Iterator[Finding]:
+    """Find weights that no optimizer holds, of layers of which it holds the rest."""
+    parts = {i: names for i, names in evidence.parts("no optimizer").items() if got[i]}
+    if not parts:
+        return
+    layers = np.isin(np.arange(len(got)), list(parts))
+    which = listed(list(dict.fromkeys(name for names in parts.values() for name in names)))
+    yield Finding(
+        "not-updated",
+        "critical",
+        f"No optimizer holds {which} of {evidence.named(layers)}, while it holds what else is"
+        " there: a gradient arrives at every step, and they stay as they were.",
+        names_of(evidence, layers),
+        evidence.whole,
+        {"layers": float(layers.sum())},
+        (
+            "make the optimizer after weights are parametrised (weight_norm, spectral_norm), pruned"
+            " or replaced: it holds those of before",
+            "write into a parameter, under no_grad() (weight.copy_), in place of making a new one",
         ),
         moved_place(evidence, layers, "grad_norm"),
     )

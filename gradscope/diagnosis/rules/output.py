@@ -98,7 +98,7 @@ def _twice_seen(evidence: Evidence) -> Iterator[Finding]:
     for loss, after in evidence.run.heads[["loss", "after"]].itertuples(index=False):
         if after == "broadcast":
             yield _broadcast(evidence, last, steps)
-        bare = loss == "nll_loss" and not after and _is_negative(evidence)
+        bare = loss == "nll_loss" and not after and is_negative(evidence)
         if not bare and after not in MISFITS.get(loss, ()):
             continue
         if bare:
@@ -125,7 +125,7 @@ def _twice_seen(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _is_negative(evidence: Evidence) -> bool:
+def is_negative(evidence: Evidence) -> bool:
     """Whether the logged loss falls below 0, and is of one loss alone."""
     loss = evidence.loss
     if loss is None or len(evidence.run.heads) > 1:
@@ -154,7 +154,7 @@ def _broadcast(evidence: Evidence, last: int | None, steps: tuple[int, int]) -> 
 def _out_of_reach(
     evidence: Evidence, layer: int, kind: str, over_loss: Floats, place: Place
 ) -> Iterator[Finding]:
-    if kind not in WIDTHS or len(over_loss) < FEWEST or _falls(evidence):
+    if kind not in WIDTHS or len(over_loss) < FEWEST or falls_at_all(evidence):
         return
     away = 1 / np.maximum(over_loss, 1e-30) / WIDTHS[kind]
     if not (away > OUT_OF_REACH).all() or not _is_only_head(evidence, layer):
@@ -243,7 +243,8 @@ def _gradient_over_loss(evidence: Evidence, layer: int, kind: str, rows: np.ndar
     return over_reference(signal * np.sqrt(count), np.where(loss > 0, loss, np.nan))
 
 
-def _falls(evidence: Evidence) -> bool:
+def falls_at_all(evidence: Evidence) -> bool:
+    """Whether the logged loss, if there is one, falls by a tenth."""
     loss = evidence.loss
     if loss is None:
         return True

@@ -10,7 +10,7 @@ from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import WINDOW, Evidence
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules import remedies
-from gradscope.diagnosis.speed import FAST, typical_speed
+from gradscope.diagnosis.speed import FAST, is_adaptive, typical_speed
 from gradscope.wording import amount, number, setting
 
 SLOW = 1e-6
@@ -19,8 +19,14 @@ SLOW = 1e-6
 SLUGGISH = 3e-5
 """Update speed of the fastest weight layer that is too slow where the loss does not move."""
 
+USUAL = 1e-3
+"""Update speed up to which a training that gets nowhere may be too slow, if something slows it."""
+
 STILL = 0.01
 """Share by which a loss has to fall to have moved."""
+
+LONG, MOVED = 60, 0.03
+"""Recorded steps within which a training gets somewhere, and the share by which its loss does."""
 
 FELL = 0.8
 """Share of the loss at first below which it fell, whatever the steps were."""
@@ -68,12 +74,24 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
             (remedies.lower_rate(evidence),),
             Place(steps[0], layer, "update_ratio", "update"),
         )
-    elif (most < SLOW or (most < SLUGGISH and stands_still(evidence))) and not _is_meant(evidence):
+        return
+    rises, idle = _warms_up(evidence), gets_nowhere(evidence)
+    clipped = _left_by_clipping(evidence) < OVERCLIPPED and not is_adaptive(evidence)
+    slow = most < SLOW or (most < SLUGGISH and stands_still(evidence))
+    slow |= most < USUAL and idle and (rises or clipped)
+    if slow and not _is_meant(evidence) and (idle or not rises):
         layer = int(weights[known][speed[known].argmax()])
         cause, advice = _against_slow(evidence, most)
+        if rises:
+            count, rate = len(evidence.rows), float(evidence.steps["learning_rate"].iloc[-1])
+            cause = (
+                f"The learning rate still rises, and is {setting(rate, 2)} after {count} recorded"
+                " steps."
+            )
+            advice = "let the warm-up be shorter: some percent of the training's steps"
         yield Finding(
             "update-speed",
-            "warning",
+            "information" if rises else "warning",
             f"A step changes even the fastest layer, {evidence.labels[layer]}, by {number(most)} of"
             f" its size only: at that speed nothing is learnt. {cause}".rstrip(),
             tuple(evidence.names[i] for i in weights[known]),
@@ -85,16 +103,22 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _is_meant(evidence: Evidence) -> bool:
-    """Whether steps are small as a warm-up has just begun, or as the training is at its end."""
-    steps = evidence.steps.iloc[evidence.rows]
-    rate, norm = (steps[c].to_numpy(dtype=np.float64) for c in ("learning_rate", "grad_norm"))
-    warms_up = rate[-1] == np.nanmax(rate, initial=-np.inf) and rate[-1] > 2 * rate[0]
+    """Whether steps are small as the training is at its end."""
+    norm = evidence.steps["grad_norm"].to_numpy(dtype=np.float64)[evidence.rows]
     ended = np.median(norm[-(WINDOW // 2) :]) < ENDED * np.max(norm[: WINDOW // 2])
-    return bool(warms_up or ended or falls(evidence))
+    return bool(ended or falls(evidence))
+
+
+def _warms_up(evidence: Evidence) -> bool:
+    """Whether the learning rate is still on its way up."""
+    rate = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[evidence.rows]
+    return bool(rate[-1] == np.nanmax(rate, initial=-np.inf) and rate[-1] > 2 * rate[0])
 
 
 def _decayed(evidence: Evidence) -> Iterator[Finding]:
     """Find weights of which the first steps take a third or more, by going towards zero."""
+    if evidence.run.facts.get("weight_decay") == 0:  # then it is the loss that moves them there
+        return
     rows = evidence.rows[: WINDOW + 1]
     weight, update = (
         evidence.at(c, rows)[:, evidence.weights] for c in ("weight_norm", "update_norm")
@@ -138,29 +162,47 @@ def falls(evidence: Evidence) -> bool:
 
 def stands_still(evidence: Evidence) -> bool:
     """Whether the logged loss, smoothed, is at the end what it was at first."""
+    return _has_moved_by(evidence) < STILL
+
+
+def _has_moved_by(evidence: Evidence) -> float:
+    """Return the share by which the logged loss has fallen, last third over first; NaN unknown."""
     loss = evidence.loss
     if loss is None or len(loss.raw) < WINDOW:
-        return False
+        return np.nan
     third = len(loss.raw) // 3
     first, last = np.nanmedian(loss.raw[:third]), np.nanmedian(loss.raw[-third:])
-    return bool(last > first * (1 - STILL) if first > 0 else last >= first)
+    return float(1 - last / first) if first > 0 else float(last < first)
 
 
-def _against_slow(evidence: Evidence, most: float) -> tuple[str, str]:
+def gets_nowhere(evidence: Evidence) -> bool:
+    """Whether the logged loss has not moved over a time in which most trainings get somewhere."""
+    return len(evidence.rows) >= LONG and _has_moved_by(evidence) < MOVED
+
+
+def _left_by_clipping(evidence: Evidence) -> float:
+    """Return the share of the gradient that the optimizer gets, the median over steps."""
     steps = evidence.steps.iloc[evidence.rows]
     whole, left = (
         steps[column].to_numpy(dtype=np.float64) for column in ("grad_norm", "clipped_grad_norm")
     )
     kept = over_reference(left, whole)
     kept = kept[np.isfinite(kept)]
-    if len(kept) and np.median(kept) == 0:
+    return float(np.median(kept)) if len(kept) else np.nan
+
+
+def _against_slow(evidence: Evidence, most: float) -> tuple[str, str]:
+    steps = evidence.steps.iloc[evidence.rows]
+    kept = _left_by_clipping(evidence)
+    if kept == 0:
         return (
             "What the backward makes is gone before the optimizer's step: it gets gradients of"
             " exactly 0, and moves weights by their decay alone.",
             remedies.KEEP_GRADIENTS,
         )
-    if len(kept) and np.median(kept) < OVERCLIPPED:
-        less = amount(1 / max(float(np.median(kept)), 1e-300))
+    if kept < OVERCLIPPED:
+        less = amount(1 / max(kept, 1e-300))
+        left = steps["clipped_grad_norm"].to_numpy(dtype=np.float64)
         return (
             f"Clipping leaves {less} times less of the gradient than there is.",
             remedies.clip(evidence) + f", instead of {number(np.median(left[np.isfinite(left)]))}",
