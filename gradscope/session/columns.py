@@ -66,7 +66,8 @@ class Decoder:
         self._catalogue = catalogue
         self._shares = shares
         self._arrangements: list[Arrangement] = []  # the last few
-        self._called: set[int] = set()  # layers of which an output was read
+        self._called: dict[int, int] = {}  # layers of which an output was read, and since when
+        self._sizes = (0, 0)  # how many layers and shortcuts there are
         self.summands: dict[str, None] = {}  # layers of whose gradient processes hold summands
 
     def decoded(self, rows: Sequence[HostRow]) -> Iterator[Decoded]:
@@ -74,8 +75,17 @@ class Decoder:
 
         Every layer and shortcut known by now stands in every row, in the catalogue's order.
         """
-        for layouts, alike in groupby(rows, _layouts):
-            yield self._alike(list(alike), self._arrangement(layouts))
+        self._sizes = len(self._catalogue.layers), len(self._catalogue.shortcuts)
+        runs = [
+            (list(alike), self._arrangement(layouts)) for layouts, alike in groupby(rows, _layouts)
+        ]
+        for alike, arranged in runs:
+            if "activation_norm" in arranged.layers:
+                first = min(row.step for row in alike)
+                for layer in arranged.layers["activation_norm"][1].numbers.tolist():
+                    self._called[layer] = min(first, self._called.get(layer, first))
+        for alike, arranged in runs:
+            yield self._alike(alike, arranged)
 
     def _arrangement(self, layouts: list[Layout]) -> Arrangement:
         for known in self._arrangements:
@@ -102,8 +112,8 @@ class Decoder:
             _steps(rows, scales["loss_scale"], scalars),
             {},
             {
-                "layers": _nothing(rows, self._catalogue.layers, OF_LAYERS),
-                "shortcuts": _nothing(rows, self._catalogue.shortcuts, OF_SHORTCUTS),
+                "layers": _nothing(rows, self._sizes[0], OF_LAYERS),
+                "shortcuts": _nothing(rows, self._sizes[1], OF_SHORTCUTS),
             },
             {"layers": {}, "shortcuts": {}},
             {},
@@ -121,7 +131,7 @@ class Decoder:
         for name, (places, groups) in arranged.parameters.items():
             column, held = OF_LAYERS[name], arranged.held[name]
             picked = _unscaled(column, values, places, scales)
-            decoded.weights["layers"][name] = _weights(groups, len(self._catalogue.layers))
+            decoded.weights["layers"][name] = _weights(groups, self._sizes[0])
             if self._shares is not ALONE:
                 combine(column, {name: picked}, groups, layers[name])
                 decoded.copies[name] = Copies(held.alike, held.by, layers[name][:, held.alike])
@@ -136,7 +146,7 @@ class Decoder:
         self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
     ) -> None:
         layers, weights = decoded.values["layers"], decoded.weights["layers"]
-        elements = np.zeros(len(self._catalogue.layers))  # of each layer's outputs
+        elements = np.zeros(self._sizes[0])  # of each layer's outputs
         for name, (places, groups) in arranged.layers.items():
             column = OF_LAYERS[name]
             readings = {name: _unscaled(column, values, places, scales)}
@@ -147,17 +157,19 @@ class Decoder:
             if name == "activation_norm":
                 elements[groups.numbers] = groups.weights
         _complete_outputs(layers, elements)
-        self._count_outputs(layers, elements)
+        self._count_outputs(decoded.steps["step"], layers, elements)
         weights["output_elements"] = (~np.isnan(layers["output_elements"][0])).astype(np.float64)
         self._apply_shares(OfLayer, OF_LAYERS, layers, weights)
 
-    def _count_outputs(self, layers: dict[str, Array], elements: Array) -> None:
+    def _count_outputs(
+        self, steps: NDArray[np.generic], layers: dict[str, Array], elements: Array
+    ) -> None:
         """Fill in how many elements the outputs had; 0 of layers that were only called before."""
-        called = np.flatnonzero(elements)
-        self._called.update(called.tolist())
-        if called.size:
-            known = sorted(self._called)
-            layers["output_elements"][:, known] = elements[known]
+        if elements.any():
+            known, since = list(self._called), np.array(list(self._called.values()))
+            layers["output_elements"][:, known] = np.where(
+                since <= np.asarray(steps)[:, None], elements[known], np.nan
+            )
 
     def _of_shortcuts(
         self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
@@ -165,7 +177,7 @@ class Decoder:
         shortcuts, weights = decoded.values["shortcuts"], decoded.weights["shortcuts"]
         for name, (places, groups) in arranged.shortcuts.items():
             column = OF_SHORTCUTS[name]
-            weights[name] = _weights(groups, len(self._catalogue.shortcuts))
+            weights[name] = _weights(groups, self._sizes[1])
             picked = _unscaled(column, values, places, scales)
             combine(column, {name: picked}, groups, shortcuts[name])
         self._apply_shares(OfShortcut, OF_SHORTCUTS, shortcuts, weights)
@@ -222,10 +234,34 @@ def _layouts(row: HostRow) -> list[Layout]:
     return [layout for layout, _ in row.segments]
 
 
+def by_layout(rows: Sequence[HostRow]) -> list[HostRow]:
+    """Return `rows` with those of one layout side by side: each run of them costs."""
+    alike: dict[tuple[int, ...], list[HostRow]] = {}
+    for row in rows:
+        alike.setdefault(tuple(map(id, _layouts(row))), []).append(row)
+    return [row for some in alike.values() for row in some]
+
+
+def in_order(parts: Sequence[dict[str, Columns]]) -> dict[str, Columns]:
+    """Return tables of rows of several layouts as one of each, by step."""
+    if len(parts) == 1:
+        return parts[0]
+    return {table: _by_step([part[table] for part in parts]) for table in schema.TABLES}
+
+
+def _by_step(parts: Sequence[Columns]) -> Columns:
+    order = np.argsort(np.concatenate([part["step"] for part in parts]), kind="stable")
+    missing = [np.full(part["step"].size, math.nan) for part in parts]
+    return {
+        name: np.concatenate([p.get(name, no) for p, no in zip(parts, missing, strict=True)])[order]
+        for name in dict.fromkeys(name for part in parts for name in part)
+    }
+
+
 def _nothing(
-    rows: Sequence[HostRow], of: Sequence[object], metrics: Mapping[str, schema.Column]
+    rows: Sequence[HostRow], size: int, metrics: Mapping[str, schema.Column]
 ) -> dict[str, Array]:
-    return {name: np.full((len(rows), len(of)), np.nan) for name in metrics}
+    return {name: np.full((len(rows), size), np.nan) for name in metrics}
 
 
 def _weights(groups: Groups, size: int) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from gradscope.capture.net.catalogue import Catalogue
 from gradscope.capture.net.distributed import several
 from gradscope.capture.reading.rows import Row
 from gradscope.session.alerts import Alerts
-from gradscope.session.columns import Columns, Decoded, Decoder, columns
+from gradscope.session.columns import Columns, Decoded, Decoder, by_layout, columns, in_order
 from gradscope.session.meeting import SILENCE_SECONDS
 from gradscope.session.ranks import Ranks
 from gradscope.session.shares import ALONE, Shares
@@ -197,6 +197,8 @@ class Drain:
             waiting = self._tape.fetch()
             if self._may_meet and several():
                 self._be_alone()
+            if self._ranks is None:
+                waiting = by_layout(waiting)
             rows = [] if self._is_cut_off else self._decoded(waiting)
             if self._ranks is not None:
                 rows = self._exchange(rows, closing)
@@ -220,7 +222,12 @@ class Drain:
         )
 
     def _write(self, writer: RunWriter, rows: Iterable[Decoded], closing: bool) -> None:
-        written = self._add_rows(writer, rows)
+        written = [columns(decoded) for decoded in rows]
+        if self._ranks is None and written:  # what processes have put together is in order
+            written = [in_order(written)]
+        for tables in written:
+            for table in schema.TABLES:
+                writer.add_rows(table, tables[table])
         self._describe()
         writer.flush()
         self._send(written)
@@ -311,19 +318,10 @@ class Drain:
                 )
             return decoded
         except Exception as error:
-            steps = f"{rows[0].step}-{rows[-1].step}"
+            numbers = [row.step for row in rows]
+            steps = f"{min(numbers)}-{max(numbers)}"
             self._tell(f"lost steps {steps}: {type(error).__name__}: {error}")
             return []
-
-    def _add_rows(self, writer: RunWriter, rows: Iterable[Decoded]) -> list[dict[str, Columns]]:
-        """Hand the rows to the writer, and return what it got."""
-        written = []
-        for decoded in rows:
-            tables = columns(decoded)
-            for table in schema.TABLES:
-                writer.add_rows(table, tables[table])
-            written.append(tables)
-        return written
 
     def _send(self, written: list[dict[str, Columns]]) -> None:
         """Send rows on; a sink that fails is told of, and dropped."""

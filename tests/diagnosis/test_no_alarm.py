@@ -333,3 +333,22 @@ def test_a_gradient_that_was_not_read_is_no_nan(tmp_path):
     steps = scope.run.steps
     assert steps.grad_norm.isna().any() and steps.clipped_grad_norm.notna().all()
     assert gradscope.diagnose(scope.run).verdict == "healthy"
+
+
+class Padded(nn.Module):
+    """Half of what comes in is zeros, and a branch works on that half, as in reversible nets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16, bias=False))
+        self.body = net(32, 32, 32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        other = torch.zeros_like(x)
+        return self.body(torch.cat([x + self.inner(other), other], 1))
+
+
+def test_an_activation_that_is_given_zeros_is_not_dead(tmp_path):
+    model = Padded()
+    diagnosis = train(tmp_path / "run", model, sgd(model))
+    assert "dead" not in [finding.verdict for finding in diagnosis.findings]

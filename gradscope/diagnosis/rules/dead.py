@@ -143,16 +143,33 @@ def switched_off(evidence: Evidence) -> Mask:
     """Return which activations are switched off, (windows, layers).
 
     Not those, such as tanh, that are at their steepest where they are 0, nor those in a branch
-    that starts at zero and has not been stepped yet.
+    that starts at zero and has not been stepped yet, nor such as are given zeros.
     """
     steep = evidence.median("derivative_mean") > 0.5
     off = np.asarray((evidence.median("zero_fraction") >= OFF) & ~steep)
-    return off & ~starts_at_zero(evidence)
+    return off & ~starts_at_zero(evidence) & ~_given_zeros(evidence)
+
+
+def _given_zeros(evidence: Evidence) -> Mask:
+    """Return which layers read others alone that give exactly 0 throughout, (windows, layers).
+
+    Not by weights that are 0, but because they are given nothing else.
+    """
+    gives_zeros = (evidence.highest("activation_norm") == 0) & ~zero_weights(evidence)
+    given: Mask = np.zeros_like(gives_zeros, dtype=bool)
+    for layer, sources in evidence.sources.items():
+        given[:, layer] = gives_zeros[:, sources].all(axis=1)
+    return given
+
+
+def zero_weights(evidence: Evidence) -> Mask:
+    """Return which layers own parameters that are all zero, (windows, layers)."""
+    return np.asarray((evidence.median("weight_norm") == 0) & evidence.owners, dtype=bool)
 
 
 def starts_at_zero(evidence: Evidence) -> Mask:
     """Return which layers lie in a branch with weights that are still zero, (windows, layers)."""
-    zero: Mask = np.asarray((evidence.median("weight_norm") == 0) & evidence.owners, dtype=bool)
+    zero = zero_weights(evidence)
     inside = np.zeros_like(zero)
     if len(evidence.rows) <= START:
         for block in residual_blocks(evidence.run):

@@ -12,7 +12,7 @@ from gradscope.diagnosis.blocks import residual_blocks
 from gradscope.diagnosis.evidence import WINDOW, Evidence, Mask
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.neighbours import behind, beside_others
-from gradscope.diagnosis.rules.dead import starts_at_zero, switched_off
+from gradscope.diagnosis.rules.dead import starts_at_zero, switched_off, zero_weights
 from gradscope.diagnosis.rules.marks import any_behind, first_place, names_of, severity_of
 from gradscope.diagnosis.rules.saturated import flat_behind
 from gradscope.diagnosis.signal_path import Floats, composites
@@ -153,7 +153,7 @@ def _zero(evidence: Evidence) -> Iterator[Finding]:
     signal = evidence.highest("signal_norm")
     output = signal[:, path.layers[-1]]
     cut = (signal == 0) & (output > 0)[:, None] & ~_underflowed(evidence, signal)
-    cut &= ~any_behind(switched_off(evidence)) & ~any_behind(_zero_weights(evidence))
+    cut &= ~any_behind(switched_off(evidence)) & ~any_behind(zero_weights(evidence))
     cut &= ~any_behind(flat_behind(evidence)) & ~starts_at_zero(evidence)
     cut &= evidence.owners
     cut &= ~_dropped(evidence)
@@ -342,11 +342,6 @@ def _share(evidence: Evidence, layers: Mask) -> float:
     own = np.where(evidence.owners, evidence.layers["parameters"].to_numpy(np.float64), 0.0)
     held = evidence.run.was_read("weight_norm")
     return float(own[layers].sum() / max(own[held].sum(), 1.0))
-
-
-def _zero_weights(evidence: Evidence) -> Mask:
-    """Return which layers own parameters that are all zero, (windows, layers)."""
-    return np.asarray((evidence.median("weight_norm") == 0) & evidence.owners)
 
 
 def _underflowed(evidence: Evidence, signal: Floats) -> Mask:

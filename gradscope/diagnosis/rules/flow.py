@@ -32,7 +32,7 @@ PER_LAYER = 0.065
 MOST = 6.0
 """Decades that no depth excuses."""
 
-AT_ONCE = 0.5
+AT_ONCE = 1.25
 """Decades that the first step alone may have beyond: much settles with the second."""
 
 MADE_UP_FOR = 5.0

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence, column_medians
-from gradscope.diagnosis.findings import Finding, Place
+from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.signal_path import Floats, log10
 from gradscope.kinds import canonical
 from gradscope.wording import amount
@@ -45,10 +45,12 @@ def through_time(evidence: Evidence) -> Iterator[Finding]:
         middle = float(column_medians(known[:, None])[0])
         if np.isnan(middle) or VANISHING < middle < EXPLODING:
             continue
-        yield _finding(evidence, layer, middle)
+        # one of several ways through time may be at its start
+        unsure = len(evidence.rows) == 1 and not evidence.recurrent[layer]
+        yield _finding(evidence, layer, middle, "information" if unsure else "critical")
 
 
-def _finding(evidence: Evidence, layer: int, decades: float) -> Finding:
+def _finding(evidence: Evidence, layer: int, decades: float, severity: Severity) -> Finding:
     lost, steps = decades < 0, evidence.whole
     what = "time step" if evidence.recurrent[layer] else "call"
     if np.isinf(decades):
@@ -58,7 +60,7 @@ def _finding(evidence: Evidence, layer: int, decades: float) -> Finding:
     kind = canonical(str(evidence.layers["kind"].iloc[layer]))
     return Finding(
         "vanishing-through-time" if lost else "exploding-through-time",
-        "critical",
+        severity,
         f"The gradient {'vanishes' if lost else 'explodes'} on its way back through time in layer"
         f" {evidence.labels[layer]}: the first {what} gets {much} than the last one.",
         (evidence.names[layer],),
