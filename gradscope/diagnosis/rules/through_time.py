@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.arithmetic import over_reference
-from gradscope.diagnosis.evidence import Evidence, column_medians
+from gradscope.diagnosis.evidence import WINDOW, Evidence, column_medians
 from gradscope.diagnosis.findings import Finding, Place, Severity
+from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.signal_path import Floats, log10
 from gradscope.kinds import canonical
 from gradscope.wording import amount
@@ -17,6 +18,10 @@ VANISHING = -7.2
 """Decades from the last time step to the first at which nothing is learnt of the first: 2^-24, what
 rounding leaves of a sum in float32. An LSTM or GRU as it starts loses 5 over 28 steps, and learns
 what the last ones tell."""
+
+VANISHED = -12.0
+"""Decades down to which it is for information while little of the training is known, or the loss
+falls: what the last time steps tell may be enough."""
 
 EXPLODING = 4.0
 
@@ -27,7 +32,8 @@ FEWEST = 4
 def through_time(evidence: Evidence) -> Iterator[Finding]:
     """Find layers whose gradient is lost, or grows, over the steps of a sequence.
 
-    The weights are the same at all steps, so that no optimizer makes up for it. Where the steps of
+    The weights are the same at all steps, so that no optimizer makes up for it; but the layer may
+    not be the only way through time, or the last steps be all that counts. Where the steps of
     a recurrent layer were not read, its gates may show them: a state that is handed on by one is a
     join at each time step.
     """
@@ -45,9 +51,9 @@ def through_time(evidence: Evidence) -> Iterator[Finding]:
         middle = float(column_medians(known[:, None])[0])
         if np.isnan(middle) or VANISHING < middle < EXPLODING:
             continue
-        # one of several ways through time may be at its start
-        unsure = len(evidence.rows) == 1 and not evidence.recurrent[layer]
-        yield _finding(evidence, layer, middle, "information" if unsure else "critical")
+        harmless = VANISHED < middle < 0 and (len(evidence.rows) < WINDOW or falls(evidence))
+        harmless |= middle < 0 and len(evidence.rows) == 1 and not evidence.recurrent[layer]
+        yield _finding(evidence, layer, middle, "information" if harmless else "critical")
 
 
 def _finding(evidence: Evidence, layer: int, decades: float, severity: Severity) -> Finding:
