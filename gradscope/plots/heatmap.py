@@ -40,6 +40,9 @@ MOST_KEPT = 20
 """Binned pictures that are kept of a run, a megabyte each for 300 layers."""
 NAMED = 2
 """Of so many runs the rows of the first have room for the layers' names."""
+LETTER, TITLES, KEY = 7, 38, 130
+"""Pixels of a letter of a label, of an axis' title and what is around it, and of the key."""
+
 NORMAL = 2
 """So many decades either way are normal."""
 PHONE = 350
@@ -201,6 +204,9 @@ def heatmap_figure(info: HeatmapInfo, theme: Theme = LIGHT) -> FigureDict:
     layout = base_layout(theme, height if not theme.narrow else PHONE * count + 60)
     layout["plot_bgcolor"] = theme.missing
     layout["margin"] = {"l": 56, "r": 16, "t": 30, "b": 56}
+    if not theme.narrow:  # labels and the key, where plotly need not find out how wide they are
+        labels = [_tick(panels[0], i, count <= NAMED) for i in range(len(panels[0].names))]
+        layout["margin"] |= {"l": TITLES + LETTER * max(map(len, labels)), "r": KEY}
     layout["coloraxis"] = _color_axis(info, theme)
     data: list[dict[str, Any]] = []
     for axes, panel in in_panels(panels, theme, beside=0.03, below=0.09):

@@ -27,6 +27,9 @@ from gradscope.plots.theme import (
 from gradscope.runs.run import Run
 
 TITLE = "In which modules was the gradient lost or won?"
+LABELS = 124
+"""Pixels for the names of the groups."""
+
 GROUPS = {
     "weight": "weights",
     "activation": "activations",
@@ -98,7 +101,7 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
     rows = rows_of(len(panels), theme)
     height = 270 if rows == 1 else 200 * rows + 60
     layout = base_layout(theme, height if not theme.narrow else 230 * len(panels))
-    layout["margin"]["t"] = 44
+    layout["margin"] |= {"t": 44, "l": LABELS}
     values = [value for panel in panels for value in panel.decades.values()]
     finite = [value for value in values if np.isfinite(value)] or [0.0]
     reach = max(map(abs, finite)) * (1.6 if theme.narrow else 1.35) + 0.2

@@ -12,6 +12,7 @@ from gradscope.plots import identity, lettering
 from gradscope.plots.metrics import Metric
 from gradscope.plots.panels import odd_key, odd_marks
 from gradscope.plots.theme import (
+    AXIS_ROOM,
     FigureDict,
     Theme,
     add_key,
@@ -359,7 +360,12 @@ def _axes(
     layout["xaxis"] = axis(theme, title, range=[left - edge, right + edge], showline=True, **names)
     if not names and not info.aligned and right - left < FEW_LAYERS:
         layout["xaxis"]["dtick"] = 1  # there is no layer 1.5
-    layout["margin"]["l"] = label_margin(theme, (line.run for line in info.lines))
+    layout["margin"] |= {
+        "l": label_margin(theme, (line.run for line in info.lines)),
+        "r": AXIS_ROOM,
+        "t": 22,
+        "b": 48 if theme.narrow else 64,
+    }
     metric = info.metric
     if metric.log:
         decades = float(np.log10(ceiling / floor))

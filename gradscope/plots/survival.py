@@ -16,6 +16,7 @@ from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import banded, drawable, odd_key, odd_marks
 from gradscope.plots.sampling import STRETCHES, Band, band, extremes
 from gradscope.plots.theme import (
+    AXIS_ROOM,
     LIGHT,
     FigureDict,
     Theme,
@@ -96,9 +97,9 @@ def survival_figure(
     layout["hovermode"] = "x"  # a click anywhere means the step below it
     layout["margin"] = {
         "l": label_margin(theme, (line.run for line in lines)),
-        "r": 16,
+        "r": AXIS_ROOM,
         "t": 8,
-        "b": 40,
+        "b": 44,
     }
     ratios = [line.ratio for line in lines]
     finite = np.concatenate(ratios)

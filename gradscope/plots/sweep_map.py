@@ -187,7 +187,7 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
     if info is None:
         return nothing_to_show(theme, "Choose two runs or more to see them beside each other.")
     layout = base_layout(theme, 640)
-    layout["margin"] |= {"l": 70, "r": 120 if not theme.narrow else 16}
+    layout["margin"] |= {"l": 90, "t": 46, "r": 120 if not theme.narrow else 16}
     layout["plot_bgcolor"] = "rgba(0,0,0,0)"
     count = len(info.runs)
     x = list(range(count))

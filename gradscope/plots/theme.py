@@ -272,11 +272,15 @@ def add_key(layout: dict[str, Any], theme: Theme) -> None:
     layout["annotations"].append(annotation(theme, text, **place, align="left", xshift=shift))
 
 
+AXIS_ROOM = 66
+"""Pixels beside an axis for its labels and title: where they ask for more, plotly draws twice."""
+
+
 def base_layout(theme: Theme, height: int) -> dict[str, Any]:
     """Return the layout that every figure starts from, for a figure of `height` pixels."""
     return {
         "height": height,
-        "margin": {"l": 16, "r": 16, "t": 16, "b": 48},
+        "margin": {"l": 16 if theme.narrow else AXIS_ROOM, "r": 16, "t": 16, "b": 48},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": theme.text, "size": 13, "family": "system-ui, sans-serif"},
