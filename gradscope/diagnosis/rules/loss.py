@@ -28,18 +28,6 @@ PEAK = 3.0
 JUMP = 5.0
 """Factor over the median of the steps before that is a jump of the loss; of the gradient, twice."""
 
-SUPERVISED = {
-    "cross_entropy",
-    "nll_loss",
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-}
-"""Losses of which there is one, and which fall in a training that gets somewhere."""
-
 EARLIER = 20
 """Recorded steps that a step is compared with, fewer than a third of them are too few."""
 
@@ -59,14 +47,9 @@ def unstable(evidence: Evidence) -> Iterator[Finding]:
 
 
 def no_progress(evidence: Evidence) -> Iterator[Finding]:
-    """Tell of a loss that stands still though gradients arrive and weights move.
-
-    Of a net with one loss of the usual ones: those of agents and of two players need not fall.
-    """
-    losses, loss = list(evidence.run.heads["loss"]), evidence.loss
-    if len(losses) != 1 or losses[0] not in SUPERVISED or loss is None:
-        return
-    if not gets_nowhere(evidence):
+    """Tell of a loss that stands still though gradients arrive and weights move."""
+    loss = evidence.loss
+    if loss is None or not gets_nowhere(evidence):
         return
     third = len(loss.raw) // 3
     first, last = (float(np.nanmedian(part)) for part in (loss.raw[:third], loss.raw[-third:]))

@@ -92,9 +92,8 @@ def _starts_too_sure(evidence: Evidence) -> Iterator[Finding]:
         "output",
         "warning" if end > TOO_SURE and len(raw) >= WINDOW else "information",
         f"The loss starts at {number(first, 3)}, far above that of a guess (ln of the number of"
-        f" classes): the outputs of layer {evidence.labels[last]} are"
-        f" {number(size)} in size at the start, and the net is sure of what is"
-        " wrong.",
+        f" classes): the outputs of layer {evidence.labels[last]} are {number(size)} in size at"
+        " the start, and the net is sure of what is wrong.",
         (evidence.names[last],),
         evidence.whole,
         {"first_loss": first, "last_loss": end},

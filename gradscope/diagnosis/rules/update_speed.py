@@ -25,6 +25,18 @@ USUAL = 1e-3
 STILL = 0.01
 """Share by which a loss has to fall to have moved."""
 
+SUPERVISED = {
+    "cross_entropy",
+    "nll_loss",
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+}
+"""Losses of which there is one, and which fall in a training that gets somewhere."""
+
 LONG, MOVED = 60, 0.03
 """Recorded steps within which a training gets somewhere, and the share by which its loss does."""
 
@@ -176,8 +188,13 @@ def _has_moved_by(evidence: Evidence) -> float:
 
 
 def gets_nowhere(evidence: Evidence) -> bool:
-    """Whether the logged loss has not moved over a time in which most trainings get somewhere."""
-    return len(evidence.rows) >= LONG and _has_moved_by(evidence) < MOVED
+    """Whether the logged loss has not moved over a time in which most trainings get somewhere.
+
+    Of a net with one loss of the usual ones: those of agents and of two players need not fall.
+    """
+    losses = list(evidence.run.heads["loss"])
+    usual = len(losses) == 1 and losses[0] in SUPERVISED
+    return usual and len(evidence.rows) >= LONG and _has_moved_by(evidence) < MOVED
 
 
 def _left_by_clipping(evidence: Evidence) -> float:
