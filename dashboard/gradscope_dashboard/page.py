@@ -16,6 +16,7 @@ from plotly.io.json import to_json_plotly
 
 from gradscope.plots import DARK, LIGHT, Theme
 from gradscope.plots.lettering import fitting
+from gradscope.plots.panels import MOST_PANELS
 from gradscope.plots.plotlyjs import PRIVATE
 from gradscope.plots.sweep_order import sweep_key
 from gradscope.runs.run import Run
@@ -90,6 +91,24 @@ def read_page(search: str | None, screen: dict[str, Any], library: Library, view
         mark_of([search, screen, shown, library.mark(runs)]),
         library.opening(shown) if wanted.step is None else wanted.step,
     )
+
+
+def worst(page: Page, most: int) -> list[int]:
+    """Return the places of the runs to draw: of many the `most` worst off, in their order."""
+    places = range(len(page.runs))
+    if len(places) <= most:
+        return list(places)
+    badness = [page.library.badness(name) for name in page.names]
+    return sorted(sorted(places, key=lambda place: badness[place], reverse=True)[:most])
+
+
+def of_worst(page: Page, info: Callable[[list[Run]], list[Any]]) -> tuple[list[Any], str]:
+    """Return `info` of as many runs as a figure has panels for, and what that leaves out."""
+    places = worst(page, MOST_PANELS)
+    found = info([page.runs[place] for place in places])
+    left_out = len(places) < len(page.runs)
+    said = f" The {len(places)} worst off of {len(page.runs)} runs are drawn." * left_out
+    return [replace(item, place=places[item.place]) for item in found], said
 
 
 def theme_for(theme: Theme, runs: Sequence[Run], slots: Sequence[int], narrow: bool) -> Theme:

@@ -102,10 +102,13 @@ def _speed(evidence: Evidence) -> Iterator[str]:
         return
     weights = np.flatnonzero(evidence.weights)
     slow, fast = known[speed[known].argmin()], known[speed[known].argmax()]
+    still = int((speed == 0).sum())
     sentence = f"A step changes weights by {remedies.of_size(float(np.median(speed[known])))}"
     if len(known) > 1:
         sentence += (
             f", from {remedies.share(speed[slow])} at layer {evidence.labels[weights[slow]]} to"
             f" {remedies.share(speed[fast])} at layer {evidence.labels[weights[fast]]}"
         )
+    if still:
+        sentence += f"; {still} of {len(weights)} weight layers do not move"
     yield sentence + "."

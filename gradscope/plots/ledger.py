@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from gradscope.diagnosis.ledger import decades_by_group
 from gradscope.diagnosis.ledger import ledger as gains_of
 from gradscope.plots import lettering
-from gradscope.plots.drawn import ONE_LAYER, as_runs, drawn_metric
+from gradscope.plots.drawn import ONE_LAYER, DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import MOST_BESIDE, in_panels, rows_of, shown_panels, title_limit
 from gradscope.plots.theme import (
@@ -25,6 +25,7 @@ from gradscope.plots.theme import (
     titled,
 )
 from gradscope.runs.run import Run
+from gradscope.wording import layer_label
 
 TITLE = "In which modules was the gradient lost or won?"
 LABELS = 124
@@ -44,7 +45,8 @@ class LedgerPanel:
     """The `place`-th given run: kind of module -> decades; `total` is their sum.
 
     `step` is the recorded step that was read, None for the run's middle one; `compared` is false of
-    a net of one layer.
+    a net of one layer; `reached` is the first layer that the gradient reaches, None if that is the
+    input's.
     """
 
     place: int
@@ -53,19 +55,21 @@ class LedgerPanel:
     decades: dict[str, float]
     total: float
     compared: bool
+    reached: str | None = None
 
 
 def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[LedgerPanel]:
     """Return the decades lost or won by kind of module, at `step` or at each run's middle one.
 
-    Runs without a recorded signal are left out.
+    Of a run that ends in values that are not finite, at the last step before. Runs without a
+    recorded signal are left out.
     """
     panels = []
     for place, run in enumerate(as_runs(runs)):
         data = drawn_metric(run, METRICS["signal_norm"])
         if data.empty:
             continue
-        read = None if step is None else int(data.steps[data.row(step)])
+        read = _before_the_end(run) if step is None else int(data.steps[data.row(step)])
         gains = gains_of(run, read)
         if len(gains):
             decades = decades_by_group(gains)
@@ -73,8 +77,27 @@ def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[L
             ordered = {GROUPS[name]: decades.get(name, 0.0) for name in GROUPS if name in there}
             total = sum(ordered.values())
             compared = len(data.layers) > 1
-            panels.append(LedgerPanel(place, run.name, read, ordered, total, compared))
+            reached = _reached(data, data.row(read))
+            panels.append(LedgerPanel(place, run.name, read, ordered, total, compared, reached))
     return panels
+
+
+def _before_the_end(run: Run) -> int | None:
+    """Return the last step before a run's end in values that are not finite, None without one."""
+    steps = run.steps[~run.steps["skipped"].to_numpy(dtype=bool)]
+    good = np.flatnonzero(np.isfinite(steps["grad_norm"].to_numpy(dtype=np.float64)))
+    if len(good) == 0 or good[-1] == len(steps) - 1:
+        return None
+    return int(steps["step"].iloc[good[-1]])
+
+
+def _reached(data: DrawnMetric, row: int) -> str | None:
+    """Return the first layer that gets a gradient, None where that is the first one."""
+    signal = data.read(row, row + 1)[0]
+    some = np.flatnonzero(signal > 0)
+    if len(some) == 0 or not (signal[: some[0]] == 0).any():
+        return None
+    return layer_label(int(data.layers[some[0]]), data.names[some[0]], data.kinds[some[0]])
 
 
 def ledger_caption(panels: list[LedgerPanel]) -> str:
@@ -87,6 +110,12 @@ def ledger_caption(panels: list[LedgerPanel]) -> str:
     text += shown_panels(panels)[1]
     if panels and panels[0].step is None:
         text += " Shown: the step with the run's median total, as the verdict tells it."
+    for panel in panels:
+        if panel.reached is not None:
+            text += (
+                f" {panel.run}: before layer {panel.reached} exactly 0 arrives, which is further"
+                " down than any bar."
+            )
     return text
 
 
@@ -148,7 +177,8 @@ def ledger_figure(panels: list[LedgerPanel], theme: Theme = LIGHT) -> FigureDict
         )
         when = "its middle step" if panel.step is None else f"step {panel.step:,}"
         room = len(panels) < MOST_BESIDE and not theme.narrow
-        total = f": {panel.total:+.1f} decades{f', {when}' * room}"
+        then = ", then exactly 0" * (panel.reached is not None)
+        total = f": {panel.total:+.1f} decades{then}{f', {when}' * room}"
         layout["annotations"].append(
             axes.run_title(
                 theme, panel.run, panel.place, total, limit=title_limit(len(panels)) - 6, yshift=6

@@ -34,6 +34,8 @@ from gradscope.runs.run import Run
 TITLE = "At which settings can it be trained?"
 TOLD = 8
 """Of so many groups of runs it is said which settings are good."""
+FELL = 0.9
+"""Share of the first loss below which one has fallen, for a run to be good."""
 ROWS = 40
 """Deeper nets are put into so many rows of about equal depth."""
 
@@ -109,8 +111,19 @@ def sweep_map_info(
     )
 
 
+def _odd(values: Array, theme: Theme) -> list[tuple[NDArray[np.bool_], str, str]]:
+    """Return which values no scale holds, their colours, and what they are."""
+    return [
+        (values == 0, theme.zero, "exactly 0"),
+        (np.isposinf(values), theme.infinite, "inf"),
+        (np.isnan(values), theme.missing, "NaN"),
+    ]
+
+
 def _is_good(summary: Summary) -> bool:
     learns = summary.loss is None or summary.loss.tone == "good"
+    if len(summary.spark) and summary.spark[0] > 0 and np.isfinite(summary.last_loss):
+        learns &= summary.last_loss < FELL * summary.spark[0]
     # a first step that was large did no harm where the loss fell since
     moves = summary.speed is None or summary.speed.tone == "good" or summary.jumped
     return summary.flow.tone == "good" and learns and moves
@@ -143,7 +156,8 @@ def sweep_map_caption(info: SweepInfo | None, unread: int = 0) -> str:
     text = (
         " A column a run, input on top: the gradient over the last hidden layer's, and how far a"
         " step moves the weights, medians over the last fifth of the training. The last loss lies"
-        " on top. Outlined: gradient flow healthy, weights that move, a loss that falls."
+        " on top. Outlined: gradient flow healthy, weights that move, a loss that falls by a"
+        " tenth or more."
     )
     read = f"Read so far: {len(info.runs)} of {len(info.runs) + unread} runs; of these: "
     count = sum(info.good)
@@ -252,11 +266,13 @@ def sweep_map_figure(info: SweepInfo | None, theme: Theme = LIGHT) -> FigureDict
             anchor="x" if name == "yaxis2" else "x2",
         )
     layout["shapes"] += outlines(info.good, info.groups, theme)
-    layout["annotations"] += _key(limit, domains, theme)
+    layout["annotations"] += _key(info, limit, domains, theme)
     return {"data": data, "layout": layout}
 
 
-def _key(limit: int, domains: dict[str, list[float]], theme: Theme) -> list[dict[str, Any]]:
+def _key(
+    info: SweepInfo, limit: int, domains: dict[str, list[float]], theme: Theme
+) -> list[dict[str, Any]]:
     """Return what the colours of both maps are: beside them, on a narrow page above each."""
     # the very ends of the first scale are both nearly black
     low, high = (theme.diverging[i][1] for i in (1, -2))
@@ -265,6 +281,9 @@ def _key(limit: int, domains: dict[str, list[float]], theme: Theme) -> list[dict
         "yaxis2": (f"{_square(low)} less", f"{_square(high)} more", f"± {limit} decades"),
         "yaxis3": (f"{_square(slow)} 10<sup>−7</sup> a step", f"{_square(fast)} 1 a step"),
     }
+    for name, values in (("yaxis2", info.signal), ("yaxis3", info.speed)):
+        odd = [(color, words) for mask, color, words in _odd(values, theme) if mask.any()]
+        said[name] = (*said[name], *(f"{_square(color)} {words}" for color, words in odd))
     if theme.narrow:
         place = {"x": 1, "xref": "paper", "xanchor": "right", "yref": "paper", "yanchor": "bottom"}
         return [
@@ -332,11 +351,7 @@ def _cells(
     text = "%{customdata}<br>depth %{y:.0f}%: %{z:+.1f} decades<extra></extra>"
     hover = np.tile(np.array(names, dtype=object), (len(info.depth), 1)).tolist()
     cells = [{**where, **coloring, "z": decades, "customdata": hover, "hovertemplate": text}]
-    for mask, color, words in (
-        (values == 0, theme.zero, "exactly 0"),
-        (np.isposinf(values), theme.infinite, "inf"),
-        (np.isnan(values), theme.missing, "NaN"),
-    ):
+    for mask, color, words in _odd(values, theme):
         if mask.any():
             cells.append(
                 {

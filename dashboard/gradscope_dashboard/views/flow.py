@@ -10,7 +10,7 @@ from dash import Dash, html
 
 from gradscope.plots.flow_map import TITLE, flow_map_caption, flow_map_figure, flow_map_info
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+from gradscope_dashboard.page import Drawing, Page, chart, draw_with, of_worst
 
 NAME = "flow"
 LABEL = "Flow map"
@@ -30,8 +30,8 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 def _draw(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
-    lanes = flow_map_info(page.runs, step=page.step)
-    return Drawing(flow_map_figure(lanes, page.theme), flow_map_caption(lanes))
+    lanes, left_out = of_worst(page, lambda runs: flow_map_info(runs, step=page.step))
+    return Drawing(flow_map_figure(lanes, page.theme), flow_map_caption(lanes) + left_out)
 
 
 def table(page: Page) -> pd.DataFrame:

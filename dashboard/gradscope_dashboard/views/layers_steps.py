@@ -14,6 +14,7 @@ from dash.exceptions import PreventUpdate
 from gradscope.plots.heatmap import (
     TITLE,
     HeatmapInfo,
+    HeatmapPanel,
     heatmap_caption,
     heatmap_figure,
     heatmap_info,
@@ -21,8 +22,9 @@ from gradscope.plots.heatmap import (
     row_name,
 )
 from gradscope.plots.metrics import metric_named
+from gradscope.runs.run import Run
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+from gradscope_dashboard.page import Drawing, Page, chart, draw_with, of_worst
 
 NAME = "heatmap"
 LABEL = "Layers × steps"
@@ -66,19 +68,24 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 def _draw(page: Page, zoom: dict[str, list[float]]) -> Drawing | None:
     if page.state.view != NAME:
         return None
-    panels = []
-    for number, run in enumerate(page.runs):
-        first, last = zoom.get(str(number), [None, None])
-        info = heatmap_info(
-            run,
-            metric=page.state.metric,
-            first=None if first is None else int(first),
-            last=None if last is None else int(last) + 1,
-        )
-        panels += [replace(panel, place=number) for panel in info.panels]
+
+    def cells(runs: list[Run]) -> list[HeatmapPanel]:
+        found: list[HeatmapPanel] = []
+        for place, run in enumerate(runs):
+            first, last = zoom.get(str(place), [None, None])
+            info = heatmap_info(
+                run,
+                metric=page.state.metric,
+                first=None if first is None else int(first),
+                last=None if last is None else int(last) + 1,
+            )
+            found += [replace(panel, place=place) for panel in info.panels]
+        return found
+
+    panels, left_out = of_worst(page, cells)
     info = HeatmapInfo(metric_named(page.state.metric), panels)
     title = heatmap_title(info.metric)
-    return Drawing(heatmap_figure(info, page.theme), heatmap_caption(info), title)
+    return Drawing(heatmap_figure(info, page.theme), heatmap_caption(info) + left_out, title)
 
 
 def table(page: Page) -> pd.DataFrame:

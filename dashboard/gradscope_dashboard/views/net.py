@@ -14,7 +14,7 @@ from dash.exceptions import PreventUpdate
 
 from gradscope.plots.net_graph import TITLE, Module, net_graph_info, reach
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Page, aria, captioned, read_page
+from gradscope_dashboard.page import Page, aria, captioned, read_page, worst
 
 NAME = "net"
 LABEL = "Net"
@@ -60,7 +60,7 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
             page = read_page(search, screen, library, views)
             if page.state.view != NAME:
                 raise PreventUpdate
-            drawn = _drawn(page)
+            drawn = worst(page, MOST)
             summaries = [library.summary(page.names[i], patient=False) for i in drawn]
             runs = [page.runs[i] for i in drawn]
             graphs = net_graph_info(runs, step=page.step, summaries=summaries)
@@ -84,15 +84,6 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
         Output("net-drawn", "data"),
         Input("net-data", "data"),
     )
-
-
-def _drawn(page: Page) -> list[int]:
-    """Return the places of the runs to draw: of many the worst, these in their order."""
-    places = range(len(page.runs))
-    if len(places) <= MOST:
-        return list(places)
-    badness = [page.library.badness(name) for name in page.names]
-    return sorted(sorted(places, key=lambda place: badness[place], reverse=True)[:MOST])
 
 
 def table(page: Page) -> pd.DataFrame:

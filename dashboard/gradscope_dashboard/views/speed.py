@@ -9,7 +9,7 @@ from dash import Dash, html
 
 from gradscope.plots.speed import TITLE, speed_caption, speed_figure, speed_info
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+from gradscope_dashboard.page import Drawing, Page, chart, draw_with, of_worst
 
 NAME = "speed"
 LABEL = "Speed of learning"
@@ -29,8 +29,8 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 def _draw(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
-    panels = speed_info(page.runs)
-    return Drawing(speed_figure(panels, page.theme), speed_caption(panels))
+    panels, left_out = of_worst(page, speed_info)
+    return Drawing(speed_figure(panels, page.theme), speed_caption(panels) + left_out)
 
 
 def table(page: Page) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from gradscope.plots.derivatives import TITLE as DERIVATIVES_TITLE
 from gradscope.plots.derivatives import derivatives_caption, derivatives_figure, derivatives_info
 from gradscope.plots.ledger import TITLE, ledger_caption, ledger_figure, ledger_info
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import Drawing, Page, chart, draw_with
+from gradscope_dashboard.page import Drawing, Page, chart, draw_with, of_worst
 
 NAME = "why"
 LABEL = "Why"
@@ -37,8 +37,8 @@ def register(app: Dash, library: Library, views: list[str]) -> None:
 def _draw_ledger(page: Page) -> Drawing | None:
     if page.state.view != NAME:
         return None
-    panels = ledger_info(page.runs, step=page.step)
-    return Drawing(ledger_figure(panels, page.theme), ledger_caption(panels))
+    panels, left_out = of_worst(page, lambda runs: ledger_info(runs, step=page.step))
+    return Drawing(ledger_figure(panels, page.theme), ledger_caption(panels) + left_out)
 
 
 def _draw_derivatives(page: Page) -> Drawing | None:

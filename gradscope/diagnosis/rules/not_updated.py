@@ -84,8 +84,9 @@ def _skipped(evidence: Evidence) -> Iterator[Finding]:
 
 def _without_step(evidence: Evidence) -> Iterator[Finding]:
     """Find runs in which gradients were made, and no optimizer was seen to step."""
-    count = int(evidence.run.facts.get("backwards_without_step", 0))
-    if count < ENOUGH:
+    facts = evidence.run.facts
+    count = int(facts.get("backwards_without_step", 0))
+    if count < ENOUGH or "steps_of_others" in facts or "steps_without_gradient" in facts:
         return
     yield Finding(
         "not-updated",
@@ -250,6 +251,12 @@ def _unmoved(evidence: Evidence, layers: Mask, held: Mask) -> Iterator[Finding]:
                 " smaller than their number format holds"
             )
             advice = advice[1:]
+        elif len(rate) and (rate > 0).all():
+            why = (
+                "its steps there are smaller than their number format holds, at a learning rate of"
+                f" {setting(float(np.median(rate)), 2)} or less, or are of a group whose rate is 0"
+            )
+            advice = advice[::-1]
         sentence = f"The optimizer steps, and no weight of {which} changes at all: {why}."
     yield Finding(
         "not-updated",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.arithmetic import over_reference
-from gradscope.diagnosis.evidence import WINDOW, Evidence, column_medians
+from gradscope.diagnosis.evidence import Evidence, column_medians
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.signal_path import Floats, log10
@@ -20,8 +20,8 @@ rounding leaves of a sum in float32. An LSTM or GRU as it starts loses 5 over 28
 what the last ones tell."""
 
 VANISHED = -12.0
-"""Decades down to which it is for information while little of the training is known, or the loss
-falls: what the last time steps tell may be enough."""
+"""Decades down to which it is for information where the loss falls: what the last time steps tell may
+be enough."""
 
 EXPLODING = 4.0
 
@@ -51,7 +51,7 @@ def through_time(evidence: Evidence) -> Iterator[Finding]:
         middle = float(column_medians(known[:, None])[0])
         if np.isnan(middle) or VANISHING < middle < EXPLODING:
             continue
-        harmless = VANISHED < middle < 0 and (len(evidence.rows) < WINDOW or falls(evidence))
+        harmless = VANISHED < middle < 0 and falls(evidence)
         harmless |= middle < 0 and len(evidence.rows) == 1 and not evidence.recurrent[layer]
         yield _finding(evidence, layer, middle, "information" if harmless else "critical")
 
