@@ -20,8 +20,8 @@ rounding leaves of a sum in float32. An LSTM or GRU as it starts loses 5 over 28
 what the last ones tell."""
 
 VANISHED = -12.0
-"""Decades down to which it is for information where the loss falls: what the last time steps tell may
-be enough."""
+"""Decades down to which it is for information where the loss falls: what the last time steps tell
+may be enough."""
 
 EXPLODING = 4.0
 
