@@ -121,7 +121,8 @@ def lanes_figure(lanes: list[Lane], theme: Theme) -> FigureDict:
         "b": 48,
     }
     if not theme.narrow:
-        layout["margin"]["r"] = 110
+        longest_words = max(len(lettering.times(lane.arrives)) for lane in lanes)
+        layout["margin"] |= {"l": max(layout["margin"]["l"], 20 + 8 * longest_words), "r": 110}
     data: list[dict[str, Any]] = []
     longest = max(lane.length for lane in lanes)
     pixels = (NARROW_PAGE if theme.narrow else WIDE_PAGE) / longest
