@@ -126,7 +126,7 @@ def _is_good(summary: Summary) -> bool:
         learns &= summary.last_loss < FELL * summary.spark[0]
     # a first step that was large did no harm where the loss fell since
     moves = summary.speed is None or summary.speed.tone == "good" or summary.jumped
-    return summary.flow.tone == "good" and learns and moves
+    return bool(summary.flow.tone == "good" and learns and moves)
 
 
 def _profile(run: Run, metric: str, depth: NDArray[np.float64]) -> Array:

@@ -12,10 +12,11 @@ import pytest
 import synthetic
 
 pytest.importorskip("dash", reason="dash is not installed")
+from gradscope.plots.flow_map import flow_map_info
 from gradscope.storage.writer import RunWriter
 from gradscope_dashboard import library as library_module
 from gradscope_dashboard.library import Library
-from gradscope_dashboard.page import read_page
+from gradscope_dashboard.page import of_worst, read_page
 from pages import PROFILE, Browse, Serve, drawn, traces
 
 
@@ -110,3 +111,19 @@ def test_more_runs_than_line_styles_are_coloured_by_what_tells_them_apart(tmp_pa
     colors = [page.theme.line(place)["color"] for place in range(10)]
     assert len(set(colors)) == 10
     assert page.theme.key[7][1] == colors[1]  # run-1 has lr 7
+
+
+def test_of_more_runs_than_panels_the_worst_off_are_drawn(tmp_path: Path) -> None:
+    """The gradient of `run-N` loses (7 N mod 15) decades; the two that lose least are left out."""
+    write_sweep(tmp_path, 15)
+    library = Library(tmp_path)
+    for name in library.names:
+        assert library.summary(name) is not None
+    page = read_page("?run=*", {"theme": "light", "narrow": False}, library, ["flow"])
+    lanes, left_out = of_worst(page, flow_map_info)
+    library.close()
+    assert {lane.run for lane in lanes} == {
+        f"run-{number}" for number in range(15) if (7 * number) % 15 > 2
+    }
+    assert [page.names[lane.place] for lane in lanes] == [lane.run for lane in lanes]
+    assert left_out == " The 12 worst off of 15 runs are drawn."

@@ -135,3 +135,21 @@ def test_a_seed_is_a_setting_only_where_nothing_else_differs(tmp_path: Path) -> 
     runs = [run_of(tmp_path, lr, 0.1, loss, seed=s) for lr in (0.1, 0.2) for s in (1, 2, 3)]
     assert sweep_key(runs) == "lr"
     assert sweep_key(runs[:3]) == "seed"
+
+
+def test_the_key_names_what_no_scale_holds(sweep: list[Run], tmp_path: Path) -> None:
+    def key_of(runs: list[Run]) -> str:
+        figure = sweep_map_figure(sweep_map_info(runs), plots.LIGHT)
+        return " ".join(str(note["text"]) for note in figure["layout"]["annotations"])
+
+    still = {"signal_norm": 1.0, "update_norm": 0.0, "weight_norm": 2.0}
+    stands = make_run(tmp_path / "stands", chain(6), still, n_steps=40)
+    assert "exactly 0" not in key_of(sweep)
+    assert "exactly 0" in key_of([*sweep, stands])
+
+
+def test_a_loss_that_falls_by_less_than_a_tenth_is_not_called_trainable(tmp_path: Path) -> None:
+    runs = [
+        run_of(tmp_path, lr, 0.1, np.linspace(2.5, end, 40)) for lr, end in ((1e-3, 2.4), (1e-2, 1.0))
+    ]
+    assert sweep_map_info(runs).good == [False, True]
