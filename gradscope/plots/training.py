@@ -45,7 +45,7 @@ class TrainingCurve:
 
     `part` is `train` or `val`, `measure` is `loss` or `error`; `steps` and `values` have the
     shape (n_kept,), the ends and extremes of `total` logged ones. `gap` is where it was NaN for
-    good: the first such step and the last one, or None.
+    good: the first such step and the last one, or None; `last` is the last value, not smoothed.
     """
 
     place: int
@@ -57,6 +57,7 @@ class TrainingCurve:
     values: NDArray[np.float64]
     total: int
     gap: tuple[int, int] | None
+    last: float
 
 
 def training_info(runs: Run | Sequence[Run]) -> list[TrainingCurve]:
@@ -76,6 +77,7 @@ def training_info(runs: Run | Sequence[Run]) -> list[TrainingCurve]:
                     curve.values[kept],
                     len(curve.values),
                     nan_to_the_end(run.steps["step"].to_numpy(), curve.steps),
+                    float(curve.raw[-1]),
                 )
             )
     return curves
@@ -103,7 +105,8 @@ def training_caption(curves: list[TrainingCurve]) -> str:
     for curve in curves:
         if curve.gap:
             how = "shaded" if all(c.gap for c in curves if c.measure == curve.measure) else "×"
-            text += f" {curve.run}: {curve.column} is NaN from step {curve.gap[0]:,} on, {how}."
+            text += f" {curve.run}: {curve.column} is NaN from step {curve.gap[0]:,} on, {how}"
+            text += f", and was {lettering.number(curve.last)} before."
         bad = int((~np.isfinite(curve.values)).sum())
         if bad:
             text += f" {curve.run}: {curve.column} is NaN or inf at {bad} of the drawn steps."

@@ -186,3 +186,17 @@ def test_a_backward_that_is_nan_from_the_first_step_on_is_told(tmp_path):
     finding = the(root, "exploding")
     assert root.verdict == "exploding" and finding.steps[0] == 0
     assert "gradient of the loss" in finding.sentence
+
+
+def test_where_the_rate_has_risen_until_it_broke_its_rise_is_told(tmp_path):
+    model = net(16, 64, 64, 4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+
+    def before(step: int, x: Tensor) -> Tensor:
+        optimizer.param_groups[0]["lr"] = 0.05 * 1.15**step
+        return x
+
+    diagnosis = train(tmp_path / "run", model, optimizer, steps=80, before=before)
+    finding = the(diagnosis, "exploding")
+    broke = 0.05 * 1.15 ** finding.evidence["first_step"]
+    assert finding.remedies[0].startswith(f"let the learning rate rise less: it was {broke:.0f}")

@@ -150,6 +150,7 @@ def test_the_key_names_what_no_scale_holds(sweep: list[Run], tmp_path: Path) -> 
 
 def test_a_loss_that_falls_by_less_than_a_tenth_is_not_called_trainable(tmp_path: Path) -> None:
     runs = [
-        run_of(tmp_path, lr, 0.1, np.linspace(2.5, end, 40)) for lr, end in ((1e-3, 2.4), (1e-2, 1.0))
+        run_of(tmp_path, lr, 0.1, np.linspace(2.5, end, 40))
+        for lr, end in ((1e-3, 2.4), (1e-2, 1.0))
     ]
     assert sweep_map_info(runs).good == [False, True]

@@ -87,7 +87,7 @@ def test_a_run_that_explodes_leaves_the_others_their_room(tmp_path: Path) -> Non
     (cross,) = [trace for trace in figure["data"] if trace["mode"] == "markers"]
     assert cross["x"] == [20]
     caption = training_caption(curves)
-    assert "explodes: train_loss is NaN from step 21 on, ×." in caption
+    assert "explodes: train_loss is NaN from step 21 on, ×, and was 1.0e+9 before." in caption
     assert "The axis ends before explodes, whose loss rises to " in caption
     assert "range" not in training_figure(training_info(runs[1:]))["layout"]["yaxis"]
 

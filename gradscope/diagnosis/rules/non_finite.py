@@ -54,7 +54,7 @@ def non_finite(evidence: Evidence) -> Iterator[Finding]:
         broken.layers,
         (int(steps[row]), last),
         {"first_step": float(steps[row])} | growth,
-        tuple(_remedies(evidence, broken, growth)),
+        tuple(_remedies(evidence, row, broken, growth)),
         broken.place,
     )
 
@@ -267,7 +267,9 @@ def _losses(steps: pd.DataFrame) -> list[str]:
     ]
 
 
-def _remedies(evidence: Evidence, broken: _Broken, growth: dict[str, float]) -> Iterator[str]:
+def _remedies(
+    evidence: Evidence, row: int, broken: _Broken, growth: dict[str, float]
+) -> Iterator[str]:
     if broken.what == "input":
         yield "check the batch of this step with torch.isfinite(x).all() before the model sees it"
         yield "look for a division by a standard deviation of 0, or missing values, in the data"
@@ -279,7 +281,7 @@ def _remedies(evidence: Evidence, broken: _Broken, growth: dict[str, float]) -> 
         )
         return
     if growth or broken.what == "weights" or is_fast(evidence):
-        yield remedies.lower_rate(evidence)
+        yield remedies.lower_rate(evidence, row)
         yield remedies.clip(evidence, broken.place.step)
     if broken.what == "forward" and not growth:
         yield "look for a logarithm, division, root or exponential before this layer; add an eps"

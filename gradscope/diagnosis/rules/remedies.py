@@ -25,6 +25,9 @@ AT_START = 1.0
 FIRST = 1000
 """Recorded steps that are searched for the first one that was too large."""
 
+ROSE = 10
+"""Factor over a learning rate that was too large at which it is its rise that is to blame."""
+
 BEYOND = 1e3
 """Update speed that is not the learning rate's fault alone."""
 
@@ -104,8 +107,11 @@ def exploding(evidence: Evidence, path: SignalPath, frame: pd.DataFrame, won: fl
     return _ordered(found)
 
 
-def lower_rate(evidence: Evidence) -> str:
-    """Return by how much to lower the learning rate, from the first step that was too large."""
+def lower_rate(evidence: Evidence, row: int | None = None) -> str:
+    """Return by how much to lower the learning rate, from the first step that was too large.
+
+    Or to let it rise less, where at `row` it is many times what it was then.
+    """
     rows = evidence.rows[:FIRST]
     plain = "lower the learning rate, or warm it up over the first steps"
     if len(rows) == 0:
@@ -126,6 +132,13 @@ def lower_rate(evidence: Evidence) -> str:
         )
     factor = 10.0 ** np.ceil(np.log10(most / 1e-2))
     rate = float(evidence.steps["learning_rate"].iloc[rows[large[0]]])
+    now = np.nan if row is None else float(evidence.steps["learning_rate"].iloc[row])
+    if now > ROSE * rate > 0:
+        return (
+            f"let the learning rate rise less: it was {setting(now, 2)} there, and"
+            f" {setting(rate, 2)} at step {evidence.step(rows[large[0]])}, the first to change"
+            f" weights by {of_size(most)}, where 0.1 to 1% is usual"
+        )
     how = f"by a factor of {amount(factor)} perhaps"
     if rate > 0:
         how = f"from {setting(rate, 2)} to {setting(rate / factor, 2)} perhaps"
