@@ -181,8 +181,8 @@ after softmax or sigmoid takes a softmax of probabilities, one after log_softmax
 the work. Losses of other making, and in compiled code, are not seen."""
 
 FACTS = {
-    "backwards_without_step": "backward passes that reached the model, where no step was seen by"
-    " the end of the run",
+    "backwards_without_step": "backward passes that had reached the model by the end of the run, or"
+    " when that was last counted, where no step was seen; 0 if there were many before the first",
     "dropout": "share that each dropout leaves out, by its name, or by that of the module in which"
     " one was called as a function",
     "eps": "largest `eps` among the groups of the model's optimizers, by an optimizer's class",

@@ -205,7 +205,8 @@ class Recorder:
         if not self._handles:
             return
         torch_internals.apart_from_modes(self._updates.look_for_last_step)
-        torch_internals.apart_from_modes(self._steps.finish, self._backwards.ended)
+        torch_internals.apart_from_modes(self._steps.tell_of_backwards, self._backwards.ended)
+        torch_internals.apart_from_modes(self._steps.finish)
         self.detach()
 
     def detach(self) -> None:

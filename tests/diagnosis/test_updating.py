@@ -352,6 +352,20 @@ def test_backward_passes_without_a_step_are_told(clears, tmp_path):
     assert scope.run.facts["backwards_without_step"] == 12
 
 
+def test_many_backward_passes_before_the_first_step_are_told_until_it_comes(tmp_path):
+    model = net(16, 32, 32, 4)
+    optimizer = sgd(model)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for number in range(40):
+            F.cross_entropy(model(torch.randn(8, 16)), torch.randint(4, (8,))).backward()
+            if number == 38:
+                scope.flush()
+                assert scope.run.facts["backwards_without_step"] == 32
+        optimizer.step()
+    assert scope.run.facts["backwards_without_step"] == 0
+    assert "not-updated" not in gradscope.diagnose(scope.run).verdicts
+
+
 def test_an_optimizer_whose_layers_never_have_a_gradient_is_told_and_nothing_is_called_nan(
     tmp_path,
 ):

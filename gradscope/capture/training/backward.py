@@ -16,6 +16,9 @@ from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.training.kept_gradients import KeptGradients
 from gradscope.capture.training.steps import BackwardReadings, Steps
 
+_MANY = 32
+"""Backwards from which on it is told, at each power of two, that no step has come of them."""
+
 
 class Backwards:
     """Lets gradients be read in the backwards of recorded steps.
@@ -144,6 +147,8 @@ class Backwards:
         self._complete_signals()
         self._read_gradients()
         self._kept.after_backward()
+        if self.ended >= _MANY and not self.ended & (self.ended - 1):
+            self._steps.tell_of_backwards(self.ended)
 
     @guarded("what is complete at the end of the backward")
     def _complete_signals(self) -> None:

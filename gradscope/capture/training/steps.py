@@ -32,6 +32,8 @@ _ONCE_MORE = (
     " forward anew for each, to have them"
 )
 
+_WITHOUT_STEP = "backwards_without_step"
+
 
 class HasReadings(Protocol):
     """Readings, or what they follow from, put together."""
@@ -213,6 +215,8 @@ class Steps:
             self.faults.tell(_ONCE_MORE)
         step.ended = time.monotonic() - self.start
         step.is_over = True
+        if _WITHOUT_STEP in self._catalogue.facts:
+            self._set_fact(_WITHOUT_STEP, 0)
         self._trainer = threading.get_ident()
         if step.recorded:
             self._number_layers()
@@ -239,11 +243,14 @@ class Steps:
         if self.current.is_over and self._trainer == threading.get_ident():
             self.close()
 
-    def finish(self, backwards: int) -> None:
-        """Emit what the current step has; say if `backwards` have led to none."""
+    def tell_of_backwards(self, count: int) -> None:
+        """Say that `count` backwards have led to no step, if none was made."""
+        if count and not self.current.number and not self.current.is_over:
+            self._set_fact(_WITHOUT_STEP, count)
+
+    def finish(self) -> None:
+        """Emit what the current step has."""
         step = self.current
-        if backwards and not step.number and not step.is_over:
-            self._set_fact("backwards_without_step", backwards)
         if step.scalars or len(step.readings) or (step.recorded and step.is_over):
             self._emit_row(step)
 
