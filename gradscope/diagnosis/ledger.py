@@ -68,7 +68,7 @@ def ledger(run: Run, step: int | None = None) -> pd.DataFrame:
     if path is None:
         return pd.DataFrame(columns=COLUMNS)
     if step is None:
-        row = _median_row(path)
+        row = median_row(path)
     elif step in path.steps:
         row = int(np.flatnonzero(path.steps == step)[0])
     else:
@@ -78,7 +78,7 @@ def ledger(run: Run, step: int | None = None) -> pd.DataFrame:
     return _at_row(run, path, row)
 
 
-def _median_row(path: SignalPath) -> int:
+def median_row(path: SignalPath) -> int:
     """Return the row of the middle one of the steps, ordered by the decades lost."""
     order = np.argsort(path.decades)  # NaN comes last
     return int(order[(np.isfinite(path.decades) | np.isinf(path.decades)).sum() // 2])

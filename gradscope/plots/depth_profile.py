@@ -140,7 +140,9 @@ def depth_profile_caption(info: ProfileInfo) -> str:
     if spread and len(info.lines) <= BANDED:
         text += f" In the pale band lie 80% of the {WINDOW} recorded steps before and after."
     if any(roles_of(info, line) for line in info.lines):
-        text += " A line a role that repeats from block to block; the pale one joins all layers."
+        text += (
+            " Each role that repeats from block to block has a line; the pale one joins all layers."
+        )
     if groups_of(info):
         text += " Bars on the axis bracket the layers of a block each."
     if not info.aligned and len({tuple(line.layers) for line in info.lines}) > 1:

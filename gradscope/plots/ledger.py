@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from gradscope.diagnosis.ledger import decades_by_group
+from gradscope.diagnosis.ledger import decades_by_group, median_row
 from gradscope.diagnosis.ledger import ledger as gains_of
 from gradscope.plots import lettering
-from gradscope.plots.drawn import ONE_LAYER, DrawnMetric, as_runs, drawn_metric
+from gradscope.plots.drawn import ONE_LAYER, DrawnMetric, as_runs, drawn_metric, path_of
 from gradscope.plots.metrics import METRICS
 from gradscope.plots.panels import MOST_BESIDE, in_panels, rows_of, shown_panels, title_limit
 from gradscope.plots.theme import (
@@ -77,7 +77,9 @@ def ledger_info(runs: Run | Sequence[Run], *, step: int | None = None) -> list[L
             ordered = {GROUPS[name]: decades.get(name, 0.0) for name in GROUPS if name in there}
             total = sum(ordered.values())
             compared = len(data.layers) > 1
-            reached = _reached(data, data.row(read))
+            path = path_of(run)
+            row = median_row(path) if read is None and path is not None else data.row(read)
+            reached = _reached(data, row)
             panels.append(LedgerPanel(place, run.name, read, ordered, total, compared, reached))
     return panels
 

@@ -100,8 +100,8 @@ def training_caption(curves: list[TrainingCurve]) -> str:
     if len({curve.part for curve in curves}) > 1:
         text += "Thick: training; thin: validation, which overfits where it rises away. "
     if len({curve.place for curve in curves}) > 1:
-        text += "A deeper net with the higher TRAINING error degrades. "
-    text += "Running medians are drawn, which have steps of their own."
+        text += "Where the deeper net has the higher TRAINING error, that is degradation. "
+    text += "Running medians are drawn: small stairs are theirs, not the loss's."
     for curve in curves:
         if curve.gap:
             how = "shaded" if all(c.gap for c in curves if c.measure == curve.measure) else "×"
