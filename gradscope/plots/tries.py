@@ -32,8 +32,8 @@ from gradscope.runs.tries import FOLDER, Tried, read_tried
 
 TITLE = "What if?"
 NOTHING = (
-    "Nothing was tried beside these runs. To try what would help:"
-    " gradscope.what_if(model, loss_fn, batches, optimizer), or scope.what_if(loss_fn, batches)."
+    "Nothing was tried beside these runs. What tries is gradscope.what_if(model, loss_fn, batches,"
+    " optimizer), or scope.what_if(loss_fn, batches)."
 )
 POINTS = 400
 _NAMED = 4  # changes that get a colour and a name
