@@ -41,7 +41,11 @@ window.fetch = (...request) => {
   return answer;
 };
 const pending = "dash-graph--pending"; // Dash takes it away 100 ms after a drawing; nobody sees it
-const unseen = ({ attributeName: name, target, oldValue: old }) => name === "data-dash-is-loading"
+const asking = "_dash-loading-callback"; // an empty element while a callback is asked, 0 px high
+const unseen = ({ type, addedNodes: more, removedNodes: less, attributeName: name, target,
+  oldValue: old }) => type === "childList" && [...more, ...less].every((n) => n.matches
+    && n.matches(`.${asking}`))
+  || name === "data-dash-is-loading"
   || name === "class" && [target.className, old].map((c) => String(c).replace(pending, "").trim())
     .every((c, _, [first]) => c === first);
 new MutationObserver((changes) => {
