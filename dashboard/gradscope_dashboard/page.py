@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,8 +47,7 @@ NOT_YET: Any = {
 class Page:
     """What the user looks at: the state, its runs, the colours, the step (None is the latest).
 
-    `screen` says which colours are asked for, and whether it is narrow; `mark` differs where
-    something else may be drawn.
+    `screen` says which colours are asked for, and whether it is narrow.
     """
 
     state: state.State
@@ -57,8 +56,13 @@ class Page:
     theme: Theme
     library: Library
     screen: dict[str, Any]
-    mark: str
     step: int | None = None
+
+    @property
+    def mark(self) -> str:
+        """What differs where something else may be drawn."""
+        now = self.library.mark(self.runs)
+        return mark_of([asdict(self.state), self.names, self.screen, self.step, now])
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,6 @@ def read_page(search: str | None, screen: dict[str, Any], library: Library, view
         theme_for(theme, runs, [library.slot(name) for name in shown], bool(screen["narrow"])),
         library,
         screen,
-        mark_of([search, screen, shown, library.mark(runs)]),
         library.opening(shown) if wanted.step is None else wanted.step,
     )
 

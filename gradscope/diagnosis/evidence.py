@@ -147,7 +147,7 @@ class Evidence:
         told = [{*str(words).split(", ")} for words in self.layers["training"]]
         return np.array([word in words for words in told], dtype=bool)
 
-    def parts(self, word: str) -> dict[int, list[str]]:
+    def partly(self, word: str) -> dict[int, list[str]]:
         """Return of which layers some parameters, and not all, are `word`, and their names."""
         told = enumerate(str(words) for words in self.layers["training"])
         found = {layer: re.search(rf"{word} \(([^)]*)\)", words) for layer, words in told}
@@ -207,6 +207,11 @@ class Evidence:
     def at(self, column: str, rows: NDArray[np.int64]) -> Floats:
         """Return a metric of all layers at recorded steps, given as ascending rows of `steps`."""
         return self._at(self.run.matrix, column, rows).astype(np.float64)
+
+    def sizes(self, rows: NDArray[np.int64]) -> Floats:
+        """Return the root mean square of each layer's outputs at `rows`, (rows, layers)."""
+        norm, elements = (self.at(c, rows) for c in ("activation_norm", "output_elements"))
+        return over_reference(norm, np.sqrt(elements))
 
     def step(self, row: int) -> int:
         """Return the number of the step in a row of `steps`."""

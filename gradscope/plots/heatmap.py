@@ -15,7 +15,14 @@ from gradscope.arithmetic import Array
 from gradscope.plots import identity, lettering
 from gradscope.plots.drawn import ONE_LAYER, DrawnMetric, as_runs, drawn_metric
 from gradscope.plots.metrics import Metric, metric_named
-from gradscope.plots.panels import PanelAxes, in_panels, rows_of, shown_panels, title_limit
+from gradscope.plots.panels import (
+    PanelAxes,
+    in_panels,
+    odd_cells,
+    rows_of,
+    shown_panels,
+    title_limit,
+)
 from gradscope.plots.sampling import bin_starts, farthest_from_one
 from gradscope.plots.theme import (
     LIGHT,
@@ -311,11 +318,7 @@ def _cells(
             "hovertemplate": f"%{{y}}<br>step %{{x}}: {shown_value}{unit}<extra></extra>",
         }
     ]
-    for mask, color, said in (
-        (values == 0, theme.zero, "exactly 0"),
-        (np.isposinf(values), theme.infinite, "inf"),
-        (np.isnan(values), theme.missing, "NaN"),
-    ):
+    for mask, color, said in odd_cells(values, theme):
         if mask.any() and (metric.log or said != "exactly 0"):
             cells.append(
                 {
@@ -359,14 +362,9 @@ def _limit(info: HeatmapInfo) -> int:
 def _swatches(info: HeatmapInfo, theme: Theme) -> list[dict[str, Any]]:
     """Return the colours of cells that no scale holds, as far as there are any."""
     said = []
-    for name, color, is_so in (
-        ("exactly 0", theme.zero, lambda values: values == 0),
-        ("inf", theme.infinite, np.isposinf),
-        ("NaN", theme.missing, np.isnan),
-    ):
-        if (info.metric.log or name != "exactly 0") and any(
-            is_so(panel.values).any() for panel in info.panels
-        ):
+    values = np.concatenate([panel.values.ravel() for panel in info.panels])
+    for mask, color, name in odd_cells(values, theme):
+        if mask.any() and (info.metric.log or name != "exactly 0"):
             said.append(f'<span style="color: {color}">■</span> {name}')
     if not said:
         return []

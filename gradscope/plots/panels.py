@@ -268,6 +268,15 @@ def odd_key(
     return found
 
 
+def odd_cells(values: Array, theme: Theme) -> list[tuple[NDArray[np.bool_], str, str]]:
+    """Return which cells no scale holds, their colours, and what they are."""
+    return [
+        (values == 0, theme.zero, "exactly 0"),
+        (np.isposinf(values), theme.infinite, "inf"),
+        (np.isnan(values), theme.missing, "NaN"),
+    ]
+
+
 def odd_marks(
     x: NDArray[Any],
     values: Array,

@@ -15,7 +15,7 @@ from gradscope.diagnosis.summary import Summary, summarise
 from gradscope.plots import lettering
 from gradscope.plots.drawn import as_runs, drawn_metric
 from gradscope.plots.metrics import METRICS
-from gradscope.plots.panels import told
+from gradscope.plots.panels import odd_cells, told
 from gradscope.plots.sweep_columns import label_columns, outlines, stretches
 from gradscope.plots.sweep_order import said, sweep_key, sweep_order
 from gradscope.plots.theme import (
@@ -109,15 +109,6 @@ def sweep_map_info(
         np.array([summary.last_loss for _, summary in pairs]),
         [_is_good(summary) for _, summary in pairs],
     )
-
-
-def _odd(values: Array, theme: Theme) -> list[tuple[NDArray[np.bool_], str, str]]:
-    """Return which values no scale holds, their colours, and what they are."""
-    return [
-        (values == 0, theme.zero, "exactly 0"),
-        (np.isposinf(values), theme.infinite, "inf"),
-        (np.isnan(values), theme.missing, "NaN"),
-    ]
 
 
 def _is_good(summary: Summary) -> bool:
@@ -282,7 +273,7 @@ def _key(
         "yaxis3": (f"{_square(slow)} 10<sup>−7</sup> a step", f"{_square(fast)} 1 a step"),
     }
     for name, values in (("yaxis2", info.signal), ("yaxis3", info.speed)):
-        odd = [(color, words) for mask, color, words in _odd(values, theme) if mask.any()]
+        odd = [(color, words) for mask, color, words in odd_cells(values, theme) if mask.any()]
         said[name] = (*said[name], *(f"{_square(color)} {words}" for color, words in odd))
     if theme.narrow:
         place = {"x": 1, "xref": "paper", "xanchor": "right", "yref": "paper", "yanchor": "bottom"}
@@ -351,7 +342,7 @@ def _cells(
     text = "%{customdata}<br>depth %{y:.0f}%: %{z:+.1f} decades<extra></extra>"
     hover = np.tile(np.array(names, dtype=object), (len(info.depth), 1)).tolist()
     cells = [{**where, **coloring, "z": decades, "customdata": hover, "hovertemplate": text}]
-    for mask, color, words in _odd(values, theme):
+    for mask, color, words in odd_cells(values, theme):
         if mask.any():
             cells.append(
                 {

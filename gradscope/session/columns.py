@@ -21,6 +21,7 @@ from gradscope.capture.net.catalogue import Catalogue
 from gradscope.session.arrangement import OF_LAYERS, OF_SHORTCUTS, Arrangement
 from gradscope.session.shares import ALONE, Shares
 from gradscope.session.tape import HostRow
+from gradscope.storage.writer import joined
 
 Columns = dict[str, NDArray[np.generic]]
 """Column -> values, of one table."""
@@ -246,15 +247,11 @@ def in_order(parts: Sequence[dict[str, Columns]]) -> dict[str, Columns]:
     """Return tables of rows of several layouts as one of each, by step."""
     if len(parts) == 1:
         return parts[0]
-    return {table: _by_step([part[table] for part in parts]) for table in schema.TABLES}
-
-
-def _by_step(parts: Sequence[Columns]) -> Columns:
-    order = np.argsort(np.concatenate([part["step"] for part in parts]), kind="stable")
-    missing = [np.full(part["step"].size, math.nan) for part in parts]
+    tables = {table: joined([part[table] for part in parts]) for table in schema.TABLES}
+    orders = {table: np.argsort(rows["step"], kind="stable") for table, rows in tables.items()}
     return {
-        name: np.concatenate([p.get(name, no) for p, no in zip(parts, missing, strict=True)])[order]
-        for name in dict.fromkeys(name for part in parts for name in part)
+        table: {name: values[orders[table]] for name, values in rows.items()}
+        for table, rows in tables.items()
     }
 
 

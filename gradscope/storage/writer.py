@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -176,7 +176,7 @@ class RunWriter:
         if table == "steps" and self._bytes() > MEMORY_LIMIT:
             self.flush()
             while self._rows["steps"] and self._bytes() > MEMORY_LIMIT:
-                waiting = _joined(self._rows["steps"])["step"]
+                waiting = joined(self._rows["steps"])["step"]
                 self._drop(int(waiting[waiting.size // 8]))
 
     def flush(self) -> None:
@@ -186,7 +186,7 @@ class RunWriter:
         try:
             self._check_place()
             self._flush_meta()  # before the rows: it lists every layer that they name
-            self._rows = {t: [_joined(held)] if held else [] for t, held in self._rows.items()}
+            self._rows = {t: [joined(held)] if held else [] for t, held in self._rows.items()}
             if self._rows["steps"]:
                 last = int(self._rows["steps"][-1]["step"][-1])
                 for table in schema.TABLES:  # `steps` comes last: it makes the others count
@@ -276,7 +276,7 @@ class RunWriter:
         first = int(self._rows["steps"][0]["step"][0])
         for table, held in self._rows.items():
             if held:
-                rows = _joined(held)
+                rows = joined(held)
                 cut = int(np.searchsorted(rows["step"], last, side="right"))
                 # copies, as a view would keep what is given up
                 rest = {name: values[cut:].copy() for name, values in rows.items()}
@@ -337,7 +337,7 @@ def _contract_rows(table: str, columns: Mapping[str, np.ndarray]) -> Rows:
     return rows
 
 
-def _joined(held: list[Rows]) -> Rows:
+def joined(held: Sequence[Rows]) -> Rows:
     """Return the rows one after the other; a scalar that some of them lack is NaN there."""
     if len(held) == 1:
         return held[0]

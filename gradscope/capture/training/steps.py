@@ -243,6 +243,7 @@ class Steps:
         if self.current.is_over and self._trainer == threading.get_ident():
             self.close()
 
+    @guarded("backwards without a step", alone=True)
     def tell_of_backwards(self, count: int) -> None:
         """Say that `count` backwards have led to no step, if none was made."""
         if count and not self.current.number and not self.current.is_over:

@@ -54,7 +54,7 @@ def accumulated(evidence: Evidence) -> Iterator[Finding]:
     piles = _piles(evidence, rows)
     stepped = evidence.weights & evidence.run.was_read("weight_norm")
     stepped &= ~composites(evidence.layers, evidence.weights)
-    stepped[list(evidence.parts("no optimizer"))] = False  # zero_grad leaves those as they are
+    stepped[list(evidence.partly("no optimizer"))] = False  # zero_grad leaves those as they are
     layers = np.flatnonzero(stepped & (np.nan_to_num(piles) > 0).all(axis=0))
     if len(layers) < 2:
         return

@@ -124,16 +124,15 @@ def _finding(
         numbers["update_speed_decades"] = speed
         adaptive = is_adaptive(evidence)
         made_up_for = adaptive and grown < GROWN and _can_be_made_up_for(lost, path)
-        idle = gets_nowhere(evidence)
-        made_up_for &= not idle
         if verdict == "vanishing":
             sentence += " " + _speed_in_words(speed, adaptive=adaptive)
             made_up_for &= speed > SLOWER
         elif made_up_for := made_up_for and abs(speed) < -SLOWER:
             sentence += " " + _speed_in_words(speed, adaptive=adaptive)
-        severity = "information" if made_up_for else severity
-        if adaptive and idle:
+        if made_up_for and gets_nowhere(evidence):
+            made_up_for = False
             sentence += " The loss stands still all the same."
+        severity = "information" if made_up_for else severity
     over_places = _over_places(evidence, path, middle, numbers.get("other_decades", 0.0))
     if verdict == "vanishing" and over_places and lost + over_places > VANISHING:
         severity = "information"
@@ -199,11 +198,7 @@ def _does_no_harm(evidence: Evidence, path: SignalPath, won: float) -> bool:
 
 def _grown(evidence: Evidence, path: SignalPath) -> float:
     """Return how many decades larger values get on the path than its first layer makes them."""
-    norm, elements = (
-        evidence.at(column, evidence.rows[:1])[0, path.layers]
-        for column in ("activation_norm", "output_elements")
-    )
-    size = over_reference(norm, np.sqrt(elements))
+    size = evidence.sizes(evidence.rows[:1])[0, path.layers]
     size = size[np.isfinite(size) & (size > 0)]
     return float(np.log10(size.max() / size[0])) if len(size) else 0.0
 

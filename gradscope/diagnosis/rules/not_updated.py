@@ -171,7 +171,7 @@ def _unheld(evidence: Evidence, layers: Mask) -> Iterator[Finding]:
 
 def _partly_held(evidence: Evidence, got: Mask) -> Iterator[Finding]:
     """Find weights that no optimizer holds, of layers of which it holds the rest."""
-    parts = {i: names for i, names in evidence.parts("no optimizer").items() if got[i]}
+    parts = {i: names for i, names in evidence.partly("no optimizer").items() if got[i]}
     if not parts:
         return
     layers = np.isin(np.arange(len(got)), list(parts))

@@ -84,7 +84,7 @@ def _starts_too_sure(evidence: Evidence) -> Iterator[Finding]:
         return
     first = float(raw[0])
     signal = evidence.at("signal_norm", evidence.rows[:1])[0, last]
-    size = _size(evidence, last)
+    size = float(evidence.sizes(evidence.rows[:1])[0, last])
     if not (TOO_SURE < first < np.inf and signal <= OF_A_MEAN and size > LARGE):
         return
     end = float(np.nanmedian(raw[-max(len(raw) // 5, 1) :]))
@@ -117,13 +117,10 @@ def _far_away(evidence: Evidence) -> Iterator[Finding]:
         return
     rows = some_rows(evidence)
     loss = evidence.steps[evidence.loss.column].to_numpy(dtype=np.float64)[rows]
-    signal, out, count = (
-        evidence.at(column, rows)[:, last]
-        for column in ("signal_norm", "activation_norm", "output_elements")
-    )
+    signal, count = (evidence.at(c, rows)[:, last] for c in ("signal_norm", "output_elements"))
     error = np.sqrt(np.where(loss > 0, loss, np.nan))
     is_mean = np.isclose(signal, 2 * error / np.sqrt(count), rtol=0.02)
-    away = over_reference(error, out / np.sqrt(count))
+    away = over_reference(error, evidence.sizes(rows)[:, last])
     known = np.isfinite(away) & is_mean
     if known.sum() < FEWEST or not (away[known] > FAR).all():
         return
@@ -149,12 +146,3 @@ def _head(evidence: Evidence) -> int | None:
     """Return the last weight layer that ran, if there is one."""
     called = np.flatnonzero(evidence.run.was_read("activation_norm") & evidence.weights)
     return int(called[-1]) if len(called) else None
-
-
-def _size(evidence: Evidence, layer: int) -> float:
-    """Return the root mean square of a layer's output at the first step."""
-    norm, count = (
-        evidence.at(column, evidence.rows[:1])[0, layer]
-        for column in ("activation_norm", "output_elements")
-    )
-    return float(norm / np.sqrt(count))
