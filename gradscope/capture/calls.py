@@ -26,6 +26,7 @@ from gradscope.capture.forwards.forward import Forward
 from gradscope.capture.forwards.gradients import Gradients
 from gradscope.capture.forwards.plan import Plan
 from gradscope.capture.forwards.structures import ATTENTION, Structures
+from gradscope.capture.garbage import collection_put_off
 from gradscope.capture.keys import Key, OfLayer
 from gradscope.capture.memory import is_out_of_memory
 from gradscope.capture.net.catalogue import Catalogue
@@ -173,7 +174,8 @@ class Calls:
             self._taps.leave(number, module, output)
         if self._forward.leave(number, module, args, output):
             forward, self._forward = self._forward, None
-            self._tap(forward)
+            with collection_put_off():
+                self._tap(forward)
 
     def module_failed(self, number: int, error: Exception) -> None:
         """Go on without module `number`, whose call could not be read."""

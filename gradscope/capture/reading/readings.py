@@ -90,7 +90,9 @@ class Readings:
 
     def norm_of_ours(self, x: Tensor, place: Place) -> Read:
         """As `norm`, of a tensor that nobody but gradscope knows."""
-        row = self._sheets.read_ours(_squares(x), x, (), place)
+        row = self.again(place, None, x)
+        if row is None:
+            row = self._sheets.read_ours(_squares(x), x, (), place)
         return measure.norm(x) if row is None else row
 
     def read_output(
