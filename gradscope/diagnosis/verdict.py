@@ -294,9 +294,10 @@ def _notes(evidence: Evidence) -> list[str]:
     if len(evidence.rows) > 0 and len(evidence.steps) < WINDOW:
         count = f"{len(evidence.rows)} recorded step{'s' * (len(evidence.rows) != 1)}"
         notes.append(f"Only {count}: this tells of the start of training, and little of that.")
-    joins = set(evidence.run.shortcuts["branch"])
+    told = set(evidence.run.shortcuts["branch"])
     unseen = evidence.recurrent & ~evidence.run.was_read("time_decades")
-    unseen &= np.array([name not in joins for name in evidence.names], dtype=bool)
+    told |= set(evidence.run.facts.get("cut_states", ()))
+    unseen &= np.array([name not in told for name in evidence.names], dtype=bool)
     if unseen.any():
         named = evidence.named(unseen)
         notes.append(

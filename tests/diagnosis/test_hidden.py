@@ -94,6 +94,57 @@ def test_a_gradient_that_is_lost_over_time_steps_is_told(cell, length, found, tm
         assert ("an LSTM" if cell in (nn.RNNCell, nn.RNN) else "gate's bias") in finding.remedies[0]
 
 
+class Cut(nn.Module):
+    """A cell whose state loses its graph, or does not, between two calls."""
+
+    def __init__(self, cell, how):
+        super().__init__()
+        self.cell, self.head, self.how = cell, nn.Linear(8, 4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = state = None
+        for t in range(12):
+            new = self.cell(x, state)
+            state = tuple(map(self.handed(t), new)) if isinstance(new, tuple) else None
+            state = self.handed(t)(new) if state is None else state
+        return self.head(new[0] if isinstance(new, tuple) else new)
+
+    def handed(self, t: int):
+        return {
+            "as it is": lambda h: h,
+            "detached": Tensor.detach,
+            "data": lambda h: h.data,
+            "detached now and then": lambda h: h.detach() if t % 4 == 3 else h,
+            "a fresh one": torch.zeros_like,
+        }[self.how]
+
+
+@pytest.mark.parametrize("cell", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [
+        ("as it is", False),
+        ("detached", True),
+        ("data", True),
+        ("detached now and then", False),
+        ("a fresh one", False),
+    ],
+)
+def test_a_state_that_loses_its_graph_at_each_call_takes_no_gradient_back(
+    cell, how, found, tmp_path
+):
+    model = Cut(cell(16, 8), how)
+    run = tmp_path / "run"
+    diagnosis = train(run, model, sgd(model, 1e-3), steps=4)
+    assert gradscope.load(run).facts.get("cut_states", {}) == ({"cell": 12} if found else {})
+    assert diagnosis.flow == ("vanishing-through-time" if found else "healthy")
+    if found:
+        finding = the(diagnosis, "vanishing-through-time")
+        assert finding.layers == ("cell",) and "at each of its 12 calls" in finding.sentence
+        assert "as the cell returned it" in finding.remedies[0]
+        assert not any("time step to time step" in note for note in diagnosis.notes)
+
+
 def test_a_last_step_that_the_loss_takes_nothing_of_is_no_explosion(tmp_path):
     class Early(nn.Module):
         """Predicts from all states but the last ones, as of a future that is known."""

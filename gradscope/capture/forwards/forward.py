@@ -20,6 +20,7 @@ from gradscope.autograd.graph import Call, Graph, fingerprint, saved_factors, wa
 from gradscope.autograd.torch_internals import next_sequence_number
 from gradscope.capture.forwards.plan import Operand, Place, Plan, SignedPlaces
 from gradscope.capture.forwards.replays import EVERY, Replay, replay_of
+from gradscope.capture.forwards.states import States
 from gradscope.capture.net import layers
 from gradscope.capture.net.modules import ModuleInfo
 from gradscope.capture.net.recurrence import FEWEST
@@ -65,6 +66,7 @@ class Forward:
         self._terms: dict[Place, tuple[Tensor, int]] = {}
         self._sum_norms: dict[SignedPlaces, Read] = {}
         self.distributed: dict[int, list[Tensor]] = {}  # call -> outputs that are spread on a mesh
+        self.states = States()
 
     @cached_property
     def calls(self) -> list[Call]:
@@ -115,6 +117,8 @@ class Forward:
             if torch.is_grad_enabled():  # else it will be computed again, or is not trained
                 self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
                 self._note_replay(info, ordinal, module, args)
+                if self._expected is None and isinstance(module, nn.RNNCellBase):
+                    self.states.note(info.name, tensors_in(args[1:]), tensors)
         elif tensors and (self._expected is None or ordinal in self._expected.calls):
             self._measure_for_joins(ordinal, "out", tensors)
         return not self._open

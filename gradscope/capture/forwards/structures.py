@@ -28,6 +28,7 @@ _EDGES = "the flow of data from layer to layer"
 _FUNCTIONS = "activations called as functions"
 ATTENTION = "the logits of attention"
 _DROPOUTS = "dropout called as a function"
+_STATES = "the states of recurrent cells"
 _SPREAD = "which part of an output a process holds"
 
 
@@ -83,6 +84,7 @@ class Structures:
         self._add_functions(plan, graph, forward)
         self._add_attention(plan, graph, forward)
         self._add_dropouts(graph, forward)
+        self._add_states(forward)
         self._add_edges(graph, forward)
         self._add_spread(graph, forward, dict(zip(numbers, joins, strict=True)))
         return plan
@@ -145,6 +147,10 @@ class Structures:
     @guarded(_DROPOUTS)
     def _add_dropouts(self, graph: Graph, forward: Forward) -> None:
         self._catalogue.add_dropouts(find_dropouts(graph, forward.calls))
+
+    @guarded(_STATES)
+    def _add_states(self, forward: Forward) -> None:
+        self._catalogue.add_cut_states(forward.states.cut())
 
     @guarded(ATTENTION)
     def _add_attention(self, plan: Plan, graph: Graph, forward: Forward) -> None:

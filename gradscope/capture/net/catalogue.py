@@ -207,6 +207,11 @@ class Catalogue:
         if shares:
             self.set_fact("dropout", self.facts.get("dropout", {}) | shares)
 
+    def add_cut_states(self, calls: Mapping[str, int]) -> None:
+        """Keep which recurrent cells are handed their state without its graph, and how often."""
+        if calls:
+            self.set_fact("cut_states", self.facts.get("cut_states", {}) | calls)
+
     def edge_rows(self) -> list[dict[str, int]]:
         """Return the edges between the layers that have a number by now."""
         return self.edges.rows(dict(self.layer_of))

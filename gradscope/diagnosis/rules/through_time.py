@@ -39,6 +39,7 @@ def through_time(evidence: Evidence) -> Iterator[Finding]:
     """
     if not evidence.windows:
         return
+    yield from _cut(evidence)
     read = evidence.median("time_decades")
     for layer in range(len(evidence.names)):
         known = read[:, layer]
@@ -54,6 +55,30 @@ def through_time(evidence: Evidence) -> Iterator[Finding]:
         harmless = VANISHED < middle < 0 and falls(evidence)
         harmless |= middle < 0 and len(evidence.rows) == 1 and not evidence.recurrent[layer]
         yield _finding(evidence, layer, middle, "information" if harmless else "critical")
+
+
+def _cut(evidence: Evidence) -> Iterator[Finding]:
+    """Find cells that are handed their state without its graph, all through a forward."""
+    for name, calls in evidence.run.facts.get("cut_states", {}).items():
+        if name not in evidence.names:
+            continue
+        layer = evidence.names.index(name)
+        yield Finding(
+            "vanishing-through-time",
+            "critical",
+            f"No gradient goes back through time in layer {evidence.labels[layer]}: at each of its"
+            f" {calls} calls in a forward the state that it is handed has lost its graph, as by"
+            " detach(), .data or no_grad(). It learns what it makes of one input, not of those"
+            " before.",
+            (name,),
+            evidence.whole,
+            {"calls": float(calls)},
+            (
+                "hand the state on as the cell returned it; detach it between batches, or every"
+                " some ten time steps where sequences are long",
+            ),
+            Place(evidence.whole[0], layer, "signal_norm", "backward"),
+        )
 
 
 def _finding(evidence: Evidence, layer: int, decades: float, severity: Severity) -> Finding:
