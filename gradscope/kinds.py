@@ -52,11 +52,17 @@ _ACTIVATION = re.compile(
     r"|softmax|threshold|shrink|sine?|snake)$"
 )
 _NORMALISATION = re.compile(r"norm(\dd)?$")
+_LINEAR = re.compile(r"linear$|^(lazy)?conv(transpose)?\dd$")
 
 
 def canonical(kind: str) -> str:
     """Return the one spelling of `kind` that BOUNDS uses: `LeakyReluBackward0` -> `leakyrelu`."""
     return re.sub(r"backward\d*$", "", kind.lower()).replace("_", "")
+
+
+def is_linear(kind: str) -> bool:
+    """Whether a layer of this kind is known to compute W x + b, and no more."""
+    return _LINEAR.search(canonical(kind)) is not None
 
 
 def group(kind: str, weights: bool) -> str:

@@ -65,7 +65,7 @@ def test_a_nan_in_the_batch_is_its_fault_and_no_layer_s(at, log, tmp_path):
     model = net(16, 32, 32, 4)
     diagnosis = train(tmp_path / "run", model, sgd(model), before=before, log=log)
     finding = the(diagnosis, "exploding")
-    assert finding.layers == ("0",) and "so was its input, the batch" in finding.sentence
+    assert finding.layers == ("0",) and "so was what it got, the batch" in finding.sentence
     assert "isfinite" in finding.remedies[0]
 
 

@@ -238,6 +238,15 @@ def test_a_transformer_is_healthy_and_an_attention_s_parts_are_not_missed(tmp_pa
     assert not [note for note in diagnosis.notes if "No signal" in note]
 
 
+def test_the_attention_of_a_post_norm_transformer_is_no_plain_layer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0, batch_first=True)
+    body = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Unflatten(1, (4, 8)), nn.Linear(8, 32), body, nn.Flatten())
+    diagnosis = gradscope.diagnose(train(tmp_path / "r", nn.Sequential(model, nn.Linear(128, 10))))
+    assert "reparameterised" not in {finding.verdict for finding in diagnosis.findings}
+
+
 def test_linear_one_layer_blocks_are_told_to_be_plain_layers(tmp_path: Path) -> None:
     class Block(nn.Module):
         def __init__(self, activation: bool) -> None:

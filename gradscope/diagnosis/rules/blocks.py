@@ -10,6 +10,7 @@ from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import some_rows
+from gradscope.kinds import is_linear
 from gradscope.wording import listed
 
 DOMINATED = (0.9999, 0.01)
@@ -71,7 +72,7 @@ def reparameterised(evidence: Evidence) -> Iterator[Finding]:
     for index in np.flatnonzero(shortcuts["form"] == "identity"):
         branch = str(shortcuts["branch"].iloc[index])
         layers = [i for i, name in enumerate(evidence.names) if f"{name}.".startswith(f"{branch}.")]
-        if not layers or not evidence.owners[layers[0]]:
+        if len(layers) != 1 or not is_linear(str(evidence.layers["kind"].iloc[layers[0]])):
             continue
         pairs = (
             (at_output[:, layers[0]], via_shortcut[:, index]),

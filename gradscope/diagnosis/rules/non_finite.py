@@ -115,7 +115,8 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
         if not before:
             return found(
                 f"the forward pass is {kind} from its first layer, {labels[layer]}, on, whose"
-                " weights are finite: so was its input, the batch",
+                " weights are finite: so was what it got, the batch or what the model makes of it"
+                " before",
                 "input", layer, "activation_norm", "forward",
             )  # fmt: skip
         largest = at["activation_norm"][before[-1]]
@@ -272,6 +273,10 @@ def _remedies(
 ) -> Iterator[str]:
     if broken.what == "input":
         yield "check the batch of this step with torch.isfinite(x).all() before the model sees it"
+        yield (
+            "if it is finite, look for a logarithm, division, root or exponential in what the model"
+            " computes before this layer; add an eps"
+        )
         yield "look for a division by a standard deviation of 0, or missing values, in the data"
         return
     if broken.what == "overwritten":
