@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -93,6 +94,8 @@ GRAVEST_FIRST = (
 )
 """Verdicts that a run can have as a whole, beside `healthy`."""
 
+_WHAT_IS_LEFT = frozenset({"collapsed", "dead", "disconnected", "saturated", "vanishing"})
+
 _SEVERITIES = ("critical", "warning", "information")
 
 
@@ -159,10 +162,12 @@ def diagnosis_of(evidence: Evidence) -> Diagnosis:
     """Return what `diagnose` says of the run under diagnosis, for who asks `evidence` more."""
     run = evidence.run
     found = _agreeing(list(itertools.chain.from_iterable(rule(evidence) for rule in RULES)))
-    found = [tried_first(finding, run) for finding in found]
+    left = [finding for finding in found if _is_left_of_a_step(finding, found)]
+    causes = [tried_first(finding, run) for finding in found if finding not in left]
+    found = causes + [_as_a_consequence(finding) for finding in left]
     found.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), _gravity(finding)))
     unknown = _unknown(evidence)
-    verdict = _headline([f for f in found if f.severity != "information"], unknown)
+    verdict = _headline([f for f in causes if f.severity != "information"], unknown)
     decades, early, late = _medians(evidence)
     return Diagnosis(
         run=run.name,
@@ -200,6 +205,23 @@ def _agreeing(found: list[Finding]) -> list[Finding]:
         if finding.verdict not in explained
         and not (finding.verdict == "disconnected" and _are_among(finding.layers, starved))
     ]
+
+
+def _is_left_of_a_step(finding: Finding, found: Sequence[Finding]) -> bool:
+    """Whether a finding is what a step has left of the net that changed a layer by all its size."""
+    return finding.verdict in _WHAT_IS_LEFT and any(
+        cause.verdict == "unstable"
+        and cause.severity == "critical"
+        and cause.evidence.get("update_ratio", 0) > loss.OVERWRITTEN
+        and finding.steps[0] > cause.steps[0]
+        for cause in found
+    )
+
+
+def _as_a_consequence(finding: Finding) -> Finding:
+    """Return a finding as no cause of its own, which has no remedy of its own either."""
+    severity = "warning" if finding.severity == "critical" else finding.severity
+    return replace(finding, severity=severity, remedies=())
 
 
 def _are_among(layers: Sequence[str], starved: set[str]) -> bool:

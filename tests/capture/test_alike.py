@@ -26,6 +26,17 @@ def mlp():
     return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
 
 
+class Gained(nn.Linear):
+    """One whose units have a gain each, and a second matrix, constant or not."""
+
+    def __init__(self, second):
+        super().__init__(4, 6)
+        self.gain, self.second = nn.Parameter(torch.ones(6, 1)), nn.Parameter(second)
+
+    def forward(self, x):
+        return x @ (self.gain * self.weight).T + x @ self.second.T
+
+
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
@@ -38,8 +49,14 @@ def mlp():
         (lambda: fill(nn.Sequential(nn.Conv1d(4, 6, 3), nn.Flatten()), 0.1), ["0"]),
         (lambda: fill(nn.Sequential(nn.Conv1d(4, 4, 3, groups=4), nn.Flatten()), 0.1), None),
         (lambda: fill(mlp(), 0.1).to("meta"), None),
+        (lambda: Gained(torch.randn(6, 4)), None),
+        (lambda: Gained(torch.ones(6, 4)), None),
+        (lambda: nn.Sequential(fill(Gained(torch.ones(6, 4)), 0.1)), ["0"]),
     ],
-    ids=["random", "constant", "half", "zero", "frozen", "rows", "conv", "depthwise", "meta"],
+    ids=[
+        *["random", "constant", "half", "zero", "frozen", "rows", "conv", "depthwise", "meta"],
+        *["gain", "one of two matrices", "both"],
+    ],
 )
 def test_layers_whose_units_start_alike_are_named(build, expected, tmp_path):
     model = build()

@@ -57,7 +57,7 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
     A layer by itself may be so, as a gate or a token that starts alike for all is; what follows
     then differs again.
     """
-    looks = evidence.looks("sample_spread")
+    looks, rows = evidence.looks_and_rows("sample_spread")
     if evidence.path is None or len(looks) < LOOKS:
         return
     chain = looks[:, evidence.path.layers]
@@ -71,7 +71,9 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
     first = len(same) - int(np.argmin(same[::-1])) if not same.all() else 0
     layers = evidence.path.layers[first:]
     from_start = from_input or bool(chain[0, -1] < ALIKE)
-    steps = evidence.whole
+    differs = np.flatnonzero(chain[:-LOOKS, -1] >= ALIKE)
+    begun = evidence.step(rows[differs[-1] + 1]) if len(differs) and not from_input else 0
+    steps = max(begun, evidence.whole[0]), evidence.whole[1]
     yield Finding(
         "collapsed",
         "critical",

@@ -264,7 +264,9 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
     without: Mask = evidence.owners & held & ~had & still
     if evidence.audited:
         without &= evidence.audit("no gradient") & ~evidence.audit("no optimizer")
-    reached = np.flatnonzero(evidence.owners & had)
+    # parameters of the whole model, as a class token, may come in anywhere
+    own = np.array([name == "(root)" for name in evidence.names]) & (len(had) > 1)
+    reached = np.flatnonzero(evidence.owners & had & ~own)
     if not without.any() or len(reached) == 0:
         return
     ran = evidence.run.was_read("activation_norm")

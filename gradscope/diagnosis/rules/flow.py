@@ -173,12 +173,18 @@ def _over_places(evidence: Evidence, path: SignalPath, row: int, others: float) 
 def _young(evidence: Evidence, path: SignalPath) -> bool:
     """Whether weights on the path were zero at first, and have not had the time to grow.
 
-    At the first step likewise such as are next to zero beside the others.
+    At the first step likewise such as are next to zero beside the others. A bias hides in a layer's
+    norm that its weights are zero, as those that a spatial transformer begins with: what comes
+    before then got exactly nothing at first, of a gradient that was no small one.
     """
+    signal = evidence.at("signal_norm", evidence.rows[:1])[0, path.layers]
+    none = np.flatnonzero(signal == 0)
+    cut = len(none) > 0 and none[-1] + 1 < len(signal)
+    cut = cut and signal[none[-1] + 1] > 10**VANISHING * signal[-1]
     first = evidence.at("weight_norm", evidence.rows[:1])[0, path.layers]
     small = evidence.weights[path.layers] & ~started(evidence)[path.layers]
     some = small.any() if len(evidence.rows) == 1 else (first == 0).any()
-    return bool(some) and len(evidence.rows) <= TRAINED
+    return bool(some or cut) and len(evidence.rows) <= TRAINED
 
 
 def _can_be_made_up_for(decades: float, path: SignalPath) -> bool:

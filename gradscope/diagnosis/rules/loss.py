@@ -25,6 +25,9 @@ does, though first steps may change weights by many times their size."""
 PEAK = 3.0
 """Factor of the highest loss over the first."""
 
+OVERWRITTEN = 1.0
+"""Change of a weight layer over its size by one step that leaves little of what it was."""
+
 JUMP = 5.0
 """Factor over the median of the steps before that is a jump of the loss; of the gradient, twice."""
 
@@ -98,12 +101,13 @@ def _rise(evidence: Evidence) -> Finding | None:
     row = int(np.flatnonzero(fast.any(axis=1))[0])
     layer = int(np.nanargmax(speed[row]))
     rising = peak >= 0.75 * len(raw)
+    most = float(speed[row, layer])
     stays = end > ROSE * first and (rising or end > STAYS * worst)
+    stays |= end > first and most > OVERWRITTEN
     stays &= len(evidence.rows) >= EARLIER or len(evidence.steps) > len(evidence.rows)
     severity: Severity = "critical" if stays else "information"
     words = f"rose from {number(first, 3)} to {number(worst, 3)} at step {steps[peak]}"
     words += f", and is {number(end, 3)} at the end" if steps[peak] != steps[-1] else ""
-    most = float(speed[row, layer])
     return Finding(
         "unstable",
         severity,
