@@ -165,15 +165,17 @@ HEADS: Table = (
         "",
         "function of torch.nn.functional: cross_entropy, nll_loss (after no log-softmax),"
         " binary_cross_entropy, binary_cross_entropy_with_logits, mse_loss, huber_loss or"
-        " smooth_l1_loss; difference, where a column is compared with a row",
+        " smooth_l1_loss; difference, where a column is compared with a row; cosine_similarity of"
+        " outputs",
     ),
     Column(
         "after",
         "str",
         "",
         "function that made its input: softmax, log_softmax, sigmoid, tanh, relu, elu, gelu,"
-        " silu, hardtanh or softplus; broadcast, where (n, 1) was spread to (n, n); empty for"
-        " others, such as a layer",
+        " silu, hardtanh or softplus; broadcast, where (n, 1) was spread to (n, n); outputs,"
+        " where what is compared are two outputs, gradient goes into both, and no other term is"
+        " seen; empty for others, such as a layer",
     ),
 )
 """Losses at the end of the graph, as the first eight backwards have shown them: a cross_entropy

@@ -63,6 +63,12 @@ class Head(NamedTuple):
 
 _BROADCAST = Head("difference", "broadcast")
 
+OUTPUTS = "outputs"
+"""Of a loss that compares what the net gives with what it gives, gradient going into both."""
+
+_ADDING = node_kinds("Add Cat Div Expand Mean Mul Neg Stack Sub Rsub Sum ToCopy") | _SAME
+"""Nodes by which a loss is put together of its terms."""
+
 
 def find_heads(roots: Iterable[Node]) -> list[Head]:
     """Return the losses that a backward from `roots` goes through, and what they come after.
@@ -70,7 +76,7 @@ def find_heads(roots: Iterable[Node]) -> list[Head]:
     Looked at is what lies between the roots and the losses, sums and factors; not the model.
     """
     found: dict[Head, None] = {}
-    pairs = False
+    pairs = others = False
     stack = list(dict.fromkeys(roots))
     seen = set(stack)
     while stack and len(seen) < _NODES:
@@ -82,6 +88,7 @@ def find_heads(roots: Iterable[Node]) -> list[Head]:
         if head is not None:
             found[head] = None
             continue
+        others |= _kind(node) not in _ADDING
         if _kind(node) in _ENDS:
             continue
         for producer, _ in node.next_functions:
@@ -90,6 +97,8 @@ def find_heads(roots: Iterable[Node]) -> list[Head]:
                 stack.append(producer)
     if pairs:  # who compares outputs with each other means each with each
         found.pop(_BROADCAST, None)
+    if others:  # terms that may hold outputs apart
+        found = {head: None for head in found if head.after != OUTPUTS}
     return sorted(found)
 
 
@@ -130,6 +139,8 @@ def _head(node: Node) -> Head | None:
     kind = _kind(node)
     if kind in LOSSES:
         given, after = _before(node), _after(node)
+        if not after and len(_made(node)) == 2:
+            return Head(LOSSES[kind], OUTPUTS)
         if kind == "BinaryCrossEntropy" and given is not None and after == "sigmoid":
             twice = _after(given)
             if twice in _PROBABILITIES:
@@ -144,9 +155,32 @@ def _head(node: Node) -> Head | None:
             if softmax is not None and _kind(softmax) == "Softmax":
                 return Head("cross_entropy", _after(softmax))
         return Head("nll_loss", "" if given is None else AFTER.get(_kind(given), ""))
+    if kind == "Mul" and [_is_unit(factor) for factor in _made(node)] == [True, True]:
+        return Head("cosine_similarity", OUTPUTS)
     if kind == "LogSoftmax":  # of a cross-entropy with probabilities, or smoothed labels
         return Head("cross_entropy", _after(node))
     return None
+
+
+def _made(node: Node) -> list[Node]:
+    """Return what made the inputs of `node`, as far as they were computed."""
+    given = [producer for producer, _ in node.next_functions if producer is not None]
+    made = [_before(producer) if _kind(producer) in _SAME else producer for producer in given]
+    return [one for one in made if one is not None and _kind(one) != "AccumulateGrad"]
+
+
+def _is_unit(node: Node) -> bool:
+    """Whether a node divides something by its norm, as cosine_similarity and normalize do."""
+    if _kind(node) != "Div" or len(node.next_functions) != 2:
+        return False
+    divisor = node.next_functions[1][0]
+    for _ in range(4):
+        if divisor is None or not divisor.next_functions:
+            return False
+        if "Norm" in _kind(divisor):
+            return True
+        divisor = divisor.next_functions[0][0]
+    return False
 
 
 def _after(node: Node) -> str:

@@ -209,7 +209,8 @@ def _agreeing(found: list[Finding]) -> list[Finding]:
 
 def _is_left_of_a_step(finding: Finding, found: Sequence[Finding]) -> bool:
     """Whether a finding is what a step has left of the net that changed a layer by all its size."""
-    return finding.verdict in _WHAT_IS_LEFT and any(
+    of_flow = finding.verdict in _WHAT_IS_LEFT or "decades" in finding.evidence
+    return of_flow and any(
         cause.verdict == "unstable"
         and cause.severity == "critical"
         and cause.evidence.get("update_ratio", 0) > loss.OVERWRITTEN

@@ -200,3 +200,19 @@ def test_where_the_rate_has_risen_until_it_broke_its_rise_is_told(tmp_path):
     finding = the(diagnosis, "exploding")
     broke = 0.05 * 1.15 ** finding.evidence["first_step"]
     assert finding.remedies[0].startswith(f"let the learning rate rise less: it was {broke:.0f}")
+
+
+def test_a_rate_that_overwrites_the_net_comes_before_what_it_leaves(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for width in (16, 32, 32):
+        model.extend([nn.Linear(width, 32), nn.BatchNorm1d(32), nn.ReLU()])
+    model.append(nn.Linear(32, 4))
+    diagnosis = train(tmp_path / "run", model, sgd(model, 10.0), steps=60)
+    assert diagnosis.verdict == "unstable" == diagnosis.findings[0].verdict
+    assert "times their size" in diagnosis.summary
+    assert "lower the learning rate" in diagnosis.findings[0].remedies[0]
+    kinds = ("dead", "disconnected", "collapsed", "exploding")
+    left = [f for f in diagnosis.findings if f.verdict in kinds and f.severity != "information"]
+    assert left and not any(f.remedies or f.severity == "critical" for f in left)
+    assert diagnosis.end in kinds

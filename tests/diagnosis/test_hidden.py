@@ -255,6 +255,64 @@ def test_a_layer_that_a_penalty_empties_is_told(weight, found, tmp_path):
         assert the(diagnosis, "collapsed").layers == ("code",)
 
 
+def test_what_was_far_too_large_may_become_small(tmp_path):
+    model = net(16, 32, 32, 4)
+    with torch.no_grad():
+        model[0].weight *= 1e4
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+
+    def shrink() -> None:
+        with torch.no_grad():
+            model[0].weight *= 0.9
+
+    diagnosis = train(tmp_path / "run", model, optimizer, steps=60, after_backward=shrink)
+    assert "collapsed" not in diagnosis.verdicts
+
+
+def test_an_explosion_over_time_that_has_passed_is_told(tmp_path):
+    torch.manual_seed(0)
+    model = Last(nn.RNNCell(4, 8, nonlinearity="relu"), 40)
+    nn.init.normal_(model.rnn.weight_hh, std=0.8)
+    with torch.no_grad():
+        model.rnn.weight_hh.abs_()
+
+    def before(step: int, x: Tensor) -> Tensor:
+        if step == 12:
+            with torch.no_grad():
+                model.rnn.weight_hh.mul_(0.22)
+        return x
+
+    diagnosis = train(tmp_path / "run", model, sgd(model, 0.0), steps=100, before=before)
+    finding = the(diagnosis, "exploding-through-time")
+    assert finding.severity == "warning" and finding.steps == (0, 9)
+    assert "no longer so much after step 9" in finding.sentence
+
+
+class Located(nn.Module):
+    """A spatial transformer in small: where to look starts as what a bias says."""
+
+    def __init__(self, zero: bool) -> None:
+        super().__init__()
+        self.locate = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+        self.read = net(16, 32, 4)
+        nn.init.normal_(self.locate[2].bias)
+        with torch.no_grad():
+            self.locate[2].weight *= 0.0 if zero else 3e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.read(x * self.locate(x))
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_weights_that_are_zero_behind_a_bias_start_at_zero(zero, tmp_path):
+    torch.manual_seed(0)
+    model = Located(zero)
+    diagnosis = train(tmp_path / "run", model, torch.optim.SGD(model.parameters(), 1e-3))
+    assert diagnosis.verdict == ("healthy" if zero else "vanishing")
+    if zero:
+        assert "started at zero" in the(diagnosis, "vanishing").sentence
+
+
 def test_units_of_a_gate_may_be_off(tmp_path):
     class Gated(nn.Module):
         def __init__(self) -> None:

@@ -80,6 +80,31 @@ def test_targets_out_of_reach_are_told(tmp_path):
     assert "cannot reach its targets" in finding.sentence and finding.layers == ("5",)
 
 
+def test_so_are_such_as_the_output_has_come_as_near_to_as_it_can(tmp_path):
+    class Ranged(nn.Module):
+        """Whose ReLUs are called as functions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.act = nn.Linear(16, 32), nn.Linear(32, 1), nn.Tanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.b(self.a(x).relu()))
+
+    torch.manual_seed(0)
+    model = Ranged()
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        torch.optim.Adam(model.parameters(), 1e-2),
+        steps=100,
+        loss_of=F.mse_loss,
+        targets=lambda x: 8 + 4 * x[:, :1],
+    )
+    finding = the(diagnosis, "output")
+    assert "does not fall any more" in finding.sentence and finding.layers == ("act",)
+
+
 def test_experts_that_are_never_asked_are_told(tmp_path):
     class Experts(nn.Module):
         def __init__(self) -> None:

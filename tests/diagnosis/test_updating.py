@@ -34,12 +34,24 @@ class UnderNoGrad(Halves):
         return self.head(h)
 
 
+class WithToken(UnderNoGrad):
+    """One with a parameter of its own, as a class token."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(between)
+        self.token = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.token
+
+
 CUTS = {
     "detach": Halves(lambda h: h.detach()),
     "data": Halves(lambda h: h.data),
     "numpy": Halves(lambda h: torch.tensor(h.detach().numpy())),
     "argmax": Halves(lambda h: F.one_hot(h.argmax(1), 32).float()),
     "no_grad": UnderNoGrad(lambda h: h),
+    "no_grad, and a token": WithToken(lambda h: h),
 }
 
 
@@ -50,7 +62,7 @@ def test_first_layers_without_a_path_from_the_loss_are_disconnected(model, steps
     finding = the(diagnosis, "disconnected")
     assert diagnosis.verdict == "disconnected" and finding.severity == "critical"
     assert finding.layers == ("body.0", "body.2")
-    assert "3 · head.0 (Linear)" in finding.sentence
+    assert "head.0 (Linear)" in finding.sentence
     assert "detach()" in finding.remedies[0]
 
 

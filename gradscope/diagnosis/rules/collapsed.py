@@ -30,6 +30,9 @@ ALL_ALIKE = 0.002
 GONE, TOGETHER = 0.01, 0.25
 """Shares left of a loss, and of what tells outputs apart, where it rewards that they are alike."""
 
+DRAWN = 0.7
+"""Share left of what tells outputs apart from which on a loss that only draws them together has."""
+
 LOOKS = 2
 """Looks in a row at which samples must be alike."""
 
@@ -46,7 +49,8 @@ EMPTIED = 0.05
 def collapsed(evidence: Evidence) -> Iterator[Finding]:
     """Find outputs that are one number, the same for all samples or units, or next to nothing."""
     yield from _constant(evidence)
-    yield from _alike(evidence)
+    alike = list(_alike(evidence))
+    yield from alike or _drawn_together(evidence)
     yield from _symmetric(evidence)
     yield from _emptied(evidence)
 
@@ -94,6 +98,38 @@ def _alike(evidence: Evidence) -> Iterator[Finding]:
             "lower the learning rate, if the loss should not reward it",
         ),
         Place(steps[1], int(layers[0]), "activation_std", "forward"),
+    )
+
+
+def _drawn_together(evidence: Evidence) -> Iterator[Finding]:
+    """Find losses that compare outputs with each other alone, and have begun to make them alike."""
+    heads, looks = evidence.run.heads, evidence.looks("sample_spread")
+    if heads.empty or not (heads["after"] == "outputs").all():
+        return
+    if evidence.path is None or len(looks) < LOOKS:
+        return
+    last = int(evidence.path.layers[-1])
+    left = over_reference(looks[-LOOKS:, last], looks[0, last])
+    if "cosine_similarity" not in set(heads["loss"]):  # which does not see how large they are
+        size = evidence.looks("activation_std")
+        left = left * over_reference(size[-LOOKS:, last], size[0, last])
+    if not (left < DRAWN).all():
+        return
+    yield Finding(
+        "collapsed",
+        "critical",
+        "The loss only draws outputs together: it compares two of the net's own, the gradient goes"
+        " into both, and nothing holds samples apart. Of what told them apart at layer"
+        f" {evidence.labels[last]} {float(left[-1] ** 2):.0%} is left.",
+        (evidence.names[last],),
+        evidence.whole,
+        {"sample_spread": float(looks[-1, last])},
+        (
+            "detach() one side (stop-gradient) behind a predictor, or let a slow copy of the net"
+            " make it",
+            "hold samples apart: by negatives, or a term for the variance of each output",
+        ),
+        Place(evidence.whole[1], last, "sample_spread", "forward"),
     )
 
 
@@ -197,8 +233,10 @@ def _emptied(evidence: Evidence) -> Iterator[Finding]:
     few = np.concatenate([rows[:3], rows[-3:]])
     norm, elements = (evidence.at(c, few) for c in ("activation_norm", "output_elements"))
     size = over_reference(norm, np.sqrt(elements))
-    left = over_reference(column_medians(size[3:]), column_medians(size[:3]))
+    begun, ended = column_medians(size[:3]), column_medians(size[3:])
+    left = over_reference(ended, begun)
     empty = before_weights(evidence) & evidence.weights & (np.nan_to_num(left, nan=1) < EMPTIED)
+    empty &= ended < np.nanmedian(ended[evidence.weights])  # what was far too large may come down
     for block in residual_blocks(evidence.run):  # a branch that has nothing to add
         empty[block.first : block.after] = False
     if not empty.any():

@@ -274,7 +274,9 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
     meant = np.array([_COPY.search(name) is not None for name in evidence.names], dtype=bool)
     # of a module that holds layers with a gradient it is parameters of its own that are not used
     first &= ~meant & ~composites(evidence.layers, evidence.owners & had)
-    first &= ran | (len(evidence.rows) >= AGAIN) | without[np.flatnonzero(evidence.owners)[0]]
+    first &= (
+        ran | (len(evidence.rows) >= AGAIN) | without[np.flatnonzero(evidence.owners & ~own)[0]]
+    )
     steps = evidence.whole
     if first.any():
         last = int(np.flatnonzero(first)[-1])

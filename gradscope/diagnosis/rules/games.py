@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence
 from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules.collapsed import ALL_ALIKE, LOOKS
+from gradscope.diagnosis.rules.update_speed import SLUGGISH
 from gradscope.wording import amount, capitalised, number
 
 STARVES = 100.0
@@ -16,6 +18,9 @@ STARVES = 100.0
 
 STARVED = 1000.0
 """Factor from which on it is no success: the parts of games that go well keep their gradients."""
+
+STALLS = 10.0
+"""Factor that is enough where next to nothing moves any more, and that at an unchanged rate."""
 
 FEWEST = 6
 """Turns of a player to judge it by."""
@@ -52,9 +57,20 @@ def starved_player(evidence: Evidence) -> Iterator[Finding]:
         size = np.sqrt(np.nansum(grad[turns][:, own] ** 2, axis=1))
         few = max(len(size) // 4, 3)
         first, last = float(np.max(size[:3])), float(np.median(size[-few:]))
-        if not (0 < last < first / STARVES):
+        stalls = _stalls(evidence, owners[own], rows[turns], few)
+        if not 0 < last < first / (STALLS if stalls else STARVES):
             continue
-        yield _finding(evidence, owners[own], owners[through], rows[turns], (first, last))
+        yield _finding(evidence, owners[own], owners[through], rows[turns], (first, last), stalls)
+
+
+def _stalls(evidence: Evidence, own: np.ndarray, turns: np.ndarray, few: int) -> bool:
+    """Whether a player's weights hardly move in its last turns, though the rate is as it was."""
+    moved, size = (
+        evidence.at(column, turns[-few:])[:, own] for column in ("update_norm", "weight_norm")
+    )
+    speed = over_reference(moved, size)
+    rate = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[turns]
+    return bool(np.nanmedian(speed) < SLUGGISH and rate[-1] > rate[0] / STALLS)
 
 
 def _finding(
@@ -63,12 +79,13 @@ def _finding(
     through: np.ndarray,
     turns: np.ndarray,
     size: tuple[float, float],
+    stalls: bool,
 ) -> Finding:
     fell = size[0] / size[1]
     other = _of(evidence, through)
     return Finding(
         "vanishing",
-        "warning" if fell >= STARVED else "information",
+        "warning" if fell >= STARVED or stalls else "information",
         f"{_of(evidence, own)} learns through {other}, and its gradient has fallen {amount(fell)}"
         f" times since the start, from {number(size[0], 1)} to {number(size[1], 1)}: {other} is so"
         " sure of its judgement that what it is given makes no difference any more.",

@@ -154,7 +154,7 @@ def _broadcast(evidence: Evidence, last: int | None, steps: tuple[int, int]) -> 
 def _out_of_reach(
     evidence: Evidence, layer: int, kind: str, over_loss: Floats, place: Place
 ) -> Iterator[Finding]:
-    if kind not in WIDTHS or len(over_loss) < FEWEST or falls_at_all(evidence):
+    if kind not in WIDTHS or len(over_loss) < FEWEST or _still_falls(evidence):
         return
     away = 1 / np.maximum(over_loss, 1e-30) / WIDTHS[kind]
     if not (away > OUT_OF_REACH).all() or not _is_only_head(evidence, layer):
@@ -164,7 +164,7 @@ def _out_of_reach(
         "critical",
         f"The output of layer {evidence.labels[layer]} cannot reach its targets: they are"
         f" {number(np.median(away))} times the width of what {kind} can give away from it, and"
-        " the loss does not fall.",
+        " the loss does not fall any more.",
         (evidence.names[layer],),
         (place.step, evidence.step(evidence.rows[-1])),
         {"widths_away": float(np.median(away))},
@@ -246,11 +246,21 @@ def _gradient_over_loss(evidence: Evidence, layer: int, kind: str, rows: np.ndar
 def falls_at_all(evidence: Evidence) -> bool:
     """Whether the logged loss, if there is one, falls by a tenth."""
     loss = evidence.loss
+    return loss is None or _falls(loss.raw[np.isfinite(loss.raw)])
+
+
+def _still_falls(evidence: Evidence) -> bool:
+    """Whether it does so after the first quarter, in which an output comes as near as it can."""
+    loss = evidence.loss
     if loss is None:
         return True
     values = loss.raw[np.isfinite(loss.raw)]
-    third = max(len(values) // 4, 1)
-    return bool(np.median(values[-third:]) < (1 - FELL) * np.median(values[:third]))
+    return _falls(values[len(values) // 4 :])
+
+
+def _falls(values: Floats) -> bool:
+    some = max(len(values) // 4, 1)
+    return bool(np.median(values[-some:]) < (1 - FELL) * np.median(values[:some]))
 
 
 def _is_only_head(evidence: Evidence, layer: int) -> bool:
@@ -263,4 +273,6 @@ def _is_only_head(evidence: Evidence, layer: int) -> bool:
     before = column_medians(
         over_reference(signal[:, weights[-1] - 1], into[:, weights[-1]])[:, None]
     )
+    if weights[-1] - 1 in evidence.run.functions:  # read before the function, which takes some away
+        return bool(before[0] < 1.02)
     return bool(np.isclose(before[0], 1, rtol=0.02))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gradscope.arithmetic import over_reference
-from gradscope.diagnosis.evidence import Evidence, column_medians
+from gradscope.diagnosis.evidence import WINDOW, Evidence, column_medians
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules.update_speed import falls
 from gradscope.diagnosis.signal_path import Floats, log10
@@ -51,6 +51,7 @@ def through_time(evidence: Evidence) -> Iterator[Finding]:
             continue
         middle = float(column_medians(known[:, None])[0])
         if np.isnan(middle) or VANISHING < middle < EXPLODING:
+            yield from _at_first(evidence, layer)
             continue
         harmless = VANISHED < middle < 0 and falls(evidence)
         harmless |= middle < 0 and len(evidence.rows) == 1 and not evidence.recurrent[layer]
@@ -81,8 +82,24 @@ def _cut(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _finding(evidence: Evidence, layer: int, decades: float, severity: Severity) -> Finding:
-    lost, steps = decades < 0, evidence.whole
+def _at_first(evidence: Evidence, layer: int) -> Iterator[Finding]:
+    """Find an explosion over the first steps, which the training has come out of since."""
+    rows = evidence.rows[: WINDOW // 2]
+    values = evidence.at("time_decades", rows)[:, layer]
+    if len(rows) == WINDOW // 2 and (values >= EXPLODING).all() and np.isfinite(values).all():
+        steps = evidence.step(rows[0]), evidence.step(rows[-1])
+        yield _finding(evidence, layer, float(np.median(values)), "warning", steps)
+
+
+def _finding(
+    evidence: Evidence,
+    layer: int,
+    decades: float,
+    severity: Severity,
+    passed: tuple[int, int] | None = None,
+) -> Finding:
+    lost, steps = decades < 0, passed or evidence.whole
+    since = "" if passed is None else f", no longer so much after step {steps[1]}"
     what = "time step" if evidence.recurrent[layer] else "call"
     if np.isinf(decades):
         much = "nothing of it"
@@ -93,7 +110,7 @@ def _finding(evidence: Evidence, layer: int, decades: float, severity: Severity)
         "vanishing-through-time" if lost else "exploding-through-time",
         severity,
         f"The gradient {'vanishes' if lost else 'explodes'} on its way back through time in layer"
-        f" {evidence.labels[layer]}: the first {what} gets {much} than the last one.",
+        f" {evidence.labels[layer]}: the first {what} gets {much} than the last one{since}.",
         (evidence.names[layer],),
         steps,
         {"time_decades": decades},
