@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import gradscope
 from small_trainings import Last, net, sgd, the, train
 
 
@@ -67,6 +68,30 @@ def test_a_nan_in_the_batch_is_its_fault_and_no_layer_s(at, log, tmp_path):
     finding = the(diagnosis, "exploding")
     assert finding.layers == ("0",) and "so was what it got, the batch" in finding.sentence
     assert "isfinite" in finding.remedies[0]
+
+
+class Logarithm(nn.Module):
+    """Of numbers that are 0 at step 12; a module of one's own, without parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return ((1 + x.abs()) * (self.calls != 13)).log()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_module_of_one_s_own_between_two_layers_is_named(place, tmp_path):
+    model = net(16, 32, 32, 4).insert(place, Logarithm()).insert(place, nn.Flatten())
+    run = tmp_path / "run"
+    diagnosis = train(run, model, sgd(model), before=lambda _, x: x.abs())
+    layer = str(place + 2)
+    assert gradscope.load(run).facts["between"] == {layer: [str(place + 1)]}
+    finding = the(diagnosis, "exploding")
+    assert finding.layers == (layer,) and f"({place + 1} runs there)" in finding.sentence
+    assert any("logarithm" in remedy for remedy in finding.remedies)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from gradscope.autograd.attention import find_attention
 from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.joins import Join, find_joins
 from gradscope.capture.faults import Faults, guarded
+from gradscope.capture.forwards.between import own_between
 from gradscope.capture.forwards.edges import EdgeFinder
 from gradscope.capture.forwards.forward import Forward
 from gradscope.capture.forwards.plan import Plan, make_plan, position
@@ -28,6 +29,7 @@ _EDGES = "the flow of data from layer to layer"
 _FUNCTIONS = "activations called as functions"
 ATTENTION = "the logits of attention"
 _DROPOUTS = "dropout called as a function"
+_BETWEEN = "the modules between layers"
 _STATES = "the states of recurrent cells"
 _SPREAD = "which part of an output a process holds"
 
@@ -85,6 +87,7 @@ class Structures:
         self._add_attention(plan, graph, forward)
         self._add_dropouts(graph, forward)
         self._add_states(forward)
+        self._add_between(forward)
         self._add_edges(graph, forward)
         self._add_spread(graph, forward, dict(zip(numbers, joins, strict=True)))
         return plan
@@ -146,11 +149,16 @@ class Structures:
 
     @guarded(_DROPOUTS)
     def _add_dropouts(self, graph: Graph, forward: Forward) -> None:
-        self._catalogue.add_dropouts(find_dropouts(graph, forward.calls))
+        self._catalogue.add_to_fact("dropout", find_dropouts(graph, forward.calls))
 
     @guarded(_STATES)
     def _add_states(self, forward: Forward) -> None:
-        self._catalogue.add_cut_states(forward.states.cut())
+        self._catalogue.add_to_fact("cut_states", forward.states.cut())
+
+    @guarded(_BETWEEN)
+    def _add_between(self, forward: Forward) -> None:
+        returned = [(info, record[-1]) for info, record in forward.returned()]
+        self._catalogue.add_to_fact("between", own_between(returned))
 
     @guarded(ATTENTION)
     def _add_attention(self, plan: Plan, graph: Graph, forward: Forward) -> None:

@@ -202,15 +202,10 @@ class Catalogue:
             self.facts[name] = value
             self.changes += 1
 
-    def add_dropouts(self, shares: Mapping[str, float]) -> None:
-        """Keep which share dropouts leave out, by names of modules; the newest word counts."""
-        if shares:
-            self.set_fact("dropout", self.facts.get("dropout", {}) | shares)
-
-    def add_cut_states(self, calls: Mapping[str, int]) -> None:
-        """Keep which recurrent cells are handed their state without its graph, and how often."""
-        if calls:
-            self.set_fact("cut_states", self.facts.get("cut_states", {}) | calls)
+    def add_to_fact(self, name: str, of: Mapping[str, object]) -> None:
+        """Add to what is said of modules, by their names; the newest word counts."""
+        if of:
+            self.set_fact(name, self.facts.get(name, {}) | of)
 
     def edge_rows(self) -> list[dict[str, int]]:
         """Return the edges between the layers that have a number by now."""

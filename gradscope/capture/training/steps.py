@@ -300,7 +300,7 @@ class Steps:
         met = self._modules.met
         if met != self._numbered:
             replaced = self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
-            self._catalogue.add_dropouts(self._modules.dropout())
+            self._catalogue.add_to_fact("dropout", self._modules.dropout())
             self._numbered = met
             if replaced:
                 self.faults.tell(

@@ -15,7 +15,7 @@ from gradscope.diagnosis.findings import Finding, Place
 from gradscope.diagnosis.rules import remedies
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import FAST, is_fast
-from gradscope.wording import amount, capitalised, number
+from gradscope.wording import amount, capitalised, listed, number
 
 BEFORE = 5
 """Recorded steps before the break that are looked at."""
@@ -116,14 +116,14 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
             return found(
                 f"the forward pass is {kind} from its first layer, {labels[layer]}, on, whose"
                 " weights are finite: so was what it got, the batch or what the model makes of it"
-                " before",
+                f" before{_between(evidence, layer)}",
                 "input", layer, "activation_norm", "forward",
             )  # fmt: skip
         largest = at["activation_norm"][before[-1]]
         return found(
             f"the forward pass became {kind} at layer {labels[layer]}, whose weights are finite,"
-            f" or in what is computed before it: the layer before, {labels[before[-1]]}, still gave"
-            f" finite numbers (norm {number(largest)})",
+            f" or in what is computed before it{_between(evidence, layer)}: the layer before,"
+            f" {labels[before[-1]]}, still gave finite numbers (norm {number(largest)})",
             "forward", layer, "activation_norm", "forward",
         )  # fmt: skip
     lossless = _loss_at(evidence, row)
@@ -155,6 +155,7 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
             f"within layer {labels[after[0]]}"
             if inside and usually["input_signal_norm"][after[0]]
             else f"between layer {labels[after[0]]} and layer {labels[layer]}"
+            f"{_between(evidence, after[0])}"
         )
         return found(
             f"the backward pass became {kind} {where}; the forward pass is finite",
@@ -168,6 +169,12 @@ def _first_broken(evidence: Evidence, row: int) -> _Broken:
         " while what reached the layers' outputs is finite",
         "gradient", layer_or_none, "grad_norm", "backward",
     )  # fmt: skip
+
+
+def _between(evidence: Evidence, layer: int) -> str:
+    """Return the modules of one's own that run before a layer, in brackets."""
+    names = evidence.run.facts.get("between", {}).get(evidence.names[layer], ())
+    return f" ({listed(names)} run{'s' * (len(names) == 1)} there)" if names else ""
 
 
 def _grew(evidence: Evidence, row: int, layer: int) -> bool:
