@@ -162,9 +162,9 @@ def diagnosis_of(evidence: Evidence) -> Diagnosis:
     """Return what `diagnose` says of the run under diagnosis, for who asks `evidence` more."""
     run = evidence.run
     found = _agreeing(list(itertools.chain.from_iterable(rule(evidence) for rule in RULES)))
-    left = [finding for finding in found if _is_left_of_a_step(finding, found)]
-    causes = [tried_first(finding, run) for finding in found if finding not in left]
-    found = causes + [_as_a_consequence(finding) for finding in left]
+    causes, left = _causes_first(found)
+    causes = [tried_first(finding, run) for finding in causes]
+    found = causes + left
     found.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), _gravity(finding)))
     unknown = _unknown(evidence)
     verdict = _headline([f for f in causes if f.severity != "information"], unknown)
@@ -207,22 +207,32 @@ def _agreeing(found: list[Finding]) -> list[Finding]:
     ]
 
 
-def _is_left_of_a_step(finding: Finding, found: Sequence[Finding]) -> bool:
-    """Whether a finding is what a step has left of the net that changed a layer by all its size."""
-    of_flow = finding.verdict in _WHAT_IS_LEFT or "decades" in finding.evidence
-    return of_flow and any(
-        cause.verdict == "unstable"
-        and cause.severity == "critical"
-        and cause.evidence.get("update_ratio", 0) > loss.OVERWRITTEN
-        and finding.steps[0] > cause.steps[0]
-        for cause in found
-    )
+def _causes_first(found: list[Finding]) -> tuple[list[Finding], list[Finding]]:
+    """Part findings from what a step has left of the net that changed a layer by all its size.
 
-
-def _as_a_consequence(finding: Finding) -> Finding:
-    """Return a finding as no cause of its own, which has no remedy of its own either."""
-    severity = "warning" if finding.severity == "critical" else finding.severity
-    return replace(finding, severity=severity, remedies=())
+    Nets with BatchNorm come back from such a step. One that has not is where it has left them; that
+    is no cause by itself, and has no remedy of its own.
+    """
+    steps = [
+        finding
+        for finding in found
+        if finding.verdict == "unstable"
+        and finding.evidence.get("update_ratio", 0) > loss.OVERWRITTEN
+        and finding.evidence["last_loss"] > finding.evidence["first_loss"]
+    ]
+    left = [
+        finding
+        for finding in found
+        if finding.severity != "information"
+        and (finding.verdict in _WHAT_IS_LEFT or "decades" in finding.evidence)
+        and any(finding.steps[0] > step.steps[0] for step in steps)
+    ]
+    causes = [
+        replace(finding, severity="critical") if left and finding in steps else finding
+        for finding in found
+        if finding not in left
+    ]
+    return causes, [replace(finding, severity="warning", remedies=()) for finding in left]
 
 
 def _are_among(layers: Sequence[str], starved: set[str]) -> bool:

@@ -37,6 +37,12 @@ _LOOK = (
     " over one class"
 )
 
+_HEAD = re.compile(
+    r"head|aux|exit|pool|classif|logit|proj|pred|out|critic|value|reward|decod|expert|router|adapter"
+    r"|lora|task|branch|embed|norm|(^|[._])(fc|lm|cls|heads?)\d*([._]|$)"
+)
+"""Names of parts that a net may have for other losses than the one that is trained."""
+
 _COPY = re.compile(
     r"target|teacher|momentum|(^|[._])(ema|shadow|average|reference|ref|old)([._]|$)"
 )
@@ -307,6 +313,7 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
     if rest.any():
         share = _share(evidence, rest)
         alone = _are_alone(evidence, rest)
+        dropped = (share > MUCH and ran[rest].any()) or _dropped_on_the_way(evidence, rest & ran)
         words = (
             "it did not run, or under no_grad()"
             if not ran[rest].any()
@@ -317,11 +324,7 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
             words += "; an optimizer of their own steps, and has nothing to step with"
         yield Finding(
             "disconnected",
-            "critical"
-            if alone
-            else "warning"
-            if share > MUCH and ran[rest].any()
-            else "information",
+            "critical" if alone else "warning" if dropped else "information",
             f"{capitalised(evidence.named(rest))}{much} never had a gradient: {words}.",
             names_of(evidence, rest),
             steps,
@@ -333,6 +336,15 @@ def _without_path(evidence: Evidence) -> Iterator[Finding]:
             ),
             Place(steps[0], int(np.flatnonzero(rest)[0]), "signal_norm", "backward"),
         )
+
+
+def _dropped_on_the_way(evidence: Evidence, layers: Mask) -> bool:
+    """Whether several weight layers amid others were computed for nothing, and are no head."""
+    weights = np.flatnonzero(layers & evidence.weights)
+    learns = np.flatnonzero(evidence.weights & evidence.run.was_read("grad_norm"))
+    if len(weights) < 2 or not learns[0] < weights[0] <= weights[-1] < learns[-1]:
+        return False
+    return not any(_HEAD.search(evidence.names[i].lower()) for i in weights)
 
 
 def _are_alone(evidence: Evidence, layers: Mask) -> bool:

@@ -103,7 +103,6 @@ def _rise(evidence: Evidence) -> Finding | None:
     rising = peak >= 0.75 * len(raw)
     most = float(speed[row, layer])
     stays = end > ROSE * first and (rising or end > STAYS * worst)
-    stays |= end > first and most > OVERWRITTEN
     stays &= len(evidence.rows) >= EARLIER or len(evidence.steps) > len(evidence.rows)
     severity: Severity = "critical" if stays else "information"
     words = f"rose from {number(first, 3)} to {number(worst, 3)} at step {steps[peak]}"
