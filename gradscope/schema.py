@@ -196,6 +196,8 @@ FACTS = {
     " seven steps in a row: no `zero_grad` came between; told of gradients on the CPU",
     "outside": "shapes of parameters that the model computes with, which neither it lists nor any"
     " optimizer holds",
+    "outside_in": "names of the lists, tuples and dicts, attributes of modules, that hold such"
+    " parameters or layers with them",
     "steps_without_gradient": "steps of the model's optimizers to which no gradient had come; none"
     " of them is recorded",
     "weight_decay": "largest `weight_decay` among the groups of the model's optimizers",

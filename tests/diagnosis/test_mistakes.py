@@ -35,7 +35,30 @@ def test_layers_in_a_python_list_are_told(tmp_path):
     finding = the(train(tmp_path / "run", model, sgd(model)), "not-updated")
     assert finding.severity == "critical" and "16 x 16" in finding.sentence
     assert finding.evidence == {"parameters": 4, "elements": 2 * (16 * 16 + 16)}
+    assert "in the Python containers middle " in finding.sentence
     assert "ModuleList" in finding.remedies[0]
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple of dicts", "parameters", "hidden"])
+def test_where_they_are_kept_is_named(kind, tmp_path):
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.Linear(16, 16)
+            self._kept = {
+                "dict": {"a": layer},
+                "tuple of dicts": ({}, {"a": layer}),
+                "parameters": [layer.weight],
+                "hidden": lambda: layer,
+            }[kind]
+            self.layer, self.last = lambda x: F.linear(x, layer.weight), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.layer(x).relu())
+
+    model, run = nn.Sequential(Keeps()), tmp_path / "run"
+    train(run, model, sgd(model))
+    assert gradscope.load(run).facts["outside_in"] == ([] if kind == "hidden" else ["0._kept"])
 
 
 @pytest.mark.parametrize("kind", ["module list", "own optimizer", "frozen"])

@@ -81,19 +81,20 @@ class Gradients:
     ) -> None:
         """Put hooks on the nodes of `graph`, and on those of the outputs of `replays`."""
         plan, nodes = self._plan, graph.nodes
-        guard, read_values = self._guard, self._read_values
+        guard, read_values = self._guard, self._read_values  # one object each, not one a tap
+        read_and_keep, keep = self._read_and_keep, self._keep
         self.leaves = [nodes[i] for i in plan.leaves]
         for tap in plan.nodes:
             node = nodes[tap.index]
             if tap.at_once:
-                node.register_hook(partial(self._read_and_keep, tap))
+                node.register_hook(partial(read_and_keep, tap))
                 continue
             if tap.values:
                 handle = node.register_prehook(partial(guard, read_values, tap.values))
                 if tap.outlives_graph:
                     self._handles.append(handle)
             if tap.edges or tap.alone:
-                node.register_hook(partial(self._keep, tap))
+                node.register_hook(partial(keep, tap))
         for call, position, keys in plan.direct:
             node, slot = calls[call].outputs[position]
             taps = [ValueTap(slot, keys, [])]

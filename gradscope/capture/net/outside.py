@@ -34,3 +34,33 @@ class Outside:
         alive = {key: p for key, held in self._met.items() if (p := held()) is not None}
         self._met = {key: self._met[key] for key in alive if key not in listed}
         return [alive[key] for key in self._met]
+
+
+def kept_in(modules: Iterable[tuple[str, nn.Module]], lost: set[int]) -> list[str]:
+    """Return the attributes that hold some of the `lost` parameters in a list, tuple or dict.
+
+    Parameters
+    ----------
+    modules : iterable of (name, Module)
+        That may have such attributes.
+    lost : set of int
+        Identities of parameters.
+    """
+    found = []
+    for name, module in modules:
+        for attribute, value in vars(module).items():
+            if isinstance(value, (list, tuple, dict)) and not lost.isdisjoint(_held(value)):
+                found.append(f"{name}.{attribute}" if name else attribute)
+    return found
+
+
+def _held(value: object, depth: int = 2) -> set[int]:
+    """Return the identities of the parameters in nested containers, and in modules there."""
+    if isinstance(value, nn.Module):
+        return {id(parameter) for parameter in value.parameters()}
+    if isinstance(value, nn.Parameter):
+        return {id(value)}
+    if not isinstance(value, (list, tuple, dict)) or depth == 0:
+        return set()
+    items = value.values() if isinstance(value, dict) else value
+    return set().union(*(_held(item, depth - 1) for item in items))

@@ -10,13 +10,16 @@ from collections import defaultdict
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.modules import Modules
+from gradscope.capture.net.outside import kept_in
 from gradscope.capture.training.parameters import Parameters
 
 
 class Audit:
     """Keeps `schema.TRAINING`, and facts of optimizers, up to date in the catalogue."""
 
-    def __init__(self, parameters: Parameters, catalogue: Catalogue) -> None:
+    def __init__(self, modules: Modules, parameters: Parameters, catalogue: Catalogue) -> None:
+        self._modules = modules
         self._parameters = parameters
         self._catalogue = catalogue
         self._state: tuple[object, ...] = ()
@@ -66,8 +69,10 @@ class Audit:
         if lost and not self._parameters.may_be_gathered:
             groups = [group for optimizer in all_optimizers() for group in optimizer.param_groups]
             held = {id(p) for group in groups for p in group["params"]}
-            shapes = [list(p.shape) for p in lost if id(p) not in held]
-            self._catalogue.set_fact("outside", shapes)
+            free = [p for p in lost if id(p) not in held]
+            self._catalogue.set_fact("outside", [list(p.shape) for p in free])
+            named = ((self._modules.info(number).name, module) for number, module in self._modules)
+            self._catalogue.set_fact("outside_in", kept_in(named, {id(p) for p in free}))
 
     def _training(self, told_by_hooks: bool) -> dict[int, str]:
         parameters = self._parameters

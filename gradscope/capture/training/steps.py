@@ -166,7 +166,7 @@ class Steps:
         self._parameters = parameters
         self._catalogue = catalogue
         self._emit = emit
-        self._audit = Audit(parameters, catalogue)
+        self._audit = Audit(modules, parameters, catalogue)
         self._numbered = (0, 0)
         self._trainer = -1  # the thread that trains
 
