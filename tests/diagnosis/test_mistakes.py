@@ -35,7 +35,7 @@ def test_layers_in_a_python_list_are_told(tmp_path):
     finding = the(train(tmp_path / "run", model, sgd(model)), "not-updated")
     assert finding.severity == "critical" and "16 x 16" in finding.sentence
     assert finding.evidence == {"parameters": 4, "elements": 2 * (16 * 16 + 16)}
-    assert "in the Python containers middle " in finding.sentence
+    assert "kept in a Python list or dict, middle, " in finding.sentence
     assert "ModuleList" in finding.remedies[0]
 
 

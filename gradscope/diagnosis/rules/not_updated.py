@@ -131,13 +131,13 @@ def _outside(evidence: Evidence) -> Iterator[Finding]:
     each = list(dict.fromkeys(" x ".join(map(str, shape)) or "1" for shape in shapes))
     elements = sum(math.prod(shape) for shape in shapes)
     names = evidence.run.facts.get("outside_in", [])
-    kept = f", those in the Python containers {listed(names)}" if names else ""
+    kept = f"are kept in a Python list or dict, {listed(names)}, " if names else ""
     yield Finding(
         "not-updated",
         "critical",
         f"The model computes with {len(shapes)} parameters, {amount(elements)} numbers, that"
-        f" model.parameters() does not list and no optimizer holds{kept} (of shapes"
-        f" {listed(each)}): they never learn, are not saved, and do not move to another device.",
+        f" model.parameters() does not list and no optimizer holds (of shapes {listed(each)}): they"
+        f" {kept}never learn, are not saved, and do not move to another device.",
         (),
         evidence.whole,
         {"parameters": float(len(shapes)), "elements": float(elements)},
