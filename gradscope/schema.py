@@ -185,6 +185,8 @@ the work. Losses of other making, and in compiled code, are not seen."""
 FACTS = {
     "backwards_without_step": "backward passes that had reached the model by the end of the run, or"
     " when that was last counted, where no step was seen; 0 if there were many before the first",
+    "batchnorm_values": "over how many values a channel each BatchNorm took mean and variance at a"
+    " call, at most, by its name; not known of one over several processes",
     "between": "names of modules of one's own without parameters that ran before a layer, since the"
     " layer before it, by the layer's name",
     "cut_states": "calls within one forward of each recurrent cell, by its name, that was handed"

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import gradscope
 from small_trainings import net, sgd, the, train
 
 
@@ -144,6 +145,21 @@ LOSSES_OF_TWO_SHAPES = {
         False,
     ),
 }
+
+
+def test_micro_batches_do_not_add_up_to_a_batch_for_batchnorm(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = sgd(model, 0.01)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(8):
+            optimizer.zero_grad()
+            for x in torch.randn(32, 16).split(2):
+                (F.cross_entropy(model(x), x[:, :4].argmax(1)) / 16).backward()
+            optimizer.step()
+    finding = the(gradscope.diagnose(scope.run), "tiny-batch")
+    assert finding.layers == ("1",) and "over 2 values a channel" in finding.sentence
+    assert "accumulating" in finding.remedies[0]
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from math import prod
+
+from torch.nn.modules.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 
 from gradscope.autograd.attention import find_attention
 from gradscope.autograd.graph import Call, Graph
 from gradscope.autograd.joins import Join, find_joins
+from gradscope.autograd.torch_internals import shape
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.forwards.between import own_between
 from gradscope.capture.forwards.edges import EdgeFinder
@@ -17,6 +21,9 @@ from gradscope.capture.forwards.spread import find_spread
 from gradscope.capture.net.catalogue import Catalogue, ShortcutInfo, occurrences
 from gradscope.capture.reading.dropouts import find_dropouts
 from gradscope.capture.reading.functions import find_functions
+
+_BATCH_NORM = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+"""Those that look at one process's batch alone."""
 
 PLANS = 128
 """Structures that are remembered: a model of changing depth has some, not any number."""
@@ -29,6 +36,7 @@ _EDGES = "the flow of data from layer to layer"
 _FUNCTIONS = "activations called as functions"
 ATTENTION = "the logits of attention"
 _DROPOUTS = "dropout called as a function"
+_BATCH_NORMS = "the batches of BatchNorms"
 _BETWEEN = "the modules between layers"
 _STATES = "the states of recurrent cells"
 _SPREAD = "which part of an output a process holds"
@@ -88,6 +96,7 @@ class Structures:
         self._add_dropouts(graph, forward)
         self._add_states(forward)
         self._add_between(forward)
+        self._add_batch_norms(forward)
         self._add_edges(graph, forward)
         self._add_spread(graph, forward, dict(zip(numbers, joins, strict=True)))
         return plan
@@ -159,6 +168,18 @@ class Structures:
     def _add_between(self, forward: Forward) -> None:
         returned = [(info, record[-1]) for info, record in forward.returned()]
         self._catalogue.add_to_fact("between", own_between(returned))
+
+    @guarded(_BATCH_NORMS)
+    def _add_batch_norms(self, forward: Forward) -> None:
+        """Keep over how many values each takes mean and variance: micro-batches do not add up."""
+        known = self._catalogue.facts.get("batchnorm_values", {})
+        found = {
+            info.name: max(prod(size) // size[1], known.get(info.name, 0))
+            for info, (_, _, _, outputs, module) in forward.returned()
+            if isinstance(module, _BATCH_NORM) and module.training and outputs
+            for size in [shape(*outputs[0])]
+        }
+        self._catalogue.add_to_fact("batchnorm_values", found)
 
     @guarded(ATTENTION)
     def _add_attention(self, plan: Plan, graph: Graph, forward: Forward) -> None:

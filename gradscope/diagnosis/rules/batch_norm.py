@@ -32,13 +32,16 @@ ABOVE_EPS = 0.03
 def tiny_batch(evidence: Evidence) -> Iterator[Finding]:
     """Find BatchNorms that see fewer than four values a channel.
 
-    How many channels there are follows from the parameters, a weight and a bias for each.
+    How many channels there are follows from the parameters, a weight and a bias for each. What
+    micro-batches see apart is known from their calls.
     """
     batch = _batch_norms(evidence)
     if not batch.any() or not evidence.windows:
         return
     channels = evidence.layers["parameters"].to_numpy(dtype=np.float64) / 2
     each = over_reference(evidence.median("output_elements"), channels)
+    at_a_call = evidence.run.facts.get("batchnorm_values", {})
+    each = np.fmin(each, [at_a_call.get(name, np.inf) for name in evidence.names])
     few: Mask = (each.round() < FEWEST) & (each > 1.5) & batch
     if not few.any():
         return
