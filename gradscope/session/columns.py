@@ -244,15 +244,16 @@ def by_layout(rows: Sequence[HostRow]) -> list[HostRow]:
 
 
 def in_order(parts: Sequence[dict[str, Columns]]) -> dict[str, Columns]:
-    """Return tables of rows of several layouts as one of each, by step."""
-    if len(parts) == 1:
-        return parts[0]
-    tables = {table: joined([part[table] for part in parts]) for table in schema.TABLES}
-    orders = {table: np.argsort(rows["step"], kind="stable") for table, rows in tables.items()}
-    return {
-        table: {name: values[orders[table]] for name, values in rows.items()}
-        for table, rows in tables.items()
-    }
+    """Return tables of rows that `by_layout` has moved as one of each, by step."""
+    return {table: _by_step(joined([part[table] for part in parts])) for table in schema.TABLES}
+
+
+def _by_step(rows: Columns) -> Columns:
+    steps = rows["step"].astype(np.int64)
+    if (np.diff(steps) >= 0).all():
+        return rows
+    order = np.argsort(steps, kind="stable")
+    return {name: values[order] for name, values in rows.items()}
 
 
 def _nothing(
