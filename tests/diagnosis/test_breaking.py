@@ -241,3 +241,11 @@ def test_a_rate_that_overwrites_the_net_comes_before_what_it_leaves(tmp_path):
     left = [f for f in diagnosis.findings if f.verdict in kinds and f.severity != "information"]
     assert left and not any(f.remedies or f.severity == "critical" for f in left)
     assert diagnosis.end in kinds
+
+
+@pytest.mark.parametrize("lr", [1.0, 1e-3])
+def test_a_step_that_overwrote_the_net_is_critical_where_nothing_came_of_it(lr, tmp_path):
+    model = net(16, 64, 64, 4)
+    diagnosis = train(tmp_path / "run", model, torch.optim.Adam(model.parameters(), lr), steps=80)
+    found = [f for f in diagnosis.findings if f.verdict == "unstable"]
+    assert [f.severity for f in found] == (["critical"] if lr == 1.0 else [])

@@ -106,6 +106,24 @@ def test_so_are_such_as_the_output_has_come_as_near_to_as_it_can(tmp_path):
     assert "does not fall any more" in finding.sentence and finding.layers == ("act",)
 
 
+@pytest.mark.parametrize(("far", "found"), [(2.0, True), (0.2, False)])
+def test_an_output_that_has_come_to_the_end_of_its_range_asks_for_more(far, found, tmp_path):
+    model = nn.Sequential(*net(16, 32, 1), nn.Sigmoid())
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        torch.optim.Adam(model.parameters(), 3e-2),
+        steps=100,
+        loss_of=F.mse_loss,
+        targets=lambda x: far * (1.5 + 0.2 * x[:, :1]),
+    )
+    assert ("output" in diagnosis.verdicts) is found
+    if found:
+        finding = the(diagnosis, "output")
+        assert "end of what sigmoid can give" in finding.sentence
+        assert "remove the last activation" in finding.remedies[0]
+
+
 def test_experts_that_are_never_asked_are_told(tmp_path):
     class Experts(nn.Module):
         def __init__(self) -> None:

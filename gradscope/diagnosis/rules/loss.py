@@ -10,7 +10,7 @@ from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence, column_medians
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules import remedies
-from gradscope.diagnosis.rules.update_speed import gets_nowhere
+from gradscope.diagnosis.rules.update_speed import LONG, gets_nowhere
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import FAST, started
 from gradscope.wording import amount, number
@@ -27,6 +27,9 @@ PEAK = 3.0
 
 OVERWRITTEN = 1.0
 """Change of a weight layer over its size by one step that leaves little of what it was."""
+
+NOT_BETTER = 0.9
+"""Loss at the end over the first from which on nothing came of what a step overwrote."""
 
 JUMP = 5.0
 """Factor over the median of the steps before that is a jump of the loss; of the gradient, twice."""
@@ -103,6 +106,8 @@ def _rise(evidence: Evidence) -> Finding | None:
     rising = peak >= 0.75 * len(raw)
     most = float(speed[row, layer])
     stays = end > ROSE * first and (rising or end > STAYS * worst)
+    nowhere = len(raw) >= LONG and end > NOT_BETTER * first and not _falls(raw[len(raw) // 2 :])
+    stays |= nowhere and most > OVERWRITTEN
     stays &= len(evidence.rows) >= EARLIER or len(evidence.steps) > len(evidence.rows)
     severity: Severity = "critical" if stays else "information"
     words = f"rose from {number(first, 3)} to {number(worst, 3)} at step {steps[peak]}"
@@ -118,6 +123,11 @@ def _rise(evidence: Evidence) -> Finding | None:
         (remedies.lower_rate(evidence), remedies.clip(evidence, int(steps[peak]))),
         Place(int(numbers[rows[row]]), layer, "update_ratio", "update"),
     )
+
+
+def _falls(values: Floats) -> bool:
+    first, last = (float(np.median(some)) for some in np.array_split(values, 4)[::3])
+    return last < NOT_BETTER * first
 
 
 def _climb(evidence: Evidence) -> Finding | None:

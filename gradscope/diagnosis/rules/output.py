@@ -27,6 +27,12 @@ targets are away, so at most 1 where they can be reached."""
 FROM_START = 0.75
 """Saturated share of an output at the first step that is no success of the training."""
 
+ALL = 0.95
+"""Saturated share of an output that lies at the end of its range."""
+
+BY_DISTANCE = {"mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"}
+"""Losses that ask an output for a number, not for a chance."""
+
 FELL = 0.1
 """Share by which the loss has to fall for an output to be on its way."""
 
@@ -156,6 +162,19 @@ def _out_of_reach(
 ) -> Iterator[Finding]:
     if kind not in WIDTHS or len(over_loss) < FEWEST or _still_falls(evidence):
         return
+    if _is_at_its_end(evidence, layer):
+        yield Finding(
+            "output",
+            "critical",
+            f"The output of layer {evidence.labels[layer]} cannot reach its targets: all of it has"
+            f" come to the end of what {kind} can give, and the loss does not fall any more.",
+            (evidence.names[layer],),
+            (place.step, evidence.step(evidence.rows[-1])),
+            {"saturated_fraction": float(evidence.median("saturated_fraction")[-1, layer])},
+            _range_remedies(kind),
+            place,
+        )
+        return
     away = 1 / np.maximum(over_loss, 1e-30) / WIDTHS[kind]
     if not (away > OUT_OF_REACH).all() or not _is_only_head(evidence, layer):
         return
@@ -168,11 +187,28 @@ def _out_of_reach(
         (evidence.names[layer],),
         (place.step, evidence.step(evidence.rows[-1])),
         {"widths_away": float(np.median(away))},
-        (
-            f"remove the last activation, {kind}: a linear output has no range",
-            f"or bring the targets into the range of {kind}: normalise them",
-        ),
+        _range_remedies(kind),
         place,
+    )
+
+
+def _is_at_its_end(evidence: Evidence, layer: int) -> bool:
+    """Whether an output was free at first, and lies at one end of its range for all samples now.
+
+    A loss of squares or absolutes that is left then, and no logarithm, asks for more.
+    """
+    if not set(evidence.run.heads["loss"]) <= BY_DISTANCE or evidence.run.heads.empty:
+        return False
+    at_first = evidence.at("saturated_fraction", evidence.rows[:1])[0, layer]
+    at_end = evidence.median("saturated_fraction")[-1, layer]
+    spread, mean = (evidence.median(c)[-1, layer] for c in ("activation_std", "activation_mean"))
+    return bool(at_first < FROM_START and at_end > ALL and spread < abs(mean) / 10)
+
+
+def _range_remedies(kind: str) -> tuple[str, str]:
+    return (
+        f"remove the last activation, {kind}: a linear output has no range",
+        f"or bring the targets into the range of {kind}: normalise them",
     )
 
 

@@ -35,7 +35,9 @@ def lost_in_rounding(evidence: Evidence) -> Iterator[Finding]:
     if not few.any():
         return
     sizes = evidence.layers["parameters"].to_numpy(dtype=np.float64)
-    most = sizes[few].sum() > sizes.sum() / 2
+    known = ~np.isnan(share)
+    of_all = float(np.average(share[known], weights=sizes[known]))
+    most = sizes[few].sum() > sizes.sum() / 2 or of_all < FEW
     left = float(np.average(share[few], weights=sizes[few]))
     yield Finding(
         "update-speed",

@@ -89,7 +89,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
         return
     rises, idle = _warms_up(evidence), gets_nowhere(evidence)
     clipped = _left_by_clipping(evidence) < OVERCLIPPED and not is_adaptive(evidence)
-    slow = most < SLOW or (most < SLUGGISH and stands_still(evidence))
+    slow = most < SLOW or (most < SLUGGISH and (stands_still(evidence) or idle))
     slow |= most < USUAL and idle and (rises or clipped)
     if slow and not _is_meant(evidence) and (idle or not rises):
         layer = int(weights[known][speed[known].argmax()])
