@@ -352,3 +352,30 @@ def test_an_activation_that_is_given_zeros_is_not_dead(tmp_path):
     model = Padded()
     diagnosis = train(tmp_path / "run", model, sgd(model))
     assert "dead" not in [finding.verdict for finding in diagnosis.findings]
+
+
+@pytest.mark.parametrize(("low", "found"), [(0.0, False), (-0.3, True)])
+def test_a_clip_at_0_is_a_rectifier_of_which_half_is_off(low, found, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential()
+    for width in (16, 32):
+        clip = nn.Hardtanh(low, 20.0 if low == 0 else -low)
+        model.extend([nn.Linear(width, 32), nn.BatchNorm1d(32), clip])
+    model.append(nn.Linear(32, 4))
+    diagnosis = train(tmp_path / "run", model, sgd(model, 1e-3))
+    assert ("saturated" in diagnosis.verdicts) is found
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_a_loss_that_falls_below_0_is_no_distance_that_has_risen(below, tmp_path):
+    """As a policy's, which is as large as the advantages are."""
+    torch.manual_seed(0)
+    model = net(16, 32, 4)
+    optimizer = sgd(model, 0.5)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for step in range(40):
+            optimizer.zero_grad()
+            model(torch.randn(32, 16)).square().mean().backward()
+            optimizer.step()
+            scope.log(loss=-0.1 if below and step == 5 else 0.1 + step / 20)
+    assert ("unstable" in gradscope.diagnose(scope.run).verdicts) is not below

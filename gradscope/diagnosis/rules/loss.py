@@ -90,7 +90,7 @@ def _rise(evidence: Evidence) -> Finding | None:
     first, end = float(raw[0]), float(np.median(raw[-max(len(raw) // 5, 1) :]))
     peak = int(raw.argmax())
     worst = float(raw[peak])
-    if not (first > 0 and worst > PEAK * first):
+    if not (raw.min() > 0 and worst > PEAK * first):  # below 0 it is no distance from a goal
         return None
     numbers = evidence.steps["step"].to_numpy()
     rows = evidence.rows[numbers[evidence.rows] < steps[peak]][:64]

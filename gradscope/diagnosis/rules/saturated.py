@@ -39,6 +39,7 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
     yield from _without_slope(evidence)
     share = evidence.median("saturated_fraction")
     flat = (share > SATURATED) & _levels_off(evidence) & ~evidence.outputs
+    flat &= ~(_are_hardtanh(evidence) & (evidence.median("zero_fraction") > SATURATED))
     flat &= ~without_slope(evidence)
     if not flat.any():
         return
@@ -63,6 +64,12 @@ def saturated(evidence: Evidence) -> Iterator[Finding]:
         tuple(_remedies(evidence, flat)),
         first_place(evidence, flat, "saturated_fraction", "forward"),
     )
+
+
+def _are_hardtanh(evidence: Evidence) -> Mask:
+    """Return which activations are clips, which from 0 on are rectifiers: half of them is off."""
+    kinds = [canonical(kind) for kind in evidence.activations]
+    return np.array([kind == "hardtanh" for kind in kinds], dtype=bool)
 
 
 def _logs_several(evidence: Evidence) -> bool:

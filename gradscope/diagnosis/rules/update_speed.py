@@ -73,7 +73,7 @@ def update_speed(evidence: Evidence) -> Iterator[Finding]:
     middle, most = float(np.median(speed[known])), float(speed[known].max())
     weights = np.flatnonzero(evidence.weights)
     steps = evidence.whole
-    if middle > FAST and not falls(evidence):
+    if middle > FAST and not (falls(evidence) or _fell_at_once(evidence)):
         layer = int(weights[known][speed[known].argmax()])
         yield Finding(
             "update-speed",
@@ -170,6 +170,15 @@ def falls(evidence: Evidence) -> bool:
     third = len(loss.raw) // 3
     first, last = np.nanmedian(loss.raw[:third]), np.nanmedian(loss.raw[-third:])
     return bool(last < FELL * first and last < np.nanmedian(loss.raw[:3]))
+
+
+def _fell_at_once(evidence: Evidence) -> bool:
+    """Whether the logged loss is well below its first, as where a rate is large and right."""
+    loss = evidence.loss
+    if loss is None:
+        return False
+    last = np.nanmedian(loss.raw[-(len(loss.raw) // 3) :])
+    return bool(0 < last < FELL * loss.raw[0])
 
 
 def stands_still(evidence: Evidence) -> bool:
