@@ -94,7 +94,8 @@ GRAVEST_FIRST = (
 )
 """Verdicts that a run can have as a whole, beside `healthy`."""
 
-_WHAT_IS_LEFT = frozenset({"collapsed", "dead", "disconnected", "saturated", "vanishing"})
+_WHAT_IS_LEFT = frozenset({"collapsed", "dead", "disconnected", "saturated"})
+"""Verdicts, beside those of flow, on what a step far too large leaves of a net."""
 
 _SEVERITIES = ("critical", "warning", "information")
 

@@ -93,6 +93,26 @@ CASES = {
         lambda out, y: F.mse_loss(out, 5 * one_hot(y)),
         ("mse_loss", "tanh"),
     ),
+    "two outputs": (
+        None,
+        lambda out, y: 3 * F.mse_loss(out[:3], out[3:]),
+        ("mse_loss", "outputs"),
+    ),
+    "two outputs, of which one is held": (
+        None,
+        lambda out, y: F.mse_loss(out[:3], out[3:].detach()),
+        ("mse_loss", ""),
+    ),
+    "two outputs, and what may hold them apart": (
+        None,
+        lambda out, y: F.mse_loss(out[:3], out[3:]) + F.relu(1 - out.std(0)).mean(),
+        ("mse_loss", ""),
+    ),
+    "directions of two outputs": (
+        None,
+        lambda out, y: 1 - F.cosine_similarity(out[:3], out[3:]).mean(),
+        ("cosine_similarity", "outputs"),
+    ),
 }
 
 

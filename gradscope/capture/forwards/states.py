@@ -15,7 +15,7 @@ from gradscope.capture.net.recurrence import FEWEST
 class _Handed(NamedTuple):
     """Where the state lies that a call was given, whether it had a graph, and where the new one.
 
-    It lies at 0 where none was given.
+    It lies at 0 where none was given, or nothing is computed.
     """
 
     given: int
@@ -46,7 +46,7 @@ class States:
             for name, calls in self._calls.items()
             if len(calls) >= FEWEST
             and all(
-                later.given == earlier.returned and not later.has_graph
+                later.given == earlier.returned != 0 and not later.has_graph
                 for earlier, later in pairwise(calls)
             )
         }

@@ -10,6 +10,7 @@ from gradscope.arithmetic import over_reference
 from gradscope.diagnosis.evidence import Evidence, column_medians
 from gradscope.diagnosis.findings import Finding, Place, Severity
 from gradscope.diagnosis.rules import remedies
+from gradscope.diagnosis.rules.output import falls_by_a_tenth
 from gradscope.diagnosis.rules.update_speed import LONG, gets_nowhere
 from gradscope.diagnosis.signal_path import Floats
 from gradscope.diagnosis.speed import FAST, started
@@ -106,7 +107,8 @@ def _rise(evidence: Evidence) -> Finding | None:
     rising = peak >= 0.75 * len(raw)
     most = float(speed[row, layer])
     stays = end > ROSE * first and (rising or end > STAYS * worst)
-    nowhere = len(raw) >= LONG and end > NOT_BETTER * first and not _falls(raw[len(raw) // 2 :])
+    still_falls = falls_by_a_tenth(raw[len(raw) // 2 :])
+    nowhere = len(raw) >= LONG and end > NOT_BETTER * first and not still_falls
     stays |= nowhere and most > OVERWRITTEN
     stays &= len(evidence.rows) >= EARLIER or len(evidence.steps) > len(evidence.rows)
     severity: Severity = "critical" if stays else "information"
@@ -123,11 +125,6 @@ def _rise(evidence: Evidence) -> Finding | None:
         (remedies.lower_rate(evidence), remedies.clip(evidence, int(steps[peak]))),
         Place(int(numbers[rows[row]]), layer, "update_ratio", "update"),
     )
-
-
-def _falls(values: Floats) -> bool:
-    first, last = (float(np.median(some)) for some in np.array_split(values, 4)[::3])
-    return last < NOT_BETTER * first
 
 
 def _climb(evidence: Evidence) -> Finding | None:

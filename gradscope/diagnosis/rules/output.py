@@ -282,7 +282,7 @@ def _gradient_over_loss(evidence: Evidence, layer: int, kind: str, rows: np.ndar
 def falls_at_all(evidence: Evidence) -> bool:
     """Whether the logged loss, if there is one, falls by a tenth."""
     loss = evidence.loss
-    return loss is None or _falls(loss.raw[np.isfinite(loss.raw)])
+    return loss is None or falls_by_a_tenth(loss.raw[np.isfinite(loss.raw)])
 
 
 def _still_falls(evidence: Evidence) -> bool:
@@ -291,10 +291,11 @@ def _still_falls(evidence: Evidence) -> bool:
     if loss is None:
         return True
     values = loss.raw[np.isfinite(loss.raw)]
-    return _falls(values[len(values) // 4 :])
+    return falls_by_a_tenth(values[len(values) // 4 :])
 
 
-def _falls(values: Floats) -> bool:
+def falls_by_a_tenth(values: Floats) -> bool:
+    """Whether the last quarter of a loss lies a tenth below the first."""
     some = max(len(values) // 4, 1)
     return bool(np.median(values[-some:]) < (1 - FELL) * np.median(values[:some]))
 
