@@ -236,7 +236,9 @@ def _emptied(evidence: Evidence) -> Iterator[Finding]:
     begun, ended = column_medians(size[:3]), column_medians(size[3:])
     left = over_reference(ended, begun)
     empty = before_weights(evidence) & evidence.weights & (np.nan_to_num(left, nan=1) < EMPTIED)
-    empty &= ended < np.nanmedian(ended[evidence.weights])  # what was far too large may come down
+    # not what was far too large, and is as large as others now
+    others = ended[evidence.weights & np.isfinite(ended)]
+    empty &= ended < np.median(others) if len(others) else False
     for block in residual_blocks(evidence.run):  # a branch that has nothing to add
         empty[block.first : block.after] = False
     if not empty.any():

@@ -69,8 +69,9 @@ def _stalls(evidence: Evidence, own: np.ndarray, turns: np.ndarray, few: int) ->
         evidence.at(column, turns[-few:])[:, own] for column in ("update_norm", "weight_norm")
     )
     speed = over_reference(moved, size)
+    speed = speed[np.isfinite(speed)]
     rate = evidence.steps["learning_rate"].to_numpy(dtype=np.float64)[turns]
-    return bool(np.nanmedian(speed) < SLUGGISH and rate[-1] > rate[0] / STALLS)
+    return bool(len(speed) and np.median(speed) < SLUGGISH and rate[-1] > rate[0] / STALLS)
 
 
 def _finding(

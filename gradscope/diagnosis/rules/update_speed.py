@@ -175,10 +175,10 @@ def falls(evidence: Evidence) -> bool:
 def _fell_at_once(evidence: Evidence) -> bool:
     """Whether the logged loss is well below its first, as where a rate is large and right."""
     loss = evidence.loss
-    if loss is None:
+    values = np.zeros(0) if loss is None else loss.raw[np.isfinite(loss.raw)]
+    if len(values) < WINDOW:
         return False
-    last = np.nanmedian(loss.raw[-(len(loss.raw) // 3) :])
-    return bool(0 < last < FELL * loss.raw[0])
+    return bool(0 < np.median(values[-(len(values) // 3) :]) < FELL * values[0])
 
 
 def stands_still(evidence: Evidence) -> bool:
