@@ -66,7 +66,7 @@ _BROADCAST = Head("difference", "broadcast")
 OUTPUTS = "outputs"
 """Of a loss that compares what the net gives with what it gives, gradient going into both."""
 
-_COSINE = "cosine_similarity"
+_ALIKE = Head("cosine_similarity", OUTPUTS)
 
 _ADDING = node_kinds("Add Cat Div Expand Mean Mul Neg Stack Sub Rsub Sum ToCopy") | _SAME
 """Nodes by which a loss is put together of its terms."""
@@ -100,9 +100,8 @@ def find_heads(roots: Iterable[Node]) -> list[Head]:
     if pairs:  # who compares outputs with each other means each with each
         found.pop(_BROADCAST, None)
     if others:  # terms that may hold outputs apart
-        of_outputs = [head for head in found if head.after == OUTPUTS]
-        found |= {Head(head.loss, ""): None for head in of_outputs if head.loss != _COSINE}
-        found = {head: None for head in found if head.after != OUTPUTS}
+        found.pop(_ALIKE, None)
+        found = {h._replace(after="") if h.after == OUTPUTS else h: None for h in found}
     return sorted(found)
 
 
@@ -160,7 +159,7 @@ def _head(node: Node) -> Head | None:
                 return Head("cross_entropy", _after(softmax))
         return Head("nll_loss", "" if given is None else AFTER.get(_kind(given), ""))
     if kind == "Mul" and [_is_unit(factor) for factor in _made(node)] == [True, True]:
-        return Head(_COSINE, OUTPUTS)
+        return _ALIKE
     if kind == "LogSoftmax":  # of a cross-entropy with probabilities, or smoothed labels
         return Head("cross_entropy", _after(node))
     return None

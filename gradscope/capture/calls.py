@@ -266,6 +266,7 @@ class Calls:
             self._supply(plan, graph, forward)
         if self._units.is_on:
             self._read_attention(plan, graph, forward)
+            self._structures.add_batch_norms(forward)
             self._units.read(forward.readings)
         forward.readings.read_waiting()
         if plan.trust.lost:

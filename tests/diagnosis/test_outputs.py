@@ -180,6 +180,20 @@ def test_micro_batches_do_not_add_up_to_a_batch_for_batchnorm(tmp_path):
     assert "accumulating" in finding.remedies[0]
 
 
+def test_a_small_batch_at_first_is_not_taken_for_all(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    diagnosis = train(
+        tmp_path / "run",
+        model,
+        sgd(model, 0.01),
+        before=lambda step, x: x[: 32 if step else 2],
+        loss_of=lambda out, y: F.cross_entropy(out, y[: len(out)]),
+    )
+    assert gradscope.load(tmp_path / "run").facts["batchnorm_values"] == {"1": 32}
+    assert "tiny-batch" not in diagnosis.verdicts
+
+
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize(
     ("loss_of", "found"), LOSSES_OF_TWO_SHAPES.values(), ids=LOSSES_OF_TWO_SHAPES

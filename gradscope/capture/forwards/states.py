@@ -15,7 +15,7 @@ from gradscope.capture.net.recurrence import FEWEST
 class _Handed(NamedTuple):
     """Where the state lies that a call was given, whether it had a graph, and where the new one.
 
-    It lies at 0 where none was given, or nothing is computed.
+    It lies at 0 where none was given, nothing is computed, or that is not known.
     """
 
     given: int
@@ -32,9 +32,9 @@ class States:
     def note(self, name: str, given: Sequence[Tensor], returned: Sequence[Tensor]) -> None:
         """Note that cell `name` made of the state `given` the one that it `returned`."""
         if returned:
-            given_at = given[0].data_ptr() if given else 0
             has_graph = bool(given) and given[0].requires_grad
-            self._calls[name].append(_Handed(given_at, has_graph, returned[0].data_ptr()))
+            handed = _Handed(_address(given), has_graph, _address(returned))
+            self._calls[name].append(handed)
 
     def cut(self) -> dict[str, int]:
         """Return the cells that got what they had returned, and never its graph, with their calls.
@@ -50,3 +50,8 @@ class States:
                 for earlier, later in pairwise(calls)
             )
         }
+
+
+def _address(tensors: Sequence[Tensor]) -> int:
+    """Return where the first of `tensors` lies; 0 for one of a kind that may not say."""
+    return tensors[0].data_ptr() if tensors and type(tensors[0]) is Tensor else 0

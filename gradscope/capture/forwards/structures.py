@@ -96,7 +96,6 @@ class Structures:
         self._add_dropouts(graph, forward)
         self._add_states(forward)
         self._add_between(forward)
-        self._add_batch_norms(forward)
         self._add_edges(graph, forward)
         self._add_spread(graph, forward, dict(zip(numbers, joins, strict=True)))
         return plan
@@ -170,8 +169,11 @@ class Structures:
         self._catalogue.add_to_fact("between", own_between(returned))
 
     @guarded(_BATCH_NORMS)
-    def _add_batch_norms(self, forward: Forward) -> None:
-        """Keep over how many values each takes mean and variance: micro-batches do not add up."""
+    def add_batch_norms(self, forward: Forward) -> None:
+        """Keep over how many values each takes mean and variance: micro-batches do not add up.
+
+        Sizes are no part of a structure, and are looked at now and then.
+        """
         known = self._catalogue.facts.get("batchnorm_values", {})
         found = {
             info.name: max(prod(size) // size[1], known.get(info.name, 0))

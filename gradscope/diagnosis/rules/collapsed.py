@@ -231,8 +231,7 @@ def _emptied(evidence: Evidence) -> Iterator[Finding]:
     if evidence.path is None or len(rows) < WINDOW:
         return
     few = np.concatenate([rows[:3], rows[-3:]])
-    norm, elements = (evidence.at(c, few) for c in ("activation_norm", "output_elements"))
-    size = over_reference(norm, np.sqrt(elements))
+    size = evidence.sizes(few)
     begun, ended = column_medians(size[:3]), column_medians(size[3:])
     left = over_reference(ended, begun)
     empty = before_weights(evidence) & evidence.weights & (np.nan_to_num(left, nan=1) < EMPTIED)
