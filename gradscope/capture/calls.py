@@ -255,7 +255,7 @@ class Calls:
         """Tap the graph that the outermost call has left, if it has left one."""
         self.saw_forward = True
         if self._backwards.is_outside():
-            self._steps.current.forwarded |= forward.read_modules()
+            self._steps.current.forwarded |= forward.with_graph
         graph = forward.graph()
         if graph is None:
             return

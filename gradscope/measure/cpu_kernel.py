@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gradscope.measure import cpu_compiler, sums
-from gradscope.measure.entries import Form, Wanted, host_entries
+from gradscope.measure.entries import Form, Wanted, host_entries, is_dense
 from gradscope.measure.sums import CENSUS, COPY, DIFFERENCE, FIELDS, PAIR, SQUARES, Tensors
 
 _SOURCE = Path(__file__).with_suffix(".c")
@@ -33,8 +31,6 @@ _SIGNATURES = {
     "sums": (_INT, [_INT, _LONG, *[_POINTER] * 4, _INT]),
     "read_rows": (_INT, [_LONG, _POINTER, _POINTER, _INT, _POINTER, _INT]),
 }
-SquareSums = NDArray[np.float64]
-"""A sum of squares for each tensor, shape (n,)."""
 
 
 class Kernel:
@@ -58,7 +54,7 @@ class Kernel:
             and type(x) in _PLAIN
             and x.is_cpu
             and x.layout is _STRIDED
-            and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+            and is_dense(x)
             and x.data_ptr() != 0  # a shard that was freed has elements and no memory
             and not x.is_neg()
         )
@@ -121,42 +117,54 @@ class Kernel:
         self.read(wanted, tensors, ctypes.addressof(row))
         return tuple(row)
 
-    def square_sums(self, tensors: Sequence[Tensor]) -> SquareSums:
-        """Return the sum of squares of each tensor."""
+    def square_sums(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Return the sum of squares of each tensor, shape (n,), None where it cannot be done."""
         return self._each(SQUARES, tensors, tensors)
 
-    def copies(self, tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> SquareSums:
+    def copies(self, tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tensor | None:
         """Copy `tensors` to `copies`, which lie alike; return the sum of squares of each."""
         return self._each(COPY, tensors, copies)
 
-    def differences(self, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> SquareSums:
-        """Return the sum of squares of each difference; `others` lie as `tensors` do."""
+    def differences(self, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor | None:
+        """Return the sum of squares of each difference, None where `others` lie otherwise."""
         return self._each(DIFFERENCE, tensors, others)
 
-    def takes_all(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether it takes each of `tensors`."""
-        return all(
+    def _each(self, kind: int, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor | None:
+        """Read all pairs of tensors, all on the CPU."""
+        if not all(
             [
                 x.dtype is _FLOAT32
                 and type(x) in _PLAIN
-                and x.is_cpu
                 and x.layout is _STRIDED
-                and x.is_contiguous()
                 and not x.is_neg()
-                and x.data_ptr() != 0
-                for x in tensors
+                for x in xs
             ]
-        ) or all(map(self.takes, tensors))
-
-    def _each(self, kind: int, tensors: Sequence[Tensor], others: Sequence[Tensor]) -> SquareSums:
-        count = len(tensors)
-        n = array("q", [x.numel() for x in tensors])
-        x = array("Q", [tensor.data_ptr() for tensor in tensors])
-        y = x if others is tensors else array("Q", [other.data_ptr() for other in others])
-        out = np.empty(count)
+        ) or not _lie_alike(xs, ys):
+            return None
+        n = array("q", [x.numel() for x in xs])
+        x = y = array("Q", [x.data_ptr() for x in xs])
+        if ys is not xs:
+            y = array("Q", [y.data_ptr() for y in ys])
+            if n != array("q", [y.numel() for y in ys]):
+                return None  # others have taken their place
+        if (0 in x or 0 in y) and any(0 in (a, b) for a, b, k in zip(x, y, n, strict=True) if k):
+            return None  # a shard that was freed has elements and no memory
+        out = torch.empty(len(n), dtype=torch.float64)
         told = [numbers.buffer_info()[0] for numbers in (n, x, y)]
-        _check(self._sums(kind, count, *told, out.ctypes.data, _threads(sum(n))))
+        _check(self._sums(kind, len(n), *told, out.data_ptr(), _threads(sum(n))))
         return out
+
+
+def _lie_alike(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> bool:
+    """Whether elements of each pair lie one behind the other, in the same order, as float32."""
+    if ys is xs:
+        return all([x.is_contiguous() for x in xs]) or all(map(is_dense, xs))
+    if not all([y.dtype is _FLOAT32 for y in ys]):
+        return False
+    if all([x.is_contiguous() for x in xs]) and all([y.is_contiguous() for y in ys]):
+        return True
+    pairs = zip(xs, ys, strict=True)
+    return all(map(is_dense, xs)) and all(x.stride() == y.stride() for x, y in pairs)
 
 
 def _in_order(tensors: Tensors) -> Tensors:

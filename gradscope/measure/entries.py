@@ -69,7 +69,7 @@ class Span(NamedTuple):
 
 def span(x: Tensor) -> Span | None:
     """Return how the elements of `x` lie in memory, None if there are gaps, or some overlap."""
-    if x.is_contiguous():
+    if is_dense(x):
         return Span(x.numel(), 1)
     factor, expected = 1, 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
@@ -97,6 +97,16 @@ def alike(tensors: Tensors) -> tuple[Tensors, Span]:
     return (x, x, x), Span(x.numel(), 1)
 
 
+class Group(NamedTuple):
+    """Entries from `start` to `stop` that one launch on a GPU can take."""
+
+    kind: int
+    dtype: torch.dtype
+    other: torch.dtype
+    start: int
+    stop: int
+
+
 class Form:
     """What the entries of some readings have in common from step to step.
 
@@ -107,8 +117,10 @@ class Form:
         Whether all are of x alone.
     address : int
         Of k entries as cpu_kernel.c has them.
-    groups : list of (kind, dtype, other dtype, places)
-        Readings that one launch on a GPU can take.
+    order : list of k int
+        The readings as `entries` has them: together those that one launch on a GPU can take.
+    groups : list of Group
+        These.
     """
 
     def __init__(self, wanted: Sequence[Wanted]) -> None:
@@ -117,16 +129,21 @@ class Form:
         self.single = all(one.kind not in (PAIR, COPY, DIFFERENCE, JOIN) for one in wanted)
         self._on_host = host_entries(wanted)
         self.address = ctypes.addressof(self._on_host)
-        self._entries = np.zeros((count, COLUMNS), np.int64)
-        self._entries[:, ELEMENTS] = [one.elements for one in wanted]
-        self._entries[:, FACTOR] = 1
-        self._entries[:, CENTER] = [bits(one.center) for one in wanted]
-        self._entries[:, RADIUS] = [bits(one.radius) for one in wanted]
-        self._entries[:, ROW] = 8 * FIELDS * np.arange(count)
         together: dict[tuple[int, torch.dtype, torch.dtype], list[int]] = {}
         for i, one in enumerate(wanted):
             together.setdefault((one.kind, one.dtype, one.other), []).append(i)
-        self.groups = [(*key, np.array(places)) for key, places in together.items()]
+        self.order = [i for places in together.values() for i in places]
+        self.groups: list[Group] = []
+        for key, places in together.items():
+            start = self.groups[-1].stop if self.groups else 0
+            self.groups.append(Group(*key, start, start + len(places)))
+        self._entries = np.zeros((count, COLUMNS), np.int64)
+        in_order = [wanted[i] for i in self.order]
+        self._entries[:, ELEMENTS] = [one.elements for one in in_order]
+        self._entries[:, FACTOR] = 1
+        self._entries[:, CENTER] = [bits(one.center) for one in in_order]
+        self._entries[:, RADIUS] = [bits(one.radius) for one in in_order]
+        self._entries[:, ROW] = 8 * FIELDS * np.array(self.order)
 
     def entries(self, tensors: Sequence[Tensors], row: int) -> tuple[Sequence[Tensors], Integers]:
         """Return what to hold on to until it is read, and entries whose rows begin at `row`.
@@ -134,12 +151,12 @@ class Form:
         An address is 0 where the memory is gone.
         """
         entries = self._entries.copy()
+        tensors = [tensors[i] for i in self.order]
         if not all([x.is_contiguous() for x, _, _ in tensors]) or not all(
             [x is z or (y.is_contiguous() and z.is_contiguous()) for x, y, z in tensors]
         ):
-            tensors = list(tensors)
             for i, some in enumerate(tensors):
-                if some[0] is not some[2] or not _is_dense(some[0]):
+                if some[0] is not some[2] or not is_dense(some[0]):
                     tensors[i], entries[i, ELEMENTS : FACTOR + 1] = alike(some)
         if self.single:
             entries[:, X : Z + 1] = np.array([x.data_ptr() for x, _, _ in tensors])[:, None]
@@ -149,7 +166,8 @@ class Form:
         return tensors, entries
 
 
-def _is_dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
+    """Whether the elements of `x` lie one behind the other, its channels last or not."""
     return x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
 
 

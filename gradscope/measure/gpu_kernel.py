@@ -10,6 +10,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import pairwise
 from types import ModuleType
 
 import numpy as np
@@ -57,7 +58,8 @@ class Kernel:
     """Reads tensors of one device by compiled functions. What is not compiled yet is compiled."""
 
     moments = staticmethod(sums.moments_of)
-    small, most = 2**23, 2**25  # elements of a tensor that may wait, and of all that do
+    small, most = 2**21, 2**25  # elements of a tensor that may wait, and of all that do: a launch
+    # for several costs that of ten for one
 
     def __init__(self, device: torch.device, source: ModuleType) -> None:
         self._device = device
@@ -84,9 +86,11 @@ class Kernel:
         Returns False, having done nothing, where it cannot be done yet. All are of one shape.
         """
         tensors, where = alike(tensors)
-        x, y, _ = tensors
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        unit = _unit(x, y, addresses)
+        x, y, z = tensors
+        at = x.data_ptr()
+        addresses = (at, at, at) if x is z else (at, y.data_ptr(), z.data_ptr())
+        odd = (addresses[0] | addresses[1] | addresses[2]) % _UNIT
+        unit = min(x.element_size(), y.element_size()) if odd else _UNIT
         launch = self._compiler.get("one", wanted.kind, x.dtype, y.dtype, unit)
         if launch is None:
             return False
@@ -104,21 +108,33 @@ class Kernel:
         Returns the numbers of those that were not read: their memory is gone, or nothing that
         could read them is compiled yet.
         """
-        held, entries = form.entries(tensors, row)
-        gone = (entries[:, X : Z + 1] == 0).any(axis=1)
-        left: list[int] = np.flatnonzero(gone).tolist()
-        for kind, dtype, other, places in form.groups:
-            if left:
-                places = places[~gone[places]]
-            table = entries if len(places) == len(entries) else entries[places]
-            if len(table):
-                odd = (table[:, X : Z + 1] % _UNIT).any()
-                unit = min(dtype.itemsize, other.itemsize) if odd else _UNIT
-                launch = self._compiler.get("many", kind, dtype, other, unit)
-                if launch is None:
-                    left += places.tolist()
-                else:
-                    self._launch_many(launch, table, unit)
+        held, table = form.entries(tensors, row)
+        addresses = table[:, X : Z + 1]
+        if not addresses.all():
+            return [
+                i
+                for i, some in enumerate(tensors)
+                if not all([x.data_ptr() for x in some])
+                or not self.read(form.wanted[i], some, row + 8 * FIELDS * i)
+            ]
+        odd = bool((addresses % _UNIT).any())
+        launches = []
+        left: list[int] = []
+        for group in form.groups:
+            unit = _UNIT
+            if odd:
+                unit = min(group.dtype.itemsize, group.other.itemsize)
+            launch = self._compiler.get("many", group.kind, group.dtype, group.other, unit)
+            if launch is None:
+                left += form.order[group.start : group.stop]
+            else:
+                launches.append((launch, slice(group.start, group.stop)))
+                if odd:
+                    addresses[group.start : group.stop] //= unit
+        if not odd:
+            addresses //= _UNIT
+        if launches:
+            self._launch_many(launches, table)
         del held
         return left
 
@@ -140,13 +156,18 @@ class Kernel:
         """Read all pairs of tensors by one launch for each combination of dtypes."""
         if not all([type(x) in _PLAIN and x.layout is torch.strided for x in xs]):
             return None
+        if ys is not xs and [x.numel() for x in xs] != [y.numel() for y in ys]:
+            return None  # others have taken their place
         groups: dict[tuple[torch.dtype, torch.dtype], list[int]] = defaultdict(list)
         for i, x in enumerate(xs):
             groups[x.dtype, ys[i].dtype].append(i)
         if not all([x in DTYPES and y in DTYPES for x, y in groups]):
             return None
-        launches = [self._compiler.get("many", kind, *group, _UNIT) for group in groups]
-        if not all(launches):
+        launches = []
+        for group in groups:
+            if (launch := self._compiler.get("many", kind, *group, _UNIT)) is not None:
+                launches.append(launch)
+        if len(launches) < len(groups):
             return None
         addresses = np.array([x.data_ptr() for x in xs], np.int64)
         others = addresses if ys is xs else np.array([y.data_ptr() for y in ys], np.int64)
@@ -168,17 +189,21 @@ class Kernel:
             return None  # a shard that was freed has elements and no memory
         out = torch.zeros(len(xs), dtype=torch.float64, device=self._device)
         table[:, ROW] = out.data_ptr() + 8 * np.arange(len(xs))
-        for launch, numbers in zip(launches, groups.values(), strict=True):
-            assert launch is not None
-            whole = len(numbers) == len(xs)
-            self._launch_many(launch, table if whole else table[numbers], _UNIT)
+        table[:, X : Z + 1] //= _UNIT
+        if len(groups) > 1:
+            table = table[[i for numbers in groups.values() for i in numbers]]
+        stops = np.cumsum([len(numbers) for numbers in groups.values()]).tolist()
+        parts = [slice(*both) for both in pairwise([0, *stops])]
+        self._launch_many(list(zip(launches, parts, strict=True)), table)
         return out
 
-    def _launch_many(self, launch: Launch, table: Integers, unit: int) -> None:
-        """Read a table of entries, by as many programs as they have chunks."""
-        chunks = self._chunks_of(table[:, ELEMENTS])
-        table[:, X : Z + 1] //= unit
-        launch(len(chunks), (self._to_device(table).data_ptr(), chunks.data_ptr()))
+    def _launch_many(self, launches: Sequence[tuple[Launch, slice]], table: Integers) -> None:
+        """Read parts of a table of entries, each by as many programs as they have chunks."""
+        there = self._to_device(table)
+        for launch, part in launches:
+            chunks = self._chunks_of(table[part, ELEMENTS])
+            first = there.data_ptr() + 8 * COLUMNS * part.start
+            launch(len(chunks), (first, chunks.data_ptr()))
 
     def _chunks_of(self, sizes: Integers) -> Tensor:
         """Return the number of an entry, and which chunk of it, for all chunks of entries."""
@@ -232,11 +257,11 @@ class Kernel:
         rows = Rows(self._device, 1)
         wanted = Wanted(made_for.kind, made_for.x, made_for.y, 3, 0.0, 0.0)
         _, entries = Form([wanted]).entries([(x, y, y)], rows.address(rows.take()))
+        entries[:, X : Z + 1] //= made_for.unit
         if made_for.name == "one":
-            entries[:, X : Z + 1] //= made_for.unit
             launch(1, tuple(entries[0].tolist()))
         else:
-            self._launch_many(launch, entries, made_for.unit)
+            self._launch_many([(launch, slice(0, 1))], entries)
         expected = 3.0 if made_for.kind in (DIFFERENCE, JOIN) else 12.0
         if (found := _first(rows.values()[0])) != expected:
             raise ArithmeticError(f"{made_for.name}: read {found} for {expected}")
@@ -263,13 +288,6 @@ def _first(row: Tensor) -> float:
     arrived.record()
     arrived.synchronize()
     return float(host[0])
-
-
-def _unit(x: Tensor, y: Tensor, addresses: Iterable[int]) -> int:
-    """Return the bytes that all addresses are multiples of, as far as that matters."""
-    if any(address % _UNIT for address in addresses):
-        return min(x.element_size(), y.element_size())
-    return _UNIT
 
 
 # --- which kernel -------------------------------------------------------------------------------

@@ -12,13 +12,12 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradscope.autograd import torch_internals
-from gradscope.measure import gpu_kernel, host
-from gradscope.measure.cpu_kernel import Kernel, SquareSums, kernel
+from gradscope.measure import cpu_kernel, gpu_kernel, host
+from gradscope.measure.cpu_kernel import kernel
 
 _STRIDED = torch.strided  # its name takes time to look up
 
@@ -109,10 +108,8 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     -------
     Tensor, shape (n,), on the same device
     """
-    if (fast := _kernel_for(tensors)) is not None:
-        return _roots(fast.square_sums(tensors))
-    gpu = gpu_kernel.kernel_of(tensors[0])
-    if gpu is not None and (squares := gpu.square_sums(tensors)) is not None:
+    fast = _kernel_of(tensors[0])
+    if fast is not None and (squares := fast.square_sums(tensors)) is not None:
         return squares.sqrt_()
     tensors = [dense(x) for x in tensors]
     if tensors[0].is_cpu:
@@ -130,10 +127,8 @@ def copy_with_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Tens
     tensors, copies : sequences of n Tensors
         Each copy like the dense form of its tensor; half types in float32, or as they are.
     """
-    if (fast := _kernel_for(tensors)) is not None:
-        return _roots(fast.copies(tensors, copies))
-    gpu = gpu_kernel.kernel_of(copies[0])
-    if gpu is not None and (squares := gpu.copies(tensors, copies)) is not None:
+    fast = _kernel_of(copies[0])
+    if fast is not None and (squares := fast.copies(tensors, copies)) is not None:
         return squares.sqrt_()
     tensors = [dense(x) for x in tensors]
     if copies[0].is_cpu:
@@ -148,30 +143,30 @@ def difference_norms(tensors: Sequence[Tensor], copies: Sequence[Tensor]) -> Ten
     Parameters
     ----------
     tensors, copies : as for `copy_with_norms`
+
+    Raises
+    ------
+    ValueError
+        If a tensor has another shape than its copy.
     """
-    fast = _kernel_for(tensors)
-    if fast is not None and all(
-        x.stride() == y.stride() for x, y in zip(tensors, copies, strict=True)
-    ):
-        return _roots(fast.differences(tensors, copies))
-    gpu = gpu_kernel.kernel_of(copies[0])
-    if gpu is not None and (squares := gpu.differences(tensors, copies)) is not None:
+    fast = _kernel_of(copies[0])
+    if fast is not None and (squares := fast.differences(tensors, copies)) is not None:
         return squares.sqrt_()
     tensors = [dense(x) for x in tensors]
+    for x, copy in zip(tensors, copies, strict=True):
+        if x.shape != copy.shape:
+            raise ValueError(f"a tensor of shape {tuple(copy.shape)} is of {tuple(x.shape)} now")
     if copies[0].is_cpu:
         return torch.tensor(host.difference_norms(tensors, copies), dtype=torch.float64)
     torch_internals.subtract_all(copies, tensors)
     return norms(copies)
 
 
-def _kernel_for(tensors: Sequence[Tensor]) -> Kernel | None:
-    """Return the kernel if there is one, and it takes all of `tensors`."""
-    fast = kernel() if tensors[0].is_cpu else None  # not compiled where only accelerators train
-    return fast if fast is not None and fast.takes_all(tensors) else None
-
-
-def _roots(squares: SquareSums) -> Tensor:
-    return torch.from_numpy(np.sqrt(squares, out=squares))
+def _kernel_of(x: Tensor) -> cpu_kernel.Kernel | gpu_kernel.Kernel | None:
+    """Return what reads many tensors at one call where `x` is, None if there is nothing."""
+    if x.is_cpu and (fast := kernel()) is not None:  # not compiled where only accelerators train
+        return fast
+    return gpu_kernel.kernel_of(x)
 
 
 def census(x: Tensor, center: float | None = None, radius: float = 0.0) -> Census:
@@ -199,7 +194,7 @@ def census(x: Tensor, center: float | None = None, radius: float = 0.0) -> Censu
     return Census(norm(x), mean, None, nonzero, far)
 
 
-def _host_census(fast: Kernel, x: Tensor, center: float | None, radius: float) -> Census:
+def _host_census(fast: cpu_kernel.Kernel, x: Tensor, center: float | None, radius: float) -> Census:
     n = x.numel()
     square, total, nonzero, far, spread = fast.census(x, center or 0.0, radius)
     length, mean, deviation = math.sqrt(square), total / n, math.sqrt(spread / n)
@@ -219,8 +214,8 @@ def cosine(a: Tensor, b: Tensor, a_norm: Reading, b_norm: Reading) -> Reading:
     """
     if a.is_cpu and not (a_norm and b_norm):
         return math.nan
-    fast = _kernel_for([a, b])
-    if fast is not None and a.stride() == b.stride():
+    fast = kernel() if a.is_cpu else None
+    if fast is not None and fast.takes(a) and fast.takes(b) and a.stride() == b.stride():
         return fast.product_sum(a, b) / (a_norm * b_norm)
     narrow = torch.float32 if a.dtype in host.HALF else a.dtype
     dtype = narrow if a.is_cpu else _wide(a)

@@ -303,3 +303,35 @@ def test_the_first_step_of_a_closure_is_one(tmp_path):
             optimizer.step(lambda x=x: loss_of(model, x).backward())
     assert scope.run.steps.step.tolist() == [0, 1, 2]
     assert scope.run.frame().update_norm.iloc[0] > 0
+
+
+class Growing(Optimizer):
+    """Gives the last layer one more output as it steps, as nets that grow do."""
+
+    def __init__(self, params, lr) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        params = self.param_groups[0]["params"]
+        for p in params:
+            p.sub_(p.grad, alpha=self.param_groups[0]["lr"])
+        for p in params[-2:]:
+            p.data = torch.cat([p, p[:1]])
+
+
+@pytest.mark.parametrize("updates", [True, "sampled"])
+def test_weights_that_grow_within_a_step_cost_their_updates_alone(tmp_path, updates):
+    model, bare = net().float(), net().float()
+    optimizer, other = (Growing(m.parameters(), lr=0.1) for m in (model, bare))
+    told = pytest.warns(gradscope.GradscopeWarning, match="had another shape after a step")
+    with told, gradscope.watch(model, tmp_path / "run", updates=updates) as scope:
+        for x in batches():
+            lookahead(model, x.float(), optimizer)
+            lookahead(bare, x.float(), other)
+    assert all(map(torch.equal, model.parameters(), bare.parameters()))
+    read = scope.run.frame().set_index("name")
+    assert read.update_norm["2"].isna().all() and len(read.update_norm["2"]) == 6
+    assert read.update_norm["0"].to_numpy() == pytest.approx(0.1 * read.grad_norm["0"].to_numpy())
+    assert read.loc[["0", "2"], ["weight_norm", "clipped_grad_norm"]].notna().all(axis=None)
+    assert sum("another shape" in note for note in scope.run.notes) == 1

@@ -65,6 +65,27 @@ def test_an_error_of_ours_is_told_once_and_training_goes_on(target, tmp_path, mo
     assert injected and len(injected) == len(set(injected))
 
 
+def test_updates_that_cannot_be_read_cost_no_other_reading_and_no_row(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("injected")
+
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    told = pytest.warns(gradscope.GradscopeWarning, match="could not read weight updates")
+    with told, gradscope.watch(model, tmp_path / "run") as scope:
+        for i, batch in enumerate(batches(4)):
+            if i == 1:
+                monkeypatch.setattr("gradscope.measure.difference_norms", broken)
+            optimizer.zero_grad()
+            loss_of(model, batch).backward()
+            optimizer.step()
+    read = scope.run.frame().dropna(subset=["grad_norm"])
+    assert sorted(set(read.step)) == [0, 1, 2, 3]
+    assert read[["weight_norm", "signal_norm"]].notna().all(axis=None)
+    assert read.update_norm[read.step == 0].notna().all()
+    assert read.update_norm[read.step > 0].isna().all()
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(tmp_path):
     model = net()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,36 @@ def test_no_more_is_held_on_to_than_a_bounded_number_of_elements(tmp_path, monke
     assert Kernel.most < max(held) <= Kernel.most + Kernel.small
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_is_too_large_to_wait_is_read_right_once_its_place_is_known(
+    tmp_path, monkeypatch, in_place
+):
+    monkeypatch.setattr(Kernel, "small", 8)
+    layers = nn.Linear(4, 6), nn.ReLU(inplace=in_place), Residual(), nn.Linear(6, 3)
+    model, twin = net(*layers), copy.deepcopy(net(*layers))
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        train(model, 4)
+    assert scope.run.notes == []
+    train(twin, 3)
+    torch.manual_seed(3)
+    x, y = torch.randn(8, 4), torch.randint(0, 3, (8,))
+    outputs = {}
+    for name, module in twin.named_modules():
+        module.register_forward_hook(lambda _, __, out, n=name: outputs.update({n: out.clone()}))
+    reference = Reference(twin, lambda m: F.cross_entropy(m(x), y))
+    read = scope.run.frame().query("step == 3").set_index("name")
+    for name in ("0", "2.fc1", "2.fc2", "3"):
+        assert read.grad_norm[name] == pytest.approx(reference.gradient(name), rel=1e-5)
+        assert read.activation_norm[name] == pytest.approx(outputs[name].norm().item(), rel=1e-5)
+        if name != "0" or not in_place:  # its output is gone there
+            assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-5)
+    assert read.zero_fraction["1"] == pytest.approx((outputs["1"] == 0).double().mean().item())
+    (split,) = scope.run.shortcut_readings.query("step == 3").itertuples()
+    both = split.cosine * split.shortcut_norm * split.branch_norm
+    total = split.shortcut_norm**2 + 2 * both + split.branch_norm**2
+    assert total == pytest.approx(reference.signal("1") ** 2, rel=1e-4)
+
+
 def test_a_spread_that_is_0_is_read_as_0_and_a_small_one_keeps_its_digits(tmp_path):
     model = net(nn.Linear(4, 6), nn.Identity(), nn.Linear(6, 3))
     with torch.no_grad():
@@ -186,11 +218,11 @@ def test_none_waits_longer_than_when_it_was_tried(tmp_path):
 def test_a_place_is_tried_again_where_its_trial_was_thrown_away_with_its_step():
     trust = waiting.Trust()
     wanted = Wanted(SQUARES, torch.float32, torch.float32, 4, 0.0, 0.0)
-    thrown_away = waiting.Known("place", None, wanted, ())
-    again = waiting.Known("place", None, wanted, ())
+    thrown_away = waiting.Known("place", None, wanted, (), waits=True)
+    again = waiting.Known("place", None, wanted, (), waits=True)
     assert trust.may_try(thrown_away) and not trust.may_try(again)
     del thrown_away
     assert trust.may_try(again)
     sums = np.ones((2, 5))
     trust.judge(waiting.Trial(trust, again, 0, 1), sums)
-    assert trust.proven == {"place": again}
+    assert trust.known == {"place": again}

@@ -50,10 +50,16 @@ class Forward:
         inputs and outputs of every module are measured.
     units : Units, optional
         Looks at outputs, where it is on.
+
+    Attributes
+    ----------
+    with_graph : set of int
+        Numbers of the modules whose calls had a graph.
     """
 
     def __init__(self, expected: Plan | None, units: Units | None = None) -> None:
         self.modules: list[ModuleInfo] = []
+        self.with_graph: set[int] = set()
         self.readings = Readings(None if expected is None else expected.trust)
         self._records: list[_Record | None] = []
         self._units = units if units is not None and units.is_on else None
@@ -113,6 +119,8 @@ class Forward:
             info, ordinal, start, inputs = self._open.pop()
         tensors, outputs = _slots(output)
         self._records[ordinal] = start, next_sequence_number(), inputs, outputs, module
+        if outputs:
+            self.with_graph.add(number)
         if info.is_layer:
             if torch.is_grad_enabled():  # else it will be computed again, or is not trained
                 self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
@@ -139,10 +147,6 @@ class Forward:
             record = self._records[ordinal]
             if record is not None and len(record[3]) == replay.outputs:
                 yield replay, record[3]
-
-    def read_modules(self) -> set[int]:
-        """Return the numbers of the modules whose calls had a graph."""
-        return {module.number for module, (_, _, _, outputs, _) in self.returned() if outputs}
 
     def fingerprint(self, graph: Graph) -> int:
         """Return what is equal for two steps of the same structure.

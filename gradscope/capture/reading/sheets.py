@@ -49,8 +49,8 @@ class Sheets:
                 stream.waiting.trust = trust
 
     def again(self, place: Place, tag: object, x: Tensor) -> tuple[Sheet, int] | None:
-        """Read `x` as in earlier steps, with others, if it is proven that it may wait."""
-        known = None if self._trust is None else self._trust.proven.get(place)
+        """Read `x` as in earlier steps, if its place is known: with others, if it may wait."""
+        known = None if self._trust is None else self._trust.known.get(place)
         if (
             known is None
             or known.tag is not tag
@@ -59,20 +59,43 @@ class Sheets:
             or type(x) is not Tensor
         ):
             return None
-        stream = self._stream_of(x)
-        return None if stream is None else stream.waiting.add(known, (x, x, x))
+        return self._again(known, (x, x, x))
 
     def again_all(self, place: Place, tag: object, tensors: Tensors) -> tuple[Sheet, int] | None:
         """As `again`, of three tensors, which are all of one dtype."""
-        known = None if self._trust is None else self._trust.proven.get(place)
+        known = None if self._trust is None else self._trust.known.get(place)
         if known is None or known.tag is not tag:
             return None
         dtype, elements = known.dtype, known.elements
         for x in tensors:
             if dtype is not x.dtype or elements != x.numel() or type(x) is not Tensor:
                 return None
-        stream = self._stream_of(x)
-        return None if stream is None else stream.waiting.add(known, tensors)
+        return self._again(known, tensors)
+
+    def _again(self, known: Known, tensors: Tensors) -> tuple[Sheet, int] | None:
+        stream = self._stream_of(tensors[0])
+        if stream is None:
+            return None
+        if known.waits:
+            return stream.waiting.add(known, tensors)
+        if not all([x.data_ptr() for x in tensors]):  # their memory is gone
+            return None
+        found = self._read_at_once(stream, known, tensors)
+        if found is not None:
+            stream.waiting.count_as_if(known.elements)
+        return found
+
+    def _read_at_once(
+        self, stream: _Stream, known: Known, tensors: Tensors
+    ) -> tuple[Sheet, int] | None:
+        """Have sums put into a row now; None where that cannot be done yet."""
+        if stream.rows.is_full():
+            self._renew(stream, tensors[0].device)
+        number = stream.rows.take()
+        if not stream.kernel.read(known.wanted, tensors, stream.rows.address(number)):
+            return None
+        stream.sheet.items += known.items(number)
+        return stream.sheet, number
 
     def read(
         self,
@@ -98,26 +121,27 @@ class Sheets:
         stream = self._taking(tensors)
         if stream is None:
             return None
-        kernel, trust = stream.kernel, self._trust
-        proven = None if trust is None else trust.proven.get(place)
-        if proven is not None and proven.says(tag, wanted, meanings):
-            return stream.waiting.add(proven, tensors)
-        if stream.rows.is_full():
-            self._renew(stream, tensors[0].device)
-        rows, sheet = stream.rows, stream.sheet
-        number = rows.take()
-        if not kernel.read(wanted, tensors, rows.address(number)):
-            return None
-        sheet.items += [(number, *meaning) for meaning in meanings]
-        if trust is None or place is None or wanted.elements > kernel.small:
-            return sheet, number
-        known = Known(place, tag, wanted, meanings)
-        if not rows.is_full() and trust.may_try(known):
-            trial = Trial(trust, known, number, rows.take())
-            stream.waiting.try_late(trial, sheet, rows, tensors)
+        trust = self._trust
+        known = None if trust is None else trust.known.get(place)
+        if known is None or not known.says(tag, wanted, meanings):
+            small = wanted.elements <= stream.kernel.small
+            may_wait = small and (trust is None or trust.may_wait(place))
+            known = Known(place, tag, wanted, meanings, may_wait)
+        elif known.waits:
+            return stream.waiting.add(known, tensors)
+        found = self._read_at_once(stream, known, tensors)
+        if found is None or trust is None or place is None:
+            return found
+        if not known.waits:
+            trust.known[place] = known
+            stream.waiting.count_as_if(wanted.elements)
+        elif not stream.rows.is_full() and trust.may_try(known):
+            sheet, number = found
+            trial = Trial(trust, known, number, stream.rows.take())
+            stream.waiting.try_late(trial, sheet, stream.rows, tensors)
         else:
-            stream.waiting.count(wanted.elements)
-        return sheet, number
+            stream.waiting.count_as_if(wanted.elements)
+        return found
 
     def read_ours(
         self, wanted: Wanted, x: Tensor, meanings: tuple[Meaning, ...], place: Place = None
@@ -128,12 +152,12 @@ class Sheets:
         if stream is None:
             return None
         trust = self._trust
-        proven = None if trust is None else trust.proven.get(place)
-        if proven is None or not proven.says(None, wanted, meanings):
-            proven = Known(place, None, wanted, meanings)
+        known = None if trust is None else trust.known.get(place)
+        if known is None or not known.says(None, wanted, meanings):
+            known = Known(place, None, wanted, meanings, waits=True)
             if trust is not None and place is not None:
-                trust.proven[place] = proven
-        return stream.waiting.add(proven, tensors)
+                trust.known[place] = known
+        return stream.waiting.add(known, tensors)
 
     def _taking(self, tensors: Tensors) -> _Stream | None:
         """Return the stream whose kernel takes `tensors`, None if there is none."""

@@ -47,15 +47,32 @@ def norm_item(number: int, keys: Keys) -> Item:
 
 
 class Known:
-    """How a tensor is read that may wait, and what its row is of.
+    """How a tensor is read whose place has been read before, and what its row is of.
 
-    `tag` tells whether it is still the same that is to be read at its place.
+    `tag` tells whether it is still the same that is to be read at its place, `waits` whether it may
+    wait: what is too large for that, or was seen to be overwritten, is read at once.
     """
 
-    __slots__ = ("__weakref__", "dtype", "elements", "meanings", "place", "tag", "wanted")
+    __slots__ = (
+        "__weakref__",
+        "_items",
+        "_number",
+        "dtype",
+        "elements",
+        "meanings",
+        "place",
+        "tag",
+        "waits",
+        "wanted",
+    )
 
     def __init__(
-        self, place: Place, tag: object, wanted: Wanted, meanings: tuple[Meaning, ...]
+        self,
+        place: Place,
+        tag: object,
+        wanted: Wanted,
+        meanings: tuple[Meaning, ...],
+        waits: bool,
     ) -> None:
         self.place = place
         self.tag = tag
@@ -63,24 +80,35 @@ class Known:
         self.dtype = wanted.dtype
         self.elements = wanted.elements
         self.meanings = meanings
+        self.waits = waits
+        self._number = -1
+        self._items: list[Item] = []
 
     def says(self, tag: object, wanted: Wanted, meanings: tuple[Meaning, ...]) -> bool:
         """Whether it is the same as what these say."""
         return self.tag is tag and self.wanted == wanted and self.meanings == meanings
 
+    def items(self, number: int) -> list[Item]:
+        """Return those of row `number`: the same objects for the same row, which compare fast."""
+        if number != self._number:
+            self._number = number
+            self._items = [(number, *meaning) for meaning in self.meanings]
+        return self._items
+
 
 class Trust:
-    """Which tensors of one structure may wait: those that are proven to read the same late.
+    """How the tensors of one structure are read, and which may wait: those proven to read the same.
 
     Attributes
     ----------
-    proven : dict of place to Known
+    known : dict of place to Known
+        Those that are proven, and those that never wait.
     lost : bool
         Whether one that was proven has been overwritten since; its reading is NaN.
     """
 
     def __init__(self) -> None:
-        self.proven: dict[Place, Known] = {}
+        self.known: dict[Place, Known] = {}
         self.lost = False
         self._refuted: set[Place] = set()
         # a trial that is thrown away with its step leaves this by itself
@@ -98,16 +126,20 @@ class Trust:
         if not (same | (np.isnan(at_once) & np.isnan(late))).all():
             self.refute(place)
         elif place not in self._refuted:
-            self.proven[place] = trial.known
+            self.known[place] = trial.known
 
     def refute(self, place: Place) -> None:
         """Let no tensor at `place` wait any more."""
         self._refuted.add(place)
-        self.proven.pop(place, None)
+        self.known.pop(place, None)
+
+    def may_wait(self, place: Place) -> bool:
+        """Whether tensors at `place` may wait, as far as is known."""
+        return place not in self._refuted
 
     def may_try(self, known: Known) -> bool:
         """Whether `known` is to be tried: it is not known yet if it may wait."""
-        if known.place in self._refuted or known.place in self._on_trial:
+        if not self.may_wait(known.place) or known.place in self._on_trial:
             return False
         self._on_trial[known.place] = known
         return True
@@ -197,15 +229,20 @@ class Waiting:
         self.count(trial.known.elements)
 
     def count(self, elements: int) -> None:
-        """Take note of a tensor that waits, or would if it might.
+        """Take note of a tensor that waits.
 
-        All count, so that what waits is read at the same moments at every step of a structure: none
-        waits longer than when it was tried.
+        All count, also those that would wait if they might, so that what waits is read at the same
+        moments at every step of a structure: none waits longer than when it was tried.
         """
         self._elements += elements
         self._count += 1
         if self._elements > self._most or self._count > _TENSORS:
             self.read()
+
+    def count_as_if(self, elements: int) -> None:
+        """Take note of a tensor that was read at once, and would wait if it might."""
+        if elements <= self._kernel.small:
+            self.count(elements)
 
     def read(self) -> None:
         """Read all that wait."""
@@ -266,7 +303,7 @@ class Waiting:
         """Make NaN the row of what was overwritten."""
         rows.spoil(number)
         if self.trust is not None:
-            self.trust.lost |= known.place in self.trust.proven
+            self.trust.lost |= known.place in self.trust.known
             self.trust.refute(known.place)
 
     def join(self) -> None:

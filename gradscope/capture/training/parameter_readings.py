@@ -26,6 +26,11 @@ _CAME_LATE = (
     ' the place, as watch(gradient="main_grad")'
 )
 
+_RESHAPED = (
+    "weights had another shape after a step of the optimizer than before it: how far it moved them"
+    " cannot be told, update_norm is NaN there"
+)
+
 
 class _Norms(NamedTuple):
     """Norms of tensors of the parameters at `places`, on one device."""
@@ -57,6 +62,7 @@ class ParameterReadings:
         self._updates: list[_Norms] = []
         self._shares: list[Segment] = []  # of what moved
         self._copies: dict[int, Tensor] = {}
+        self._shapes: dict[int, torch.Size] = {}  # of the weights that were copied
         self._pairs: dict[Places, tuple[list[Tensor], list[Tensor]]] = {}  # weights, their copies
         self._first: dict[Optimizer, Places] = {}  # what each is the first to update, of several
         self._held: set[int] = set()  # all of these
@@ -138,6 +144,7 @@ class ParameterReadings:
     def after_step(self, optimizer: Optimizer) -> None:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
         shared = self._parameters.shared
+        self._forget_reshaped()
         places = [i for i in self._places_of(optimizer) if i not in shared and i in self._copies]
         if self._looks:
             copies = {i: self._copies[i] for i in places}
@@ -166,7 +173,18 @@ class ParameterReadings:
     def finish(self) -> None:
         """Read how far parameters have moved that several optimizers update, now that all have."""
         if not self._suspected[1]:
+            self._forget_reshaped()
             self._updates += self._read_updates(tuple(self._copies))
+
+    def _forget_reshaped(self) -> None:
+        """Let go of the copies of weights that have another shape now: nothing can be compared."""
+        tensors, shapes = self._parameters.tensors, self._shapes
+        reshaped = [i for i in self._copies if tensors[i].shape != shapes[i]]
+        if reshaped:
+            self._parameters.tell(_RESHAPED)
+            self._pairs.clear()
+            for i in reshaped:
+                del self._copies[i]
 
     def _places_of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` is the first to update."""
@@ -310,6 +328,7 @@ class ParameterReadings:
                 if all([w is tensors[i] for i, w in zip(group, weights, strict=True)]):
                     self._pairs[group] = weights, copies
             self._copies.update(zip(group, copies, strict=True))  # now that they are copies
+            self._shapes.update({i: self._parameters.tensors[i].shape for i in group})
         return result
 
     def _memory_for(

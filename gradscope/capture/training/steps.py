@@ -283,13 +283,17 @@ class Steps:
         for gradients in (*step.gradients, *step.tapped):
             gradients.release()
         if step.parameters is not None:
-            step.parameters.finish()
+            self._finish(step.parameters)
         self._number_layers()
         self._look_through_parameters()
         for sentence in gpu_kernel.problems():
             self.faults.tell(sentence)
         self._emit(step.row(self._parameters.wide))
         self.rows += 1
+
+    @guarded("weight updates", alone=True)
+    def _finish(self, parameters: ParameterReadings) -> None:
+        parameters.finish()
 
     @guarded("which parameters are trained")
     def _look_through_parameters(self) -> None:
