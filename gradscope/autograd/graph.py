@@ -25,7 +25,12 @@ Value = tuple[int, int]
 Edge = tuple[int, int]
 """(walk index of the consumer, position among its inputs)."""
 
-_VIEW = re.compile(r"View|AsStrided|Reshape|Transpose|Permute|^T|Alias|Squeeze|Slice|Select|Expand")
+_VIEW = re.compile(
+    r"((Unsafe)?View|AsStrided|Reshape(Alias)?|Transpose|Permute|T|Alias|(Uns|S)queeze|Slice|Select"
+    r"|Expand|Unbind|Split|Diagonal|Unfold)(As\w*|WithSizes)?Backward"
+)
+_OVERWRITTEN = "CopySlices"
+"""The node that is put before what made a tensor, once a view of it is changed in place."""
 
 
 class Call(NamedTuple):
@@ -76,6 +81,12 @@ class Graph:
     def index(self) -> dict[Node | None, int]:
         """The place of each node."""
         return {None: -1, **dict(zip(self.nodes, range(len(self.nodes)), strict=True))}
+
+    @cached_property
+    def overwritten(self) -> frozenset[Value]:
+        """The values of which a view was changed in place."""
+        both = zip(self.names, self.edges, strict=True)
+        return frozenset(values[0] for name, values in both if name == _OVERWRITTEN)
 
     def consumers(self) -> dict[Value, list[Edge]]:
         """Return for each value the edges that read it."""
@@ -198,16 +209,19 @@ def fingerprint(graph: Graph, made: Sequence[Made] = ()) -> int:
 def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
     """Return where the value of `edge` is in `graph`, None if it is not there.
 
-    A view that was noted before its base was changed in place has left the graph: then it is the
-    base that is meant.
+    A view that was noted before it was changed in place has left the graph: then it is its base
+    that is meant.
     """
     node, slot = edge
+    if node in graph.index:
+        return graph.index[node], slot
     while node not in graph.index:
-        base, base_slot = node.next_functions[0] if _VIEW.search(node.name()) else (None, 0)
+        base, base_slot = node.next_functions[0] if _VIEW.match(node.name()) else (None, 0)
         if base is None:
             return None
         node, slot = base, base_slot
-    return graph.index[node], slot
+    value = graph.index[node], slot
+    return value if value in graph.overwritten else None  # else the view leads to no output
 
 
 def contains(outer: Call, inner: Call) -> bool:

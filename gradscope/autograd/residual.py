@@ -246,7 +246,7 @@ def _is_loss(flow: DataFlow, total: Sum) -> bool:
     readers = {node for node, _ in flow.consumers.get((total.node, 0), [])}
     return bool(readers) and all(
         flow.stems[node] in SQUARES
-        or (flow.stems[node] == "Mul" and {v for _, v in flow.data[node]} == {(total.node, 0)})
+        or (flow.stems[node] == "Mul" and [v for _, v in flow.data[node]] == [(total.node, 0)] * 2)
         for node in readers
     )
 

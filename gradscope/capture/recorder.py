@@ -210,9 +210,10 @@ class Recorder:
         self.detach()
 
     def detach(self) -> None:
-        """Take out every hook, and record nothing more."""
+        """Take out every hook, record nothing more, and hold on to nothing of the training."""
         self._calls.detach()
         for handle in self._handles:
             handle.remove()
         self._handles = []
         self._backwards.is_open = False
+        self._steps.let_go()

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gradscope import measure
 from gradscope.kinds import BOUNDS, canonical
 from gradscope.measure import Reading
+from gradscope.measure.spacing import distance
 from gradscope.measure.sums import Numbers, census_of
 
 SAMPLE = 2**14
@@ -93,7 +94,7 @@ def activation_readings(
         slope = derivative(activation, None if input is None else sample(input), output)
         if slope is None:
             return ActivationReadings(math.nan, zero, math.nan)
-        steep = measure.census(slope.abs_(), 0.0, 0.1 * steepest(activation))
+        steep = measure.census(slope.abs_(), 0.0, flat(activation))
         return ActivationReadings(steep.mean, zero, 1 - steep.far)
 
 
@@ -101,8 +102,7 @@ def sample(x: Tensor) -> Tensor:
     """Return `x`, or a copy of every k-th of its elements where these are more than SAMPLE."""
     if x.numel() <= SAMPLE:
         return x
-    stride = -(-x.numel() // SAMPLE) | 1  # odd, so as not to pick the same channels all the time
-    return x.reshape(-1)[::stride].contiguous()
+    return x.reshape(-1)[:: distance(x.numel(), SAMPLE)].contiguous()
 
 
 def whole_rule(activation: nn.Module | str) -> WholeRule | None:
@@ -169,6 +169,14 @@ def steepest(activation: nn.Module | str) -> float:
     if kind == "elu":
         return max(1.0, abs(_get(settings, "alpha", 1.0)))
     return BOUNDS[kind]
+
+
+def flat(activation: nn.Module | str) -> float:
+    """Return the |phi'| up to which `activation` counts as saturated: below a tenth of the most.
+
+    That of LeakyReLU(0.1) is not below it, however it is rounded.
+    """
+    return 0.1 * steepest(activation) * (1 - 2 * torch.finfo(torch.float32).eps)
 
 
 def _kind(activation: nn.Module | str) -> str:

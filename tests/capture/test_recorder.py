@@ -132,6 +132,28 @@ def test_a_step_is_let_go_of_without_help_of_the_garbage_collector(tmp_path):
         gc.enable()
 
 
+def test_a_closed_scope_holds_on_to_nothing_that_was_trained(tmp_path):
+    """In a notebook it is a variable like others, and lives on when the model is dropped."""
+    model = net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    scope = gradscope.watch(model, tmp_path / "run")
+    for batch in batches(3):
+        optimizer.zero_grad()
+        loss_of(model, batch).backward()
+        optimizer.step()
+    state = optimizer.state[next(model.parameters())]["exp_avg"]
+    left = [weakref.ref(x) for x in (model, *model.parameters(), optimizer, state)]
+    gc.collect()
+    gc.disable()
+    try:
+        scope.close()
+        del model, optimizer, state
+        assert [one() for one in left] == [None] * len(left)
+    finally:
+        gc.enable()
+    assert "closed" in repr(scope) and len(scope.run.steps) == 3
+
+
 @pytest.mark.parametrize("calls", [5, 50])
 def test_what_waits_for_the_flush_is_few_objects_however_often_a_layer_is_called(calls, tmp_path):
     """Else Python looks for garbage among them again and again, at much cost."""

@@ -290,7 +290,7 @@ def _slope(activation: nn.Module, function: nn.Module | None) -> Slope:
     if rule is None:
         return Slope(function, True, None, math.nan)
     source, derivative = rule
-    return Slope(function, source == "output", derivative, 0.1 * activations.steepest(activation))
+    return Slope(function, source == "output", derivative, activations.flat(activation))
 
 
 def _plan_joins(taps: TapPlan, finder: _Finder, plan: Plan) -> None:

@@ -6,6 +6,7 @@ its graph is tapped (gradients.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cached_property
@@ -170,13 +171,15 @@ class Forward:
 
     @torch.no_grad()
     def supply(self, plan: Plan, graph: Graph) -> None:
-        """Give the joins in `plan` the norms of what they add up, where these can be had."""
+        """Give the joins in `plan` the norms of what they add up, NaN where these are not to be had.
+
+        A ratio of two that are not of the same forwards would be none.
+        """
         for operand, keys in plan.forward.items():
-            if (norm := self._norm(operand, graph)) is not None:
-                self.readings.add(norm, keys)
+            norm = self._norm(operand, graph)
+            self.readings.add(math.nan if norm is None else norm, keys)
         for places, keys in plan.forward_sums.items():
-            if (norm := self._sum_norms.get(places)) is not None:
-                self.readings.add(norm, keys)
+            self.readings.add(self._sum_norms.get(places, math.nan), keys)
 
     def _norm(self, operand: Operand, graph: Graph) -> Read | None:
         """Return the norm of `operand`; None where it was not seen, or a factor is gone."""

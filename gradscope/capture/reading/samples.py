@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.capture.keys import Keys
-from gradscope.measure.activations import derivative, sample, steepest
+from gradscope.measure.activations import derivative, flat, sample
 
 _SAMPLES = 64
 """How many wait at most."""
@@ -77,7 +77,7 @@ class Samples:
         if slopes is not None:
             slopes = slopes.abs()
         # of a function of somebody else's nothing but the outputs is known
-        far = 0.0 if slopes is None else 0.1 * steepest(activation)
+        far = 0.0 if slopes is None else flat(activation)
         for i, some in enumerate(samples):
             self._found(some.keys, None if slopes is None else slopes[i], outputs[i], far)
 

@@ -131,6 +131,12 @@ class Parameters:
         }
         self.tensors, self.owners, self._place = tensors, owners, place
 
+    def let_go(self) -> None:
+        """Forget the parameters, and the memory for copies of them."""
+        self.forget_copies()
+        self._sharded.clear()
+        self.look_up(())
+
     def froze_or_thawed(self) -> bool:
         """Whether one was frozen since they were looked up, or is trained again."""
         both = zip(self._found, self._found_as[1], strict=True)

@@ -15,6 +15,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from gradscope.measure import spacing
+
 SAMPLE = 2**14
 """Elements that are sampled of a parameter at most."""
 
@@ -40,15 +42,9 @@ def sample_of(x: Tensor) -> Tensor:
     return x.view(-1)[::apart]
 
 
-@lru_cache(2**12)
 def distance(elements: int) -> int:
     """Return how far apart the sampled ones of so many elements are."""
-    if elements <= WHOLE:
-        return 1
-    apart = -(-elements // SAMPLE)
-    while math.gcd(apart, elements) > 1:
-        apart += 1
-    return apart
+    return 1 if elements <= WHOLE else spacing.distance(elements, SAMPLE)
 
 
 def scale_up(norms: Tensor, wholes: list[Tensor], samples: list[Tensor]) -> Tensor:

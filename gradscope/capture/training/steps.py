@@ -255,6 +255,11 @@ class Steps:
         if step.scalars or len(step.readings) or (step.recorded and step.is_over):
             self._emit_row(step)
 
+    def let_go(self) -> None:
+        """Hold on to nothing that was trained or trains: memory is free when the user drops it."""
+        self.current = Step(self.current.number, recorded=False)
+        self._parameters.let_go()
+
     def log(self, name: str, value: float | Tensor | None) -> None:
         """Attach a scalar to the current step, or to the next recorded one."""
         if isinstance(value, Tensor) and value.device.type != "cpu":  # stays on its device
