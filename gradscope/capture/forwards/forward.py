@@ -171,7 +171,7 @@ class Forward:
 
     @torch.no_grad()
     def supply(self, plan: Plan, graph: Graph) -> None:
-        """Give the joins in `plan` the norms of what they add up, NaN where these are not to be had.
+        """Give the joins in `plan` the norms of what they add up, NaN where there are none.
 
         A ratio of two that are not of the same forwards would be none.
         """
