@@ -63,8 +63,9 @@ _UNSEEN = (
 _UNREACHED = (
     "the model, or a part of it, was called in step {step}, and no gradient came to the outputs of"
     " its layers, though its parameters have gradients: it and others like it have readings of"
-    " parameters only. Layers called as functions have no outputs of theirs; gradients that are set"
-    " by hand have no signals"
+    " parameters only. Layers called as functions have no outputs of theirs, gradients that are set"
+    " by hand have no signals, and what the model returns is looked into as far as it is made of"
+    " tensors, containers and objects with attributes"
 )
 
 _CAPTURED = (
@@ -121,6 +122,7 @@ class Calls:
         self._compiled = bool(compiled)
         self._suspects_compiler = False
         self._frames = compiled_frames()
+        self._has_read = False  # gradients that came to outputs of layers
         self._gave_up = False  # on forwards: what was not seen is no sign of compiled code
         self._eager = Eager()
         self._hooks = ModuleHooks(self)
@@ -354,6 +356,9 @@ class Calls:
             return
         if step.gradients:
             self._suspects_compiler = False
+            self._has_read = True
+        elif self._has_read and step.has_untapped:
+            pass  # no layer has made the loss, such as one of a single parameter
         elif self._suspects_compiler:  # it was put aside, and made no difference
             self._suspects_compiler = self._compiled = False
             self._gave_up = True

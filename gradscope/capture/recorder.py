@@ -24,7 +24,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.autograd import torch_internals
-from gradscope.autograd.torch_internals import FollowedHooks
+from gradscope.autograd.torch_internals import FollowedBackwards, FollowedHooks
 from gradscope.capture.calls import Calls
 from gradscope.capture.faults import Faults
 from gradscope.capture.net.catalogue import Catalogue
@@ -42,6 +42,9 @@ from gradscope.capture.training.steps import Steps
 from gradscope.capture.training.updates import Updates
 from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
+
+
+_Handle = RemovableHandle | ScalerHook | HiddenHooks | FollowedHooks | FollowedBackwards
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class Recorder:
             catalogue.set_fact("kept_gradients", names)
 
         kept = KeptGradients(parameters, keeps, faults)
-        self._backwards = Backwards(self._steps, kept, faults)
+        self._backwards = Backwards(self._steps, parameters, kept, faults)
         self._updates = Updates(
             self._steps, self._backwards, modules, parameters, kept, settings.optimizers, faults
         )
@@ -154,11 +157,12 @@ class Recorder:
             faults,
         )
         self._steps.listener = self._calls
-        self._handles: list[RemovableHandle | ScalerHook | HiddenHooks | FollowedHooks] = []
+        self._handles: list[_Handle] = []
         try:
             self._calls.arm()
             self._handles.append(HiddenHooks())
             self._handles.append(FollowedHooks())
+            self._handles.append(FollowedBackwards(self._backwards))
             self._handles += hook_optimizers(self._updates)
             self._handles.append(ScalerHook(self._updates, settings.scaler))
         except BaseException:

@@ -318,6 +318,20 @@ def test_long_chains_need_no_recursion() -> None:
     assert len(record(Net(forward, f=lin(2)), torch.randn(1, 2)).joins) == 1499
 
 
+@pytest.mark.parametrize(
+    ("last", "count"),
+    [(lambda d: d * 0.7, 1), (lambda d: d / 1.4, 1), (lambda d: d * d, 0), (torch.square, 0)],
+    ids=["scaled", "divided", "times itself", "squared"],
+)
+def test_a_difference_is_a_join_unless_it_is_squared(last: Any, count: int) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.stem(x)
+        return last(x - m.f(x))
+
+    recording = record(Net(forward, stem=lin(), f=mlp()), torch.randn(4, 8))
+    assert len(recording.joins) == count
+
+
 def test_unwatched_readers_of_the_split_are_other_edges() -> None:
     def forward(m: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         x = m.stem(x)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Categorical, Normal
 from torch.nn import functional as F
 
 import gradscope
@@ -346,6 +349,116 @@ def test_outputs_in_dicts_and_tuples_are_read(batch, tmp_path):
         optimizer.step()
     expected = root_sum_square([out["logits"].grad, out["b"].grad])
     assert readings(scope.run).signal_norm["pair"] == pytest.approx(expected, rel=1e-12)
+
+
+class Holder:
+    def __init__(self, value):
+        self.value = value
+
+
+@pytest.mark.parametrize(
+    ("wrap", "loss"),
+    [
+        (lambda y: Normal(y, 1.0), lambda out: -out.log_prob(torch.zeros(3)).mean()),
+        (lambda y: (Categorical(logits=y), y.sum(1)), lambda out: out[0].entropy().mean()),
+        (lambda y: SimpleNamespace(y=y), lambda out: out.y.square().mean()),
+        (lambda y: [Holder(Holder(y))], lambda out: out[0].value.value.square().mean()),
+        (lambda y: UserDict(y=y), lambda out: out["y"].square().mean()),
+    ],
+    ids=["Normal", "Categorical in a tuple", "SimpleNamespace", "own class", "mapping"],
+)
+def test_what_the_model_returns_may_be_held_by_objects(wrap, loss, batch, tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return wrap(self.b(torch.tanh(self.a(x))))
+
+    model = Net().double()
+    twin = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        loss(model(batch[0])).backward()
+        optimizer.step()
+    reference = Reference(twin, lambda m: loss(m(batch[0])))
+    read = readings(scope.run)
+    assert scope.run.notes == []
+    for name in ("a", "b"):
+        assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-12)
+
+
+@pytest.mark.parametrize("head", [nn.Tanh(), nn.Threshold(0.1, 0.0), nn.Flatten(), nn.Sigmoid()])
+def test_an_output_that_leads_to_no_loss_has_no_signal(head, batch, tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.head, self.c = nn.Linear(6, 8), head, nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            self.chosen = self.head(h).argmax(-1)  # looked at, no more
+            return self.c(h)
+
+    model = Net().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(3):
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+    read = scope.run.frame().set_index("name")
+    assert read.signal_norm["a"].notna().all()
+    assert np.isnan(np.atleast_1d(read.signal_norm.get("head", np.nan))).all()
+
+
+def test_the_ratio_of_a_block_is_of_the_same_forwards_or_none(tmp_path):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.norms = []
+
+        def forward(self, x):
+            y = self.fc2(torch.relu(self.fc1(x)))
+            self.norms.append((x.detach().norm().item(), y.detach().norm().item()))
+            return x + y
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+            self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for place, block in enumerate(self.blocks):
+                if place == 0 or torch.rand(()) < 0.7:
+                    x = block(x)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    right = []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(16):
+            first = model.blocks[0]
+            first.norms.clear()
+            for _ in range(4):
+                model(torch.randn(5, 4)).square().mean().backward()
+            x, y = np.square(first.norms).sum(0)
+            right.append((y / x) ** 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+    run = scope.run
+    (number,) = run.shortcuts.index[run.shortcuts.name == "blocks.0"]
+    read = run.shortcut_readings.query("shortcut == @number").branch_ratio.to_numpy()
+    assert np.isnan(read).sum() < 8
+    known = ~np.isnan(read)
+    np.testing.assert_allclose(read[known], np.array(right)[known], rtol=1e-4)
 
 
 def test_a_loss_on_an_inner_layer_reaches_its_reading(batch, tmp_path):

@@ -142,3 +142,25 @@ def test_nothing_waits_for_the_device(module: nn.Module) -> None:
 def test_nan_passes_through() -> None:
     output = torch.tensor([float("nan"), 0.5])
     assert math.isnan(activation_readings("tanh", None, output).derivative_mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_slope_of_a_tenth_is_not_saturated_however_it_is_rounded(dtype: torch.dtype) -> None:
+    z = torch.randn(500, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for slope, share in ((0.1, 0.0), (0.09, (z < 0).double().mean().item())):
+        module = nn.LeakyReLU(slope)
+        assert activation_readings(module, z, module(z)).saturated_fraction == pytest.approx(share)
+
+
+@pytest.mark.parametrize("shape", [(8192, 3), (64, 768), (8, 288, 7, 7), (700, 100), (16384, 2)])
+def test_a_sample_has_all_columns_alike(shape: tuple[int, ...]) -> None:
+    """Of outputs that are 0 in one column alone the share of zeros is that of the columns."""
+    columns = shape[-1]
+    z = torch.full(shape, 1.0)
+    z[..., 0] = -50.0  # where softplus is 0, and flat
+    module = nn.Softplus()
+    read = activation_readings(module, z, torch.where(z < 0, 0.0, module(z)))
+    assert read.zero_fraction == pytest.approx(1 / columns, rel=0.02)
+    assert read.saturated_fraction == pytest.approx(1 / columns, rel=0.02)
+    slope = torch.sigmoid(torch.tensor(1.0)).item()
+    assert read.derivative_mean == pytest.approx(slope * (1 - 1 / columns), rel=0.02)

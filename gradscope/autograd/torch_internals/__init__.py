@@ -6,6 +6,7 @@ them leaves out that reading, the sentence is told once, and the training and al
 on. `self_check` looks for all of them before a training begins.
 """
 
+from gradscope.autograd.torch_internals.backward_calls import FollowedBackwards
 from gradscope.autograd.torch_internals.backwards import (
     at_end_of_backward,
     current_backward,
@@ -83,6 +84,7 @@ __all__ = [
     "TESTED",
     "WRAPPER_NAMES",
     "CompiledCall",
+    "FollowedBackwards",
     "FollowedHooks",
     "Interface",
     "SelfCheck",

@@ -33,7 +33,7 @@ INTERFACES = (
     Interface(
         "torch._C._will_engine_execute_node",
         "tells a backward that trains from one that is taken for something else, as a penalty is",
-        "gradients and outputs of layers, shortcuts and gradients before clipping are not read",
+        "gradients and outputs of layers, and shortcuts, are not read",
     ),
     Interface(
         "torch.autograd.Variable._execution_engine.queue_callback",
@@ -44,6 +44,12 @@ INTERFACES = (
         "torch.autograd.graph._engine_run_backward",
         "tells what a backward was called on: a frame of it waits while our hooks run",
         "what losses make of the model's outputs is not looked at",
+    ),
+    Interface(
+        "torch.autograd._engine_run_backward",
+        "is what every backward is run by, also one that goes through no layer, as of a penalty on"
+        " weights",
+        "gradients of a backward that goes through no layer are not told from clipped ones",
     ),
     Interface(
         "torch._C._autograd._get_sequence_nr",

@@ -7,7 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gradscope.autograd.torch_internals import backwards, modes, node_names, nodes, saved_hooks
+from gradscope.autograd.torch_internals import (
+    backward_calls,
+    backwards,
+    modes,
+    node_names,
+    nodes,
+    saved_hooks,
+)
 from gradscope.autograd.torch_internals.interfaces import INTERFACES, Interface, sentence
 
 
@@ -41,6 +48,7 @@ def _missing() -> list[Interface]:
         "torch.autograd.graph._engine_run_backward": lambda: (
             backwards.roots_of_backward() is not None
         ),
+        "torch.autograd._engine_run_backward": backward_calls.can_follow,
         "torch._C._autograd._get_sequence_nr": lambda: own._autograd._get_sequence_nr,
         "Node._sequence_nr": lambda: number in (-1, nodes.sequence_number(node)),
         "Node._input_metadata": lambda: nodes.shape(node, 0) == (2,),

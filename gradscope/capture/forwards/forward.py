@@ -7,7 +7,7 @@ its graph is tapped (gradients.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cached_property
 
@@ -33,6 +33,9 @@ NodeSlot = tuple[Node, int]
 
 
 Slots = tuple[NodeSlot, ...]
+
+_OBJECTS = 3
+"""How deep what the model returns is looked into: in a list of distributions of transforms, say."""
 
 OpenCall = tuple[ModuleInfo, int, int, Slots]
 """A call that has not returned yet: its module, its number, when it began, its inputs."""
@@ -118,7 +121,7 @@ class Forward:
         info, ordinal, start, inputs = self._open.pop()
         while info.number != number:  # a call within it never returned
             info, ordinal, start, inputs = self._open.pop()
-        tensors, outputs = _slots(output)
+        tensors, outputs = _slots(output, 0 if self._open else _OBJECTS)
         self._records[ordinal] = start, next_sequence_number(), inputs, outputs, module
         if outputs:
             self.with_graph.add(number)
@@ -277,16 +280,16 @@ def _described(info: ModuleInfo, record: _Record) -> Call:
     return Call(info.name, info.kind, own, start, stop, inputs, outputs, owns_frozen)
 
 
-def _slots(value: object) -> tuple[Sequence[Tensor], Slots]:
+def _slots(value: object, objects: int = 0) -> tuple[Sequence[Tensor], Slots]:
     """Return the tensors in `value` that require grad, and where the gradient of each arrives.
 
-    None while gradients are off.
+    None while gradients are off. `objects` as for `tensors_in`.
     """
     if not torch.is_grad_enabled():
         return (), ()
     if type(value) is Tensor and (node := value.grad_fn) is not None:  # as it is nearly always
         return (value,), ((node, value.output_nr),)
-    tensors = [tensor for tensor in tensors_in(value) if tensor.requires_grad]
+    tensors = [tensor for tensor in tensors_in(value, objects) if tensor.requires_grad]
     return tensors, tuple(map(gradient_edge, tensors))
 
 
@@ -295,18 +298,24 @@ def with_gradient(value: object) -> Sequence[Tensor]:
     return _slots(value)[0]
 
 
-def tensors_in(value: object) -> list[Tensor]:
-    """Return the tensors in nested tuples, lists, dicts and dataclasses; pass over other types."""
+def tensors_in(value: object, objects: int = 0) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists, mappings and dataclasses.
+
+    Objects of other classes, such as distributions, are looked into where they are nested no deeper
+    than `objects`; by default they are passed over.
+    """
     if type(value) is Tensor:  # as it is nearly always; what follows takes longer
         return [value]
     if isinstance(value, (tuple, list)):
         items: Iterable[object] = value
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         items = value.values()
     elif isinstance(value, Tensor):
         return [value]
     elif is_dataclass(value) and not isinstance(value, type):
         items = [getattr(value, field.name) for field in fields(value)]
+    elif objects and not isinstance(value, (type, nn.Module)) and hasattr(value, "__dict__"):
+        items, objects = list(vars(value).values()), objects - 1
     else:
         return []
     found = []
@@ -314,7 +323,7 @@ def tensors_in(value: object) -> list[Tensor]:
         if type(item) is Tensor:
             found.append(item)
         else:
-            found += tensors_in(item)
+            found += tensors_in(item, objects)
     return found
 
 

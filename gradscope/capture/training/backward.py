@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from gradscope.autograd.torch_internals import (
@@ -14,7 +15,10 @@ from gradscope.autograd.torch_internals import (
 )
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.training.kept_gradients import KeptGradients
+from gradscope.capture.training.parameters import Parameters
 from gradscope.capture.training.steps import BackwardReadings, Steps
+
+_UNTAPPED = "gradients of a backward that goes through no layer"
 
 _MANY = 32
 """Backwards from which on it is told, at each power of two, that no step has come of them."""
@@ -26,6 +30,7 @@ class Backwards:
     Parameters
     ----------
     steps : Steps
+    parameters : Parameters
     kept : KeptGradients
         Looks at what is there before each.
     faults : Faults
@@ -41,16 +46,20 @@ class Backwards:
     look_at_loss : called as one begins
     """
 
-    def __init__(self, steps: Steps, kept: KeptGradients, faults: Faults) -> None:
+    def __init__(
+        self, steps: Steps, parameters: Parameters, kept: KeptGradients, faults: Faults
+    ) -> None:
         self.faults = faults
         self.ended = 0
         self.is_open = True
         self._steps = steps
+        self._parameters = parameters
         self._kept = kept
         self.look_for_step: Callable[[], None] = lambda: None
         self.look_at_loss: Callable[[], None] = lambda: None
         self._unfinished: int | None = None  # the backward whose end is awaited
         self._ends_are_told = True
+        self._called: tuple[int, int, list[object]] | None = None  # thread, ended, gradients
 
     def is_outside(self) -> bool:
         """Whether a forward that begins now lies outside of every backward: it is the user's own.
@@ -116,11 +125,7 @@ class Backwards:
             )
             step.is_doubtful = True
         if gone:
-            for gradients in step.gradients:
-                gradients.release()
-            step.dropped.update(step.gradients)
-            step.has_dropped |= step.parameters.train
-            step.gradients.clear()
+            step.drop_gradients()
 
     def _await_end(self) -> None:
         try:
@@ -132,6 +137,44 @@ class Backwards:
             self.ended += 1  # or rather begun: there was one
             self._ends_are_told = False
             self._steps.doubt_gradients()
+
+    # --- a backward that goes through no layer, as of a penalty on weights ----------------------
+
+    @guarded(_UNTAPPED, alone=True)
+    def call_begins(self) -> None:
+        """Note what gradients there are as a backward is called, whatever it goes through."""
+        self._called = None
+        step = self._steps.current
+        if not (self.is_open and (step.recorded or step.is_over)) or current_backward() != -1:
+            return
+        if not step.is_over:
+            self.look_for_step()
+        self._kept.before_backward()
+        self._called = threading.get_ident(), self.ended, self._parameters.gradient_marks()
+
+    @guarded(_UNTAPPED, alone=True)
+    def call_ended(self) -> None:
+        """Read the gradients if it has added to them, and none of its nodes has told of it."""
+        if self._called is None:
+            return
+        (thread, ended, before), self._called = self._called, None
+        if thread != threading.get_ident() or self.ended != ended or is_capturing():
+            return
+        if self._parameters.gradient_marks() != before:
+            apart_from_modes(self._read_untapped, before)
+
+    def _read_untapped(self, before: list[object]) -> None:
+        if self._steps.current.is_over:
+            self._steps.close()
+        step = self._steps.current
+        if not step.recorded:
+            return
+        if step.gradients and not any(before) and not self._steps.is_being_made:
+            step.drop_gradients()
+        self.ended += 1
+        step.backwards[-1 - self.ended] = step.has_untapped = True
+        self._read_gradients()
+        self._kept.after_backward()
 
     def settle(self) -> None:
         """Read what waits for the end of a backward, where no end is told."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from gradscope.autograd.torch_internals import version
 from gradscope.capture.keys import Layout, OfParameter
 from gradscope.capture.net import layers
 from gradscope.capture.net.distributed import replicas
@@ -168,6 +169,16 @@ class Parameters:
                 self._places.clear()
             places = self._places[held] = tuple(self._place[p] for p in held if p in self._place)
         return places
+
+    def gradient_marks(self) -> list[object]:
+        """Return of each what changes where its gradient is added to, or replaced.
+
+        Nothing where a function has the gradients, which may compute them.
+        """
+        if self.gradient.is_function:
+            return []
+        found = map(self.gradient, self.tensors)
+        return [None if g is None else (id(g), version(g)) for g in found]
 
     def look_at_gradients(self) -> None:
         """Note which processes hold gradients, where those of parameters are spread over some."""

@@ -78,6 +78,7 @@ class Step:
         self.has_dropped = False  # though they had gradients
         self.is_mixed = False  # whether one of those was reached again
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
+        self.has_untapped = False  # whether one of them went through no layer
         self.forwarded: set[int] = set()  # modules seen called, outside of backwards
         self.parameters: ParameterReadings | None = None
         self.readings = Readings()
@@ -87,6 +88,14 @@ class Step:
     def was_made_by(self, optimizer: Optimizer) -> bool:
         """Whether `optimizer` has stepped, or its step was skipped."""
         return any(reference() is optimizer for reference in self.stepped_by)
+
+    def drop_gradients(self) -> None:
+        """Forget what was read in backwards whose gradients no optimizer will get."""
+        for gradients in self.gradients:
+            gradients.release()
+        self.dropped.update(self.gradients)
+        self.has_dropped |= self.parameters is not None and self.parameters.train
+        self.gradients.clear()
 
     def row(self, wide: bool) -> Row:
         """Return everything that was read; `wide` as in Row."""

@@ -1,0 +1,87 @@
+"""Calls of `backward`, told of whatever they lead through: also where that is no node of ours."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+import torch
+
+from gradscope.autograd.torch_internals.compiling import skip_frames_of
+from gradscope.autograd.torch_internals.interfaces import Unavailable
+
+_RUN = "_engine_run_backward"
+
+
+class BackwardListener(Protocol):
+    """Who is told of every backward of this process that adds to gradients; neither may raise."""
+
+    def call_begins(self) -> None:
+        """Take note that one is called."""
+
+    def call_ended(self) -> None:
+        """Take note that it has ended, without an error."""
+
+
+class _Calls:
+    """Stands in place of what runs a backward, for as long as somebody listens."""
+
+    def __init__(self) -> None:
+        self.listeners: list[weakref.ref[BackwardListener]] = []
+        self._ours: Any = None
+        self._theirs: Any = None
+
+    def add(self, listener: weakref.ref[BackwardListener]) -> None:
+        self.listeners.append(listener)
+        if len(self.listeners) > 1:
+            return
+        if not can_follow():  # said by `missing`
+            return
+        run = getattr(torch.autograd, _RUN)
+
+        def told(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not kwargs.get("accumulate_grad"):  # an autograd.grad
+                return run(outputs, *args, **kwargs)
+            for listener in self._present():
+                listener.call_begins()
+            result = run(outputs, *args, **kwargs)
+            for listener in self._present():
+                listener.call_ended()
+            return result
+
+        try:
+            skip_frames_of(told)
+        except Unavailable:  # then torch.compile may trace it, as it does what it calls
+            pass
+        self._ours, self._theirs = told, run
+        setattr(torch.autograd, _RUN, told)
+
+    def remove(self, listener: weakref.ref[BackwardListener]) -> None:
+        self.listeners.remove(listener)
+        if not self.listeners and getattr(torch.autograd, _RUN, None) is self._ours:
+            setattr(torch.autograd, _RUN, self._theirs)
+
+    def _present(self) -> list[BackwardListener]:
+        return [found for ref in self.listeners if (found := ref()) is not None]
+
+
+def can_follow() -> bool:
+    """Whether this torch runs backwards by what we can stand in place of."""
+    return hasattr(torch.autograd, _RUN)
+
+
+_calls = _Calls()
+
+
+class FollowedBackwards:
+    """Tells `listener`, which it does not keep alive, of backwards until `remove`."""
+
+    def __init__(self, listener: BackwardListener) -> None:
+        self._listener: weakref.ref[BackwardListener] | None = weakref.ref(listener)
+        _calls.add(self._listener)
+
+    def remove(self) -> None:
+        """Stop; the last one to do so leaves torch as it was."""
+        if self._listener is not None:
+            _calls.remove(self._listener)
+            self._listener = None
