@@ -43,7 +43,6 @@ from gradscope.capture.training.updates import Updates
 from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 
-
 _Handle = RemovableHandle | ScalerHook | HiddenHooks | FollowedHooks | FollowedBackwards
 
 

@@ -455,7 +455,8 @@ def test_the_ratio_of_a_block_is_of_the_same_forwards_or_none(tmp_path):
             optimizer.zero_grad()
     run = scope.run
     (number,) = run.shortcuts.index[run.shortcuts.name == "blocks.0"]
-    read = run.shortcut_readings.query("shortcut == @number").branch_ratio.to_numpy()
+    rows = run.shortcut_readings
+    read = rows.branch_ratio[rows.shortcut == number].to_numpy()
     assert np.isnan(read).sum() < 8
     known = ~np.isnan(read)
     np.testing.assert_allclose(read[known], np.array(right)[known], rtol=1e-4)

@@ -7,9 +7,6 @@ from typing import Any, Protocol
 
 import torch
 
-from gradscope.autograd.torch_internals.compiling import skip_frames_of
-from gradscope.autograd.torch_internals.interfaces import Unavailable
-
 _RUN = "_engine_run_backward"
 
 
@@ -40,8 +37,8 @@ class _Calls:
         run = getattr(torch.autograd, _RUN)
 
         def told(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            if not kwargs.get("accumulate_grad"):  # an autograd.grad
-                return run(outputs, *args, **kwargs)
+            if torch.compiler.is_compiling() or not kwargs.get("accumulate_grad"):
+                return run(outputs, *args, **kwargs)  # that is of an autograd.grad
             for listener in self._present():
                 listener.call_begins()
             result = run(outputs, *args, **kwargs)
@@ -49,10 +46,6 @@ class _Calls:
                 listener.call_ended()
             return result
 
-        try:
-            skip_frames_of(told)
-        except Unavailable:  # then torch.compile may trace it, as it does what it calls
-            pass
         self._ours, self._theirs = told, run
         setattr(torch.autograd, _RUN, told)
 
