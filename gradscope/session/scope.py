@@ -138,7 +138,8 @@ class Scope:
         ----------
         **scalars : number or Tensor of one element
             A tensor on an accelerator is copied there, without waiting. Between recorded steps the
-            latest value of each name is kept for the next recorded one.
+            latest value of each name is kept for the next recorded one; what is left when the scope
+            closes has a row of its own, that of the last step, in which all else is NaN.
 
         Raises
         ------

@@ -532,3 +532,25 @@ def test_checkpointed_blocks_read_like_plain_ones(use_reentrant, tmp_path):
         first[columns[1:]].to_numpy(), second[columns[1:]].to_numpy(), rtol=1e-12
     )
     assert len(again.shortcuts) == 3
+
+
+def test_a_part_that_is_called_again_on_a_retained_encoding_counts_once(tmp_path):
+    torch.manual_seed(0)
+    parts = nn.ModuleDict({"encoder": nn.Linear(6, 8), "head": nn.Linear(8, 2)})
+    encoder, head = (torch.optim.SGD(part.parameters(), lr=0.05) for part in parts.values())
+    right = []
+    with gradscope.watch(parts, tmp_path / "run") as scope:
+        for _ in range(4):
+            encoder.zero_grad()
+            z = parts["encoder"](torch.randn(8, 6))
+            for target in range(2):
+                head.zero_grad()
+                y = parts["head"](z)
+                y.retain_grad()
+                (y - target).square().mean().backward(retain_graph=target == 0)
+                right.append(y.grad.norm().item())
+                head.step()
+            encoder.step()
+    read = scope.run.frame().query("name == 'head'")
+    np.testing.assert_allclose(read.signal_norm, right, rtol=1e-5)
+    assert (read.output_elements == 16).all()

@@ -80,7 +80,7 @@ class Gradients:
         replays: Iterable[tuple[Replay, Sequence[tuple[Node, int]]]] = (),
     ) -> None:
         """Put hooks on the nodes of `graph`, and on those of the outputs of `replays`."""
-        plan, nodes = self._plan, graph.nodes
+        plan, nodes, roots = self._plan, graph.nodes, graph.structure.roots
         guard, read_values = self._guard, self._read_values  # one object each, not one a tap
         read_and_keep, keep = self._read_and_keep, self._keep
         self.leaves = [nodes[i] for i in plan.leaves]
@@ -90,7 +90,10 @@ class Gradients:
                 node.register_hook(partial(read_and_keep, tap))
                 continue
             if tap.values:
-                handle = node.register_prehook(partial(guard, read_values, tap.values))
+                hook = partial(guard, read_values, tap.values)
+                if node in graph.inputs and tap.index >= roots:  # others may lead to it, too
+                    hook = partial(self._if_reached, hook)
+                handle = node.register_prehook(hook)
                 if tap.outlives_graph:
                     self._handles.append(handle)
             if tap.edges or tap.alone:
@@ -159,6 +162,11 @@ class Gradients:
                 taps.clear()  # the plan's own: nothing is read here in later steps either
             self._cut_graph = None
             self._failed(keys, error)
+
+    def _if_reached(self, read: Callable[..., None], *gradients: object) -> None:
+        """Read what comes to an input of the forward, in a backward that goes through it."""
+        if current_backward() == self._backward:
+            read(*gradients)
 
     def _read_and_keep(
         self, tap: NodeTap, inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]
