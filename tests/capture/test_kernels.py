@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 
@@ -122,6 +123,43 @@ def test_readings_at_once_and_late_are_those_of_plain_autograd(tmp_path):
             np.testing.assert_allclose(
                 found[column], expected[column], rtol=1e-4, atol=1e-6, err_msg=column
             )
+
+
+def test_what_is_too_large_to_wait_is_read_by_launches_of_its_own(tmp_path, monkeypatch):
+    """Channels last, too, and once its place is known, which takes a step."""
+    monkeypatch.setattr(gpu_kernel.Kernel, "small", 8)
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3, padding=1), nn.Flatten()
+    ).to(memory_format=torch.channels_last)
+    twin = copy.deepcopy(model)
+    kernel = prepared()
+    images = [torch.randn(2, 3, 5, 5).to(memory_format=torch.channels_last) for _ in range(4)]
+
+    def loss_of(net, x):
+        return net(x).square().mean()
+
+    def train_on(net, scope=None):
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for x in images[:3] if scope is None else images:
+            optimizer.zero_grad()
+            loss_of(net, x).backward()
+            optimizer.step()
+
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        counts = launches(kernel)
+        train_on(model, scope)
+    assert counts["one"] >= 4 * 5
+    assert scope.run.notes == []
+    train_on(twin)
+    read = scope.run.frame().query("step == 3").set_index("name")
+    reference = Reference(twin, lambda m: loss_of(m, images[3]))
+    for name in ("0", "2"):
+        assert read.grad_norm[name] == pytest.approx(reference.gradient(name), rel=1e-5)
+    assert read.signal_norm["2"] == pytest.approx(reference.signal("2"), rel=1e-5)
+    output = twin[1](twin[0](images[3]))
+    assert read.activation_norm["1"] == pytest.approx(output.norm().item(), rel=1e-5)
+    assert read.zero_fraction["1"] == pytest.approx((output == 0).double().mean().item(), rel=1e-5)
 
 
 def test_what_is_overwritten_is_read_at_once_in_place_or_unseen(tmp_path):
