@@ -148,8 +148,8 @@ class Backwards:
         if not (self.is_open and (step.recorded or step.is_over)) or current_backward() != -1:
             return
         if not step.is_over:
-            self.look_for_step()
-        self._kept.before_backward()
+            apart_from_modes(self.look_for_step)
+        apart_from_modes(self._kept.before_backward)
         self._called = threading.get_ident(), self.ended, self._parameters.gradient_marks()
 
     @guarded(_UNTAPPED, alone=True)
