@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from gradscope.capture.training.backward import Backwards
 from gradscope.capture.training.losses import Losses
 from gradscope.capture.training.steps import Step, Steps
 from gradscope.capture.training.updates import Updates
+from gradscope.capture.under_way import UnderWay
 from gradscope.wording import layers_named
 
 _APART = (
@@ -71,6 +73,12 @@ _UNREACHED = (
 _CAPTURED = (
     "a CUDA graph is being captured: what runs in it is not read, nor are its replays, of which"
     " nothing tells. Train without CUDA graphs for a while to have them read"
+)
+
+_THREADS = (
+    "the model was called in several threads at once, gradients on: their calls cannot be told"
+    " apart. Those of one alone are read, and signals and activations of such steps are NaN. Call"
+    " it within torch.no_grad() where it does not train, or one call after the other"
 )
 
 _LOST = (
@@ -143,6 +151,8 @@ class Calls:
         self._outermost = {0}  # modules that were called from outside the model
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
         self._forward: Forward | None = None
+        self._thread = -1  # of the latest forward
+        self._are_several = False  # threads, which have been seen in forwards at once
         self._node: Node | None = None  # in whose backward a call was computed anew
         self._is_apart = False  # that call, from others in the same
         self._unread: set[int] = set()  # layers computed anew whose gradients did not count
@@ -158,7 +168,12 @@ class Calls:
         modules = self._modules
         if number not in modules.executed:
             modules.note_call(number)
-        forward = self._forward or self._begin(number)
+        forward = self._forward
+        if forward is not None and forward.thread != get_ident():
+            if not self._may_begin_beside(forward):
+                return
+            forward = self._forward = None
+        forward = forward or self._begin(number)
         if forward is not None:
             if self._compiled:
                 self._taps.enter(number, args, kwargs)
@@ -168,20 +183,24 @@ class Calls:
 
     def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         """Note that module `number` returned."""
-        if self._forward is None:
+        forward = self._forward
+        if forward is None:
             if self._compiled and self._taps.is_on:
                 self._taps.passes(number, -1)
             return
+        if forward.thread != get_ident():
+            return
         if self._compiled:
             self._taps.leave(number, module, output)
-        if self._forward.leave(number, module, args, output):
-            forward, self._forward = self._forward, None
+        if forward.leave(number, module, args, output):
+            self._forward = None
             with collection_put_off():
                 self._tap(forward)
 
     def module_failed(self, number: int, error: Exception) -> None:
         """Go on without module `number`, whose call could not be read."""
-        self._forward = None
+        if self._forward is not None and self._forward.thread == get_ident():
+            self._forward = None
         if not is_out_of_memory(error):  # which may pass
             self._hooks.give_up(number)
             if number in self._outermost:
@@ -203,10 +222,28 @@ class Calls:
             self.faults.tell(_CAPTURED)
             return
         if self._backwards.is_outside() and not in_transform():
-            self._updates.look_for_step()
-            if self._steps.current.is_over:
-                self._steps.close()
+            self._close_if_over()
         self.saw_forward = True
+
+    def _close_if_over(self) -> None:
+        self._updates.look_for_step()
+        if self._steps.current.is_over:
+            self._steps.close()
+
+    def _may_begin_beside(self, forward: Forward) -> bool:
+        """Whether a call in another thread than that of `forward` is read: if that never returned.
+
+        Without gradients, as an actor infers beside the training, it is none that is read at all.
+        """
+        if not torch.is_grad_enabled():
+            return False
+        if not forward.goes_on():
+            return True
+        if self._backwards.is_outside():
+            self._close_if_over()
+            self._are_several = self._steps.current.is_doubtful = True
+            self.faults.tell(_THREADS)
+        return False
 
     def _begin(self, number: int) -> Forward | None:
         """Begin an outermost call; None where nothing is recorded of it, or taps do."""
@@ -216,9 +253,10 @@ class Calls:
             self.faults.tell(_CAPTURED)
             return None
         if self._backwards.is_outside():
-            self._updates.look_for_step()
-            if self._steps.current.is_over:
-                self._steps.close()
+            self._close_if_over()
+            if self._are_several and self._thread != get_ident():  # maybe the rest of a call
+                self._steps.current.is_doubtful = True
+            self._thread = get_ident()
         elif not self._computes_anew(number):
             return None
         if not self._steps.current.recorded or self._taps.is_on:
@@ -226,7 +264,7 @@ class Calls:
             return None
         self._outermost.add(number)
         self._units.begin(self._steps.current.number // self._steps.every)
-        self._forward = Forward(self._expected.get(number), self._units)
+        self._forward = Forward(self._expected.get(number), self._units, UnderWay())
         if self._compiled:
             self._taps.forward_begins()
         return self._forward

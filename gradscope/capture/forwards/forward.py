@@ -27,6 +27,7 @@ from gradscope.capture.net.modules import ModuleInfo
 from gradscope.capture.net.recurrence import FEWEST
 from gradscope.capture.reading.readings import Read, Readings
 from gradscope.capture.reading.units import Units
+from gradscope.capture.under_way import UnderWay
 
 NodeSlot = tuple[Node, int]
 """Where the gradient of a tensor arrives."""
@@ -54,14 +55,22 @@ class Forward:
         inputs and outputs of every module are measured.
     units : Units, optional
         Looks at outputs, where it is on.
+    call : UnderWay, optional
+        The outermost call.
 
     Attributes
     ----------
     with_graph : set of int
         Numbers of the modules whose calls had a graph.
+    thread : int
+        Where it runs, as far as that is asked.
     """
 
-    def __init__(self, expected: Plan | None, units: Units | None = None) -> None:
+    def __init__(
+        self, expected: Plan | None, units: Units | None = None, call: UnderWay | None = None
+    ) -> None:
+        self._call = call
+        self.thread = -1 if call is None else call.thread
         self.modules: list[ModuleInfo] = []
         self.with_graph: set[int] = set()
         self.readings = Readings(None if expected is None else expected.trust)
@@ -77,6 +86,10 @@ class Forward:
         self._sum_norms: dict[SignedPlaces, Read] = {}
         self.distributed: dict[int, list[Tensor]] = {}  # call -> outputs that are spread on a mesh
         self.states = States()
+
+    def goes_on(self) -> bool:
+        """Whether it may still return; else what ended it was an exception that no hook tells of."""
+        return self._call is not None and self._call.goes_on()
 
     @cached_property
     def calls(self) -> list[Call]:

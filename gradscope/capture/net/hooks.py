@@ -31,6 +31,9 @@ from gradscope.capture.faults import Faults
 from gradscope.capture.net.hiding import Hook
 from gradscope.capture.net.taps import Spots, at_input, at_output
 
+_LEFT_OUT: dict[str, Any] = {}
+"""For arguments by name, which a hook does not get that another thread takes out just then."""
+
 
 class ModuleListener(Protocol):
     """What the hooks of modules report to."""
@@ -91,7 +94,9 @@ class _Hook(Hook):
 
 
 class _EnterHook(_Hook):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] = _LEFT_OUT
+    ) -> Any:
         if torch.compiler.is_compiling():  # first of all, so that the compiler traces nothing else
             return
         listener = self._listener()
@@ -134,7 +139,9 @@ class _TappingEnterHook(_EnterHook):
 
     spots: Spots = ()
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] = _LEFT_OUT
+    ) -> Any:
         if torch.compiler.is_compiling():
             return at_input(self.spots, args, kwargs)
         return _aside()(self._report, module, args, kwargs)
