@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import warnings
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import gradscope
 from loops import batches, loss_of, net
@@ -128,6 +130,59 @@ def test_a_step_is_let_go_of_without_help_of_the_garbage_collector(tmp_path):
             for i, batch in enumerate(batches(20)):
                 left = [one() for one in step(batch)]
                 assert left == [None] * len(left), f"step {i}"
+    finally:
+        gc.enable()
+
+
+class Failing(nn.Module):
+    error = None
+
+    def forward(self, x):
+        if self.error is not None:
+            raise self.error
+        return x
+
+
+class Added(nn.Module):
+    def __init__(self, *inner):
+        super().__init__()
+        self.inner = nn.Sequential(*inner)
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda: [nn.Linear(4, 4), nn.Tanh()],
+        lambda: [Added(nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 4)) for _ in range(2)],
+        lambda: [nn.Linear(4, 4) if i % 2 else nn.GELU() for i in range(140)],
+        lambda: [nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)],
+    ],
+    ids=["plain", "residual", "deep", "transformer"],
+)
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_forward_that_raised_leaves_nothing_to_the_garbage_collector(body, every, tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), *body(), Failing(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    outputs = []
+    for module in model:
+        module.register_forward_hook(
+            lambda _, args, output: outputs.append(StorageWeakRef(output.untyped_storage()))
+        )
+    gc.collect()
+    gc.disable()
+    try:
+        with gradscope.watch(model, tmp_path / "run", every=every):
+            for i in range(8):
+                model[-2].error = RuntimeError("out of memory") if i % 3 == 2 else None
+                optimizer.zero_grad()
+                with contextlib.suppress(RuntimeError):
+                    model(torch.randn(5, 3, 4)).square().mean().backward()
+                    optimizer.step()
+                model[-2].error = None
+                assert all(output.expired() for output in outputs), i
     finally:
         gc.enable()
 

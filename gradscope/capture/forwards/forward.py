@@ -88,7 +88,7 @@ class Forward:
         self.states = States()
 
     def goes_on(self) -> bool:
-        """Whether it may still return; else what ended it was an exception that no hook tells of."""
+        """Whether it may still return; else an exception ended it that no hook tells of."""
         return self._call is not None and self._call.goes_on()
 
     @cached_property

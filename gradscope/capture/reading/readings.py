@@ -49,7 +49,7 @@ class Readings:
         self._tensors_keys: list[Keys] = []
         self._sheets = Sheets(trust)
         self.again, self.believe = self._sheets.again, self._sheets.believe
-        self._samples = Samples(self._read_sample)
+        self._samples = Samples()
 
     def __len__(self) -> int:
         return len(self._numbers) + len(self._tensors) + len(self._sheets)
@@ -180,7 +180,9 @@ class Readings:
             if self._sum(kind, x, (meaning,), place, rule, rule.center, rule.radius):
                 return
         elif self._sheets.kernel_of(output) is not None:
-            self._samples.add(activation, z, output, keys)
+            # not told whom to call: readings that hold themselves would wait for the collector
+            if self._samples.add(activation, z, output, keys):
+                self._samples.read(self._read_sample)
             return
         self.add_all(activation_readings(activation, z, output), keys)
 
@@ -219,7 +221,7 @@ class Readings:
 
     def read_waiting(self) -> None:
         """Read all that waits."""
-        self._samples.read()
+        self._samples.read(self._read_sample)
         self._sheets.read_waiting()
 
     def _read_sample(
@@ -277,7 +279,7 @@ class Readings:
 
     def sums(self) -> list[Sums]:
         """Return all rows of sums, which the current stream is made to wait for."""
-        self._samples.read()
+        self._samples.read(self._read_sample)
         return self._sheets.sums()
 
 

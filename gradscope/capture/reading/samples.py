@@ -32,29 +32,27 @@ class _Sample(NamedTuple):
 
 
 class Samples:
-    """Samples that wait.
+    """Samples that wait."""
 
-    Parameters
-    ----------
-    found : called with the keys of a sample, |phi'|, None where that is not known, and the outputs,
-        both flat, and a tenth of the largest |phi'| that the function can have
-    """
-
-    def __init__(self, found: Found) -> None:
-        self._found = found
+    def __init__(self) -> None:
         self._waiting: list[_Sample] = []
 
     def add(
         self, activation: nn.Module, z: Tensor | None, output: Tensor, keys: Sequence[Keys]
-    ) -> None:
-        """Take a sample of one call."""
+    ) -> bool:
+        """Take a sample of one call; return whether there are so many that they are to be read."""
         z = None if z is None else _copy(z)
         self._waiting.append(_Sample(activation, z, _copy(output), keys))
-        if len(self._waiting) == _SAMPLES:
-            self.read()
+        return len(self._waiting) == _SAMPLES
 
-    def read(self) -> None:
-        """Compute with all that wait."""
+    def read(self, found: Found) -> None:
+        """Compute with all that wait.
+
+        Parameters
+        ----------
+        found : called with the keys of a sample, |phi'|, None where that is not known, and the
+            outputs, both flat, and a tenth of the largest |phi'| that the function can have
+        """
         if not self._waiting:
             return
         alike = defaultdict(list)
@@ -67,9 +65,9 @@ class Samples:
         self._waiting = []
         with torch.no_grad():
             for samples in alike.values():
-                self._read(samples)
+                self._read(samples, found)
 
-    def _read(self, samples: list[_Sample]) -> None:
+    def _read(self, samples: list[_Sample], found: Found) -> None:
         activation = samples[0].activation
         outputs = torch.stack([some.output for some in samples])
         inputs = [some.z for some in samples if some.z is not None]
@@ -79,7 +77,7 @@ class Samples:
         # of a function of somebody else's nothing but the outputs is known
         far = 0.0 if slopes is None else flat(activation)
         for i, some in enumerate(samples):
-            self._found(some.keys, None if slopes is None else slopes[i], outputs[i], far)
+            found(some.keys, None if slopes is None else slopes[i], outputs[i], far)
 
 
 def _copy(x: Tensor) -> Tensor:
