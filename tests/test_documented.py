@@ -15,6 +15,8 @@ import gradscope
 import gradscope.integrations
 import gradscope.plots
 from gradscope import cli, schema
+from gradscope.kinds import BOUNDS
+from gradscope.measure import activations
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,6 +83,19 @@ def test_the_readme_decides_in_a_minute():
 def test_every_column_has_a_meaning_and_every_norm_a_unit():
     assert [column.name for column in columns() if not column.meaning] == []
     assert [c.name for c in columns() if c.name.endswith("_norm") and not c.unit] == []
+
+
+def test_the_columns_of_activations_say_which_are_read_from_a_sample_and_how_large_it_is():
+    of = {column.name: column.meaning for column in schema.LAYER_METRICS}
+    _, sampling = of["derivative_mean"].split(". Of ")
+    whole, others = sampling.lower().split(" over all elements, of others ")
+    assert {name.strip() for name in re.split(",| and ", whole)} == {
+        kind for kind in BOUNDS if activations.whole_rule(kind) is not None
+    }
+    assert f"{activations.SAMPLE:,}" in others
+    assert (
+        "derivative_mean" in of["zero_fraction"] and "derivative_mean" in of["saturated_fraction"]
+    )
 
 
 def test_the_page_of_verdicts_lists_exactly_the_verdicts():
