@@ -163,11 +163,29 @@ def test_gradients_that_wait_for_another_optimizer_are_of_no_step(every, tmp_pat
             expected.append([norm if i == layer else np.nan for i in (0, 2)])
             optimizer.step()
     run, expected = scope.run, np.array(expected)[::every]
-    expected[0, 0] = run.matrix("grad_norm")[1][0, 0]  # an optimizer for it was not known yet
     np.testing.assert_allclose(run.matrix("grad_norm")[1][:, [0, 2]], expected)
-    later = run.steps[1:]
-    np.testing.assert_allclose(later.grad_norm, later.clipped_grad_norm)
-    np.testing.assert_allclose(later.grad_norm, np.nansum(expected[1:], axis=1))
+    np.testing.assert_allclose(run.steps.grad_norm, run.steps.clipped_grad_norm)
+    np.testing.assert_allclose(run.steps.grad_norm, np.nansum(expected, axis=1))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_gradients_of_one_yet_to_make_its_first_step_are_of_no_step(given, tmp_path):
+    """As of a critic in one module with its generator, which steps first, and twice at that."""
+    model = net()
+    actor, critic = SGD(model[0].parameters(), lr=0.05), SGD(model[2].parameters(), lr=0.05)
+    settings = {"optimizer": [actor, critic]} if given else {}
+    expected = []
+    with gradscope.watch(model, tmp_path / "run", **settings) as scope:
+        for optimizer, x in zip([actor, actor, critic, actor], batches(4), strict=True):
+            optimizer.zero_grad()
+            loss_of(model, x).backward()
+            own = optimizer.param_groups[0]["params"]
+            expected.append(root_sum_square(p.grad for p in own))
+            optimizer.step()
+    assert scope.run.notes == []
+    np.testing.assert_allclose(scope.run.steps.grad_norm, expected)
+    read = scope.run.matrix("grad_norm")[1][:, 2]
+    np.testing.assert_allclose(read, [np.nan, np.nan, expected[2], np.nan])
 
 
 @pytest.mark.parametrize(

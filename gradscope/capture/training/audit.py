@@ -4,15 +4,12 @@ decay of the optimizers.
 
 from __future__ import annotations
 
-import gc
 from collections import defaultdict
-
-from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.net.catalogue import Catalogue
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.net.outside import kept_in
-from gradscope.capture.training.parameters import Parameters
+from gradscope.capture.training.parameters import Parameters, all_optimizers
 
 
 class Audit:
@@ -103,9 +100,3 @@ def _in_words(names: dict[str, list[str]]) -> str:
 
 
 _ORDER = ("trained", "frozen", "no optimizer", "no gradient")
-
-
-def all_optimizers() -> list[Optimizer]:
-    """Return every torch.optim.Optimizer of this process: takes some milliseconds."""
-    # by their type: to ask a proxy of what is gone for its class would raise
-    return [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]

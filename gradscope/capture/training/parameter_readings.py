@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from typing import NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ class ParameterReadings:
         self._moved: set[int] = set()  # parameters whose update was read
         self._spoiled: set[int] = set()  # those whose reading another optimizer has made wrong
         self._suspected: tuple[list[_Norms], dict[int, _State]] = ([], {})
-        self._idle: set[int] = set()  # parameters whose optimizer did not make this step
+        self._stepped: set[int] = set()  # parameters whose optimizer has made this step
 
     def are_outdated(self) -> bool:
         """Whether other parameters are trained now than when they began."""
@@ -161,14 +161,18 @@ class ParameterReadings:
         """Take none of the last backward's for what the step is made of."""
         self._gradients = []
 
-    def leave_out(self, made_by: Callable[[Optimizer], bool]) -> None:
-        """Read no gradients of optimizers of which `made_by` says that they did not make the step.
+    def note_step(self, optimizer: Optimizer) -> None:
+        """Take note that `optimizer` has made the step, or that its step was skipped."""
+        self._stepped.update(self._parameters.of(optimizer))
 
-        They are left from the last step of theirs, or wait for the next.
+    def _idle(self) -> set[int]:
+        """Return the places of parameters whose optimizer did not make the step.
+
+        Their gradients are left from the last step of theirs, or wait for the next.
         """
-        known = {o: self._parameters.of(o) for o in self._parameters.optimizers}
-        taken = {i for o, places in known.items() if made_by(o) for i in places}
-        self._idle = {i for places in known.values() for i in places} - taken
+        if not self._stepped or len(self._parameters.holders) < 2:
+            return set()
+        return set(range(len(self._parameters.tensors))) - self._stepped - self._parameters.unheld()
 
     def finish(self) -> None:
         """Read how far parameters have moved that several optimizers update, now that all have."""
@@ -277,7 +281,7 @@ class ParameterReadings:
         segments += self._shares
         for metric, read, wrong in (
             ("update_norm", self._updates, self._spoiled),
-            ("grad_norm", self._gradients, self._idle),
+            ("grad_norm", self._gradients, self._idle()),
         ):
             for norms in read:
                 right = _without(layout(norms.places, (metric,)), norms.places, wrong)

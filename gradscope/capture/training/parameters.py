@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterable
 from operator import is_
@@ -63,6 +64,7 @@ class Parameters:
         self.wide = False  # whether some are float64
         self.shared: set[int] = set()  # places that several optimizers update in one step
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have made a step
+        self.holders: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # these, and others alive
         self.touched: set[int] = set()  # places that had a gradient in a recorded step
         self.listed: list[tuple[int, str, int | None]] = []  # all: module, name, place if it trains
         self.changes = 0
@@ -180,6 +182,18 @@ class Parameters:
         found = map(self.gradient, self.tensors)
         return [None if g is None else (id(g), version(g)) for g in found]
 
+    def meet(self, optimizer: Optimizer) -> None:
+        """Take note of `optimizer`, and of those that hold what none does that was met before."""
+        if optimizer not in self.holders:
+            self.holders.add(optimizer)
+            if self.unheld():
+                self.holders.update([o for o in all_optimizers() if self.of(o)])
+
+    def unheld(self) -> set[int]:
+        """Return the places of parameters that no optimizer holds, as far as they were met."""
+        held = {place for optimizer in self.holders for place in self.of(optimizer)}
+        return set(range(len(self.tensors))) - held
+
     def look_at_gradients(self) -> None:
         """Note which processes hold gradients, where those of parameters are spread over some."""
         for i in self._distributed:
@@ -238,3 +252,9 @@ class Parameters:
                 for i in places
             )
         return layout
+
+
+def all_optimizers() -> list[Optimizer]:
+    """Return every torch.optim.Optimizer of this process: takes some milliseconds."""
+    # by their type: to ask a proxy of what is gone for its class would raise
+    return [o for o in gc.get_objects() if issubclass(type(o), Optimizer)]

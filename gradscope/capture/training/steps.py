@@ -218,8 +218,9 @@ class Steps:
         if optimizer is not None:
             step.stepped_by.append(weakref.ref(optimizer))
             self._parameters.optimizers.add(optimizer)
-            if step.parameters is not None and len(self._parameters.optimizers) > 1:
-                step.parameters.leave_out(step.was_made_by)
+            if step.parameters is not None:
+                self.meet(optimizer)
+                step.parameters.note_step(optimizer)
         if step.is_mixed:
             self.faults.tell(_ONCE_MORE)
         step.ended = time.monotonic() - self.start
@@ -231,6 +232,11 @@ class Steps:
             self._number_layers()
         if self.listener is not None:
             self.listener.step_ended(step)
+
+    @guarded("which optimizers hold the parameters", alone=True)
+    def meet(self, optimizer: Optimizer) -> None:
+        """Take note of an optimizer that makes a step, and of those that wait for theirs."""
+        self._parameters.meet(optimizer)
 
     def close(self) -> None:
         """Emit the row of the current step, and begin the next one."""

@@ -16,11 +16,10 @@ from gradscope import measure
 from gradscope.autograd.torch_internals import handed_by_scaler, is_capturing, scale_of
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.net.modules import Modules
-from gradscope.capture.training.audit import all_optimizers
 from gradscope.capture.training.backward import Backwards
 from gradscope.capture.training.kept_gradients import KeptGradients
 from gradscope.capture.training.learning_rate import learning_rate
-from gradscope.capture.training.parameters import Parameters
+from gradscope.capture.training.parameters import Parameters, all_optimizers
 from gradscope.capture.training.steps import Steps
 
 _REMEDY = "make it a subclass of torch.optim.Optimizer that holds the model's parameters"
