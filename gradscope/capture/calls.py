@@ -163,7 +163,9 @@ class Calls:
         """Note that module `number` is called, and no more."""
         self._modules.note_call(number)
 
-    def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Note that module `number` is called."""
         modules = self._modules
         if number not in modules.executed:
@@ -177,7 +179,7 @@ class Calls:
         if forward is not None:
             if self._compiled:
                 self._taps.enter(number, args, kwargs)
-            forward.enter(modules.infos[number], args, kwargs)
+            forward.enter(modules.infos[number], module, args, kwargs)
         elif self._compiled and self._taps.is_on:
             self._taps.passes(number, 1)
 

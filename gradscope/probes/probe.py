@@ -92,7 +92,7 @@ def _hooks(
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         modules.note_call(number)
-        forward.enter(modules.info(number), args, kwargs)
+        forward.enter(modules.info(number), module, args, kwargs)
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         forward.leave(number, module, args, output)

@@ -189,6 +189,20 @@ def test_batchnorm_activations_in_place_and_projections_are_read(tmp_path):
         np.testing.assert_allclose(ours[numbers], theirs[numbers], rtol=1e-3, atol=1e-4)
 
 
+def test_slopes_that_are_lost_in_place_are_told_by_name(tmp_path):
+    torch.manual_seed(0)
+    one = nn.Linear(5, 8), nn.LayerNorm(8), nn.SiLU(inplace=True)
+    other = nn.Linear(8, 8), nn.LayerNorm(8), nn.ELU(inplace=True)
+    model = nn.Sequential(*one, *other, nn.Linear(8, 2))
+    call = torch.compile(model, backend="aot_eager")
+    with pytest.warns(gradscope.GradscopeWarning, match="derivative_mean .* in place .*'2'\\)"):
+        run, _ = recorded(model, call, batches(3), tmp_path / "run")
+    assert len(run.notes) == 1
+    read = run.frame().pivot(index="step", columns="name", values="derivative_mean")
+    assert read["2"].notna().tolist() == [True, False, False]
+    assert read["5"].notna().all()
+
+
 def test_micro_batches_are_combined(tmp_path):
     model, data = Net(), batches(3) + batches(3, size=4)
     data = [data[0], data[3], data[1], data[4], data[2], data[5]]  # of two sizes

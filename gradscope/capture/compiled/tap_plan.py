@@ -277,7 +277,11 @@ def _plan_slopes(
     for module in modules:
         place = TapPlace(module.number, "out", 0)
         if module.is_activation and place in taps.outputs and module.number in live:
-            taps.slopes[place] = _slope(live[module.number], None)
+            activation = live[module.number]
+            taps.slopes[place] = _slope(activation, None)
+            if module.may_lose_input and getattr(activation, "inplace", False):
+                what = "derivative_mean and saturated_fraction of activations in place"
+                taps.unread[what].append(module.name)
     for function in plan.functions:
         place = TapPlace(function.layer, "out", 0)
         if place in taps.outputs and place not in taps.slopes:

@@ -26,6 +26,7 @@ from gradscope.capture.net import layers
 from gradscope.capture.net.modules import ModuleInfo
 from gradscope.capture.net.recurrence import FEWEST
 from gradscope.capture.reading.readings import Read, Readings
+from gradscope.capture.reading.samples import copy_of_sample
 from gradscope.capture.reading.units import Units
 from gradscope.capture.under_way import UnderWay
 
@@ -79,6 +80,7 @@ class Forward:
         self.times: dict[int, int] = {}  # recurrent call -> dimension of time of its first input
         self._replays: dict[int, Replay] = {}
         self._named: set[int] = set()  # calls with arguments by name
+        self._inputs: dict[int, tuple[Tensor, Tensor]] = {}  # to be overwritten, and their samples
         self._expected = expected
         self._open: list[OpenCall] = []
         self._norms: dict[Place, Read] = {}
@@ -107,7 +109,11 @@ class Forward:
         return [module.number if module.is_layer else None for module, _ in self.returned()]
 
     def enter(
-        self, module: ModuleInfo, args: tuple[object, ...], kwargs: dict[str, object]
+        self,
+        module: ModuleInfo,
+        called: nn.Module,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
     ) -> None:
         """Note that `module` is called; without gradients, as checkpointing does, only that."""
         ordinal = len(self.modules)
@@ -123,6 +129,8 @@ class Forward:
             shape = tensors[0].shape
             if len(shape) == 3 and shape[module.time] >= FEWEST:
                 self.times[ordinal] = module.time
+        if module.may_lose_input and getattr(called, "inplace", False) and args:
+            self._sample_input(ordinal, args[0])
         self._open.append((module, ordinal, next_sequence_number(), inputs))
         if tensors and (self._expected is None or ordinal in self._expected.calls):
             self._measure_for_joins(ordinal, "in", tensors)
@@ -231,6 +239,7 @@ class Forward:
         tensors: Sequence[Tensor],
     ) -> None:
         activation = module if info.is_activation else None
+        z = None if activation is None else self._input_of(ordinal, args, tensors)
         terms = None if self._expected is None else self._expected.terms
         if self._units is not None and tensors:
             self._units.take(info, tensors[0])
@@ -238,9 +247,6 @@ class Forward:
             place = ordinal, "out", position
             norm: Read | None = self.readings.again(place, info, tensor)
             if activation is not None or norm is None:
-                z = args[0] if activation is not None and args else None
-                if z is tensor or not isinstance(z, Tensor):  # in place: z is lost
-                    z = None
                 if norm is not None:
                     self.readings.read_slopes(activation, z, tensor, info.number)
                 else:
@@ -253,6 +259,22 @@ class Forward:
             self._norms[place] = norm
             if terms is not None and place in terms:
                 self._hold(place, tensor)
+
+    def _sample_input(self, ordinal: int, z: object) -> None:
+        """Keep of the input of an activation what its slope is read from, before it is lost."""
+        if isinstance(z, Tensor) and z.is_floating_point() and torch.is_grad_enabled():
+            self._inputs[ordinal] = z, copy_of_sample(measure.in_memory(z))
+
+    def _input_of(
+        self, ordinal: int, args: tuple[object, ...], outputs: Sequence[Tensor]
+    ) -> Tensor | None:
+        """Return the input of an activation, or a sample of it; None if it is lost."""
+        z = args[0] if args else None
+        if (before := self._inputs.pop(ordinal, None)) is not None and before[0] is z:
+            return before[1]
+        if not isinstance(z, Tensor) or any(z is output for output in outputs):  # in place
+            return None
+        return z
 
     def _note_replay(
         self, info: ModuleInfo, ordinal: int, module: nn.Module, args: tuple[object, ...]

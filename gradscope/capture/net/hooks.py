@@ -41,7 +41,9 @@ class ModuleListener(Protocol):
     def note_call(self, number: int) -> None:
         """Take note that module `number` is called within torch.func: nothing trains there."""
 
-    def enter(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def enter(
+        self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Take note that module `number` is called."""
 
     def leave(self, number: int, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
@@ -104,13 +106,13 @@ class _EnterHook(_Hook):
             return
         try:
             if is_plain():
-                listener.enter(self._number, args, kwargs)
+                listener.enter(self._number, module, args, kwargs)
             elif is_tracing():
                 return
             elif in_transform():
                 listener.note_call(self._number)
             else:
-                apart_from_modes(listener.enter, self._number, args, kwargs)
+                apart_from_modes(listener.enter, self._number, module, args, kwargs)
         except Exception as error:
             listener.module_failed(self._number, error)
 

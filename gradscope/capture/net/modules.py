@@ -12,6 +12,7 @@ from gradscope.autograd.torch_internals import children_of, is_scripted
 from gradscope.capture.net import layers
 from gradscope.capture.net.catalogue import LayerInfo
 from gradscope.capture.net.recurrence import time_dimension
+from gradscope.measure.activations import slope_rule
 
 _DROPOUTS = (
     nn.AlphaDropout,
@@ -24,7 +25,10 @@ _DROPOUTS = (
 
 
 class ModuleInfo(NamedTuple):
-    """What is known of a module before it is called; `time` as in `recurrence.time_dimension`."""
+    """What is known of a module before it is called; `time` as in `recurrence.time_dimension`.
+
+    `may_lose_input`: an activation whose slope is read from what it may be told to overwrite.
+    """
 
     number: int
     name: str
@@ -32,6 +36,7 @@ class ModuleInfo(NamedTuple):
     owns_parameters: bool
     is_layer: bool
     is_activation: bool
+    may_lose_input: bool
     time: int | None
 
 
@@ -147,5 +152,13 @@ def _describe(number: int, name: str, module: nn.Module) -> ModuleInfo:
         bool(layers.own_parameters(module)),
         layers.is_layer(module),
         layers.is_activation(module),
+        _may_lose_input(module),
         time_dimension(module),
     )
+
+
+def _may_lose_input(module: nn.Module) -> bool:
+    if not hasattr(module, "inplace") or not layers.is_activation(module):
+        return False
+    rule = slope_rule(module)
+    return rule is not None and rule[0] == "input"

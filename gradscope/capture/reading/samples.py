@@ -41,8 +41,8 @@ class Samples:
         self, activation: nn.Module, z: Tensor | None, output: Tensor, keys: Sequence[Keys]
     ) -> bool:
         """Take a sample of one call; return whether there are so many that they are to be read."""
-        z = None if z is None else _copy(z)
-        self._waiting.append(_Sample(activation, z, _copy(output), keys))
+        z = None if z is None else copy_of_sample(z)
+        self._waiting.append(_Sample(activation, z, copy_of_sample(output), keys))
         return len(self._waiting) == _SAMPLES
 
     def read(self, found: Found) -> None:
@@ -80,7 +80,7 @@ class Samples:
             found(some.keys, None if slopes is None else slopes[i], outputs[i], far)
 
 
-def _copy(x: Tensor) -> Tensor:
+def copy_of_sample(x: Tensor) -> Tensor:
     """Return a sample of `x` in memory of its own."""
     some = sample(x.detach())
     return some.clone() if some.numel() == x.numel() else some
