@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
 
 from gradscope.autograd.torch_internals import (
     Unavailable,
@@ -11,6 +15,7 @@ from gradscope.autograd.torch_internals import (
     at_end_of_backward,
     current_backward,
     is_capturing,
+    version,
     will_accumulate,
 )
 from gradscope.capture.faults import Faults, guarded
@@ -22,6 +27,21 @@ _UNTAPPED = "gradients of a backward that goes through no layer"
 
 _MANY = 32
 """Backwards from which on it is told, at each power of two, that no step has come of them."""
+
+
+class _Call(NamedTuple):
+    """What there is as a backward is called; of each gradient itself, and its version."""
+
+    thread: int
+    ended: int
+    gradients: list[tuple[weakref.ref[Tensor], int] | None]
+
+    def has_changed(self, now: list[Tensor | None]) -> bool:
+        """Whether a gradient was added to, or has come."""
+        return any(
+            g is not None if was is None else was[0]() is not g or g is None or version(g) != was[1]
+            for was, g in zip(self.gradients, now, strict=False)
+        )
 
 
 class Backwards:
@@ -59,7 +79,7 @@ class Backwards:
         self.look_at_loss: Callable[[], None] = lambda: None
         self._unfinished: int | None = None  # the backward whose end is awaited
         self._ends_are_told = True
-        self._called: tuple[int, int, list[object]] | None = None  # thread, ended, gradients
+        self._called: _Call | None = None
 
     def is_outside(self) -> bool:
         """Whether a forward that begins now lies outside of every backward: it is the user's own.
@@ -150,26 +170,28 @@ class Backwards:
         if not step.is_over:
             apart_from_modes(self.look_for_step)
         apart_from_modes(self._kept.before_backward)
-        self._called = threading.get_ident(), self.ended, self._parameters.gradient_marks()
+        found = self._parameters.gradients()
+        noted = [None if g is None else (weakref.ref(g), version(g)) for g in found]
+        self._called = _Call(threading.get_ident(), self.ended, noted)
 
     @guarded(_UNTAPPED, alone=True)
     def call_ended(self) -> None:
         """Read the gradients if it has added to them, and none of its nodes has told of it."""
         if self._called is None:
             return
-        (thread, ended, before), self._called = self._called, None
-        if thread != threading.get_ident() or self.ended != ended or is_capturing():
+        call, self._called = self._called, None
+        if call.thread != threading.get_ident() or call.ended != self.ended or is_capturing():
             return
-        if self._parameters.gradient_marks() != before:
-            apart_from_modes(self._read_untapped, before)
+        if call.has_changed(self._parameters.gradients()):
+            apart_from_modes(self._read_untapped, not any(call.gradients))
 
-    def _read_untapped(self, before: list[object]) -> None:
+    def _read_untapped(self, is_first: bool) -> None:
         if self._steps.current.is_over:
             self._steps.close()
         step = self._steps.current
         if not step.recorded:
             return
-        if step.gradients and not any(before) and not self._steps.is_being_made:
+        if step.gradients and is_first and not self._steps.is_being_made:
             step.drop_gradients()
         self.ended += 1
         step.backwards[-1 - self.ended] = step.has_untapped = True

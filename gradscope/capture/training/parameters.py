@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
-from gradscope.autograd.torch_internals import version
 from gradscope.capture.keys import Layout, OfParameter
 from gradscope.capture.net import layers
 from gradscope.capture.net.distributed import replicas
@@ -172,15 +171,9 @@ class Parameters:
             places = self._places[held] = tuple(self._place[p] for p in held if p in self._place)
         return places
 
-    def gradient_marks(self) -> list[object]:
-        """Return of each what changes where its gradient is added to, or replaced.
-
-        Nothing where a function has the gradients, which may compute them.
-        """
-        if self.gradient.is_function:
-            return []
-        found = map(self.gradient, self.tensors)
-        return [None if g is None else (id(g), version(g)) for g in found]
+    def gradients(self) -> list[Tensor | None]:
+        """Return the gradient of each; none of all where a function has them, that computes."""
+        return [] if self.gradient.is_function else list(map(self.gradient, self.tensors))
 
     def meet(self, optimizer: Optimizer) -> None:
         """Take note of `optimizer`, and of those that hold what none does that was met before."""
