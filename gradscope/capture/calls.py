@@ -81,6 +81,12 @@ _THREADS = (
     " it within torch.no_grad() where it does not train, or one call after the other"
 )
 
+_NOT_RETURNED = (
+    "an optimizer has made a step before a forward of the model returned, which an interrupt has"
+    " cut short, or within which it steps: signals and activations of such steps are NaN. Step"
+    " after model(x) has returned to have them"
+)
+
 _LOST = (
     "an activation or a gradient was overwritten before it was read, before step {step}, which none"
     " was at its place in the steps before: it is NaN there, and read at once from now on"
@@ -171,10 +177,13 @@ class Calls:
         if number not in modules.executed:
             modules.note_call(number)
         forward = self._forward
-        if forward is not None and forward.thread != get_ident():
-            if not self._may_begin_beside(forward):
-                return
-            forward = self._forward = None
+        if forward is not None:
+            if forward.thread != get_ident():
+                if not self._may_begin_beside(forward):
+                    return
+                forward = self._forward = None
+            elif number in self._outermost and not forward.goes_on():  # an interrupt cut it short
+                forward = self._forward = None
         forward = forward or self._begin(number)
         if forward is not None:
             if self._compiled:
@@ -370,9 +379,11 @@ class Calls:
             self._disarm()
 
     def step_ended(self, step: Step) -> None:
-        """Give up a forward that was cut short, and tell compiled code by what it left out."""
-        if self._forward is not None:  # an interrupt cut it short: it will never return
-            self._forward = None
+        """Give up a forward that has not returned, and tell compiled code by what it left out."""
+        if self._forward is not None and self._forward.thread == get_ident():
+            self._forward = None  # later calls may have been taken for a part of it
+            step.is_doubtful = True
+            self.faults.tell(_NOT_RETURNED)
         elif self._taps.is_on:
             self._taps.step_ended(step)
         elif not self._gave_up:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from types import FrameType
 
 _BETWEEN = ("gradscope.", "torch._dynamo.")
 """Modules whose frames are passed over, between ours and the call that is meant."""
@@ -31,7 +32,10 @@ class UnderWay:
 
     def goes_on(self) -> bool:
         """Whether it has neither returned nor been cut short; to be asked in any thread."""
-        frame = sys._current_frames().get(self.thread)
+        if self.thread == threading.get_ident():
+            frame: FrameType | None = sys._getframe(1)
+        else:
+            frame = sys._current_frames().get(self.thread)
         while frame is not None and frame is not self._frame:
             frame = frame.f_back
         return frame is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -127,6 +128,103 @@ def test_passes_that_do_not_train_leave_no_trace(tmp_path):
     first = train(net(), {}, tmp_path / "a", plain).frame()
     second = train(net(), {}, tmp_path / "b", disturbed).frame()
     pd.testing.assert_frame_equal(first, second)
+
+
+class Interrupted(nn.Module):
+    error = None
+
+    def forward(self, x):
+        if self.error is not None:
+            raise self.error
+        return x
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit, RuntimeError])
+def test_a_step_after_a_forward_that_was_cut_short_is_read_as_any_other(error, tmp_path):
+    def cut_short(model, batch):
+        model[2].error = error()
+        with pytest.raises(error):
+            model(batch[0])
+        model[2].error = None
+
+    model = nn.Sequential(*net()[:2], Interrupted(), *net()[2:])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    references, left = [], []
+    model[0].register_forward_hook(lambda _, args, output: left.append(weakref.ref(output)))
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for i, batch in enumerate(batches(5)):
+            optimizer.zero_grad()
+            if i in (0, 3):
+                cut_short(model, batch)
+                before = left[-1]
+            references.append(Reference(model, lambda m, batch=batch: loss_of(m, batch)))
+            loss = loss_of(model, batch)
+            assert before() is None
+            loss.backward()
+            optimizer.step()
+    for step, reference in enumerate(references):
+        read = step_frame(scope.run, step)
+        for name in read.index:
+            (output,) = reference.outputs[name]
+            assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-9)
+            assert read.activation_norm[name] == pytest.approx(output.norm().item(), rel=1e-9)
+            assert read.output_elements[name] == output.numel()
+
+
+def test_a_step_made_before_the_forward_returns_has_no_signals_and_a_note(tmp_path):
+    class Learning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = net()
+            self.optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+
+        def forward(self, batch, within):
+            self.optimizer.zero_grad()
+            loss = loss_of(self.inner, batch)
+            if within:
+                loss.backward()
+                self.optimizer.step()
+            return loss
+
+    model = Learning()
+    with (
+        pytest.warns(gradscope.GradscopeWarning, match="before a forward of the model returned"),
+        gradscope.watch(model, tmp_path / "run") as scope,
+    ):
+        for i, batch in enumerate(batches(4)):
+            loss = model(batch, i == 2)
+            if i != 2:
+                loss.backward()
+                model.optimizer.step()
+    assert len(scope.run.notes) == 1
+    for column in ("signal_norm", "activation_norm"):
+        missing = np.isnan(scope.run.matrix(column)[1]).any(axis=1)
+        assert missing.tolist() == [False, False, True, False], column
+
+
+def test_a_module_that_calls_itself_goes_on_with_its_own_forward(tmp_path):
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc = nn.Linear(5, 5).double()
+
+        def forward(self, x, depth=3):
+            return torch.tanh(self.fc(x if not depth else self(x, depth - 1)))
+
+    model = Nested()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    references = []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x, _ in batches(3):
+            optimizer.zero_grad()
+            references.append(Reference(model, lambda m, x=x: m(x).square().mean()))
+            model(x).square().mean().backward()
+            optimizer.step()
+    for step, reference in enumerate(references):
+        read = step_frame(scope.run, step)
+        assert read.signal_norm["fc"] == pytest.approx(reference.signal("fc"), rel=1e-9)
+        assert read.output_elements["fc"] == 4 * 12 * 5
 
 
 def test_several_optimizers_share_a_step(tmp_path):

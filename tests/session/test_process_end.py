@@ -217,7 +217,7 @@ def test_recording_goes_on_after_an_interrupt_within_a_forward(tmp_path: Path) -
         trainings.train(model, optimizer, range(3))
     signal_norm = scope.run.matrix("signal_norm")[1]
     assert len(signal_norm) == 5
-    assert np.isfinite(signal_norm[[0, 1, 3, 4]]).all()  # step 2 is the one that was interrupted
+    assert np.isfinite(signal_norm).all()
     assert np.isfinite(scope.run.matrix("grad_norm")[1]).all()
     assert scope.run.notes == []
 
