@@ -161,6 +161,7 @@ class Calls:
         self._are_several = False  # threads, which have been seen in forwards at once
         self._node: Node | None = None  # in whose backward a call was computed anew
         self._is_apart = False  # that call, from others in the same
+        self._has_lost = False  # what was overwritten before it was read
         self._unread: set[int] = set()  # layers computed anew whose gradients did not count
 
     # --- what module hooks tell -------------------------------------------------------------------
@@ -311,6 +312,7 @@ class Calls:
         if graph is None:
             return
         plan = self._structures.plan(graph, forward)
+        plan.trust.lost = self._note_lost
         if plan.functions:
             self._read_functions(plan, graph, forward)
         if plan.forward or plan.forward_sums:
@@ -320,9 +322,6 @@ class Calls:
             self._structures.add_batch_norms(forward)
             self._units.read(forward.readings)
         forward.readings.read_waiting()
-        if plan.trust.lost:
-            plan.trust.lost = False
-            self.faults.tell(_LOST.format(step=self._steps.current.number))
         self._expected[forward.modules[0].number] = plan
         step = self._steps.current
         cut = self._cut if step.number % self._cut_every == 0 else None
@@ -339,6 +338,12 @@ class Calls:
         gradients.tap(graph, forward.calls if plan.direct or cut else (), forward.replays())
         if cut:
             step.tapped.append(gradients)
+
+    def _note_lost(self) -> None:
+        """Say once that what waited to be read was overwritten."""
+        if not self._has_lost:
+            self._has_lost = True
+            self.faults.tell(_LOST.format(step=self._steps.current.number))
 
     @guarded("what joins add up in the forward")
     def _supply(self, plan: Plan, graph: Graph, forward: Forward) -> None:

@@ -106,6 +106,55 @@ def test_what_is_overwritten_for_once_is_nan_with_one_note(tmp_path):
     assert len(scope.run.notes) == 1
 
 
+def test_what_is_overwritten_as_the_structure_changes_is_nan_with_one_note(tmp_path):
+    class Later(nn.Module):
+        begun = False
+
+        def forward(self, x):
+            return x.relu_() if self.begun else x
+
+    model, norms = net(nn.Linear(4, 6), Later(), nn.Linear(6, 3)), []
+    model[0].register_forward_hook(lambda _, __, out: norms.append(out.norm().item()))
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        train(model, 4)
+        model[1].begun = True
+        with pytest.warns(gradscope.GradscopeWarning, match="overwritten before .* step 4"):
+            train(model, 1)
+        train(model, 3)
+        model[1].begun = False
+        train(model, 2)
+    read = pivot(scope.run, "activation_norm")["0"]
+    assert np.isnan(read[4])
+    np.testing.assert_allclose(read.drop(4), np.delete(norms, 4), rtol=1e-5)
+    assert len(scope.run.notes) == 1
+
+
+def test_a_gradient_that_is_overwritten_in_the_last_step_is_nan_with_a_note(tmp_path):
+    class InPlace(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient.mul_(2) if overwrite else gradient * 2
+
+    class DoublingTanh(nn.Module):
+        def forward(self, x):
+            return InPlace.apply(x)
+
+    model, overwrite = net(nn.Linear(4, 6), DoublingTanh(), nn.Linear(6, 3)), []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        train(model, 3)
+        overwrite.append(True)
+        with pytest.warns(gradscope.GradscopeWarning, match="overwritten before .* step 3"):
+            train(model, 1)
+    read = pivot(scope.run, "signal_norm")
+    assert np.isnan(read.loc[3, "1"])
+    assert read.drop(index=3).notna().all(axis=None)
+    assert len(scope.run.notes) == 1
+
+
 def test_what_is_overwritten_behind_autograds_back_is_read_at_once(tmp_path):
     class Silent(nn.Module):
         def forward(self, x):

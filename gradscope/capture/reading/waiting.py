@@ -2,8 +2,9 @@
 
 A tensor that waits may be overwritten before its turn: in place, which its version tells, or by
 code that autograd does not see. So at first each is read at once and once more late, and may wait
-only where both agreed: that is found out for each place of each structure. How much may be held on
-to meanwhile is bounded.
+only where both agreed: that is found out for each place of each structure. Code that autograd does
+not see and that begins to overwrite later is not noticed. How much may be held on to meanwhile is
+bounded.
 """
 
 from __future__ import annotations
@@ -103,13 +104,12 @@ class Trust:
     ----------
     known : dict of place to Known
         Those that are proven, and those that never wait.
-    lost : bool
-        Whether one that was proven has been overwritten since; its reading is NaN.
+    lost : called where one that was proven was overwritten before its turn; its reading is NaN
     """
 
     def __init__(self) -> None:
         self.known: dict[Place, Known] = {}
-        self.lost = False
+        self.lost: Callable[[], None] = lambda: None
         self._refuted: set[Place] = set()
         # a trial that is thrown away with its step leaves this by itself
         self._on_trial: WeakValueDictionary[Place, Known] = WeakValueDictionary()
@@ -303,7 +303,8 @@ class Waiting:
         """Make NaN the row of what was overwritten."""
         rows.spoil(number)
         if self.trust is not None:
-            self.trust.lost |= known.place in self.trust.known
+            if known.place in self.trust.known:
+                self.trust.lost()
             self.trust.refute(known.place)
 
     def join(self) -> None:
