@@ -88,8 +88,10 @@ _NOT_RETURNED = (
 )
 
 _LOST = (
-    "an activation or a gradient was overwritten before it was read, before step {step}, which none"
-    " was at its place in the steps before: it is NaN there, and read at once from now on"
+    "in step {step} an activation or a gradient was overwritten, or its memory freed, before it was"
+    " read, which had not happened in the steps before: its reading of that step is NaN. From then"
+    " on it is read as soon as it is there, so nothing is to be done. Others to which this happens"
+    " later are NaN for one step, too, and are not told of again"
 )
 
 
