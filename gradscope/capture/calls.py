@@ -315,6 +315,9 @@ class Calls:
             return
         plan = self._structures.plan(graph, forward)
         plan.trust.lost = self._note_lost
+        if plan is not self._expected.get(forward.modules[0].number):
+            forward.readings.read_waiting()
+            forward.readings.believe(plan.trust)  # the other knows the nodes of another graph
         if plan.functions:
             self._read_functions(plan, graph, forward)
         if plan.forward or plan.forward_sums:

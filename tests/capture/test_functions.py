@@ -112,6 +112,36 @@ def test_a_function_reads_as_its_module_does_at_every_step(tmp_path: Path) -> No
     np.testing.assert_array_equal(functional.to_numpy(), modular.to_numpy())
 
 
+def test_functions_that_change_places_are_read_each_at_its_own_layer(tmp_path: Path) -> None:
+    class Swapping(nn.Module):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.other, self.last = nn.Linear(6, 40), nn.Linear(6, 40), nn.Linear(40, 2)
+            self.off: list[list[float]] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            swapped = self.calls % 3 == 0
+            first, second = (self.other, self.one) if swapped else (self.one, self.other)
+            on = F.relu(first(x))
+            self.off.append([0.0, 0.0])
+            self.off[-1][swapped] = (on == 0).float().mean().item()
+            return self.last(on + torch.tanh(second(x)))
+
+    model = Swapping()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(9):
+            optimizer.zero_grad()
+            model(torch.randn(50, 6)).square().mean().backward()
+            optimizer.step()
+    read = scope.run.frame().pivot(index="step", columns="name", values="zero_fraction")
+    np.testing.assert_allclose(read[["one", "other"]], model.off, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "function",
     [
