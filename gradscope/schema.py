@@ -219,10 +219,15 @@ STEPS: Table = (
         "grad_norm",
         "float64",
         "loss/weight",
-        "L2 norm over all parameters' gradients as accumulated, before clipping, unscaled;"
-        " tied weights count once",
+        "L2 norm over all parameters' gradients as accumulated, before clipping, unscaled, but for"
+        " those whose optimizer did not make the step; tied weights count once",
     ),
-    Column("clipped_grad_norm", "float64", "loss/weight", "the same as the optimizer got it"),
+    Column(
+        "clipped_grad_norm",
+        "float64",
+        "loss/weight",
+        "the same as the optimizer got it, of the parameters that it holds",
+    ),
     Column("loss_scale", "float64", "", "factor of the loss scaler, 1 without one"),
     Column(
         "learning_rate",
@@ -239,8 +244,10 @@ LAYER_METRICS: Table = (
         "grad_norm",
         "float32",
         "loss/weight",
-        "L2 norm of the gradient of the loss with respect to the layer's own parameters, as"
-        " accumulated: before clipping, unscaled; NaN where their optimizer did not make the step",
+        "L2 norm of the gradient of the loss with respect to the layer's own parameters that are"
+        " not frozen, as accumulated: before clipping, unscaled; without those whose optimizer did"
+        " not make the step, NaN where that leaves none. Tied weights count at the layer that comes"
+        " first in the model, in all four norms of parameters",
         processes="copies",
         scale="loss_scale",
         label="weight gradient",
@@ -249,7 +256,7 @@ LAYER_METRICS: Table = (
         "clipped_grad_norm",
         "float32",
         "loss/weight",
-        "the same as the optimizer got it",
+        "the same as the optimizer got it, of the parameters that it holds",
         processes="copies",
         scale="grad_scale",
         label="clipped weight gradient",
@@ -258,14 +265,15 @@ LAYER_METRICS: Table = (
         "weight_norm",
         "float32",
         "weight",
-        "L2 norm of the layer's parameters before the step",
+        "L2 norm, before the step, of those parameters of the layer that are trained: of the bias"
+        " alone where the weight is frozen, or neither its optimizer nor anything else changes it",
         processes="copies",
     ),
     Column(
         "update_norm",
         "float32",
         "weight",
-        "L2 norm of the true change of the parameters, after minus before the optimizer's step",
+        "L2 norm of the true change of these parameters, after minus before the optimizer's step",
         processes="copies",
     ),
     Column(

@@ -169,3 +169,146 @@ def test_the_remedy_that_is_told_works(device, tmp_path):
         )
     assert scope.run.notes == []
     np.testing.assert_allclose(scope.run.steps.clipped_grad_norm, clipped, rtol=1e-12)
+
+
+class Signs(OnData):
+    """A class of one's own, for the matrices alone; the rest is left to one of torch's."""
+
+    def __init__(self, weights, hidden):
+        self.weights, self.hidden = list(weights), hidden
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.weights:
+            (p.data if self.hidden else p).sub_(p.grad.sign(), alpha=0.01)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("settings", [{}, {"updates": "sampled"}])
+@pytest.mark.parametrize("hidden", [False, True], ids=["weights", "data"])
+@pytest.mark.parametrize("first", ["its own", "torch's"])
+def test_weights_that_a_class_of_ones_own_updates_beside_torch_s_count(
+    first, hidden, settings, every, tmp_path
+):
+    model, bare = net("cpu"), net("cpu")
+
+    def optimizers_of(some):
+        return (
+            Signs([p for p in some.parameters() if p.dim() == 2], hidden),
+            torch.optim.AdamW([p for p in some.parameters() if p.dim() == 1], lr=0.01),
+        )
+
+    expected = []
+    told = pytest.warns(gradscope.GradscopeWarning, match="layers '0', '2': something that is no")
+    with told, gradscope.watch(model, tmp_path / "run", every=every, **settings) as scope:
+        pairs = [(model, optimizers_of(model)), (bare, optimizers_of(bare))]
+        for x in batches():
+            for some, optimizers in pairs:
+                some.zero_grad()
+                for part in x.split(3):
+                    some(part).square().sum().backward()
+                before = copy.deepcopy(some[0])
+                for optimizer in optimizers if first == "its own" else optimizers[::-1]:
+                    optimizer.step()
+            both = zip(before.parameters(), bare[0].parameters(), strict=True)
+            expected.append(
+                (
+                    root_sum_square(p.grad for p in bare.parameters()),
+                    root_sum_square(before.parameters()),
+                    root_sum_square(q.detach() - p.detach() for p, q in both),
+                )
+            )
+    assert all(map(torch.equal, model.parameters(), bare.parameters()))
+    run = scope.run
+    gradients, weights, updates = np.transpose(expected[::every])
+    np.testing.assert_allclose(run.steps.grad_norm, gradients, rtol=1e-12)
+    np.testing.assert_allclose(run.matrix("weight_norm")[1][:, 0], weights, rtol=1e-12)
+    np.testing.assert_allclose(run.matrix("update_norm")[1][:, 0], updates, rtol=1e-9)
+    assert np.isnan(run.matrix("clipped_grad_norm")[1]).all()
+    assert run.steps.clipped_grad_norm.isna().all()
+    assert len(run.notes) == 1 + len(settings)
+    assert set(run.layers.training) == {"trained", ""}
+
+
+def test_weights_that_it_updates_only_later_are_nan_as_that_begins(tmp_path):
+    model = net("cpu")
+    own = Signs([model[0].weight], hidden=False)
+    optimizer = torch.optim.SGD([model[0].bias, *model[2].parameters()], lr=0.01)
+    weights, of_biases = [], []
+    told = pytest.warns(gradscope.GradscopeWarning, match="weight_norm and update_norm of the step")
+    with told, gradscope.watch(model, tmp_path / "run") as scope:
+        for step, x in enumerate(batches()):
+            model.zero_grad()
+            model(x).square().sum().backward()
+            weights.append(root_sum_square(model[0].parameters()))
+            of_biases.append(root_sum_square([model[0].bias]))
+            optimizer.step()
+            if step >= 2:
+                own.step()
+    run = scope.run
+    read = run.matrix("weight_norm")[1][:, 0]
+    np.testing.assert_allclose(read, [*of_biases[:2], np.nan, weights[3]], rtol=1e-12)
+    assert np.isnan(run.matrix("update_norm")[1][:, 0]).tolist() == [False, False, True, False]
+    got = np.isnan(run.matrix("clipped_grad_norm")[1])
+    assert got[:, 0].tolist() == [False, False, True, True] and not got[:, 2].any()
+    assert len(run.notes) == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"updates": False}, {"updates": "sampled"}])
+def test_weights_that_are_left_out_of_the_optimizer_are_of_no_norm_of_weights(settings, tmp_path):
+    """Neither frozen nor trained: of a layer the norms are of what an optimizer holds."""
+    model = net("cpu")
+    optimizer = torch.optim.SGD([model[0].bias], lr=0.01)
+    expected = []
+    with gradscope.watch(model, tmp_path / "run", **settings) as scope:
+        for x in batches():
+            model.zero_grad()
+            model(x).square().sum().backward()
+            expected.append(
+                (
+                    root_sum_square([model[0].bias]),
+                    root_sum_square([model[0].bias.grad]),
+                    root_sum_square(p.grad for p in model[0].parameters()),
+                )
+            )
+            optimizer.step()
+    run = scope.run
+    assert len(run.notes) == len(settings)  # which are said to be so
+    weights, got, gradients = np.transpose(expected)
+    np.testing.assert_allclose(run.matrix("weight_norm")[1][:, 0], weights, rtol=1e-12)
+    np.testing.assert_allclose(run.matrix("clipped_grad_norm")[1][:, 0], got, rtol=1e-12)
+    np.testing.assert_allclose(run.matrix("grad_norm")[1][:, 0], gradients, rtol=1e-12)
+    assert np.isnan(run.matrix("weight_norm")[1][:, 2]).all()
+    if settings.get("updates", True):
+        moved = run.matrix("update_norm")[1][:, 0]
+        np.testing.assert_allclose(moved, 0.01 * got, rtol=1e-9)
+
+
+def test_an_optimizer_that_is_made_for_each_step_is_torch_s_all_the_same(tmp_path):
+    model = net("cpu")
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x in batches():
+            model.zero_grad()
+            model(x).square().sum().backward()
+            torch.optim.SGD(model.parameters(), lr=0.01).step()
+    run = scope.run
+    assert run.notes == []
+    moved, got = run.matrix("update_norm")[1], run.matrix("clipped_grad_norm")[1]
+    np.testing.assert_allclose(moved, 0.01 * got, rtol=1e-9)
+
+
+def test_gradients_of_weights_that_it_has_updated_already_are_of_no_step(tmp_path):
+    """As of a critic beside its generator: they wait for the critic's next turn."""
+    model = net("cpu")
+    critic = Signs(model[2].parameters(), hidden=False)
+    actor = torch.optim.SGD(model[0].parameters(), lr=0.01)
+    expected = []
+    told = pytest.warns(gradscope.GradscopeWarning, match="layer '2': something that is no")
+    with told, gradscope.watch(model, tmp_path / "run") as scope:
+        for x in batches():
+            for optimizer in critic, actor:
+                model.zero_grad()
+                model(x).square().sum().backward()
+                optimizer.step()
+            expected.append(root_sum_square(p.grad for p in model[0].parameters()))
+    np.testing.assert_allclose(scope.run.steps.grad_norm, expected, rtol=1e-12)

@@ -38,7 +38,8 @@ class Audit:
             self._changes = parameters.changes
             if parameters.listed != self._listed:
                 self._listed, self._state = parameters.listed, ()
-        state = len(parameters.touched), len(parameters.optimizers), groups, told_by_hooks
+        others = sum(parameters.others.values())
+        state = len(parameters.touched), len(parameters.optimizers), groups, others, told_by_hooks
         if state != self._state:
             self._state = state
             self._catalogue.set_training(self._training(told_by_hooks))
@@ -76,6 +77,7 @@ class Audit:
         held = {place for o in parameters.optimizers for place in parameters.of(o)}
         if told_by_hooks and len(held) < len(parameters.tensors):  # maybe of one yet to step
             held |= {place for o in all_optimizers() for place in parameters.of(o)}
+        held |= {place for place, changes in parameters.others.items() if changes}
         told_by_hooks &= bool(held)
         words: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
         for module, name, place in parameters.listed:

@@ -226,3 +226,5 @@ class Backwards:
         readings.after_backward()
         if not self._steps.told_by_hooks:
             readings.before_update()
+        else:
+            readings.before_others()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import defaultdict
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -13,12 +12,13 @@ from torch.optim.optimizer import Optimizer
 
 from gradscope import measure
 from gradscope.autograd.torch_internals import version
-from gradscope.capture.keys import Layout
 from gradscope.capture.memory import is_out_of_memory, leaves_room, no_memory_for_copies
 from gradscope.capture.reading.rows import Segment
+from gradscope.capture.training.norms import Norms, by_device, read_norms, unknown, without
 from gradscope.capture.training.parameters import Parameters, Places
 from gradscope.capture.training.rounding import read_moved
 from gradscope.capture.training.sampling import sample_of, scale_up
+from gradscope.capture.training.unheld import Unheld
 
 _CAME_LATE = (
     "an optimizer got gradients that were not there when the backward ended: what they were before"
@@ -30,13 +30,6 @@ _RESHAPED = (
     "weights had another shape after a step of the optimizer than before it: how far it moved them"
     " cannot be told, update_norm is NaN there"
 )
-
-
-class _Norms(NamedTuple):
-    """Norms of tensors of the parameters at `places`, on one device."""
-
-    places: Places
-    values: Tensor
 
 
 class ParameterReadings:
@@ -52,14 +45,14 @@ class ParameterReadings:
         self._looks = looks and parameters.updates is True
         self._as_of = parameters.changes
         self.train = bool(parameters.tensors)  # whether any does
-        self._gradients: list[_Norms] = []
+        self._gradients: list[Norms] = []
         self._seen: dict[int, weakref.ref[Tensor]] = {}  # gradients at the last end of a backward
         self._versions: dict[int, int] = {}
         self._ended = False  # whether a backward has
-        self._clipped: dict[Optimizer | None, list[_Norms]] = {}
+        self._clipped: dict[Optimizer | None, list[Norms]] = {}
         self._within: set[Optimizer | None] = set()  # that stepped before one had ended
-        self._weights: list[_Norms] = []
-        self._updates: list[_Norms] = []
+        self._weights: list[Norms] = []
+        self._updates: list[Norms] = []
         self._shares: list[Segment] = []  # of what moved
         self._copies: dict[int, Tensor] = {}
         self._shapes: dict[int, torch.Size] = {}  # of the weights that were copied
@@ -68,7 +61,8 @@ class ParameterReadings:
         self._held: set[int] = set()  # all of these
         self._moved: set[int] = set()  # parameters whose update was read
         self._spoiled: set[int] = set()  # those whose reading another optimizer has made wrong
-        self._suspected: tuple[list[_Norms], dict[int, _State]] = ([], {})
+        self._suspected: tuple[list[Norms], dict[int, _State]] = ([], {})
+        self._unheld = Unheld(parameters)
         self._stepped: set[int] = set()  # parameters whose optimizer has made this step
 
     def are_outdated(self) -> bool:
@@ -87,7 +81,7 @@ class ParameterReadings:
         self._parameters.look_at_gradients()
         self._seen = {i: weakref.ref(g) for i, g in found.items()}
         self._versions = {i: version(g) for i, g in found.items()}
-        self._gradients = _norms(found)
+        self._gradients = read_norms(found)
 
     def were_thrown_away(self) -> bool | None:
         """Whether the gradients of the last backward are gone, so that no optimizer will get them.
@@ -118,9 +112,7 @@ class ParameterReadings:
         the other, the gradient is the one that the first gets, and the update that of them all.
         """
         if self._suspected[1]:  # there is an optimizer that tells: no need to suspect one
-            self._suspected = [], {}
-            self._copies.clear()
-            self._pairs.clear()
+            self._suspect_unheld_alone()
         places = self._places_of(optimizer)
         if self._moved and (again := self._moved.intersection(self._parameters.of(optimizer))):
             self._spoiled |= again
@@ -139,7 +131,7 @@ class ParameterReadings:
             self._within.add(optimizer)
         every = range(len(self._parameters.tensors))
         places = every if optimizer is None else self._places_of(optimizer)
-        self._clipped[optimizer] = _norms(self._find_gradients(places))
+        self._clipped[optimizer] = read_norms(self._find_gradients(places))
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Read how far the parameters of `optimizer` have moved since `before_step`."""
@@ -172,13 +164,39 @@ class ParameterReadings:
         """
         if not self._stepped or len(self._parameters.holders) < 2:
             return set()
-        return set(range(len(self._parameters.tensors))) - self._stepped - self._parameters.unheld()
+        waiting = set(range(len(self._parameters.tensors))) - self._parameters.unheld()
+        return waiting - self._stepped
 
-    def finish(self) -> None:
-        """Read how far parameters have moved that several optimizers update, now that all have."""
-        if not self._suspected[1]:
-            self._forget_reshaped()
-            self._updates += self._read_updates(tuple(self._copies))
+    def finish(self) -> list[int]:
+        """Read how far parameters have moved that several optimizers update, now that all have.
+
+        Or something that is none of torch's: return the places where this is news.
+        """
+        if self._suspected[1]:
+            return []
+        self._forget_reshaped()
+        news = self._unheld.judge(self._copies, self._held)
+        for i in self._unheld.left_out:
+            self._copies.pop(i, None)
+        self._updates += self._read_updates(tuple(self._copies))
+        return news
+
+    def before_others(self) -> None:
+        """Read the weights that no torch.optim.Optimizer holds, where something changes them."""
+        if states := self._suspected[1]:  # no optimizer that tells has stepped yet
+            self._unheld.note_earlier({i: state.weight for i, state in states.items()})
+            return
+        known, to_compare = self._unheld.after_backward(self._seen)
+        self._weights += self._copy_weights(known)
+        self._weights += self._copy_weights(to_compare, to_compare=True)
+
+    def _suspect_unheld_alone(self) -> None:
+        weights, states = self._suspected
+        self._suspected = [], {}
+        kept = self._unheld.keep({i: states[i].weight for i in states if i in self._seen})
+        self._weights += [some for norms in weights for some in norms.of(kept)]
+        self._copies = {i: copy for i, copy in self._copies.items() if i in kept}
+        self._pairs.clear()
 
     def _forget_reshaped(self) -> None:
         """Let go of the copies of weights that have another shape now: nothing can be compared."""
@@ -261,6 +279,10 @@ class ParameterReadings:
 
     # --- what was read ------------------------------------------------------------------------
 
+    def has_weights(self, places: Iterable[int]) -> bool:
+        """Whether the weights at `places` were read before the step."""
+        return set(places).issubset([i for norms in self._weights for i in norms.places])
+
     @property
     def has_gradients(self) -> bool:
         """Whether an optimizer got a gradient."""
@@ -277,14 +299,15 @@ class ParameterReadings:
         ends_were_seen &= self._parameters.ends_are_told
         ends_were_seen &= not self._parameters.gradient.is_function
         layout = self._parameters.layout
-        segments = [(layout(n.places, ("weight_norm",)), n.values) for n in self._weights]
-        segments += self._shares
+        segments = list(self._shares)
         for metric, read, wrong in (
+            ("weight_norm", self._weights, self._unheld.left_out),
             ("update_norm", self._updates, self._spoiled),
-            ("grad_norm", self._gradients, self._idle()),
+            ("grad_norm", self._gradients, self._idle() | self._unheld.earlier),
+            *[(metric, norms, ()) for metric, norms in self._unknown().items()],
         ):
             for norms in read:
-                right = _without(layout(norms.places, (metric,)), norms.places, wrong)
+                right = without(layout(norms.places, (metric,)), norms.places, wrong)
                 segments.append((right, norms.values))
         for optimizer, norms in [(o, n) for o, some in self._clipped.items() for n in some]:
             segments.append((layout(norms.places, ("clipped_grad_norm",)), norms.values))
@@ -293,11 +316,20 @@ class ParameterReadings:
             # gradients that no end of a backward has shown, as those of an optimizer that steps
             # within it, are read only now
             if optimizer in self._within:
-                late = _without(layout(norms.places, ("grad_norm",)), norms.places, self._seen)
+                late = without(layout(norms.places, ("grad_norm",)), norms.places, self._seen)
                 segments.append((late, norms.values))
             else:
                 self._parameters.tell(_CAME_LATE)
         return [(keys, values) for keys, values in segments if keys]
+
+    def _unknown(self) -> dict[str, list[Norms]]:
+        """Return NaN where something reports nothing: no layer's norm is of the others alone."""
+        moved, tensors = self._unheld.moved, self._parameters.tensors
+        places = {"clipped_grad_norm": moved - self._unheld.earlier}
+        for metric, read in (("weight_norm", self._weights), ("update_norm", self._updates)):
+            if metric == "weight_norm" or self._parameters.updates:
+                places[metric] = moved.difference(*[norms.places for norms in read])
+        return {metric: unknown(some, tensors) for metric, some in places.items()}
 
     def _find_gradients(self, places: Iterable[int]) -> dict[int, Tensor]:
         tensors = self._parameters.tensors
@@ -312,7 +344,7 @@ class ParameterReadings:
 
     def _copy_weights(
         self, places: Places, optimizer: Optimizer | None = None, to_compare: bool = False
-    ) -> list[_Norms]:
+    ) -> list[Norms]:
         """Read the weights at `places`, and copy what their update is read, or found, by."""
         updates = self._parameters.updates
         result = []
@@ -322,12 +354,12 @@ class ParameterReadings:
             if updates or to_compare:
                 copies = self._memory_for(group, copied, optimizer)
             if copies is None or updates is not True:
-                result.append(_Norms(group, measure.norms(weights)))
+                result.append(Norms(group, measure.norms(weights)))
                 if copies is None:
                     continue
                 measure.copy_with_norms(copied, copies)
             else:
-                result.append(_Norms(group, measure.copy_with_norms(weights, copies)))
+                result.append(Norms(group, measure.copy_with_norms(weights, copies)))
                 tensors = self._parameters.tensors
                 if all([w is tensors[i] for i, w in zip(group, weights, strict=True)]):
                     self._pairs[group] = weights, copies
@@ -351,15 +383,16 @@ class ParameterReadings:
         parameters.tell(no_memory_for_copies(weights))
         return None
 
-    def _read_updates(self, places: Places) -> list[_Norms]:
+    def _read_updates(self, places: Places) -> list[Norms]:
         if not self._parameters.updates:
-            self._copies.clear()
+            for i in places:
+                self._copies.pop(i, None)
             return []
         if places in self._pairs:  # as when they were copied
             weights, copies = self._pairs.pop(places)
             for i in places:
                 del self._copies[i]
-            return [_Norms(places, measure.difference_norms(weights, copies))]
+            return [Norms(places, measure.difference_norms(weights, copies))]
         result = []
         for group, weights in self._weights_at([i for i in places if i in self._copies]):
             copies = [self._copies.pop(i) for i in group]
@@ -368,20 +401,13 @@ class ParameterReadings:
             else:
                 samples = [sample_of(w) for w in weights]
                 norms = scale_up(measure.difference_norms(samples, copies), weights, samples)
-            result.append(_Norms(group, norms))
+            result.append(Norms(group, norms))
         return result
 
     def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:
         """Return the weights at `places`, in groups of one device."""
         weights = {i: measure.in_memory(self._parameters.tensors[i]) for i in places}
-        return [(group, [weights[i] for i in group]) for group in _by_device(weights)]
-
-
-def _without(layout: Layout, places: Places, left_out: Container[int]) -> Layout:
-    """Return `layout`, in which values of the places `left_out` stand for nothing."""
-    if not any(i in left_out for i in places):
-        return layout
-    return tuple(() if i in left_out else keys for i, keys in zip(places, layout, strict=True))
+        return [(group, [weights[i] for i in group]) for group in by_device(weights)]
 
 
 class _State(NamedTuple):
@@ -400,21 +426,3 @@ def _state(weight: Tensor, gradient: Tensor | None) -> _State:
 def _on_host(tensors: Iterable[Tensor]) -> bool:
     """Whether their values can be had without waiting for a device."""
     return all(tensor.is_cpu for tensor in tensors)
-
-
-def _norms(tensors: dict[int, Tensor]) -> list[_Norms]:
-    """Return the L2 norm of each tensor, read in one go on each device."""
-    return [
-        _Norms(group, measure.norms([tensors[i] for i in group])) for group in _by_device(tensors)
-    ]
-
-
-def _by_device(tensors: dict[int, Tensor]) -> list[Places]:
-    """Return the places of the tensors of each device."""
-    devices = [tensor.device for tensor in tensors.values()]
-    if len(set(devices)) < 2:
-        return [tuple(tensors)] if tensors else []
-    groups: dict[torch.device, list[int]] = defaultdict(list)
-    for i, device in zip(tensors, devices, strict=True):
-        groups[device].append(i)
-    return [tuple(places) for places in groups.values()]

@@ -64,11 +64,14 @@ class Parameters:
         self.shared: set[int] = set()  # places that several optimizers update in one step
         self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have made a step
         self.holders: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # these, and others alive
+        self.others: dict[int, bool] = {}  # whether something else changes what none of them holds
         self.touched: set[int] = set()  # places that had a gradient in a recorded step
         self.listed: list[tuple[int, str, int | None]] = []  # all: module, name, place if it trains
         self.changes = 0
         self._touched_names: set[tuple[int, str]] = set()
+        self._others_names: dict[tuple[int, str], bool] = {}
         self.ends_are_told = True  # of backwards: what an optimizer shows first was not clipped
+        self._unheld: tuple[tuple[object, ...], set[int]] = ((), set())
         self._found: list[Tensor | None] = []
         self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
         self._place: dict[int, int] = {}
@@ -96,6 +99,11 @@ class Parameters:
         self._touched_names |= {
             (m, name) for m, name, place in self.listed if place in self.touched
         }
+        self._others_names |= {
+            (m, n): self.others[at]
+            for m, n, at in self.listed
+            if at is not None and at in self.others
+        }
         self.listed = []
         names = [n for _, module in modules for n, _ in layers.held_parameters(module).items()]
         tensors: list[Tensor] = []
@@ -118,6 +126,11 @@ class Parameters:
         self.changes += 1
         self.touched = {
             at for m, n, at in self.listed if at is not None and (m, n) in self._touched_names
+        }
+        self.others = {
+            at: self._others_names[m, n]
+            for m, n, at in self.listed
+            if at is not None and (m, n) in self._others_names
         }
         self._layouts.clear()
         self._places.clear()
@@ -179,13 +192,17 @@ class Parameters:
         """Take note of `optimizer`, and of those that hold what none does that was met before."""
         if optimizer not in self.holders:
             self.holders.add(optimizer)
+            self._unheld = (), set()
             if self.unheld():
                 self.holders.update([o for o in all_optimizers() if self.of(o)])
 
     def unheld(self) -> set[int]:
         """Return the places of parameters that no optimizer holds, as far as they were met."""
-        held = {place for optimizer in self.holders for place in self.of(optimizer)}
-        return set(range(len(self.tensors))) - held
+        of_what = self.changes, *[(id(o), len(o.param_groups)) for o in self.holders]
+        if of_what != self._unheld[0]:
+            held = {place for optimizer in self.holders for place in self.of(optimizer)}
+            self._unheld = of_what, set(range(len(self.tensors))) - held
+        return self._unheld[1]
 
     def look_at_gradients(self) -> None:
         """Note which processes hold gradients, where those of parameters are spread over some."""

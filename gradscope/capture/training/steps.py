@@ -16,6 +16,7 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.keys import OfStep
 from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.layers import ROOT
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.reading.readings import Readings
 from gradscope.capture.reading.rows import Row, Segment, Sums
@@ -23,6 +24,7 @@ from gradscope.capture.reading.units import is_look
 from gradscope.capture.training.audit import Audit
 from gradscope.capture.training.parameter_readings import ParameterReadings
 from gradscope.capture.training.parameters import Parameters
+from gradscope.capture.training.unheld import told_of
 from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 
@@ -313,7 +315,11 @@ class Steps:
 
     @guarded("weight updates", alone=True)
     def _finish(self, parameters: ParameterReadings) -> None:
-        parameters.finish()
+        news = parameters.finish()
+        if news:
+            owners = sorted({n for i in news for n in self._parameters.owners[i]})
+            names = [self._modules.info(number).name or ROOT for number in owners]
+            self.faults.tell(told_of(names, parameters.has_weights(news)))
 
     @guarded("which parameters are trained")
     def _look_through_parameters(self) -> None:

@@ -131,6 +131,7 @@ class Updates:
         for name, value in handed_by_scaler(optimizer).items():
             self._steps.log(name, value)
         readings = self._steps.parameter_readings()
+        self._steps.meet(optimizer)
         readings.before_step(optimizer)
         step = self._steps.current
         if step.has_dropped and readings.were_replaced(optimizer):
