@@ -351,6 +351,48 @@ def test_gradients_put_together_of_several_backwards_are_taken_for_none_of_them(
     assert len(scope.run.notes) == 1 and "put together" in scope.run.notes[0]
 
 
+def by_norm(gradient):
+    return gradient * min(1.0, 0.01 / gradient.norm().item())
+
+
+def by_value(gradient):
+    return gradient.clamp(-0.003, 0.003)
+
+
+def to_one(gradient):
+    return gradient / gradient.norm()
+
+
+@pytest.mark.parametrize("clip", [by_norm, by_value, to_one])
+@pytest.mark.parametrize("every_time", [False, True])
+def test_clipping_into_new_tensors_after_a_batch_that_was_skipped_is_clipping(
+    clip, every_time, tmp_path
+):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for step, batch in enumerate(batches(4)):
+            if every_time or step == 2:
+                loss_of(model, batch).backward()
+            optimizer.zero_grad()
+            for part in zip(*[values.split(6) for values in batch], strict=True):
+                loss_of(model, part).backward()
+            norms = [root_sum_square(p.grad for p in model[4].parameters())]
+            for p in model.parameters():
+                p.grad = clip(p.grad)
+            expected.append([*norms, root_sum_square(p.grad for p in model[4].parameters())])
+            optimizer.step()
+            optimizer.zero_grad()
+    run = scope.run
+    assert run.notes == []
+    for metric, norms in zip(
+        ("grad_norm", "clipped_grad_norm"), np.transpose(expected), strict=True
+    ):
+        np.testing.assert_allclose(run.matrix(metric)[1][:, 4], norms, rtol=1e-9)
+    assert np.isfinite(run.matrix("signal_norm")[1][:, 4]).all()
+
+
 def test_parameters_frozen_and_added_later_are_followed(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model[:3].parameters(), lr=0.1)

@@ -224,6 +224,8 @@ class Backwards:
     def _read_gradients(self) -> None:
         readings = self._steps.begin_parameter_readings()
         readings.after_backward()
+        if self._steps.current.has_dropped:
+            readings.keep_gradients()
         if not self._steps.told_by_hooks:
             readings.before_update()
         else:

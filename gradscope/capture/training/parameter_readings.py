@@ -14,6 +14,7 @@ from gradscope import measure
 from gradscope.autograd.torch_internals import version
 from gradscope.capture.memory import is_out_of_memory, leaves_room, no_memory_for_copies
 from gradscope.capture.reading.rows import Segment
+from gradscope.capture.training.left_gradients import LeftGradients
 from gradscope.capture.training.norms import Norms, by_device, read_norms, unknown, without
 from gradscope.capture.training.parameters import Parameters, Places
 from gradscope.capture.training.rounding import read_moved
@@ -62,6 +63,7 @@ class ParameterReadings:
         self._moved: set[int] = set()  # parameters whose update was read
         self._spoiled: set[int] = set()  # those whose reading another optimizer has made wrong
         self._suspected: tuple[list[Norms], dict[int, _State]] = ([], {})
+        self._left = LeftGradients()
         self._unheld = Unheld(parameters)
         self._stepped: set[int] = set()  # parameters whose optimizer has made this step
 
@@ -144,10 +146,16 @@ class ParameterReadings:
         self._updates += self._read_updates(tuple(places))
         self._moved.update(places)
 
-    def were_replaced(self, optimizer: Optimizer) -> bool:
-        """Whether `optimizer` gets other tensors than the last backward has left."""
+    def keep_gradients(self) -> None:
+        """Hold on to a sample of what the last backward has left."""
+        self._left.keep({i: g for i, ref in self._seen.items() if (g := ref()) is not None})
+
+    def were_put_together(self, optimizer: Optimizer) -> bool:
+        """Whether `optimizer` gets others than the last backward has left, and no clipped ones."""
         found = self._find_gradients(self._parameters.of(optimizer))
-        return any(i not in self._seen or self._seen[i]() is not g for i, g in found.items())
+        seen = {i: self._seen[i]() if i in self._seen else None for i in found}
+        replaced = {i: g for i, g in found.items() if seen[i] is not g}
+        return bool(replaced) and not self._left.become(replaced)
 
     def forget_gradients(self) -> None:
         """Take none of the last backward's for what the step is made of."""

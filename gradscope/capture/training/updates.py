@@ -134,7 +134,7 @@ class Updates:
         self._steps.meet(optimizer)
         readings.before_step(optimizer)
         step = self._steps.current
-        if step.has_dropped and readings.were_replaced(optimizer):
+        if step.has_dropped and readings.were_put_together(optimizer):
             readings.forget_gradients()
             step.is_doubtful, step.is_mixed = True, False
             self.faults.tell(_PUT_TOGETHER)
