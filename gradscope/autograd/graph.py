@@ -194,15 +194,16 @@ Made = tuple[Hashable, int, int, Sequence[tuple[Node, int]]]
 def fingerprint(graph: Graph, made: Sequence[Made] = ()) -> int:
     """Return a number that is equal for two steps of the same structure, within one process.
 
-    It covers the kinds of the nodes, their edges, and which module made which part of the graph,
-    so that skipping block 3 differs from skipping its twin, block 5. Sizes do not enter.
+    It covers the kinds of the nodes, their edges, which module made which part of the graph and
+    where in it what each returned is, so that skipping block 3 differs from skipping its twin,
+    block 5, and relu(a) + tanh(b) from relu(b) + tanh(a). Sizes do not enter.
     """
     base = made[0][1] if made else 0
-    parts: list[tuple[Hashable, ...]]
-    if base >= 0:
-        parts = [(module, start - base, stop - base) for module, start, stop, _ in made]
-    else:  # no sequence numbers: told by where outputs are in the graph
-        parts = [(m, *[graph.index.get(node) for node, _ in outputs]) for m, _, _, outputs in made]
+    place = graph.index.get
+    parts = [
+        (module, start - base, stop - base, *[place(node) for node, _ in outputs])
+        for module, start, stop, outputs in made
+    ]  # both are -1 where this torch has no sequence numbers
     return hash((graph.structure.digest, tuple(parts)))
 
 

@@ -12,7 +12,7 @@ Everything here stays on the device and never waits for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -91,7 +91,8 @@ def activation_readings(
     with torch.no_grad():
         output = sample(output)
         zero = 1 - measure.census(output, 0.0).nonzero
-        slope = derivative(activation, None if input is None else sample(input), output)
+        some = None if input is None else sample(input)
+        slope = derivative(activation, some, output, None if input is None else input.shape)
         if slope is None:
             return ActivationReadings(math.nan, zero, math.nan)
         steep = measure.census(slope.abs_(), 0.0, flat(activation))
@@ -100,9 +101,13 @@ def activation_readings(
 
 def sample(x: Tensor) -> Tensor:
     """Return `x`, or a copy of every k-th of its elements where these are more than SAMPLE."""
-    if x.numel() <= SAMPLE:
-        return x
-    return x.reshape(-1)[:: distance(x.numel(), SAMPLE)].contiguous()
+    apart = _apart(x.numel())
+    return x if apart == 1 else x.reshape(-1)[::apart].contiguous()
+
+
+def _apart(n: int) -> int:
+    """Return how far apart the sampled ones of n elements are."""
+    return 1 if n <= SAMPLE else distance(n, SAMPLE)
 
 
 def whole_rule(activation: nn.Module | str) -> WholeRule | None:
@@ -133,10 +138,16 @@ _WHOLE = {
 """Kinds whose readings follow from a census of the whole output."""
 
 
-def derivative(activation: nn.Module | str, input: Tensor | None, output: Tensor) -> Tensor | None:
+def derivative(
+    activation: nn.Module | str,
+    input: Tensor | None,
+    output: Tensor,
+    shape: Sequence[int] | None = None,
+) -> Tensor | None:
     """Return phi'(z) element by element, as `torch.autograd` has it; None where it is unknown.
 
-    Parameters and shapes as for `activation_readings`; half precision is computed in float32.
+    Parameters and shapes as for `activation_readings`; half precision is computed in float32. Of
+    samples (`sample`) `shape` is that of what they are of.
     """
     rule = _rule(activation)
     if rule is None or output.is_complex():
@@ -147,7 +158,17 @@ def derivative(activation: nn.Module | str, input: Tensor | None, output: Tensor
     if source.dtype in (torch.float16, torch.bfloat16):
         source = source.float()
     settings = activation if isinstance(activation, nn.Module) else None
+    if isinstance(settings, nn.PReLU) and settings.num_parameters > 1 and shape is not None:
+        slopes = _of_channels(settings.weight.detach(), shape).view(source.shape)
+        return torch.where(source > 0, 1.0, slopes.to(source))
     return rule.derivative(source.detach(), settings)
+
+
+def _of_channels(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return of each element of a sample of a tensor of `shape` the value of its channel."""
+    n = math.prod(shape)
+    places = torch.arange(0, n, _apart(n), device=values.device)
+    return values[places // math.prod(shape[2:]) % len(values)]
 
 
 def slope_rule(

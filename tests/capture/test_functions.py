@@ -304,3 +304,38 @@ def test_a_gate_is_not_read_as_an_activation(tmp_path: Path) -> None:
         optimizer.step()
     read = scope.run.frame().set_index("name").saturated_fraction
     assert read.isna()["gate"] and read["fc"] < 1
+
+
+def test_layers_that_change_places_in_the_graph_keep_their_readings(tmp_path):
+    """Called in the same order, so that only where their outputs go tells the structures apart."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b, self.turn = nn.Linear(4, 8), nn.Linear(4, 8), 0
+
+        def forward(self, x):
+            one, other = self.a(x), self.b(x)
+            first, second = (other, one) if self.turn % 2 else (one, other)
+            self.turn += 1
+            y = torch.relu(first) + 3 * torch.tanh(second)
+            one.register_hook(lambda g: signals.append(g.norm().item()))
+            zeros.append(((first <= 0).float().mean().item(), self.turn % 2))
+            return y
+
+    signals, zeros = [], []
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(8):
+            optimizer.zero_grad()
+            model(torch.randn(16, 4)).square().mean().backward()
+            optimizer.step()
+    frame = scope.run.frame()
+    read = {name: frame[frame.name == name].reset_index() for name in "ab"}
+    np.testing.assert_allclose(read["a"].signal_norm, signals, rtol=1e-5)
+    for step, (share, is_a) in enumerate(zeros):
+        of_relu, of_tanh = ("a", "b") if is_a else ("b", "a")
+        assert read[of_relu].zero_fraction[step] == pytest.approx(share, rel=1e-5)
+        assert read[of_tanh].zero_fraction[step] == 0

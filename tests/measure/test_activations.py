@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gradscope.kinds import BOUNDS, canonical
-from gradscope.measure.activations import activation_readings, derivative, steepest
+from gradscope.measure.activations import SAMPLE, activation_readings, derivative, steepest
 
 MODULES = [
     nn.CELU(),
@@ -164,3 +164,18 @@ def test_a_sample_has_all_columns_alike(shape: tuple[int, ...]) -> None:
     assert read.saturated_fraction == pytest.approx(1 / columns, rel=0.02)
     slope = torch.sigmoid(torch.tensor(1.0)).item()
     assert read.derivative_mean == pytest.approx(slope * (1 - 1 / columns), rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(50, 32), (2000, 32), (4, 32, 9, 7), (8, 32, 30, 31)])
+def test_each_channel_of_prelu_has_a_slope_of_its_own(shape: tuple[int, ...]) -> None:
+    module = nn.PReLU(32)
+    with torch.no_grad():
+        module.weight.copy_(torch.linspace(0.01, 0.9, 32))
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    output = module(z)
+    (slope,) = torch.autograd.grad(output.sum(), [z])
+    read = activation_readings(module, z.detach(), output.detach())
+    tolerance = 1e-6 if z.numel() <= SAMPLE else 0.02
+    assert read.derivative_mean == pytest.approx(slope.mean().item(), rel=tolerance)
+    flat = (slope < 0.1).double().mean().item()
+    assert read.saturated_fraction == pytest.approx(flat, rel=2 * tolerance)

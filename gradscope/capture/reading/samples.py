@@ -29,6 +29,7 @@ class _Sample(NamedTuple):
     z: Tensor | None
     output: Tensor
     keys: Sequence[Keys]
+    shape: torch.Size  # of what the samples are of
 
 
 class Samples:
@@ -42,7 +43,7 @@ class Samples:
     ) -> bool:
         """Take a sample of one call; return whether there are so many that they are to be read."""
         z = None if z is None else copy_of_sample(z)
-        self._waiting.append(_Sample(activation, z, copy_of_sample(output), keys))
+        self._waiting.append(_Sample(activation, z, copy_of_sample(output), keys, output.shape))
         return len(self._waiting) == _SAMPLES
 
     def read(self, found: Found) -> None:
@@ -57,7 +58,7 @@ class Samples:
             return
         alike = defaultdict(list)
         for some in self._waiting:
-            activation, z, output, _ = some
+            activation, z, output, *_ = some
             # a setting that is a tensor, as of PReLU, is not shared with others
             owns = any(True for _ in activation.parameters())
             name = id(some) if owns else (type(activation), activation.extra_repr())
@@ -71,7 +72,8 @@ class Samples:
         activation = samples[0].activation
         outputs = torch.stack([some.output for some in samples])
         inputs = [some.z for some in samples if some.z is not None]
-        slopes = derivative(activation, torch.stack(inputs) if inputs else None, outputs)
+        z = torch.stack(inputs) if inputs else None
+        slopes = derivative(activation, z, outputs, samples[0].shape)
         if slopes is not None:
             slopes = slopes.abs()
         # of a function of somebody else's nothing but the outputs is known
