@@ -240,6 +240,8 @@ class Calls:
         self.saw_forward = True
 
     def _close_if_over(self) -> None:
+        self._backwards.forget_failed()
+        self._steps.look_for_failure()
         self._updates.look_for_step()
         if self._steps.current.is_over:
             self._steps.close()

@@ -19,6 +19,9 @@ class BackwardListener(Protocol):
     def call_ended(self) -> None:
         """Take note that it has ended, without an error."""
 
+    def call_failed(self) -> None:
+        """Take note that it has raised, or was interrupted."""
+
 
 class _Calls:
     """Stands in place of what runs a backward, for as long as somebody listens."""
@@ -41,7 +44,12 @@ class _Calls:
                 return run(outputs, *args, **kwargs)  # that is of an autograd.grad
             for listener in self._present():
                 listener.call_begins()
-            result = run(outputs, *args, **kwargs)
+            try:
+                result = run(outputs, *args, **kwargs)
+            except BaseException:
+                for listener in self._present():
+                    listener.call_failed()
+                raise
             for listener in self._present():
                 listener.call_ended()
             return result

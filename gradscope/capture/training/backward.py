@@ -25,6 +25,12 @@ from gradscope.capture.training.steps import BackwardReadings, Steps
 
 _UNTAPPED = "gradients of a backward that goes through no layer"
 
+_CUT_SHORT = (
+    "a backward raised, or was interrupted, and what it had left of gradients by then is added to:"
+    " signals and activations of such steps are NaN. Call zero_grad() before the next backward to"
+    " have them"
+)
+
 _MANY = 32
 """Backwards from which on it is told, at each power of two, that no step has come of them."""
 
@@ -106,6 +112,7 @@ class Backwards:
     def _begin(self, backward: int, gradients: BackwardReadings) -> bool:
         nested = self._unfinished is not None  # as reentrant checkpointing's backwards are
         if not nested:
+            self._steps.look_for_failure()
             self._close_if_over()
         step, leaves = self._steps.current, gradients.leaves
         counts = step.recorded and self.is_open and not is_capturing()
@@ -113,7 +120,8 @@ class Backwards:
         counts = counts and (not leaves or will_accumulate(leaves))
         step.backwards[backward] = counts
         if counts and not nested:
-            self._drop_what_was_thrown_away()
+            if not self._steps.is_being_made:
+                self._drop_what_was_thrown_away()
             self._unfinished = backward
             self._await_end()
             self._kept.before_backward()
@@ -134,9 +142,14 @@ class Backwards:
     def _drop_what_was_thrown_away(self) -> None:
         """Forget earlier backwards of the step whose gradients no optimizer will get."""
         step = self._steps.current
-        if step.parameters is None or not step.gradients or self._steps.is_being_made:
+        failed, step.has_failed = step.has_failed, False
+        if not step.gradients or (step.parameters is None and not failed):
             return
-        gone = step.parameters.were_thrown_away()
+        readings = self._steps.parameter_readings()
+        gone = readings.are_none_left() if failed else readings.were_thrown_away()
+        if failed and gone is False:
+            self.faults.tell(_CUT_SHORT)
+            step.is_doubtful = True
         if gone is None:
             self.faults.tell(
                 "gradients were changed in place between two backwards of a step, by"
@@ -145,7 +158,19 @@ class Backwards:
             )
             step.is_doubtful = True
         if gone:
-            step.drop_gradients()
+            self._drop()
+
+    def _drop(self) -> None:
+        self._steps.current.drop_gradients(self._steps.parameter_readings().train)
+
+    def forget_failed(self) -> None:
+        """Forget a backward that has raised, if it is sure that nothing of it is left.
+
+        What was read of it holds gradients, for which the next forward may need the memory.
+        """
+        step = self._steps.current
+        if step.has_failed and step.gradients and self._steps.parameter_readings().are_none_left():
+            self._drop()
 
     def _await_end(self) -> None:
         try:
@@ -185,6 +210,16 @@ class Backwards:
         if call.has_changed(self._parameters.gradients()):
             apart_from_modes(self._read_untapped, not any(call.gradients))
 
+    @guarded(_UNTAPPED, alone=True)
+    def call_failed(self) -> None:
+        """Note that it has raised: what was read of it may be of no step."""
+        call, self._called = self._called, None
+        if call is None or call.thread != threading.get_ident():
+            return
+        if self._unfinished is not None:
+            self._unfinished = None
+            self._steps.current.has_failed = True
+
     def _read_untapped(self, is_first: bool) -> None:
         if self._steps.current.is_over:
             self._steps.close()
@@ -192,14 +227,16 @@ class Backwards:
         if not step.recorded:
             return
         if step.gradients and is_first and not self._steps.is_being_made:
-            step.drop_gradients()
+            self._drop()
         self.ended += 1
         step.backwards[-1 - self.ended] = step.has_untapped = True
         self._read_gradients()
         self._kept.after_backward()
 
     def settle(self) -> None:
-        """Read what waits for the end of a backward, where no end is told."""
+        """Read what waits for the end of a backward, where none is told, or none came."""
+        if self._steps.current.has_failed:
+            self._drop_what_was_thrown_away()
         if not self._ends_are_told:
             for gradients in self._steps.current.gradients:
                 gradients.end_of_backward()

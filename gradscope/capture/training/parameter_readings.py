@@ -107,6 +107,22 @@ class ParameterReadings:
             return not any(bool(measure.dense(g).any()) for g in smallest_first)
         return None if all(version(g) != self._versions[i] for i, g in kept.items()) else False
 
+    def are_none_left(self) -> bool | None:
+        """As `were_thrown_away`, where it is not known which ones the last backward has left."""
+        if self._parameters.gradient.is_function:
+            return False
+        found = self._find_gradients(range(len(self._parameters.tensors)))
+        if not found or _on_host(found.values()):
+            return not any(bool(measure.dense(g).any()) for g in found.values())
+        return None
+
+    def forget_step(self) -> None:
+        """Forget what was read since the last backward, of a step that was not made."""
+        self._weights = []
+        for kept in (self._clipped, self._within, self._copies, self._pairs, self._first):
+            kept.clear()
+        self._held.clear()
+
     def before_step(self, optimizer: Optimizer) -> None:
         """Read the gradients that `optimizer` gets, and the weights that it is about to change.
 

@@ -25,6 +25,7 @@ from gradscope.capture.training.audit import Audit
 from gradscope.capture.training.parameter_readings import ParameterReadings
 from gradscope.capture.training.parameters import Parameters
 from gradscope.capture.training.unheld import told_of
+from gradscope.capture.under_way import UnderWay
 from gradscope.measure import gpu_kernel
 from gradscope.wording import layers_named
 
@@ -79,6 +80,7 @@ class Step:
         self.dropped: weakref.WeakSet[BackwardReadings] = weakref.WeakSet()  # of the former
         self.has_dropped = False  # though they had gradients
         self.is_mixed = False  # whether one of those was reached again
+        self.has_failed = False  # whether a backward of it has just been cut short
         self.backwards: dict[int, bool] = {}  # number of a backward -> whether it counts
         self.has_untapped = False  # whether one of them went through no layer
         self.forwarded: set[int] = set()  # modules seen called, outside of backwards
@@ -91,12 +93,15 @@ class Step:
         """Whether `optimizer` has stepped, or its step was skipped."""
         return any(reference() is optimizer for reference in self.stepped_by)
 
-    def drop_gradients(self) -> None:
-        """Forget what was read in backwards whose gradients no optimizer will get."""
+    def drop_gradients(self, trained: bool) -> None:
+        """Forget what was read in backwards whose gradients no optimizer will get.
+
+        `trained` says whether there were parameters that trained.
+        """
         for gradients in self.gradients:
             gradients.release()
         self.dropped.update(self.gradients)
-        self.has_dropped |= self.parameters is not None and self.parameters.train
+        self.has_dropped |= trained
         self.gradients.clear()
 
     def row(self, wide: bool) -> Row:
@@ -148,8 +153,6 @@ class Steps:
         When the recording began, by `time.monotonic`.
     told_by_hooks : bool
         Whether an optimizer has told of a step; else steps are found by what they do.
-    is_being_made : bool
-        Whether an optimizer steps just now: what a closure evaluates is all of its step.
     listener : StepListener or None
     """
 
@@ -170,7 +173,7 @@ class Steps:
         self.rows = 0
         self.start = time.monotonic() - elapsed
         self.told_by_hooks = False
-        self.is_being_made = False
+        self._making: UnderWay | None = None  # an optimizer's step, unless that failed
         self.listener: StepListener | None = None
         faults.doubt = self._doubt_signals
         self._modules = modules
@@ -185,6 +188,23 @@ class Steps:
     def next_is_recorded(self) -> bool:
         """Whether the step after the current one is to be recorded."""
         return (self.current.number + 1) % self.every == 0
+
+    @property
+    def is_being_made(self) -> bool:
+        """Whether an optimizer steps just now: what a closure evaluates is all of its step."""
+        return self._making is not None and self._making.goes_on()
+
+    def begin_to_make(self) -> None:
+        """Note that an optimizer is about to make the current step."""
+        self.told_by_hooks = True
+        self._making = UnderWay()
+
+    def look_for_failure(self) -> None:
+        """Forget what was read before a step of an optimizer that raised: it was not made."""
+        if self._making is not None and not self._making.goes_on():
+            self._making = None
+            if self.current.parameters is not None and not self.current.is_over:
+                self.current.parameters.forget_step()
 
     def parameter_readings(self) -> ParameterReadings:
         """Return the current step's readings of parameters."""
@@ -216,7 +236,7 @@ class Steps:
     def end(self, optimizer: Optimizer | None) -> None:
         """Note that `optimizer`, or one without hooks, has made the current step."""
         step = self.current
-        self.is_being_made = False
+        self._making = None
         if optimizer is not None:
             step.stepped_by.append(weakref.ref(optimizer))
             self._parameters.optimizers.add(optimizer)

@@ -85,6 +85,7 @@ class Updates:
             self._look_at_other()
             self._note_other()
             return
+        self._idle.discard(optimizer)  # that step may have raised
         if not has_closure and not self._is_due(optimizer) and _is_idle(optimizer):
             self._idle.add(optimizer)
             if self._steps.current.forwarded:
@@ -92,7 +93,7 @@ class Updates:
             return
         if self._steps.current.was_made_by(optimizer):
             self._steps.close()  # no forward was seen since it stepped last
-        self._steps.told_by_hooks = self._steps.is_being_made = True
+        self._steps.begin_to_make()
         self._ended_before_step = self._backwards.ended
         if self._steps.current.recorded:
             self._read_weights(optimizer)
