@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Container, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from gradscope import measure
@@ -18,8 +16,8 @@ from gradscope.wording import layers_named
 class Unheld:
     """Follows, in one recorded step, those that a backward has left a gradient of.
 
-    Whether something changes them is told by their versions, which `p.data` hides: their values are
-    compared as well, the first time. That alone waits for a device, once.
+    Whether something changes them is told by their versions, which `p.data` hides: on the CPU their
+    values are compared as well, the first time. Elsewhere that would have to wait for the device.
 
     Attributes
     ----------
@@ -82,17 +80,14 @@ class Unheld:
         return {i for i, was in versions.items() if 0 <= was != version(tensors[i])}
 
     def _differing(self, places: Sequence[int], copies: Mapping[int, Tensor]) -> list[int]:
-        """Return at which of `places` weights are not what they were; asks each device once."""
-        found: dict[torch.device, list[tuple[int, Tensor]]] = defaultdict(list)
+        """Return at which of `places` weights are not what they were, where that can be seen."""
+        found = []
         for i in places:
             now, copy = measure.dense(self._parameters.tensors[i]), copies[i]
             now = now if now.shape == copy.shape else sample_of(now)
-            if not now.is_meta:
-                found[now.device].append((i, ((now != copy) & (copy == copy)).any()))
-        answers = [torch.stack([answer for _, answer in some]) for some in found.values()]
-        told = [differs for some in answers for differs in some.tolist()]
-        asked = [i for some in found.values() for i, _ in some]
-        return [i for i, differs in zip(asked, told, strict=True) if differs]
+            if now.is_cpu and bool(((now != copy) & (copy == copy)).any()):
+                found.append(i)
+        return found
 
 
 def told_of(names: Sequence[str], was_read: bool) -> str:
