@@ -19,6 +19,7 @@ from gradscope.autograd.torch_internals import (
     is_capturing,
     recomputing_node,
 )
+from gradscope.capture import sentences
 from gradscope.capture.compiled.eager import Eager, compiled_frames, has_compiled
 from gradscope.capture.compiled.tapped import Taps
 from gradscope.capture.faults import Faults, guarded
@@ -43,56 +44,6 @@ from gradscope.capture.training.steps import Step, Steps
 from gradscope.capture.training.updates import Updates
 from gradscope.capture.under_way import UnderWay
 from gradscope.wording import layers_named
-
-_APART = (
-    "re-entrant checkpointing of a function that calls several modules: shortcuts between these are"
-    " not seen. Use checkpoint(..., use_reentrant=False) to have them"
-)
-
-_UNREAD = (
-    ": computed within a backward, whose gradients autograd.grad takes, as one's own checkpoint"
-    " or an adjoint solver does: no signals or activations are read there, and their shortcuts are"
-    " not split. torch.utils.checkpoint.checkpoint(..., use_reentrant=False) has them all, and so"
-    " has a solver without adjoint"
-)
-
-_UNSEEN = (
-    "no forward of the model was seen in step {step}, though its parameters have gradients: it and"
-    " others like it have readings of parameters only. Call model(x), not model.forward(x), to have"
-    " them all; gradients that are set by hand have no signals"
-)
-
-_UNREACHED = (
-    "the model, or a part of it, was called in step {step}, and no gradient came to the outputs of"
-    " its layers, though its parameters have gradients: it and others like it have readings of"
-    " parameters only. Layers called as functions have no outputs of theirs, gradients that are set"
-    " by hand have no signals, and what the model returns is looked into as far as it is made of"
-    " tensors, containers and objects with attributes"
-)
-
-_CAPTURED = (
-    "a CUDA graph is being captured: what runs in it is not read, nor are its replays, of which"
-    " nothing tells. Train without CUDA graphs for a while to have them read"
-)
-
-_THREADS = (
-    "the model was called in several threads at once, gradients on: their calls cannot be told"
-    " apart. Those of one alone are read, and signals and activations of such steps are NaN. Call"
-    " it within torch.no_grad() where it does not train, or one call after the other"
-)
-
-_NOT_RETURNED = (
-    "an optimizer has made a step before a forward of the model returned, which an interrupt has"
-    " cut short, or within which it steps: signals and activations of such steps are NaN. Step"
-    " after model(x) has returned to have them"
-)
-
-_LOST = (
-    "in step {step} an activation or a gradient was overwritten, or its memory freed, before it was"
-    " read, which had not happened in the steps before: its reading of that step is NaN. From then"
-    " on it is read as soon as it is there, so nothing is to be done. Others to which this happens"
-    " later are NaN for one step, too, and are not told of again"
-)
 
 
 class Calls:
@@ -233,7 +184,7 @@ class Calls:
     def _compiled_call_begins(self) -> None:
         """Note that a compiled module is called: if it is a forward, the step before is over."""
         if is_capturing():
-            self.faults.tell(_CAPTURED)
+            self.faults.tell(sentences.CAPTURED)
             return
         if self._backwards.is_outside() and not in_transform():
             self._close_if_over()
@@ -258,7 +209,7 @@ class Calls:
         if self._backwards.is_outside():
             self._close_if_over()
             self._are_several = self._steps.current.is_doubtful = True
-            self.faults.tell(_THREADS)
+            self.faults.tell(sentences.THREADS)
         return False
 
     def _begin(self, number: int) -> Forward | None:
@@ -266,7 +217,7 @@ class Calls:
         if not torch.is_grad_enabled():
             return None
         if is_capturing():
-            self.faults.tell(_CAPTURED)
+            self.faults.tell(sentences.CAPTURED)
             return None
         if self._backwards.is_outside():
             self._close_if_over()
@@ -304,7 +255,7 @@ class Calls:
         if not counts:
             self._unread |= layers
         elif is_apart:
-            self.faults.tell(_APART)
+            self.faults.tell(sentences.APART)
         return counts
 
     def _tap(self, forward: Forward) -> None:
@@ -350,7 +301,7 @@ class Calls:
         """Say once that what waited to be read was overwritten."""
         if not self._has_lost:
             self._has_lost = True
-            self.faults.tell(_LOST.format(step=self._steps.current.number))
+            self.faults.tell(sentences.LOST.format(step=self._steps.current.number))
 
     @guarded("what joins add up in the forward")
     def _supply(self, plan: Plan, graph: Graph, forward: Forward) -> None:
@@ -395,14 +346,14 @@ class Calls:
         if self._forward is not None and self._forward.thread == get_ident():
             self._forward = None  # later calls may have been taken for a part of it
             step.is_doubtful = True
-            self.faults.tell(_NOT_RETURNED)
+            self.faults.tell(sentences.NOT_RETURNED)
         elif self._taps.is_on:
             self._taps.step_ended(step)
         elif not self._gave_up:
             self._note_unseen(step)
         if self._unread:
             names = [self._modules.info(number).name or ROOT for number in sorted(self._unread)]
-            self.faults.tell(layers_named(names) + _UNREAD)
+            self.faults.tell(layers_named(names) + sentences.UNREAD)
             self._unread.clear()
         if self._steps.next_is_recorded:
             self.arm()
@@ -426,7 +377,7 @@ class Calls:
             self._suspects_compiler = self._compiled = False
             self._gave_up = True
             self._eager.switch_off()
-            self.faults.tell(_UNSEEN.format(step=step.number))
+            self.faults.tell(sentences.UNSEEN.format(step=step.number))
         elif not self._compiled and has_compiled(self._frames):
             self._compiled = self._suspects_compiler = True
             self.faults.tell(
@@ -436,7 +387,7 @@ class Calls:
             )
         elif not self._compiled:
             self._gave_up = True
-            said = _UNREACHED if step.forwarded else _UNSEEN
+            said = sentences.UNREACHED if step.forwarded else sentences.UNSEEN
             self.faults.tell(said.format(step=step.number))
 
     def detach(self) -> None:
