@@ -12,6 +12,7 @@ from gradscope import measure
 from gradscope.autograd.torch_internals import version
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.training.parameters import Parameters
+from gradscope.capture.training.weak_table import WeakTable
 
 ENOUGH = 7
 """Steps in a row before which gradients were kept: then nobody will throw them away."""
@@ -42,7 +43,7 @@ class KeptGradients:
         self._seen: set[int] = set()  # places that a backward came to since their last step
         self._thrown: set[int] = set()
         self._steps: dict[int, int] = {}  # place -> steps in a row
-        self._looks: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
+        self._looks: WeakTable[Optimizer, int] = WeakTable()
         self._is_on = not self._parameters.gradient.is_given
 
     @guarded("gradients that are kept from step to step")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Callable, Iterable
 from operator import is_
 from typing import Any
@@ -16,6 +15,7 @@ from gradscope.capture.keys import Layout, OfParameter
 from gradscope.capture.net import layers
 from gradscope.capture.net.distributed import replicas
 from gradscope.capture.training.getter import Getter, GradientGetter
+from gradscope.capture.training.weak_table import WeakTable
 
 Places = tuple[int, ...]
 
@@ -62,8 +62,8 @@ class Parameters:
         self._distributed: list[int] = []  # places of those that are spread over processes
         self.wide = False  # whether some are float64
         self.shared: set[int] = set()  # places that several optimizers update in one step
-        self.optimizers: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # that have made a step
-        self.holders: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # these, and others alive
+        self.optimizers: WeakTable[Optimizer, None] = WeakTable()  # that have made a step
+        self.holders: WeakTable[Optimizer, None] = WeakTable()  # these, and others alive
         self.others: dict[int, bool] = {}  # whether something else changes what none of them holds
         self.touched: set[int] = set()  # places that had a gradient in a recorded step
         self.listed: list[tuple[int, str, int | None]] = []  # all: module, name, place if it trains
@@ -191,10 +191,10 @@ class Parameters:
     def meet(self, optimizer: Optimizer) -> None:
         """Take note of `optimizer`, and of those that hold what none does that was met before."""
         if optimizer not in self.holders:
-            self.holders.add(optimizer)
+            self.holders[optimizer] = None
             self._unheld = (), set()
             if self.unheld():
-                self.holders.update([o for o in all_optimizers() if self.of(o)])
+                self.holders.update({o: None for o in all_optimizers() if self.of(o)})
 
     def unheld(self) -> set[int]:
         """Return the places of parameters that no optimizer holds, as far as they were met."""

@@ -239,7 +239,7 @@ class Steps:
         self._making = None
         if optimizer is not None:
             step.stepped_by.append(weakref.ref(optimizer))
-            self._parameters.optimizers.add(optimizer)
+            self._parameters.optimizers[optimizer] = None
             if step.parameters is not None:
                 self.meet(optimizer)
                 step.parameters.note_step(optimizer)

@@ -5,7 +5,6 @@ Optimizers and loss scalers report here. An optimizer that reports nothing is fo
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from gradscope.capture.training.kept_gradients import KeptGradients
 from gradscope.capture.training.learning_rate import learning_rate
 from gradscope.capture.training.parameters import Parameters, all_optimizers
 from gradscope.capture.training.steps import Steps
+from gradscope.capture.training.weak_table import WeakTable
 
 _REMEDY = "make it a subclass of torch.optim.Optimizer that holds the model's parameters"
 
@@ -59,10 +59,12 @@ class Updates:
         self._backwards = backwards
         self._modules = modules
         self._parameters = parameters
-        self._given = None if optimizers is None else weakref.WeakSet(optimizers)
-        self._known: weakref.WeakKeyDictionary[Optimizer, tuple[int, bool]]
-        self._known = weakref.WeakKeyDictionary()
-        self._idle: weakref.WeakSet[Optimizer] = weakref.WeakSet()  # whose step is none
+        self._given: WeakTable[Optimizer, None] | None = None
+        if optimizers is not None:
+            self._given = WeakTable()
+            self._given.update(dict.fromkeys(optimizers))
+        self._known: WeakTable[Optimizer, tuple[int, bool]] = WeakTable()
+        self._idle: WeakTable[Optimizer, None] = WeakTable()  # whose step is none
         self._ended_before_step = 0
         self._before_other = 0  # backwards before the latest step that was none of the model's
         self._hookless = False
@@ -85,9 +87,9 @@ class Updates:
             self._look_at_other()
             self._note_other()
             return
-        self._idle.discard(optimizer)  # that step may have raised
+        self._idle.pop(optimizer, None)  # that step may have raised
         if not has_closure and not self._is_due(optimizer) and _is_idle(optimizer):
-            self._idle.add(optimizer)
+            self._idle[optimizer] = None
             if self._steps.current.forwarded:
                 self._steps.count("steps_without_gradient")
             return
@@ -148,7 +150,7 @@ class Updates:
         if is_capturing() or not self._concern(optimizer):
             return
         if optimizer in self._idle:
-            self._idle.discard(optimizer)
+            del self._idle[optimizer]
             return
         self._steps.end(optimizer)
         if self._steps.current.recorded:
