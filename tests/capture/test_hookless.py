@@ -312,3 +312,52 @@ def test_gradients_of_weights_that_it_has_updated_already_are_of_no_step(tmp_pat
                 optimizer.step()
             expected.append(root_sum_square(p.grad for p in model[0].parameters()))
     np.testing.assert_allclose(scope.run.steps.grad_norm, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("every", "when"),
+    [(1, "first"), (1, "after the forward"), (1, "last"), (10, "first"), (10, "last")],
+)
+@pytest.mark.parametrize("clear", [drop, zero])
+def test_steps_by_hand_that_follow_an_optimizer_s_are_said_not_to_be_recorded(
+    clear, when, every, tmp_path
+):
+    model = net("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with (
+        pytest.warns(gradscope.GradscopeWarning, match="made by hand"),
+        gradscope.watch(model, tmp_path / "run", every=every) as scope,
+    ):
+        for step, x in enumerate(4 * batches()):
+            if when == "first":
+                clear(model)
+            loss = model(x).square().sum()
+            if when == "after the forward":
+                clear(model)
+            loss.backward()
+            if step < 6:
+                optimizer.step()
+            else:
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p.sub_(p.grad, alpha=0.05)
+            if when == "last":
+                clear(model)
+    assert len(scope.run.steps) == len(range(0, 6, every))
+    assert len(scope.run.notes) == 1
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_weights_that_are_masked_before_each_micro_batch_are_none_of_those(every, tmp_path):
+    model = net("cpu")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with gradscope.watch(model, tmp_path / "run", every=every) as scope:
+        for x in batches():
+            for part in x.split(1):
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p.mul_(p.abs() > 0.01)
+                model(part).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert len(scope.run.steps) == STEPS // every and scope.run.notes == []

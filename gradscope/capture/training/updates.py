@@ -16,6 +16,7 @@ from gradscope.autograd.torch_internals import handed_by_scaler, is_capturing, s
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.training.backward import Backwards
+from gradscope.capture.training.by_hand import BY_HAND, ByHand
 from gradscope.capture.training.kept_gradients import KeptGradients
 from gradscope.capture.training.learning_rate import learning_rate
 from gradscope.capture.training.parameters import Parameters, all_optimizers
@@ -68,6 +69,7 @@ class Updates:
         self._ended_before_step = 0
         self._before_other = 0  # backwards before the latest step that was none of the model's
         self._hookless = False
+        self._by_hand = ByHand(parameters)
         backwards.look_for_step = self.look_for_step
 
     # --- optimizers -----------------------------------------------------------------------------
@@ -156,12 +158,23 @@ class Updates:
         if self._steps.current.recorded:
             self._read_updates(optimizer)
         self._kept.after_step(optimizer)
+        self._follow(optimizer)
 
     @guarded("weight updates", alone=True)
     def _read_updates(self, optimizer: Optimizer) -> None:
         if self._backwards.ended > self._ended_before_step:  # its closure went backward
             self._steps.parameter_readings().read_clipped(optimizer)
         self._steps.parameter_readings().after_step(optimizer)
+
+    @guarded("steps that are made by hand", alone=True)
+    def _follow(self, optimizer: Optimizer) -> None:
+        if not self._parameters.gradient.is_given and not self._parameters.may_be_gathered:
+            self._by_hand.after_step(optimizer)
+
+    @guarded("steps that are made by hand", alone=True)
+    def _look_for_step_by_hand(self) -> None:
+        if self._by_hand.was_made():
+            self.faults.tell(BY_HAND)
 
     def _concern(self, optimizer: Optimizer) -> bool:
         """Whether the steps of `optimizer` are steps of the model."""
@@ -213,6 +226,8 @@ class Updates:
         """Find a step of an optimizer without hooks, if none with hooks was seen so far."""
         if not self._steps.told_by_hooks:
             self._look_for_step(False)
+        else:
+            self._look_for_step_by_hand()
 
     def look_for_last_step(self) -> None:
         """Find it where nothing comes after it, and the device may be waited for."""
