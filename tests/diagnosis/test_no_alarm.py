@@ -308,8 +308,9 @@ def test_layers_behind_the_output_that_is_used_are_for_information(tmp_path):
     assert set(the(diagnosis, "disconnected").layers) == {"body.1", "body.2", "exits.1", "exits.2"}
 
 
-def test_a_gradient_that_was_not_read_is_no_nan(tmp_path):
-    """That of a parameter which the loss takes without the model's forward, once."""
+@pytest.mark.parametrize("gradient", [None, lambda parameter: parameter.grad])
+def test_a_gradient_that_was_not_read_is_no_nan(tmp_path, gradient):
+    """As where a function has it; nor is it where a parameter has a loss of its own."""
     model = nn.ModuleDict({"actor": net(16, 32, 4), "critic": net(16, 32, 1)})
     model.register_parameter("heat", nn.Parameter(torch.tensor(-1.0)))
     first, second, third = (
@@ -317,7 +318,7 @@ def test_a_gradient_that_was_not_read_is_no_nan(tmp_path):
         for some in (model["critic"].parameters(), model["actor"].parameters(), [model.heat])
     )
     torch.manual_seed(1)
-    with gradscope.watch(model, tmp_path / "run") as scope:
+    with gradscope.watch(model, tmp_path / "run", gradient=gradient) as scope:
         for _ in range(10):
             x = torch.randn(32, 16)
             first.zero_grad()
@@ -331,7 +332,8 @@ def test_a_gradient_that_was_not_read_is_no_nan(tmp_path):
             (model.heat * (own.detach().mean() - 2)).backward()
             third.step()
     steps = scope.run.steps
-    assert steps.grad_norm.isna().any() and steps.clipped_grad_norm.notna().all()
+    assert steps.grad_norm.isna().all() == (gradient is not None)
+    assert steps.clipped_grad_norm.notna().all()
     assert gradscope.diagnose(scope.run).verdict == "healthy"
 
 
