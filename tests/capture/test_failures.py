@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from loops import batches, loss_of, net, step_frame
@@ -86,6 +87,36 @@ def test_a_backward_that_raised_has_no_part_in_the_step_after_it(error, zeroed, 
             optimizer.step()
             optimizer.zero_grad()
     check(scope.run, references)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return checkpoint(self.body, x, use_reentrant=True)
+
+
+def test_so_it_is_where_one_within_it_has_ended_before(tmp_path):
+    frames = []
+    for fails in (False, True):
+        layers = net()
+        model = nn.Sequential(*layers[:2], Failing(), Checkpointed(*layers[2:]))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with gradscope.watch(model, tmp_path / str(fails)) as scope:
+            for batch in batches(4):
+                if fails:
+                    fail(model, batch, MemoryError)
+                optimizer.zero_grad()
+                loss_of(model, batch).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        frames.append(scope.run.frame())
+    for name in ("signal_norm", "activation_norm", "output_elements", "grad_norm", "update_norm"):
+        expected, read = (frame[name] for frame in frames)
+        assert expected.notna().any()
+        np.testing.assert_array_equal(read, expected, err_msg=name)
 
 
 def test_a_backward_that_raised_is_none_within_which_the_next_one_runs(tmp_path):

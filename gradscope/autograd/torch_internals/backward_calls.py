@@ -7,11 +7,17 @@ from typing import Any, Protocol
 
 import torch
 
+from gradscope.autograd.torch_internals.backwards import current_backward
+from gradscope.autograd.torch_internals.interfaces import Unavailable
+
 _RUN = "_engine_run_backward"
 
 
 class BackwardListener(Protocol):
-    """Who is told of every backward of this process that adds to gradients; neither may raise."""
+    """Who is told of every backward of this process that adds to gradients, but of none within one.
+
+    None of these may raise.
+    """
 
     def call_begins(self) -> None:
         """Take note that one is called."""
@@ -42,6 +48,8 @@ class _Calls:
         def told(outputs: Any, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or not kwargs.get("accumulate_grad"):
                 return run(outputs, *args, **kwargs)  # that is of an autograd.grad
+            if not _is_outermost():  # as re-entrant checkpointing's are not
+                return run(outputs, *args, **kwargs)
             for listener in self._present():
                 listener.call_begins()
             try:
@@ -64,6 +72,13 @@ class _Calls:
 
     def _present(self) -> list[BackwardListener]:
         return [found for ref in self.listeners if (found := ref()) is not None]
+
+
+def _is_outermost() -> bool:
+    try:
+        return current_backward() == -1
+    except Unavailable:  # said by `missing`
+        return False
 
 
 def can_follow() -> bool:

@@ -190,7 +190,7 @@ class Backwards:
         """Note what gradients there are as a backward is called, whatever it goes through."""
         self._called = None
         step = self._steps.current
-        if not (self.is_open and (step.recorded or step.is_over)) or current_backward() != -1:
+        if not self.is_open or not (step.recorded or step.is_over):
             return
         if not step.is_over:
             apart_from_modes(self.look_for_step)
