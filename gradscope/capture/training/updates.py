@@ -226,7 +226,7 @@ class Updates:
         """Find a step of an optimizer without hooks, if none with hooks was seen so far."""
         if not self._steps.told_by_hooks:
             self._look_for_step(False)
-        else:
+        elif not self._steps.is_being_made:  # a line search tries weights within one
             self._look_for_step_by_hand()
 
     def look_for_last_step(self) -> None:
