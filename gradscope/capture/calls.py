@@ -395,7 +395,7 @@ class Calls:
         self._taps.detach()
         self._hooks.take_out()
         self._eager.switch_off()
-        self._forward = None
+        self._forward = self._node = None
 
     def arm(self) -> None:
         """Make the modules report their calls."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from contextlib import suppress
 
 import numpy as np
@@ -245,3 +246,39 @@ def check_every(run, references, moved, every):
         assert read.weight_norm["0"] == pytest.approx(weight, rel=1e-9)
         assert read.update_norm["0"] == pytest.approx(update, rel=1e-9)
     assert run.notes == []
+
+
+@pytest.mark.parametrize("fails", ["the step", "a backward within a checkpoint"])
+def test_a_scope_that_is_closed_after_a_failure_holds_on_to_nothing(fails, tmp_path):
+    class Stopping(torch.optim.SGD):
+        def __init__(self, params):
+            super().__init__(params, lr=0.1)
+            self.register_step_pre_hook(stop)
+
+    def stop(*_):
+        if fails == "the step":
+            raise KeyboardInterrupt
+
+    def train(model):
+        optimizer = Stopping(model.parameters())
+        with suppress(KeyboardInterrupt):
+            for batch in batches(2):
+                model[2].error = None if fails == "the step" else KeyboardInterrupt
+                loss = loss_of(model, batch)
+                loss.backward()
+                optimizer.step()
+        return [weakref.ref(x) for x in (optimizer, loss, model, *model.parameters())]
+
+    layers = net()
+    model = nn.Sequential(layers[0], layers[1], Failing(), Checkpointed(*layers[2:]))
+    gc.collect()
+    gc.disable()
+    try:
+        scope = gradscope.watch(model, tmp_path / "run")
+        left = train(model)
+        with pytest.warns(gradscope.GradscopeWarning, match="no step was recorded"):
+            scope.close()
+        del model, layers
+        assert [one() for one in left] == [None] * len(left)
+    finally:
+        gc.enable()

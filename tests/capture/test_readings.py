@@ -390,6 +390,36 @@ def test_what_the_model_returns_may_be_held_by_objects(wrap, loss, batch, tmp_pa
         assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-12)
 
 
+def test_a_mapping_that_computes_what_it_holds_is_not_asked_within_the_model(batch, tmp_path):
+    class Lazy(UserDict):
+        def values(self):
+            raise AssertionError("computed")
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(6, 3)
+
+        def forward(self, given):
+            return Lazy(y=self.a(given["x"]))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x):
+            return self.inner(Lazy(x=x))["y"]
+
+    model = Net().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        F.cross_entropy(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+    assert scope.run.notes == []
+    assert readings(scope.run).signal_norm["inner.a"] > 0
+
+
 @pytest.mark.parametrize("head", [nn.Tanh(), nn.Threshold(0.1, 0.0), nn.Flatten(), nn.Sigmoid()])
 def test_an_output_that_leads_to_no_loss_has_no_signal(head, batch, tmp_path):
     class Net(nn.Module):

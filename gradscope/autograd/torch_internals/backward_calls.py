@@ -29,7 +29,7 @@ class BackwardListener(Protocol):
         """Take note that it has raised, or was interrupted."""
 
 
-class _Calls:
+class _Following:
     """Stands in place of what runs a backward, for as long as somebody listens."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ def can_follow() -> bool:
     return hasattr(torch.autograd, _RUN)
 
 
-_calls = _Calls()
+_following = _Following()
 
 
 class FollowedBackwards:
@@ -94,10 +94,10 @@ class FollowedBackwards:
 
     def __init__(self, listener: BackwardListener) -> None:
         self._listener: weakref.ref[BackwardListener] | None = weakref.ref(listener)
-        _calls.add(self._listener)
+        _following.add(self._listener)
 
     def remove(self) -> None:
         """Stop; the last one to do so leaves torch as it was."""
         if self._listener is not None:
-            _calls.remove(self._listener)
+            _following.remove(self._listener)
             self._listener = None

@@ -334,16 +334,17 @@ def with_gradient(value: object) -> Sequence[Tensor]:
 
 
 def tensors_in(value: object, objects: int = 0) -> list[Tensor]:
-    """Return the tensors in nested tuples, lists, mappings and dataclasses.
+    """Return the tensors in nested tuples, lists, dicts and dataclasses.
 
-    Objects of other classes, such as distributions, are looked into where they are nested no deeper
-    than `objects`; by default they are passed over.
+    Other mappings, which may compute what they hold, and objects of other classes, such as
+    distributions, are looked into where these are nested no deeper than `objects`; by default they
+    are passed over.
     """
     if type(value) is Tensor:  # as it is nearly always; what follows takes longer
         return [value]
     if isinstance(value, (tuple, list)):
         items: Iterable[object] = value
-    elif isinstance(value, Mapping):
+    elif isinstance(value, dict) or (objects and isinstance(value, Mapping)):
         items = value.values()
     elif isinstance(value, Tensor):
         return [value]

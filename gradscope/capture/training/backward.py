@@ -35,8 +35,8 @@ _MANY = 32
 """Backwards from which on it is told, at each power of two, that no step has come of them."""
 
 
-class _Call(NamedTuple):
-    """What there is as a backward is called; of each gradient itself, and its version."""
+class _Before(NamedTuple):
+    """What there was as a backward was called; of each gradient itself, and its version."""
 
     thread: int
     ended: int
@@ -85,7 +85,7 @@ class Backwards:
         self.look_at_loss: Callable[[], None] = lambda: None
         self._unfinished: int | None = None  # the backward whose end is awaited
         self._ends_are_told = True
-        self._called: _Call | None = None
+        self._before: _Before | None = None
 
     def is_outside(self) -> bool:
         """Whether a forward that begins now lies outside of every backward: it is the user's own.
@@ -188,7 +188,7 @@ class Backwards:
     @guarded(_UNTAPPED, alone=True)
     def call_begins(self) -> None:
         """Note what gradients there are as a backward is called, whatever it goes through."""
-        self._called = None
+        self._before = None
         step = self._steps.current
         if not self.is_open or not (step.recorded or step.is_over):
             return
@@ -197,24 +197,24 @@ class Backwards:
         apart_from_modes(self._kept.before_backward)
         found = self._parameters.gradients()
         noted = [None if g is None else (weakref.ref(g), version(g)) for g in found]
-        self._called = _Call(threading.get_ident(), self.ended, noted)
+        self._before = _Before(threading.get_ident(), self.ended, noted)
 
     @guarded(_UNTAPPED, alone=True)
     def call_ended(self) -> None:
         """Read the gradients if it has added to them, and none of its nodes has told of it."""
-        if self._called is None:
+        before, self._before = self._before, None
+        if before is None or before.thread != threading.get_ident():
             return
-        call, self._called = self._called, None
-        if call.thread != threading.get_ident() or call.ended != self.ended or is_capturing():
+        if before.ended != self.ended or is_capturing():
             return
-        if call.has_changed(self._parameters.gradients()):
-            apart_from_modes(self._read_untapped, not any(call.gradients))
+        if before.has_changed(self._parameters.gradients()):
+            apart_from_modes(self._read_untapped, not any(before.gradients))
 
     @guarded(_UNTAPPED, alone=True)
     def call_failed(self) -> None:
         """Note that it has raised: what was read of it may be of no step."""
-        call, self._called = self._called, None
-        if call is None or call.thread != threading.get_ident():
+        before, self._before = self._before, None
+        if before is None or before.thread != threading.get_ident():
             return
         if self._unfinished is not None:
             self._unfinished = None

@@ -103,8 +103,7 @@ class ParameterReadings:
         if not self._seen or not kept:
             return bool(self._seen)
         if _on_host(kept.values()):
-            smallest_first = sorted(kept.values(), key=Tensor.numel)
-            return not any(bool(measure.dense(g).any()) for g in smallest_first)
+            return _are_zero(kept.values())
         return None if all(version(g) != self._versions[i] for i, g in kept.items()) else False
 
     def are_none_left(self) -> bool | None:
@@ -113,7 +112,7 @@ class ParameterReadings:
             return False
         found = self._find_gradients(range(len(self._parameters.tensors)))
         if not found or _on_host(found.values()):
-            return not any(bool(measure.dense(g).any()) for g in found.values())
+            return _are_zero(found.values())
         return None
 
     def forget_step(self) -> None:
@@ -445,6 +444,10 @@ class _State(NamedTuple):
 def _state(weight: Tensor, gradient: Tensor | None) -> _State:
     of_gradient = (0, 0) if gradient is None else (id(gradient), version(gradient))
     return _State(version(weight), measure.dense(weight).data_ptr(), of_gradient)
+
+
+def _are_zero(tensors: Iterable[Tensor]) -> bool:
+    return not any(bool(measure.dense(x).any()) for x in sorted(tensors, key=Tensor.numel))
 
 
 def _on_host(tensors: Iterable[Tensor]) -> bool:

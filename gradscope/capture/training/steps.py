@@ -295,6 +295,7 @@ class Steps:
     def let_go(self) -> None:
         """Hold on to nothing that was trained or trains: memory is free when the user drops it."""
         self.current = Step(self.current.number, recorded=False)
+        self._making = None
         self._parameters.let_go()
 
     def log(self, name: str, value: float | Tensor | None) -> None:
