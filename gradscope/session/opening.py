@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch.distributed as dist
 from torch import nn
 
 from gradscope.capture.keys import OfLayer, OfParameter, OfShortcut
@@ -53,6 +55,8 @@ class Opened(NamedTuple):
 def folder(model: nn.Module, run: str | os.PathLike[str] | None, resume: bool) -> Path:
     """Return the folder of the run called `run`; by default a new one, by time and class.
 
+    A new one is made at once: of programs that start together each takes one of its own.
+
     Raises
     ------
     GradscopeError
@@ -65,11 +69,16 @@ def folder(model: nn.Module, run: str | os.PathLike[str] | None, resume: bool) -
             "watch(resume=True): which run? Name its folder: watch(model, run=...)"
         )
     kind = re.sub(r"\W", "", type(model).__name__)[:_LONGEST_KIND]
-    path = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
-    number = 2
-    while path.exists():
-        path = path.with_name(f"{path.name.partition('_')[0]}_{number}")
-        number += 1
+    path = first = Path("runs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
+    for number in itertools.count(2):
+        try:
+            if not several() or dist.get_rank() == 0:
+                path.mkdir(parents=True)
+            break
+        except OSError:
+            if not os.path.lexists(path):  # it cannot be made, as whoever writes there says
+                break
+        path = first.with_name(f"{first.name}_{number}")
     return path
 
 

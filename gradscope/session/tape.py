@@ -57,6 +57,7 @@ class Tape:
         self._waiting: queue.SimpleQueue[_Waiting] = queue.SimpleQueue()
         self._put = 0  # values, so far; counted by the training thread
         self._fetched = 0  # by the other one
+        self._last = -1  # step of the last row of these
         self._closed = False
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._deriver = Deriver()
@@ -65,7 +66,10 @@ class Tape:
         return self._waiting.qsize()
 
     def put(self, row: Row) -> None:
-        """Take a closed row; called by the training thread."""
+        """Take a closed row; called by the training thread.
+
+        Once more where that was interrupted: the row may have been taken, or not.
+        """
         values = _values(row)
         written = {
             device: torch.cuda.current_stream(device).record_event()
@@ -88,6 +92,7 @@ class Tape:
         """
         waiting = [self._waiting.get() for _ in range(self._waiting.qsize())]
         self._fetched += sum(values.numel() for row, _ in waiting for values in _values(row))
+        waiting = [one for one in waiting if self._is_new(one.row)]
         by_device: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
         for row, _ in waiting:
             for values in _values(row):
@@ -108,6 +113,10 @@ class Tape:
         for host_row, segments in zip(rows, self._deriver.derive(derived), strict=True):
             host_row.segments.extend(segments)
         return rows
+
+    def _is_new(self, row: Row) -> bool:
+        known, self._last = self._last, row.step
+        return row.step != known
 
     def _to_host(
         self, device: torch.device, tensors: list[Tensor], events: list[torch.cuda.Event]

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 import gradscope
 from gradscope import schema
+from gradscope.session.opening import folder
 
 
 def net():
@@ -135,6 +137,26 @@ def test_the_default_folder_names_the_time_and_the_class(model, tmp_path, monkey
     names = sorted(os.listdir("runs"))
     assert len(names) == 2
     assert all("-Sequential" in name for name in names)
+
+
+def test_programs_that_start_together_take_a_folder_each(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda _: "now")
+
+    class My_Net(nn.Sequential):
+        pass
+
+    net = My_Net(model)
+    with ThreadPoolExecutor(8) as pool:  # of which none writes its run yet
+        found = set(pool.map(lambda _: folder(net, None, False), range(24)))
+    numbers = [f"now-My_Net_{i}" for i in range(2, 25)]
+    assert sorted(path.name for path in found) == sorted(["now-My_Net", *numbers])
+
+
+def test_a_default_folder_that_cannot_be_made_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to("nowhere")
+    refused("the run cannot be written", model)
 
 
 def test_after_close_everything_is_as_it_was(model, optimizer, tmp_path):

@@ -50,6 +50,16 @@ def test_numbers_and_tensors_taken_together_go_where_each_belongs():
     ]
 
 
+def test_a_row_that_was_put_once_more_arrives_once():
+    tape = Tape()
+    for step in (0, 1, 1, 2):  # an interrupt came before whoever put 1 knew that it had
+        tape.put(Row(step))
+    assert [row.step for row in tape.fetch()] == [0, 1, 2]
+    for step in (2, 3):
+        tape.put(Row(step))
+    assert [row.step for row in tape.fetch()] == [3]
+
+
 def test_a_full_tape_waits_for_the_drain_and_drops_nothing():
     tape = Tape(limit=10)
     segments = [(((OfLayer("signal_norm", 0),),) * 8, torch.zeros(8))]

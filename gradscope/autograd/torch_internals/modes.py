@@ -51,7 +51,7 @@ def apart_from_modes(function: Callable[..., Result], *args: Any) -> Result:
         function_modes = torch._C._len_torch_function_stack() > 0
         autocast = torch._C._is_any_autocast_enabled()
     except AttributeError:  # said by `missing`
-        return function(*args)
+        dispatch = function_modes = autocast = False
     if not (dispatch or function_modes or autocast):
         return function(*args)
     if not (dispatch or function_modes) and (without := _WITHOUT_AUTOCAST) is not None:

@@ -138,16 +138,17 @@ def _reporting(
             twin = twin or twins.of(found)
         except Exception as error:
             listener.compiled_call_failed(error)
-            return original(*args, **kwargs)
-        try:
-            output = twin(*args, **kwargs)
-        except Exception as error:
-            if not torch_internals.is_of_compiler(error):
-                raise
-            listener.compiled_call_failed(error)
-            return original(*args, **kwargs)
-        listener.compiled_call_ended(output)
-        return output
+        else:
+            try:
+                output = twin(*args, **kwargs)
+            except Exception as error:
+                if not torch_internals.is_of_compiler(error):
+                    raise
+                listener.compiled_call_failed(error)
+            else:
+                listener.compiled_call_ended(output)
+                return output
+        return original(*args, **kwargs)  # out here: what it raises has no context of ours
 
     call.gradscope_original = original  # type: ignore[attr-defined]
     return call

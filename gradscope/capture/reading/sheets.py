@@ -194,10 +194,9 @@ class Sheets:
 
     def _stream_of(self, x: Tensor) -> _Stream | None:
         where = stream_of(x)
-        try:
+        if where in self._streams:
             return self._streams[where]
-        except KeyError:
-            return self._begin(where, x)
+        return self._begin(where, x)
 
     def _begin(self, where: tuple[int, int], x: Tensor) -> _Stream | None:
         """Make what the current stream of the device of `x` needs; None where it has no kernel."""

@@ -244,13 +244,13 @@ class Backwards:
     @guarded("the end of the backward")
     def _end(self) -> None:
         """Read the parameters' gradients, as accumulated and not yet clipped."""
-        self._unfinished = None
         self.ended += 1
         self._complete_signals()
         self._read_gradients()
         self._kept.after_backward()
         if self.ended >= _MANY and not self.ended & (self.ended - 1):
             self._steps.tell_of_backwards(self.ended)
+        self._unfinished = None  # last of all: one that is interrupted before has failed
 
     @guarded("what is complete at the end of the backward")
     def _complete_signals(self) -> None:

@@ -199,8 +199,7 @@ class ParameterReadings:
             return []
         self._forget_reshaped()
         news = self._unheld.judge(self._copies, self._held)
-        for i in self._unheld.left_out:
-            self._copies.pop(i, None)
+        self._forget_copies(self._unheld.left_out)
         self._updates += self._read_updates(tuple(self._copies))
         return news
 
@@ -228,8 +227,7 @@ class ParameterReadings:
         if reshaped:
             self._parameters.tell(_RESHAPED)
             self._pairs.clear()
-            for i in reshaped:
-                del self._copies[i]
+            self._forget_copies(reshaped)
 
     def _places_of(self, optimizer: Optimizer) -> Places:
         """Return the places of the parameters that `optimizer` is the first to update."""
@@ -373,7 +371,7 @@ class ParameterReadings:
         result = []
         for group, weights in self._weights_at(places):
             copied = weights if updates is True else [sample_of(w) for w in weights]
-            copies = None
+            copies, is_pair = None, False
             if updates or to_compare:
                 copies = self._memory_for(group, copied, optimizer)
             if copies is None or updates is not True:
@@ -384,10 +382,11 @@ class ParameterReadings:
             else:
                 result.append(Norms(group, measure.copy_with_norms(weights, copies)))
                 tensors = self._parameters.tensors
-                if all([w is tensors[i] for i, w in zip(group, weights, strict=True)]):
-                    self._pairs[group] = weights, copies
-            self._copies.update(zip(group, copies, strict=True))  # now that they are copies
+                is_pair = all([w is tensors[i] for i, w in zip(group, weights, strict=True)])
             self._shapes.update({i: self._parameters.tensors[i].shape for i in group})
+            self._copies.update(zip(group, copies, strict=True))  # now that they are copies
+            if is_pair:
+                self._pairs[group] = weights, copies
         return result
 
     def _memory_for(
@@ -408,17 +407,16 @@ class ParameterReadings:
 
     def _read_updates(self, places: Places) -> list[Norms]:
         if not self._parameters.updates:
-            for i in places:
-                self._copies.pop(i, None)
+            self._forget_copies(places)
             return []
         if places in self._pairs:  # as when they were copied
-            weights, copies = self._pairs.pop(places)
-            for i in places:
-                del self._copies[i]
-            return [Norms(places, measure.difference_norms(weights, copies))]
+            pair = self._pairs.pop(places)
+            self._forget_copies(places)  # before they become differences
+            return [Norms(places, measure.difference_norms(*pair))]
         result = []
         for group, weights in self._weights_at([i for i in places if i in self._copies]):
-            copies = [self._copies.pop(i) for i in group]
+            copies = [self._copies[i] for i in group]
+            self._forget_copies(group)
             if self._parameters.updates is True:
                 norms = measure.difference_norms(weights, copies)
             else:
@@ -426,6 +424,10 @@ class ParameterReadings:
                 norms = scale_up(measure.difference_norms(samples, copies), weights, samples)
             result.append(Norms(group, norms))
         return result
+
+    def _forget_copies(self, places: Iterable[int]) -> None:
+        for i in places:
+            self._copies.pop(i, None)
 
     def _weights_at(self, places: Iterable[int]) -> list[tuple[Places, list[Tensor]]]:
         """Return the weights at `places`, in groups of one device."""

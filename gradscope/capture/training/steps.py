@@ -202,9 +202,9 @@ class Steps:
     def look_for_failure(self) -> None:
         """Forget what was read before a step of an optimizer that raised: it was not made."""
         if self._making is not None and not self._making.goes_on():
-            self._making = None
             if self.current.parameters is not None and not self.current.is_over:
                 self.current.parameters.forget_step()
+            self._making = None
 
     def parameter_readings(self) -> ParameterReadings:
         """Return the current step's readings of parameters."""
@@ -236,6 +236,8 @@ class Steps:
     def end(self, optimizer: Optimizer | None) -> None:
         """Note that `optimizer`, or one without hooks, has made the current step."""
         step = self.current
+        step.is_over = True  # first of all: an interrupt may come at any time
+        step.ended = time.monotonic() - self.start
         self._making = None
         if optimizer is not None:
             step.stepped_by.append(weakref.ref(optimizer))
@@ -245,8 +247,6 @@ class Steps:
                 step.parameters.note_step(optimizer)
         if step.is_mixed:
             self.faults.tell(_ONCE_MORE)
-        step.ended = time.monotonic() - self.start
-        step.is_over = True
         if _WITHOUT_STEP in self._catalogue.facts:
             self._set_fact(_WITHOUT_STEP, 0)
         self._trainer = threading.get_ident()
@@ -261,13 +261,16 @@ class Steps:
         self._parameters.meet(optimizer)
 
     def close(self) -> None:
-        """Emit the row of the current step, and begin the next one."""
+        """Emit the row of the current step, and begin the next one.
+
+        Where that is interrupted it is still the current one: its row may be emitted once more.
+        """
         step = self.current
-        number = step.number + 1
-        self.current = Step(number, recorded=number % self.every == 0)
         if step.recorded:
             self._emit_row(step)
-        else:
+        number = step.number + 1
+        self.current = Step(number, recorded=number % self.every == 0)
+        if not step.recorded:
             self.current.scalars, self.current.readings = step.scalars, step.readings
         if self.listener is not None:
             self.listener.step_began(self.current)
