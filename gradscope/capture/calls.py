@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from functools import partial
@@ -168,12 +169,19 @@ class Calls:
             self._forward = None
         if not is_out_of_memory(error):  # which may pass
             self._hooks.give_up(number)
+            self._steps.doubt_forward()  # of the layers before nothing is known any more
             if number in self._outermost:
                 self._gave_up = True
                 self._steps.doubt_gradients()  # no forward is tapped, and no end of a backward told
         self._doubt(error)
         name = self._modules.info(number).name or ROOT
         self.faults.report(f"the calls of layer '{name}'", error)
+
+    def _note_given_up(self, step: Step) -> None:
+        """Say of layers that nothing of them is known; else they would seem not to be called."""
+        for number in self._hooks.given_up.intersection(self._modules.executed):
+            if self._modules.infos[number].is_layer:
+                step.readings.add(math.nan, (OfLayer("activation_norm", number, 0),))
 
     def _doubt(self, error: Exception) -> None:
         """Without torch's help no end of a backward is told: gradients may be clipped already."""
@@ -338,6 +346,7 @@ class Calls:
             if self._modules.have_changed():
                 self._meet()
             self.arm()
+            self._note_given_up(step)
         else:
             self._disarm()
 

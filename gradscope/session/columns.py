@@ -156,7 +156,7 @@ class Decoder:
             weights[name] = _weights(groups, elements.size)
             combine(column, readings, groups, layers[name])
             if name == "activation_norm":
-                elements[groups.numbers] = groups.weights
+                elements[groups.numbers] = np.where(groups.weights > 0, groups.weights, math.nan)
         _complete_outputs(layers, elements)
         self._count_outputs(decoded.steps["step"], layers, elements)
         weights["output_elements"] = (~np.isnan(layers["output_elements"][0])).astype(np.float64)

@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import gradscope
+from injected import Injected
 from loops import batches, loss_of, net
 from reference import Reference
-
-OURS = str(Path(gradscope.__file__).parent)
-
-
-class Interrupting:
-    """Raises KeyboardInterrupt at one of the lines of gradscope that a thread runs, by number."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-        self.is_done = False
-
-    @contextmanager
-    def on(self) -> Iterator[None]:
-        before = sys.gettrace()
-        sys.settrace(self._enter)
-        try:
-            yield
-        finally:
-            sys.settrace(before)
-
-    def _enter(self, frame: FrameType, event: str, value: object) -> object:
-        return self._line if frame.f_code.co_filename.startswith(OURS) else None
-
-    def _line(self, frame: FrameType, event: str, value: object) -> object:
-        self.left -= event == "line"
-        if self.left < 0 and not self.is_done:
-            self.is_done = True
-            raise KeyboardInterrupt
-        return self._line
 
 
 class Block(nn.Module):
@@ -99,14 +65,14 @@ def test_an_interrupt_at_any_line_of_ours_costs_its_own_step_alone(make, stride,
         train(batches(1)[0])
         is_done = True
         while is_done:
-            interrupting = Interrupting(stride * len(references))
+            interrupt = Injected(stride * len(references), KeyboardInterrupt)
             batch, after = batches(2 * len(references) + 2)[-2:]
             try:
-                with interrupting.on():
+                with interrupt.on():
                     train(batch)
             except KeyboardInterrupt as error:
                 assert error.__context__ is None
-            is_done = interrupting.is_done
+            is_done = interrupt.is_done
             references.append(Reference(model, lambda m, batch=after: loss_of(m, batch)))
             train(after)
             scope.log(trial=len(references) - 1)

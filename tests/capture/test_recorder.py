@@ -15,6 +15,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import gradscope
+from injected import Injected
 from loops import batches, loss_of, net
 
 
@@ -65,6 +66,52 @@ def test_an_error_of_ours_is_told_once_and_training_goes_on(target, tmp_path, mo
         assert torch.equal(bare[name], watched[name])
     injected = [message for message in told if "injected" in message]
     assert injected and len(injected) == len(set(injected))
+
+
+GUARDS = {"faults", "__call__", "apart_from_modes", "before", "after", "_guard", "<lambda>"}
+GUARDS |= {"backward_calls", "_keep", "_read_and_keep", "current_backward"}
+"""Functions, and a module, that have nothing of their own to fail: what they call is in a try."""
+
+
+def test_an_error_at_any_line_of_ours_costs_readings_and_makes_none_wrong(tmp_path):
+    def run(folder, injected):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with gradscope.watch(model, tmp_path / folder) as scope:
+            for i, batch in enumerate(batches(5)):
+                with injected.on() if i == 2 else contextlib.nullcontext():
+                    optimizer.zero_grad()
+                    loss_of(model, batch).backward()
+                    nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+                    optimizer.step()
+                scope.log(batch=i)
+        recorded = scope.run
+        frame = recorded.frame().merge(recorded.steps.reindex(columns=["step", "batch"]), on="step")
+        return list(model.parameters()), frame.set_index(["batch", "name"]), recorded
+
+    weights, whole, plain = run("whole", Injected(10**9, ZeroDivisionError))
+    # a tanh whose module has failed is read at the layer before, as one without a module is
+    columns = whole.columns.difference(
+        ["step", "time", "relative_signal", "derivative_mean", "saturated_fraction"]
+    )
+    columns = whole[columns].select_dtypes("number").columns.difference(["zero_fraction"])
+    injected, at, stride = None, 0, 113
+    while injected is None or injected.is_done:
+        injected = Injected(at * stride, ZeroDivisionError, GUARDS)
+        at += 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, read, recorded = run(str(at), injected)
+        assert all(map(torch.equal, found, weights))
+        read = read.reindex(whole.index)
+        for column in columns:
+            known = read[column].notna()
+            np.testing.assert_allclose(
+                read[column][known], whole[column][known], rtol=1e-6, err_msg=f"{at} {column}"
+            )
+        if read[columns].isna().sum().sum() > whole[columns].isna().sum().sum():
+            assert set(recorded.notes) > set(plain.notes)
+    assert at > 30
 
 
 def test_updates_that_cannot_be_read_cost_no_other_reading_and_no_row(tmp_path, monkeypatch):

@@ -360,6 +360,7 @@ def test_checkpointing_around_compiled_blocks_is_read_once(tmp_path):
     for block in model.blocks:
         block.compile(backend="aot_eager")
     run, copies = recorded(model, model, data, tmp_path / "run")
+    assert not any("could not read" in note for note in run.notes)
     for number in (1, 2):
         plain = Net()
         plain.load_state_dict(copies[number].state_dict())

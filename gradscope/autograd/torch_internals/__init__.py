@@ -10,6 +10,7 @@ from gradscope.autograd.torch_internals.backward_calls import FollowedBackwards
 from gradscope.autograd.torch_internals.backwards import (
     at_end_of_backward,
     current_backward,
+    ends_recomputation,
     recomputing_node,
     roots_of_backward,
     will_accumulate,
@@ -102,6 +103,7 @@ __all__ = [
     "default_store",
     "distributed_as",
     "divide_factor",
+    "ends_recomputation",
     "handed_by_scaler",
     "has_child",
     "has_saved",

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.autograd.graph import Node
+from torch.utils import checkpoint
 
 from gradscope.autograd.torch_internals.interfaces import Unavailable
 from gradscope.autograd.torch_internals.nodes import is_custom
@@ -34,6 +35,11 @@ def recomputing_node() -> Node | None:
     except AttributeError:  # said by `missing`
         return None
     return node if node is not None and is_custom(node) else None
+
+
+def ends_recomputation(error: Exception) -> bool:
+    """Whether checkpointing raises `error` so that nothing more is computed anew: it has all."""
+    return isinstance(error, getattr(checkpoint, "_StopRecomputationError", ()))
 
 
 def will_accumulate(leaves: Sequence[Node]) -> bool:

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope.autograd.torch_internals import (
     apart_from_modes,
+    ends_recomputation,
     in_transform,
     is_plain,
     is_scripted,
@@ -91,6 +92,8 @@ class _Hook(Hook):
         try:
             return tap(*args)
         except Exception as error:
+            if ends_recomputation(error):  # what the tap saves was the last that was missing
+                raise
             listener.module_failed(self._number, error)
             return None
 
@@ -189,7 +192,7 @@ class ModuleHooks:
         self._handles: dict[int, list[RemovableHandle]] = {}
         self._tapping: dict[int, tuple[_TappingEnterHook, _TappingLeaveHook]] = {}
         self._spots: Mapping[int, tuple[Spots, Spots]] = {}
-        self._given_up: set[int] = set()
+        self.given_up: set[int] = set()
         self._are_in = False
         self._name = next(_names)
         self._may_tap = False
@@ -205,7 +208,7 @@ class ModuleHooks:
             return
         self._are_in = True
         for number, module in modules:
-            known = number in self._handles or number in self._given_up
+            known = number in self._handles or number in self.given_up
             if not known and not is_scripted(module):
                 handles = self._handles[number] = []
                 enter, leave = self._make(number)
@@ -240,7 +243,7 @@ class ModuleHooks:
 
     def give_up(self, number: int) -> None:
         """Take out the hooks of module `number` for good."""
-        self._given_up.add(number)
+        self.given_up.add(number)
         self._remove(number)
 
     def _remove(self, number: int) -> None:

@@ -23,6 +23,7 @@ from gradscope.capture.training.kept_gradients import KeptGradients
 from gradscope.capture.training.parameters import Parameters
 from gradscope.capture.training.steps import BackwardReadings, Steps
 
+_END, _LEFT = "the end of the backward", "what gradients a backward leaves"
 _UNTAPPED = "gradients of a backward that goes through no layer"
 
 _CUT_SHORT = (
@@ -177,7 +178,7 @@ class Backwards:
             # DistributedDataParallel queues its all-reduce after this: queue once more behind it
             at_end_of_backward(lambda: at_end_of_backward(lambda: apart_from_modes(self._end)))
         except Unavailable as error:
-            self.faults.report("the end of the backward", error)
+            self.faults.report(_END, error)
             self._unfinished = None
             self.ended += 1  # or rather begun: there was one
             self._ends_are_told = False
@@ -235,13 +236,16 @@ class Backwards:
 
     def settle(self) -> None:
         """Read what waits for the end of a backward, where none is told, or none came."""
+        if (self._ends_are_told and self.faults.is_off(_END)) or self.faults.is_off(_LEFT):
+            self._steps.doubt_gradients()  # nothing tells which of them are this step's
+            self._steps.current.is_doubtful = True
         if self._steps.current.has_failed:
             self._drop_what_was_thrown_away()
         if not self._ends_are_told:
             for gradients in self._steps.current.gradients:
                 gradients.end_of_backward()
 
-    @guarded("the end of the backward")
+    @guarded(_END)
     def _end(self) -> None:
         """Read the parameters' gradients, as accumulated and not yet clipped."""
         self.ended += 1
@@ -257,12 +261,25 @@ class Backwards:
         for gradients in self._steps.current.gradients:
             gradients.end_of_backward()
 
-    @guarded("the gradients of the parameters", alone=True)
     def _read_gradients(self) -> None:
+        self._look_at_gradients()
+        self._read_norms()
+        self._read_weights()
+
+    @guarded(_LEFT)
+    def _look_at_gradients(self) -> None:
         readings = self._steps.begin_parameter_readings()
         readings.after_backward()
         if self._steps.current.has_dropped:
             readings.keep_gradients()
+
+    @guarded("the gradients of the parameters", alone=True)
+    def _read_norms(self) -> None:
+        self._steps.parameter_readings().read_gradients()
+
+    @guarded("the weights before a step", alone=True)
+    def _read_weights(self) -> None:
+        readings = self._steps.parameter_readings()
         if not self._steps.told_by_hooks:
             readings.before_update()
         else:

@@ -74,16 +74,22 @@ class ParameterReadings:
     # --- the usual way: a backward ends, then optimizers tell before and after they step ------
 
     def after_backward(self) -> None:
-        """Read the gradients as accumulated by now; a later backward's reading replaces this."""
+        """Take note of the gradients as accumulated by now, in place of those of one before."""
         self._ended = True
+        self._gradients = []
         if self._parameters.gradient.is_function:
             return
         found = self._find_gradients(range(len(self._parameters.tensors)))
-        self._gradients = []  # first, as there may be no memory to read them
         self._parameters.look_at_gradients()
         self._seen = {i: weakref.ref(g) for i, g in found.items()}
         self._versions = {i: version(g) for i, g in found.items()}
-        self._gradients = read_norms(found)
+
+    def read_gradients(self) -> None:
+        """Read those that were taken note of."""
+        self._gradients = read_norms(self._left_now())
+
+    def _left_now(self) -> dict[int, Tensor]:
+        return {i: g for i, ref in self._seen.items() if (g := ref()) is not None}
 
     def were_thrown_away(self) -> bool | None:
         """Whether the gradients of the last backward are gone, so that no optimizer will get them.
@@ -163,7 +169,7 @@ class ParameterReadings:
 
     def keep_gradients(self) -> None:
         """Hold on to a sample of what the last backward has left."""
-        self._left.keep({i: g for i, ref in self._seen.items() if (g := ref()) is not None})
+        self._left.keep(self._left_now())
 
     def were_put_together(self, optimizer: Optimizer) -> bool:
         """Whether `optimizer` gets others than the last backward has left, and no clipped ones."""

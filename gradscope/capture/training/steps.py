@@ -229,6 +229,11 @@ class Steps:
         """Take no gradient any more for one before clipping that an optimizer shows first."""
         self._parameters.ends_are_told = False
 
+    def doubt_forward(self) -> None:
+        """Take nothing for known of the graph of a step whose forward could not be followed."""
+        if not self.current.is_over:
+            self._doubt_signals()
+
     def _doubt_signals(self) -> None:
         """Take nothing for known that the current step reads of the graph."""
         self.current.is_doubtful = True
