@@ -7,6 +7,7 @@ kernel for it, it is a number at once on the CPU, and on an accelerator a 0-d te
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 
@@ -43,10 +44,8 @@ class Readings:
     """
 
     def __init__(self, trust: Trust | None = None) -> None:
-        self._numbers: list[float] = []
-        self._numbers_keys: list[Keys] = []
-        self._tensors: list[Tensor] = []
-        self._tensors_keys: list[Keys] = []
+        self._numbers: list[tuple[Keys, float]] = []
+        self._tensors: list[tuple[Keys, Tensor]] = []
         self._sheets = Sheets(trust)
         self.again, self.believe = self._sheets.again, self._sheets.believe
         self._samples = Samples()
@@ -57,14 +56,12 @@ class Readings:
     def add(self, value: Read, keys: Keys) -> None:
         """Take a reading; a tensor must not be changed any more."""
         if isinstance(value, float):
-            self._numbers.append(value)
-            self._numbers_keys.append(keys)
+            self._numbers.append((keys, value))
         elif isinstance(value, tuple):
             sheet, number = value
             sheet.items.append(norm_item(number, keys))
         else:
-            self._tensors.append(value)
-            self._tensors_keys.append(keys)
+            self._tensors.append((keys, value))
 
     def add_all(self, values: Sequence[Reading], keys: Sequence[Keys]) -> None:
         """Take several readings, each with the keys in its place."""
@@ -268,13 +265,14 @@ class Readings:
         """Return all numbers and tensors, put together to one tensor a device."""
         result: list[Segment] = []
         if self._numbers:
-            together = torch.from_numpy(np.array(self._numbers))
-            result.append((tuple(self._numbers_keys), together))
-        devices = [value.device for value in self._tensors]
-        for device in dict.fromkeys(devices):
-            mine = [i for i, other in enumerate(devices) if other == device]
-            together = torch.stack([self._tensors[i].to(_dtype(device)) for i in mine])
-            result.append((tuple(self._tensors_keys[i] for i in mine), together))
+            keys, numbers = zip(*self._numbers, strict=True)
+            result.append((keys, torch.from_numpy(np.array(numbers))))
+        by_device = defaultdict(list)
+        for some in self._tensors:
+            by_device[some[1].device].append(some)
+        for device, read in by_device.items():
+            keys, tensors = zip(*read, strict=True)
+            result.append((keys, torch.stack([x.to(_dtype(device)) for x in tensors])))
         return result
 
     def sums(self) -> list[Sums]:
