@@ -326,8 +326,10 @@ class Calls:
     def _gradient_failed(self, keys: Sequence[Key], error: Exception) -> None:
         names = {self._modules.info(key.module).name for key in keys if isinstance(key, OfLayer)}
         self._doubt(error)
-        what = f"at layer '{', '.join(sorted(names))}'" if names else f"with {self._cut} cut"
-        self.faults.report(f"the gradient {what}", error)
+        where = f"at layer '{', '.join(sorted(names))}'" if names else "at shortcuts"
+        if self._cut is not None and not names:
+            where += f", or with {self._cut} cut"
+        self.faults.report(f"the gradient {where}", error)
 
     def _meet(self) -> None:
         """Look for modules that were added to the model."""
