@@ -159,8 +159,13 @@ def _has_constant(flow: DataFlow, node: int) -> bool:
 
 def _shifts_a_constant(flow: DataFlow, node: int) -> bool:
     """Tell whether a sum shifts what has no gradient, scaled by another part of the condition."""
-    products = [producer for _, (producer, _) in flow.data[node] if flow.stems[producer] == "Mul"]
-    return any(_has_constant(flow, product) for product in (node, *products))
+    if _has_constant(flow, node):
+        return True
+    roots = [_root(flow, value) for _, value in flow.data[node]]
+    return any(
+        flow.stems[product] == "Mul" and _has_constant(flow, product) and roots.count(root) == 1
+        for root, (_, (product, _)) in zip(roots, flow.data[node], strict=True)
+    )
 
 
 def _factors(flow: DataFlow, values: Sequence[Value]) -> set[Value]:

@@ -535,3 +535,30 @@ def deep_equilibrium_unrolled(m, x):
     for _ in range(2):
         z = m.cell(z, x)
     return m.head(z)
+
+
+class GraphGPS(nn.Module):
+    """Rampasek et al. 2022: a graph convolution (GIN) and attention side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.attn, self.mlp = mlp(), lin(), mlp()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(8) for _ in range(3))
+
+    def forward(self, x, adj):
+        local = self.norm1(self.conv((1 + 0.1) * x + adj @ x) + x)
+        far = self.norm2(F.scaled_dot_product_attention(q := self.attn(x), q, q) + x)
+        out = local + far
+        return self.norm3(out + self.mlp(out))
+
+
+@net(
+    "identity gps stem gps gps.conv.0",
+    "identity gps stem gps gps.attn",
+    "identity gps gps gps gps.mlp.0",
+    stem=lin(),
+    gps=GraphGPS(),
+    x=(torch.Size((1, 6, 8)), torch.rand(6, 6)),
+)
+def graph_with_attention(m, x, adj):
+    return m.gps(m.stem(x), adj)
