@@ -65,13 +65,15 @@ class KeptGradients:
             self._note(set(self._left) - self._thrown)
 
     @guarded("gradients that are kept from step to step")
-    def after_step(self, optimizer: Optimizer) -> None:
-        """Count a step, and take note of the gradients that it leaves."""
+    def after_step(self, optimizer: Optimizer, were_looked_at: bool) -> None:
+        """Take note of the gradients that a step leaves; count it if backwards of it were seen."""
         if not self._is_on:
             return
         self._follow_changes()
         places = set(self._parameters.of(optimizer))
-        for place in places:
+        if not were_looked_at:
+            self._seen -= places
+        for place in places if were_looked_at else ():
             if place in self._thrown or place not in self._left:
                 self._steps[place] = 0
             elif place in self._seen:

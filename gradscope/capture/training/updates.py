@@ -21,6 +21,7 @@ from gradscope.capture.training.kept_gradients import KeptGradients
 from gradscope.capture.training.learning_rate import learning_rate
 from gradscope.capture.training.parameters import Parameters, all_optimizers
 from gradscope.capture.training.steps import Steps
+from gradscope.capture.training.turns import Turns
 from gradscope.capture.training.weak_table import WeakTable
 
 _REMEDY = "make it a subclass of torch.optim.Optimizer that holds the model's parameters"
@@ -70,6 +71,7 @@ class Updates:
         self._before_other = 0  # backwards before the latest step that was none of the model's
         self._hookless = False
         self._by_hand = ByHand(parameters)
+        self._turns = Turns(modules, parameters, steps.every, faults)
         backwards.look_for_step = self.look_for_step
 
     # --- optimizers -----------------------------------------------------------------------------
@@ -155,9 +157,11 @@ class Updates:
             del self._idle[optimizer]
             return
         self._steps.end(optimizer)
-        if self._steps.current.recorded:
+        step = self._steps.current
+        if step.recorded:
             self._read_updates(optimizer)
-        self._kept.after_step(optimizer)
+        self._kept.after_step(optimizer, step.recorded)
+        self._turns.after_step(optimizer, step)
         self._follow(optimizer)
 
     @guarded("weight updates", alone=True)

@@ -1,0 +1,94 @@
+"""Optimizers that take turns, recorded every so manieth step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
+
+import gradscope
+
+
+def nets():
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8))
+    critic = nn.Sequential(nn.Linear(8, 16), nn.LeakyReLU(0.2), nn.Linear(16, 1))
+    return nn.ModuleDict({"generator": generator, "critic": critic})
+
+
+def train(folder, every, rounds=40, critic_steps=1, reuses=True):
+    """Train the critic, then the generator, on the critic's images if it `reuses` them."""
+    model = nets()
+    generator, critic = model["generator"], model["critic"]
+    of_critic = torch.optim.Adam(critic.parameters(), 1e-3)
+    of_generator = torch.optim.Adam(generator.parameters(), 1e-3)
+    real, made_up = torch.ones(6, 1), torch.zeros(6, 1)
+    with gradscope.watch(model, folder, every=every) as scope:
+        for _ in range(rounds):
+            for _ in range(critic_steps):
+                of_critic.zero_grad()
+                images = generator(torch.randn(6, 4))
+                loss_of(critic(torch.randn(6, 8)), real).backward()
+                loss_of(critic(images.detach()), made_up).backward()
+                of_critic.step()
+            of_generator.zero_grad()
+            if not reuses:
+                images = generator(torch.randn(6, 4))
+            loss_of(critic(images), real).backward()
+            of_generator.step()
+    return scope.run
+
+
+def told(run):
+    return [note for note in run.notes if "optimizer" in note]
+
+
+@pytest.mark.parametrize(("critic_steps", "every", "better"), [(1, 10, 11), (5, 10, 11), (5, 3, 5)])
+def test_an_optimizer_none_of_whose_steps_is_recorded_is_told_of(
+    critic_steps, every, better, tmp_path
+):
+    run = train(tmp_path / "run", every, critic_steps=critic_steps)
+    (note,) = told(run)
+    assert note.startswith("layers 'generator.0', 'generator.2': no step of their optimizer is")
+    assert f"watch(every={better})" in note
+    frame = run.frame()
+    assert frame.grad_norm[frame.name == "generator.0"].isna().all()
+    assert frame.grad_norm[frame.name == "critic.0"].notna().all()
+    assert gradscope.diagnose(run).verdict == "healthy"
+    frame = train(tmp_path / "better", better, critic_steps=critic_steps).frame()
+    read = frame.dropna(subset=["grad_norm"]).name
+    assert {"generator.0", "critic.0"} <= set(read)
+
+
+def test_forwards_of_steps_that_are_not_recorded_are_told_of(tmp_path):
+    run = train(tmp_path / "run", every=3)
+    (note,) = told(run)
+    assert note.startswith("layers 'generator.0', 'generator.2': steps of their optimizer go back")
+    frame = run.frame()
+    of_generator = frame[frame.name == "generator.0"]
+    assert of_generator.grad_norm.notna().sum() > 10
+    assert of_generator.signal_norm.isna().all()
+    assert not told(train(tmp_path / "anew", every=3, reuses=False))
+    assert not told(train(tmp_path / "all", every=1))
+
+
+@pytest.mark.parametrize("every", [2, 3])
+def test_gradients_that_are_thrown_away_between_recorded_steps_are_not_kept(every, tmp_path):
+    for reuses in (False, True):
+        run = train(tmp_path / f"{reuses}", every, reuses=reuses)
+        assert "kept_gradients" not in run.facts
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_optimizers_that_step_together_take_no_turns(every, tmp_path):
+    model = nets()
+    optimizers = [torch.optim.SGD(model[name].parameters(), 0.1) for name in model]
+    with gradscope.watch(model, tmp_path / "run", every=every) as scope:
+        for i in range(60):
+            for optimizer in optimizers[: 1 + (i >= 13)]:  # one begins late
+                optimizer.zero_grad()
+            model["critic"](model["generator"](torch.randn(6, 4))).mean().backward()
+            for optimizer in optimizers[: 1 + (i >= 13)]:
+                optimizer.step()
+    assert not told(scope.run)
