@@ -114,8 +114,9 @@ def explore(
         warnings.simplefilter("ignore", GradscopeWarning)  # of copies: their runs hold the notes
         check(subject)
         _tell_memory(subject)
-        found = diagnose(load(run)).verdicts if run.exists() else frozenset()
-        base = free_folder(run / FOLDER / UNCHANGED) if run.exists() else run
+        is_new = not run.exists() or (run.is_dir() and not any(run.iterdir()))
+        found = frozenset() if is_new else diagnose(load(run)).verdicts
+        base = run if is_new else free_folder(run / FOLDER / UNCHANGED)
         unchanged = _outcome(subject, record, base, None)
         tries = _Tries(subject, record, run / FOLDER, unchanged)
         if wanted is not None:
