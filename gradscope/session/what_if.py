@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +98,15 @@ def what_if(
 
     if not isinstance(model, nn.Module):
         raise GradscopeError(f"what_if() needs a torch.nn.Module, got {type(model).__name__}")
-    path = folder(layers.unwrap(model), run, False).absolute()
     subject = subject_of(model, loss_fn, batches, optimizer, steps)
-    return explore(subject, _record, path, changes, seconds)
+    path = folder(layers.unwrap(model), run, False).absolute()
+    try:
+        return explore(subject, _record, path, changes, seconds)
+    except BaseException:
+        if run is None:
+            with suppress(OSError):  # made for nothing, unless it holds the run
+                path.rmdir()
+        raise
 
 
 def _record(model: nn.Module, path: Path, optimizer: Optimizer) -> Any:

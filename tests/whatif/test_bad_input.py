@@ -108,6 +108,15 @@ def test_a_loss_that_reaches_for_the_model_itself_is_refused_before_it_gets_a_gr
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_what_is_refused_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = learners.plain(4)
+    optimizer = learners.momentum(model)
+    with pytest.raises(gradscope.GradscopeError, match="out of memory"):
+        gradscope.what_if(model, out_of_memory, learners.batches(), optimizer)
+    assert not list(tmp_path.glob("runs/*"))
+
+
 def test_a_change_that_a_net_does_not_bear_is_told_of_and_the_others_are_tried(tmp_path):
     class Squeezed(nn.Module):
         def __init__(self):
