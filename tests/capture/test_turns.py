@@ -80,6 +80,27 @@ def test_gradients_that_are_thrown_away_between_recorded_steps_are_not_kept(ever
         assert "kept_gradients" not in run.facts
 
 
+def test_parameters_that_no_call_of_a_module_is_of_are_of_no_other_step(tmp_path):
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList([torch.randn(4, 4) for _ in range(3)])
+
+        def forward(self, x):
+            for weight in self.weights:
+                x = torch.tanh(x @ weight)
+            return x
+
+    model = Listed()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with gradscope.watch(model, tmp_path / "run", every=2) as scope:
+        for _ in range(20):
+            optimizer.zero_grad()
+            model(torch.randn(6, 4)).mean().backward()
+            optimizer.step()
+    assert not told(scope.run)
+
+
 @pytest.mark.parametrize("every", [2, 5])
 def test_optimizers_that_step_together_take_no_turns(every, tmp_path):
     model = nets()

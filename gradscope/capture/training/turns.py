@@ -74,7 +74,8 @@ class Turns:
         if not step.recorded:
             return
         turns.recorded += 1
-        turns.calls = turns.calls or not self._layers_of(optimizer).isdisjoint(step.forwarded)
+        layers = self._layers_of(optimizer).intersection(self._modules.executed)
+        turns.calls = turns.calls or not layers or not layers.isdisjoint(step.forwarded)
         if turns.recorded == _ENOUGH and not turns.calls and step.forwarded:
             self._tell(optimizer, _BESIDE_FORWARDS)
         for other, its in self._turns.items():
