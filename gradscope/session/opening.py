@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from gradscope.session.meeting import MEETING_SECONDS, Meeting
 from gradscope.session.ranks import Ranks
 from gradscope.session.shares import Shares
 from gradscope.storage.run_json import META_NAME, Meta, read_meta
-from gradscope.storage.writer import RunWriter, remove_run
+from gradscope.storage.writer import RunWriter
 
 _LONGEST_KIND = 60  # characters of a class name in the name of a folder
 
@@ -82,6 +82,13 @@ def folder(model: nn.Module, run: str | os.PathLike[str] | None, resume: bool) -
     return path
 
 
+def give_back(path: Path, run: str | os.PathLike[str] | None) -> None:
+    """Take away a folder that `folder` has made for a run of no name, unless that is in there."""
+    if run is None:
+        with suppress(OSError):
+            path.rmdir()
+
+
 def refuse(model: object, problem: str) -> None:
     """Tell the processes that train together with this one, if any, why it does not watch."""
     if several():
@@ -102,8 +109,24 @@ def open_run(
     GradscopeError
         If it cannot be begun or resumed; one process's problem is an error on all of them.
     """
-    if not several():
-        return _opened(_open(model, path.absolute(), meta, resume), None)
+    with ExitStack() as undo:
+        if several():
+            opened = _open_together(model, path, meta, sharing, resume, every_rank, undo)
+        else:
+            opened = _opened(_open(model, path.absolute(), meta, resume, undo), None)
+        undo.pop_all()
+    return opened
+
+
+def _open_together(
+    model: nn.Module,
+    path: Path,
+    meta: Meta,
+    sharing: Sharing,
+    resume: bool,
+    every_rank: bool,
+    undo: ExitStack,
+) -> Opened:
     meeting = Meeting(model)
     # all relative paths are rank 0's; one that cannot be opened is found before anybody waits
     writer, problem = None, ""
@@ -111,7 +134,7 @@ def open_run(
     try:
         if meeting.rank == 0:
             own = path.absolute() / "rank0" if every_rank else path.absolute()
-            writer = _open(model, own, {**meta, **place}, resume)
+            writer = _open(model, own, {**meta, **place}, resume, undo)
     except GradscopeError as error:
         problem = str(error)
     problem = meeting.agree(problem)
@@ -120,13 +143,9 @@ def open_run(
     if not problem:
         path = Path(meeting.broadcast(str(path.absolute())))
         if every_rank:
-            writer, problem = _each(model, path, meta, place, resume, writer)
+            writer, problem = _each(model, path, meta, place, resume, writer, undo)
             problem = meeting.agree(problem)
     if problem:
-        if writer is not None:
-            writer.close()
-            if writer.is_new:
-                remove_run(writer.path)
         raise GradscopeError(problem)
     shares, problem = _shares(model, meeting, sharing)
     if every_rank:
@@ -163,14 +182,20 @@ def _shares(model: nn.Module, meeting: Meeting, sharing: Sharing) -> tuple[Share
 
 
 def _each(
-    model: nn.Module, path: Path, meta: Meta, place: Meta, resume: bool, writer: RunWriter | None
+    model: nn.Module,
+    path: Path,
+    meta: Meta,
+    place: Meta,
+    resume: bool,
+    writer: RunWriter | None,
+    undo: ExitStack,
 ) -> tuple[RunWriter | None, str]:
     """Open the run of this process in `path`, and return it, or the problem with it."""
     if writer is not None:
         return writer, ""
     try:
         own = path / f"rank{place['rank']}"
-        return _open(model, own, {**meta, **place}, resume), ""
+        return _open(model, own, {**meta, **place}, resume, undo), ""
     except GradscopeError as error:
         return None, str(error)
 
@@ -212,8 +237,8 @@ def _replicas(model: nn.Module, shares: Shares, size: int) -> dict[str, float | 
     return found
 
 
-def _open(model: nn.Module, path: Path, meta: Meta, resume: bool) -> RunWriter:
-    """Begin a run, or go on with one whose layers are those of `model`."""
+def _open(model: nn.Module, path: Path, meta: Meta, resume: bool, undo: ExitStack) -> RunWriter:
+    """Begin a run, which `undo` takes back, or go on with one whose layers are those of `model`."""
     if resume and os.path.exists(path / META_NAME):
         old = read_meta(path)
         try:
@@ -234,4 +259,6 @@ def _open(model: nn.Module, path: Path, meta: Meta, resume: bool) -> RunWriter:
                 f"{path}: this run cannot be resumed, {difference}; build the model as it was, or"
                 " choose another folder"
             )
-    return RunWriter(path, meta, resume=resume)
+    writer = RunWriter(path, meta, resume=resume)
+    undo.callback(writer.take_back)
+    return writer

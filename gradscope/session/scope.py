@@ -7,7 +7,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,8 @@ from gradscope.session import alerts, process_end
 from gradscope.session.checks import check_scalars, check_sending
 from gradscope.session.drain import CLOSE_SECONDS, Drain
 from gradscope.session.live import LiveCell, described
-from gradscope.session.opening import open_run
+from gradscope.session.opening import Opened, open_run
 from gradscope.session.sinks import DEFAULT_METRICS, Subscription
-from gradscope.storage.writer import remove_run
 
 if TYPE_CHECKING:
     from gradscope.diagnosis.findings import Diagnosis
@@ -82,22 +81,25 @@ class Scope:
             "gradscope": __version__,
             "torch": torch.__version__,
         }
-        opened = open_run(model, path, meta, sharing, resume, every_rank)
-        self.path = opened.path
-        self._writes = opened.writer is not None
-        catalogue = Catalogue(opened.layers, opened.shortcuts, opened.edges)
-        catalogue.sharing = sharing
-        self._drain = Drain(
-            catalogue,
-            opened.writer,
-            opened.ranks,
-            self._tell,
-            flush_every,
-            flush_seconds,
-            opened.notes,
-            opened.marks,
-        )
-        try:
+        with ExitStack() as undo:  # what `watch` raises leaves nothing behind
+            opened = open_run(model, path, meta, sharing, resume, every_rank)
+            if opened.writer is not None:
+                undo.callback(opened.writer.take_back)
+            self.path = opened.path
+            self._writes = opened.writer is not None
+            catalogue = Catalogue(opened.layers, opened.shortcuts, opened.edges)
+            catalogue.sharing = sharing
+            self._drain = Drain(
+                catalogue,
+                opened.writer,
+                opened.ranks,
+                self._tell,
+                flush_every,
+                flush_seconds,
+                opened.notes,
+                opened.marks,
+            )
+            undo.callback(self._drain.close, process_end.HURRY_SECONDS)
             self._recorder = Recorder(
                 model,
                 settings,
@@ -107,19 +109,20 @@ class Scope:
                 first=opened.next_step,
                 elapsed=opened.elapsed,
             )
-        except BaseException:  # what `watch` raises leaves nothing behind
-            self._drain.close(process_end.HURRY_SECONDS)
-            if opened.is_new and opened.writer is not None:
-                remove_run(opened.writer.path)
-            raise
+            undo.callback(self._recorder.detach)
+            self._say_what_was_asked(settings, opened)
+            undo.callback(process_end.leave, id(model), self)
+            process_end.enter(id(model), process_end.Open(self, self._recorder, self._drain))
+            weakref.finalize(model, process_end.close_scope, id(model)).atexit = False
+            undo.pop_all()
+
+    def _say_what_was_asked(self, settings: Settings, opened: Opened) -> None:
         asked = [_UPDATES.get(settings.updates, ""), callable(settings.gradient) and _ASKED_LATE]
         for sentence in asked:
             if sentence and sentence not in opened.notes:  # of a run that is resumed
                 self._note(sentence)
         if opened.problem:
             self._tell(opened.problem)
-        process_end.enter(id(model), process_end.Open(self, self._recorder, self._drain))
-        weakref.finalize(model, process_end.close_scope, id(model)).atexit = False
 
     @property
     def run(self) -> Run:

@@ -26,7 +26,7 @@ from gradscope.session.checks import (
     check_updates,
 )
 from gradscope.session.drain import CLOSE_SECONDS
-from gradscope.session.opening import folder, refuse
+from gradscope.session.opening import folder, give_back, refuse
 from gradscope.session.scope import Scope
 
 
@@ -177,28 +177,32 @@ def watch(
     except GradscopeError as error:
         refuse(inner, str(error))  # the other processes need not wait for this one
         raise
-    settings = Settings(
-        every=every,
-        optimizers=optimizers,
-        scaler=scaler,
-        compiled=compiled_modules(model),
-        updates=updates,
-        gradient=gradient,
-        keep_snapshot=keep_snapshot,
-        cut=cut,
-        cut_every=cut_every,
-    )
-    return Scope(
-        inner,
-        path,
-        settings,
-        settled,
-        resume=resume,
-        sharing=sharing(model),
-        every_rank=ranks == "all",
-        flush_every=flush_every,
-        flush_seconds=flush_seconds,
-    )
+    try:
+        settings = Settings(
+            every=every,
+            optimizers=optimizers,
+            scaler=scaler,
+            compiled=compiled_modules(model),
+            updates=updates,
+            gradient=gradient,
+            keep_snapshot=keep_snapshot,
+            cut=cut,
+            cut_every=cut_every,
+        )
+        return Scope(
+            inner,
+            path,
+            settings,
+            settled,
+            resume=resume,
+            sharing=sharing(model),
+            every_rank=ranks == "all",
+            flush_every=flush_every,
+            flush_seconds=flush_seconds,
+        )
+    except BaseException:
+        give_back(path, run)
+        raise
 
 
 def unwatch(model: nn.Module) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 
 from gradscope.capture.net import layers
 from gradscope.errors import GradscopeError
-from gradscope.session.opening import folder
+from gradscope.session.opening import folder, give_back
 from gradscope.session.watch import watch
 
 if TYPE_CHECKING:
@@ -103,9 +102,7 @@ def what_if(
     try:
         return explore(subject, _record, path, changes, seconds)
     except BaseException:
-        if run is None:
-            with suppress(OSError):  # made for nothing, unless it holds the run
-                path.rmdir()
+        give_back(path, run)
         raise
 
 

@@ -81,6 +81,7 @@ class RunWriter:
         self._rows: dict[str, list[Rows]] = {table: [] for table in schema.TABLES}
         self._merge_from = dict.fromkeys(schema.TABLES, 0)  # step; a part before it is damaged
         self._trouble = ""  # why the last flush failed, empty when it did not
+        self.is_new = False
         try:
             if not (self.path / META_NAME).exists():
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -93,6 +94,8 @@ class RunWriter:
                 self._start(meta, resume)
             except BaseException:
                 self._lock.release()
+                if self.is_new:
+                    remove_run(self.path)
                 raise
         except OSError as error:
             raise GradscopeError(
@@ -210,6 +213,12 @@ class RunWriter:
             if self._lock.is_in(self.path):
                 free_room(self.path)
         self._lock.release()
+
+    def take_back(self) -> None:
+        """Close a run that nothing is recorded in, and take it away again if it is new."""
+        self.close()
+        if self.is_new:
+            remove_run(self.path)
 
     def _flush_table(self, table: str, last: int) -> None:
         if not self._rows[table]:
