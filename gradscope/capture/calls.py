@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Sequence
 from functools import partial
@@ -21,8 +20,9 @@ from gradscope.autograd.torch_internals import (
     recomputing_node,
 )
 from gradscope.capture import sentences
-from gradscope.capture.compiled.eager import Eager, compiled_frames, has_compiled
+from gradscope.capture.compiled.eager import Eager
 from gradscope.capture.compiled.tapped import Taps
+from gradscope.capture.compiled.unseen import Unseen, leave_unknown
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.forwards.chains import Chains
 from gradscope.capture.forwards.forward import Forward
@@ -88,11 +88,8 @@ class Calls:
         self._cut = cut
         self._cut_every = cut_every
         self._compiled = bool(compiled)
-        self._suspects_compiler = False
-        self._frames = compiled_frames()
-        self._has_read = False  # gradients that came to outputs of layers
-        self._gave_up = False  # on forwards: what was not seen is no sign of compiled code
         self._eager = Eager()
+        self._unseen = Unseen(modules, self._eager, self._compiled, faults)
         self._hooks = ModuleHooks(self)
         self._taps = Taps(
             compiled,
@@ -171,22 +168,16 @@ class Calls:
             self._hooks.give_up(number)
             self._steps.doubt_forward()  # of the layers before nothing is known any more
             if number in self._outermost:
-                self._gave_up = True
+                self._unseen.gave_up = True
                 self._steps.doubt_gradients()  # no forward is tapped, and no end of a backward told
         self._doubt(error)
         name = self._modules.info(number).name or ROOT
         self.faults.report(f"the calls of layer '{name}'", error)
 
-    def _note_given_up(self, step: Step) -> None:
-        """Say of layers that nothing of them is known; else they would seem not to be called."""
-        for number in self._hooks.given_up.intersection(self._modules.executed):
-            if self._modules.infos[number].is_layer:
-                step.readings.add(math.nan, (OfLayer("activation_norm", number, 0),))
-
     def _doubt(self, error: Exception) -> None:
         """Without torch's help no end of a backward is told: gradients may be clipped already."""
         if isinstance(error, Unavailable):
-            self._gave_up = True
+            self._unseen.gave_up = True
             self._steps.doubt_gradients()
 
     def _compiled_call_begins(self) -> None:
@@ -348,7 +339,7 @@ class Calls:
             if self._modules.have_changed():
                 self._meet()
             self.arm()
-            self._note_given_up(step)
+            leave_unknown(step, self._hooks.given_up, self._modules)
         else:
             self._disarm()
 
@@ -360,8 +351,9 @@ class Calls:
             self.faults.tell(sentences.NOT_RETURNED)
         elif self._taps.is_on:
             self._taps.step_ended(step)
-        elif not self._gave_up:
-            self._note_unseen(step)
+        elif not self._unseen.gave_up:
+            self._unseen.look(step)
+            self._compiled = self._unseen.is_compiled
         if self._unread:
             names = [self._modules.info(number).name or ROOT for number in sorted(self._unread)]
             self.faults.tell(layers_named(names) + sentences.UNREAD)
@@ -370,36 +362,6 @@ class Calls:
             self.arm()
         elif self._compiled:
             self._disarm()
-
-    def _note_unseen(self, step: Step) -> None:
-        """Say that gradients came which no forward led to, and find out if compiled code made them.
-
-        Compiled code calls no modules, nor does `model.forward()`, and gradients may be set by
-        hand: what compiled code has done shows once it is put aside.
-        """
-        if step.parameters is None or not step.parameters.has_gradients or step.is_doubtful:
-            return
-        if step.gradients:
-            self._suspects_compiler = False
-            self._has_read = True
-        elif self._has_read and step.has_untapped:
-            pass  # no layer has made the loss, such as one of a single parameter
-        elif self._suspects_compiler:  # it was put aside, and made no difference
-            self._suspects_compiler = self._compiled = False
-            self._gave_up = True
-            self._eager.switch_off()
-            self.faults.tell(sentences.UNSEEN.format(step=step.number))
-        elif not self._compiled and has_compiled(self._frames):
-            self._compiled = self._suspects_compiler = True
-            self.faults.tell(
-                f"no forward was seen in step {step.number}, which seems to have run compiled: it"
-                " has readings of parameters only. From now on recorded steps run without"
-                " torch.compile; call torch.compile before watch() to have them all"
-            )
-        elif not self._compiled:
-            self._gave_up = True
-            said = sentences.UNREACHED if step.forwarded else sentences.UNSEEN
-            self.faults.tell(said.format(step=step.number))
 
     def detach(self) -> None:
         """Take out every hook."""

@@ -18,6 +18,18 @@ UNSEEN = (
     " them all; gradients that are set by hand have no signals"
 )
 
+COMPILED = (
+    "no forward was seen in step {step}, which seems to have run compiled: it has readings of"
+    " parameters only. From now on recorded steps run without torch.compile; hand watch() what"
+    " torch.compile returned to have them all"
+)
+
+PARTS = (
+    " ran compiled in step {step}, and maybe before, where nothing of them is seen: signals and"
+    " activations are NaN. From then on recorded steps run without torch.compile; call"
+    " torch.compile before watch(), and hand that what it returned, to have them all"
+)
+
 UNREACHED = (
     "the model, or a part of it, was called in step {step}, and no gradient came to the outputs of"
     " its layers, though its parameters have gradients: it and others like it have readings of"

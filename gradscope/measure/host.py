@@ -112,11 +112,18 @@ def census(
     )
 
 
+_FAR = 2.0**500
+
+
 def deviation(x: Tensor, length: float, mean: float, precision: float) -> float:
     """Return the standard deviation of `x` from its norm and its mean.
 
     Where the variance is less than `precision` of the mean square, it is taken over `x` - mean.
     """
+    if _FAR < length < math.inf or 0 < length < 1 / _FAR:  # a float64, whose square has no range
+        factor = _FAR if length < 1 else 1 / _FAR
+        found = deviation(x.detach() * factor, length * factor, mean * factor, precision)
+        return found / factor
     square_mean = length * length / x.numel()
     variance = square_mean - mean * mean
     if variance > precision * square_mean:
@@ -127,8 +134,8 @@ def deviation(x: Tensor, length: float, mean: float, precision: float) -> float:
         rest += shifted.sum().item()  # of the rounding of the mean
         part = norm(shifted)
         square += part * part
-    n = x.numel()
-    return math.sqrt(max(square / n - (rest / n) ** 2, 0.0))
+    square, rest = square / x.numel(), rest / x.numel()
+    return math.sqrt(max(square - rest * rest, 0.0))
 
 
 def _change_with_norms(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo
@@ -116,6 +117,80 @@ def test_a_model_compiled_and_called_before_watch_is_followed(tmp_path):
     scope.close()
     assert scope.run.frame().query("step > 0").signal_norm.notna().all()
     assert counter.frame_count <= 2
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 2)
+        self.block = Residual()
+        self.double()
+
+    def forward(self, x):
+        return self.head(self.block(self.stem(x)))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.act = nn.Linear(8, 8), nn.Tanh()
+
+    def forward(self, x):
+        return x + self.act(self.fc(x))
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("begins", [0, 4])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_block_that_is_compiled_behind_our_back_is_told_and_then_followed(
+    every, begins, fullgraph, tmp_path
+):
+    model, data = Blocks(), batches(10)
+    scope = gradscope.watch(model, tmp_path / "run", every=every)
+    train(model, model, data[:begins])
+    model.block.compile(backend="eager", fullgraph=fullgraph)
+    with pytest.warns(
+        gradscope.GradscopeWarning, match=f"'block.fc' ran compiled in step {begins}"
+    ):
+        train(model, model, data[begins:])
+    scope.close()
+    run = scope.run
+    assert len(run.notes) == 1 and "block" in set(run.shortcuts.name)
+    frame = run.frame().set_index(["name", "step"])
+    elements = frame.output_elements
+    for step in range(0, 10, every):
+        seen = step != begins
+        assert (elements["block.fc", step] == 48) == seen
+        assert np.isnan(elements["block.act", step]) == (not seen)
+        assert np.isfinite(frame.signal_norm["block.fc", step]) == seen
+        assert np.isfinite(frame.signal_norm["stem", step])
+
+
+def test_a_model_that_is_compiled_while_it_trains_is_told_and_then_followed(tmp_path):
+    model, data = Net(), batches(8)
+    scope = gradscope.watch(model, tmp_path / "run")
+    train(model, model, data[:3])
+    with pytest.warns(gradscope.GradscopeWarning, match="no forward was seen in step 3"):
+        train(torch.compile(model, backend="eager", fullgraph=True), model, data[3:])
+    scope.close()
+    signals = scope.run.frame().groupby("step").signal_norm
+    assert signals.apply(lambda column: column.notna().all()).tolist() == [
+        step != 3 for step in range(8)
+    ]
+
+
+def test_what_compiles_beside_the_model_changes_nothing(tmp_path):
+    def run(folder, halve):
+        model = Net()
+        with gradscope.watch(model, tmp_path / folder) as scope:
+            train(lambda x: model(halve(x)), model, batches(6))
+        return scope.run
+
+    compiled = run("compiled", torch.compile(lambda x: x / 2, backend="eager"))
+    plain = run("plain", lambda x: x / 2)
+    assert compiled.notes == []
+    assert compiled.frame().equals(plain.frame())
 
 
 def test_after_close_compiled_code_runs_again(tmp_path):

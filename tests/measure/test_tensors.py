@@ -118,6 +118,17 @@ def test_a_deviation_far_below_the_mean_is_not_lost(way):
     assert way.census(torch.full((50,), 0.3)).deviation == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e200, 1e300])
+def test_a_deviation_has_the_range_of_float64(size, way):
+    x = torch.randn(1000, dtype=torch.float64)
+    read = way.census(x * size, None, 0.0)
+    assert read.norm == pytest.approx(x.norm().item() * size, rel=1e-12)
+    assert read.mean == pytest.approx(x.mean().item() * size, rel=1e-9)
+    assert read.deviation == pytest.approx(x.std(correction=0).item() * size, rel=1e-9)
+    shifted = way.census((x * 1e-6 + 1) * size, None, 0.0)
+    assert shifted.deviation == pytest.approx(1e-6 * x.std(correction=0).item() * size, rel=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.0, math.inf, -math.inf, math.nan])
 def test_zero_inf_and_nan_pass_through(value, way):
     x = torch.ones(100)

@@ -26,9 +26,11 @@ def compiled_modules(model: nn.Module) -> tuple[weakref.ref[nn.Module], ...]:
 
 
 def compiled_frames() -> int:
-    """Return how many functions this process has compiled by now."""
-    counted = sys.modules.get("torch._dynamo.utils")
-    return 0 if counted is None else int(counted.counters["frames"]["ok"])
+    """Return how much this process has compiled by now; of `fullgraph` graphs alone are counted."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    if utils is None:
+        return 0
+    return int(utils.counters["frames"]["ok"] + utils.counters["stats"]["unique_graphs"])
 
 
 def has_compiled(before: int) -> bool:

@@ -88,6 +88,10 @@ class ParameterReadings:
         """Read those that were taken note of."""
         self._gradients = read_norms(self._left_now())
 
+    def reached(self) -> set[int]:
+        """Return the numbers of the modules whose parameters those gradients are of."""
+        return {number for place in self._seen for number in self._parameters.owners[place]}
+
     def _left_now(self) -> dict[int, Tensor]:
         return {i: g for i, ref in self._seen.items() if (g := ref()) is not None}
 

@@ -1,0 +1,111 @@
+"""Gradients that no forward led to which was seen: whether that forward has run compiled."""
+
+from __future__ import annotations
+
+import math
+
+from gradscope.capture import sentences
+from gradscope.capture.compiled.eager import Eager, compiled_frames, has_compiled
+from gradscope.capture.faults import Faults
+from gradscope.capture.keys import OfLayer
+from gradscope.capture.net.layers import ROOT
+from gradscope.capture.net.modules import Modules
+from gradscope.capture.training.steps import Step
+from gradscope.wording import layers_named
+
+
+class Unseen:
+    """Says that gradients came which no forward led to, and finds out if compiled code made them.
+
+    Compiled code calls no modules, nor does `model.forward()`, and gradients may be set by hand:
+    what compiled code has done shows once it is put aside.
+
+    Parameters
+    ----------
+    modules : Modules
+    eager : Eager
+    is_compiled : bool
+        Whether modules were handed to torch.compile.
+    faults : Faults
+
+    Attributes
+    ----------
+    is_compiled : bool
+        Whether compiled code is put aside in recorded steps.
+    gave_up : bool
+        On forwards: what was not seen is no sign of compiled code.
+    """
+
+    def __init__(self, modules: Modules, eager: Eager, is_compiled: bool, faults: Faults) -> None:
+        self.is_compiled = is_compiled
+        self.gave_up = False
+        self.faults = faults
+        self._modules = modules
+        self._eager = eager
+        self._frames = compiled_frames()
+        self._has_read = False  # gradients that came to outputs of layers
+        self._tried: Step | None = None  # the one after which compiled code was put aside
+        self._missing: set[int] = set()  # layers with gradients that were not called in it
+
+    def look(self, step: Step) -> None:
+        """Look at a step that was made."""
+        if step.parameters is None or not step.parameters.has_gradients or step.is_doubtful:
+            return
+        missing = step.parameters.reached() - step.forwarded
+        is_new = not self.is_compiled and has_compiled(self._frames)
+        tried, self._tried = self._tried, None
+        if step.gradients:
+            self._has_read = True
+            if tried is not None:
+                self._judge(tried, missing)
+            elif is_new and missing:
+                self._put_aside(step, missing)
+        elif tried is not None:  # compiled code was put aside, and made no difference
+            self._put_back()
+            if not self._is_of_no_layer(step):
+                self._give_up(sentences.UNSEEN, step)
+        elif is_new:
+            self._put_aside(step, missing)
+            if not self._is_of_no_layer(step):
+                self.faults.tell(sentences.COMPILED.format(step=step.number))
+        elif not self.is_compiled and not self._is_of_no_layer(step):
+            self._give_up(sentences.UNREACHED if step.forwarded else sentences.UNSEEN, step)
+
+    def _is_of_no_layer(self, step: Step) -> bool:
+        """Whether no layer may have made the loss, such as one of a single parameter."""
+        return self._has_read and step.has_untapped
+
+    def _put_aside(self, step: Step, missing: set[int]) -> None:
+        self.is_compiled = True
+        self._tried, self._missing = step, missing
+        if step.gradients:  # else nothing is known of any layer
+            unseen = self._modules.executed.keys() - step.forwarded
+            leave_unknown(step, unseen, self._modules)
+
+    def _judge(self, tried: Step, missing: set[int]) -> None:
+        """Find out whether layers that were missing are called now."""
+        called = sorted(self._missing - missing)
+        if not tried.gradients:
+            self.faults.tell(sentences.COMPILED.format(step=tried.number))
+        elif called:
+            names = [self._modules.info(number).name or ROOT for number in called]
+            self.faults.tell(layers_named(names) + sentences.PARTS.format(step=tried.number))
+        else:
+            self._put_back()
+
+    def _put_back(self) -> None:
+        self.is_compiled = False
+        self._frames = compiled_frames()
+        self._eager.switch_off()
+
+    def _give_up(self, sentence: str, step: Step) -> None:
+        self.gave_up = True
+        self.faults.tell(sentence.format(step=step.number))
+
+
+def leave_unknown(step: Step, numbers: set[int], modules: Modules) -> None:
+    """Say of layers that nothing of them is known; else they would seem not to be called."""
+    for number in numbers & modules.executed.keys():
+        if modules.infos[number].is_layer:
+            for metric in ("activation_norm", "signal_norm", "input_signal_norm"):
+                step.readings.add(math.nan, (OfLayer(metric, number, 0),))
