@@ -42,7 +42,8 @@ class Decoded(NamedTuple):
     """Readings of rows, of each layer and shortcut as one, (rows, n); `columns` makes tables of it.
 
     `weights` are of layers and shortcuts, (n,): how many elements were read, or 1 where they do not
-    matter, over the number of processes that read the same; 0 of what was not read.
+    matter, over the number of processes that read the same; 0 of what was not read, NaN of what
+    should have been. `doubtful` tells the rows that lack signals and activations.
     """
 
     wide: bool
@@ -51,6 +52,7 @@ class Decoded(NamedTuple):
     values: dict[str, dict[str, Array]]
     weights: dict[str, dict[str, NDArray[np.float64]]]
     copies: dict[str, Copies]
+    doubtful: Sequence[bool] = ()
 
 
 class Decoder:
@@ -118,6 +120,7 @@ class Decoder:
             },
             {"layers": {}, "shortcuts": {}},
             {},
+            [row.is_doubtful for row in rows],
         )
         self._of_parameters(arranged, values, scales, decoded)
         self._of_layers(arranged, values, scales, decoded)
@@ -147,19 +150,21 @@ class Decoder:
         self, arranged: Arrangement, values: Array, scales: Mapping[str, Array], decoded: Decoded
     ) -> None:
         layers, weights = decoded.values["layers"], decoded.weights["layers"]
-        elements = np.zeros(self._sizes[0])  # of each layer's outputs
+        elements = np.zeros(self._sizes[0])  # of each layer's outputs; NaN where not known
         for name, (places, groups) in arranged.layers.items():
             column = OF_LAYERS[name]
             readings = {name: _unscaled(column, values, places, scales)}
             if column.mean:
                 readings[column.mean] = values[:, places - 1]
             weights[name] = _weights(groups, elements.size)
+            weights[name][groups.numbers[groups.weights == 0]] = math.nan
             combine(column, readings, groups, layers[name])
             if name == "activation_norm":
-                elements[groups.numbers] = np.where(groups.weights > 0, groups.weights, math.nan)
+                elements = weights[name]
         _complete_outputs(layers, elements)
         self._count_outputs(decoded.steps["step"], layers, elements)
-        weights["output_elements"] = (~np.isnan(layers["output_elements"][0])).astype(np.float64)
+        known = (~np.isnan(layers["output_elements"][0])).astype(np.float64)
+        weights["output_elements"] = np.where(np.isnan(elements), math.nan, known)
         self._apply_shares(OfLayer, OF_LAYERS, layers, weights)
 
     def _count_outputs(

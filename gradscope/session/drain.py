@@ -77,6 +77,7 @@ class Drain:
         self._rows = rows
         self._seconds = seconds
         self._notes = list(notes)
+        self._told_elsewhere: set[str] = set()  # notes of other processes
         self._marks = list(marks)
         self._written = (0, 0, 0)
         self._subscriptions: list[Subscription] = []
@@ -238,7 +239,7 @@ class Drain:
         assert self._ranks is not None
         try:
             patience = max(self._patience(), 0.1)
-            merged = self._ranks.exchange(rows, closing, patience, self._catalogue)
+            merged = self._ranks.exchange(rows, closing, patience, self._catalogue, self._notes)
         except Exception as error:
             above = self._ranks.above
             self._ranks, self._is_cut_off = None, True  # what this process reads is not that of all
@@ -276,6 +277,17 @@ class Drain:
             self._tell(
                 f"process {rank} has sent no readings for some seconds: it is not waited for"
             )
+        if self._ranks.foreign:
+            self._tell(
+                f"from step {self._ranks.foreign[0]} on process 0 made no steps, after fewer inputs"
+                ' maybe: those of others are left out. watch(ranks="all") has the readings of each'
+            )
+        if self._writer is not None:
+            for note in sorted(
+                self._ranks.joint.notes.keys() - self._told_elsewhere - set(self._notes)
+            ):
+                self._told_elsewhere.add(note)
+                self._tell(f"on another process: {note}")
         combiner = self._ranks.combiner
         if combiner.apart:
             self._tell(
@@ -288,7 +300,7 @@ class Drain:
             self._tell_unlike(metric, owners)
         if combiner.partial:
             self._tell(
-                f"from step {combiner.partial[0]} on not every process has sent its readings of"
+                f"from step {combiner.partial[0]} on not every process has its readings of"
                 " each step: of these steps there are only those of parameters that all processes"
                 " hold alike"
             )

@@ -22,6 +22,7 @@ Ints = NDArray[np.int64]
 Shortcut = tuple[Any, ...]
 
 _OWN = -1  # number of this process among those that it hears of
+_MOST_NOTES = 32
 _NOBODY = 2**31  # that of the run that is resumed
 
 
@@ -64,6 +65,8 @@ class Joint:
     heads : list of Head
     news : int
         How often somebody has told of something.
+    notes : dict of str to None
+        What could not be read, here and there; the first few.
     changes : int
         Of what run.json lists.
     """
@@ -79,6 +82,7 @@ class Joint:
         self.heads: list[Head] = []
         self.news = 0
         self.changes = 0
+        self.notes: dict[str, None] = {}
         self._numbers: dict[int, dict[str, list[int]]] = {}  # of those that tell
         self._told: dict[int, Json] = {}
         self._layer_rows: list[Json] = []  # by number in the union; `depth` is what each adds to it
@@ -110,6 +114,8 @@ class Joint:
         """Take what a process tells; numbers it gave before mean the same as ever."""
         self.news += 1
         self._told[teller] = told
+        left = _MOST_NOTES - len(self.notes)
+        self.notes |= dict.fromkeys([n for n in told["notes"] if n not in self.notes][:left])
         numbers = self._numbers.setdefault(teller, {"layers": [], "shortcuts": []})
         own = numbers["layers"]
         for number, row in zip(own, told["layers"], strict=False):
@@ -153,6 +159,7 @@ class Joint:
             "edges": sorted(map(list, self._edges())),
             "heads": [list(head) for head in self._find_heads()],
             "orders": self._orders(),
+            "notes": list(self.notes),
         }
 
     # --- the run's own order, where it is written ---------------------------------------------

@@ -71,7 +71,7 @@ class PartialRow:
     Attributes
     ----------
     processes : int
-        How many.
+        How many; those that have no signals and activations of it are not counted.
     scalars : dict of str to float
         Columns of `steps`, but for the norms: those of the first of them that has each.
     sums : array, shape (2, slots)
@@ -134,7 +134,7 @@ def partial_rows(
                 float(some.steps["time"][i]),
                 bool(some.steps["skipped"][i]),
                 some.wide,
-                1,
+                0 if some.doubtful and some.doubtful[i] else 1,
                 {name: float(x[i]) for name, x in some.steps.items() if name not in known},
                 sums,
             )

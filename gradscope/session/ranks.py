@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class Ranks:
         The process that this one sends to.
     gone : list of int
         Those below this process that have fallen silent.
+    foreign : list of int
+        Steps that rank 0 did not make, the first of each message: they are left out.
     combiner : Combiner
     """
 
@@ -59,6 +61,7 @@ class Ranks:
         self._connections = connections
         self.shares, self.joint = shares, joint
         self.gone: list[int] = []
+        self.foreign: list[int] = []
         self._slots = Slots()
         self.combiner = Combiner(self.size, joint, self._slots)
         self._below = {other: _Sender() for other in below(rank, size)}
@@ -66,14 +69,19 @@ class Ranks:
         self._waiting: dict[int, PartialRow] = {}
         self._own: set[int] = set()  # steps of those that this process has read
         self._runs_sent = 0
-        self._catalogue_told = -1
+        self._catalogue_told = -1, 0  # its changes, and notes
         self._told = ""
         self._settled = 0  # news that were passed on, or have their place in the run
         self.done = False
         """Whether nothing more is awaited from any process, nor to be sent."""
 
     def exchange(
-        self, decoded: Iterable[Decoded], closing: bool, seconds: float, catalogue: Catalogue
+        self,
+        decoded: Iterable[Decoded],
+        closing: bool,
+        seconds: float,
+        catalogue: Catalogue,
+        notes: Sequence[str] = (),
     ) -> list[Decoded]:
         """Add `decoded` to what others have read, and send it on; on rank 0, return what all have.
 
@@ -85,9 +93,9 @@ class Ranks:
         RuntimeError
             If the process above takes nothing any more.
         """
-        if catalogue.changes != self._catalogue_told:
-            self._catalogue_told = catalogue.changes
-            self.joint.take(described(catalogue, self.shares.experts))
+        if (catalogue.changes, len(notes)) != self._catalogue_told:
+            self._catalogue_told = catalogue.changes, len(notes)
+            self.joint.take({**described(catalogue, self.shares.experts), "notes": list(notes)})
         numbers = self.joint.numbers()
         for row in partial_rows(decoded, self._slots, numbers):
             if row.step in self._waiting:
@@ -142,6 +150,7 @@ class Ranks:
         if self.rank == 0:
             self.done = complete == math.inf
             rows = [row for row in ready if row.step in self._own]
+            self.foreign += [row.step for row in ready if row.step not in self._own][:1]
             self._own -= {row.step for row in ready}
             if (rows or self._settled) and self._settled != self.joint.news:
                 self.joint.settle()  # for the first time when all have told of their layers

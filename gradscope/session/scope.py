@@ -360,7 +360,8 @@ class Scope:
         else:
             why = (
                 "no optimizer that has a parameter of the model made a step: was optimizer.step()"
-                " called, and does the optimizer hold the parameters of this model?"
+                " called, does the optimizer hold the parameters of this model, and is its step"
+                " left out of torch.compile, in which nothing tells of it?"
             )
         self._tell(f"no step was recorded: {why}")
 

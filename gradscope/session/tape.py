@@ -34,6 +34,7 @@ class HostRow(NamedTuple):
     wide: bool
     segments: list[HostSegment]
     scalars: dict[str, float]
+    is_doubtful: bool = False
 
 
 class _Waiting(NamedTuple):
@@ -109,7 +110,8 @@ class Tape:
                 for items, trials, v in row.sums
             ]
             derived.append(sums)
-            rows.append(HostRow(row.step, row.time, row.skipped, row.wide, segments, row.scalars))
+            kept = row.step, row.time, row.skipped, row.wide, segments, row.scalars, row.is_doubtful
+            rows.append(HostRow(*kept))
         for host_row, segments in zip(rows, self._deriver.derive(derived), strict=True):
             host_row.segments.extend(segments)
         return rows

@@ -289,12 +289,20 @@ class TableReader:
                 f" {max(uncounted)}, that the table `steps` lacks; they are left out"
             )
         if width and missing.any() and not told:
-            gone = steps[missing]
+            missing &= steps >= self._begins()
+        gone = steps[missing]
+        if width and gone.size and not told:
             self._warn(
                 f"{self._folder}: no rows of {gone.size} recorded steps, {gone[0]} to {gone[-1]};"
                 " a part is missing"
             )
         return result
+
+    def _begins(self) -> int:
+        """Return the first step that has rows: shortcuts may show only in later ones."""
+        if self._key != "shortcut":
+            return 0
+        return next((part.first for part in parts.list_parts(self._folder)), 0)
 
 
 def _grid(step: np.ndarray, index: np.ndarray, width: int) -> np.ndarray | None:

@@ -193,6 +193,36 @@ def test_what_compiles_beside_the_model_changes_nothing(tmp_path):
     assert compiled.frame().equals(plain.frame())
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("eager_steps", [2, 7])
+def test_a_stance_of_the_program_s_own_is_left_to_it(every, eager_steps, tmp_path):
+    model, counter = Net(), CompileCounter()
+    compiled, scope = compiled_first(model, tmp_path / "run", counter, every)
+    with scope:
+        for i, batch in enumerate(batches(7)):
+            if i < eager_steps:
+                with torch.compiler.set_stance("force_eager"):
+                    train(compiled, model, [batch])
+            else:
+                train(compiled, model, [batch])
+    assert scope.run.notes == []
+    train(compiled, model, batches(1))
+    assert counter.frame_count == 1  # the stance is that of before
+
+
+def test_a_stance_that_is_set_for_good_stays(tmp_path):
+    model, counter = Net(), CompileCounter()
+    compiled, scope = compiled_first(model, tmp_path / "run", counter, 2)
+    torch.compiler.set_stance("force_eager")
+    try:
+        with scope:
+            train(compiled, model, batches(5))
+        train(compiled, model, batches(1))
+        assert counter.frame_count == 0
+    finally:
+        torch.compiler.set_stance("default")
+
+
 def test_after_close_compiled_code_runs_again(tmp_path):
     model, counter = Net(), CompileCounter()
     compiled, scope = compiled_first(model, tmp_path / "run", counter, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,6 +126,11 @@ def skip_frames_of(function: Any) -> None:
         torch._dynamo.eval_frame.skip_code(function.__code__)
     except AttributeError:
         raise Unavailable("torch._dynamo.eval_frame.skip_code") from None
+
+
+def current_stance() -> Any:
+    """Return what was set last by `set_stance`; None where that is not known."""
+    return getattr(sys.modules.get("torch._dynamo.eval_frame"), "_stance", None)
 
 
 def is_of_compiler(error: Exception) -> bool:

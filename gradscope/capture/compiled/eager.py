@@ -44,22 +44,36 @@ def has_compiled(before: int) -> bool:
 class Eager:
     """Switches compiled functions of this process to their Python originals, and back.
 
-    Compiled code is kept meanwhile: switching compiles nothing again.
+    Compiled code is kept meanwhile: switching compiles nothing again. Where the program has set a
+    stance of its own in between, that one stays.
     """
 
     def __init__(self) -> None:
-        self._stance: Any = None
+        self._ours: Any = None
+        self._is_on = False  # where this torch does not tell which stance holds
 
     def switch_on(self) -> None:
         """Run Python originals from now on."""
-        if self._stance is None:
-            self._stance = torch.compiler.set_stance("force_eager")
+        current = torch_internals.current_stance()
+        if self._holds(current) or getattr(current, "stance", "") == "force_eager":
+            return
+        if self._ours is None:
+            self._ours = torch.compiler.set_stance("force_eager")
+        else:
+            self._ours.prev = current or self._ours.prev
+            self._ours.__enter__()
+        self._is_on = True
 
     def switch_off(self) -> None:
         """Go back to what was the rule before."""
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+        if self._holds(torch_internals.current_stance()):
+            self._ours.__exit__(None, None, None)
+        self._is_on = False
+
+    def _holds(self, current: Any) -> bool:
+        if self._ours is None or current is None:
+            return self._is_on
+        return current is self._ours.stance
 
 
 class SiteListener(Protocol):

@@ -44,6 +44,8 @@ class Row:
         What is not a reading yet.
     scalars : dict of str to float
         What was logged as a number.
+    is_doubtful : bool
+        Signals and activations may not be those of this step, and are left out.
     """
 
     step: int
@@ -53,3 +55,4 @@ class Row:
     segments: list[Segment] = field(default_factory=list)
     sums: list[Sums] = field(default_factory=list)
     scalars: dict[str, float] = field(default_factory=dict)
+    is_doubtful: bool = False

@@ -13,9 +13,9 @@ from gradscope.capture.training.parameters import Parameters
 
 BY_HAND = (
     "weights have changed several times, from one forward to the next, while the optimizer that"
-    " holds them made no step: steps that are made by hand beside a torch.optim.Optimizer are not"
-    " recorded. To have them, make what makes them a subclass of torch.optim.Optimizer that holds"
-    " the model's parameters"
+    " holds them told of no step: steps that are made by hand beside a torch.optim.Optimizer are"
+    " not recorded, nor those that run within torch.compile. To have them, make what makes them a"
+    " subclass of torch.optim.Optimizer that holds the model's parameters, and leave it out of that"
 )
 
 _TIMES = 4

@@ -110,6 +110,7 @@ class Step:
         if self.learning_rate > -math.inf:
             scalars = {"learning_rate": self.learning_rate, **scalars}
         row = Row(self.number, self.ended, self.skipped, wide, scalars=scalars)
+        row.is_doubtful = self.is_doubtful
         for gradients in self.gradients if not self.is_doubtful else ():
             row.segments += gradients.readings.segments()
             row.sums += gradients.readings.sums()
