@@ -484,7 +484,8 @@ SHORTCUT_METRICS: Table = (
         "cosine",
         "float32",
         "",
-        "cosine between the shortcut's and the branch's part",
+        "cosine between the shortcut's and the branch's part; of several calls and micro-batches"
+        " the mean, however large each is",
         combine="mean",
     ),
     Column(

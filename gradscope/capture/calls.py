@@ -18,6 +18,7 @@ from gradscope.autograd.torch_internals import (
     in_transform,
     is_capturing,
     recomputing_node,
+    transform_has_graph,
 )
 from gradscope.capture import sentences
 from gradscope.capture.compiled.eager import Eager
@@ -32,6 +33,7 @@ from gradscope.capture.forwards.structures import ATTENTION, Structures
 from gradscope.capture.garbage import collection_put_off
 from gradscope.capture.keys import Key, OfLayer
 from gradscope.capture.memory import is_out_of_memory
+from gradscope.capture.net import layers
 from gradscope.capture.net.catalogue import Catalogue
 from gradscope.capture.net.hooks import ModuleHooks
 from gradscope.capture.net.layers import ROOT
@@ -114,12 +116,18 @@ class Calls:
         self._is_apart = False  # that call, from others in the same
         self._has_lost = False  # what was overwritten before it was read
         self._unread: set[int] = set()  # layers computed anew whose gradients did not count
+        self._transformed: set[int] = set()  # layers that were called within torch.func
 
     # --- what module hooks tell -------------------------------------------------------------------
 
-    def note_call(self, number: int) -> None:
-        """Note that module `number` is called, and no more."""
+    def note_transformed(self, number: int, module: nn.Module) -> None:
+        """Note that module `number` is called within torch.func; its weights may train by that."""
         self._modules.note_call(number)
+        if transform_has_graph() and any(
+            isinstance(p, nn.Parameter) and p.requires_grad
+            for _, p in layers.own_parameters(module)
+        ):
+            self._transformed.add(number)
 
     def enter(
         self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -345,6 +353,10 @@ class Calls:
 
     def step_ended(self, step: Step) -> None:
         """Give up a forward that has not returned, and tell compiled code by what it left out."""
+        if step.recorded and self._transformed:
+            step.is_doubtful = True
+            self.faults.tell(self._named(self._transformed) + sentences.TRANSFORMED)
+        self._transformed.clear()
         if self._forward is not None and self._forward.thread == get_ident():
             self._forward = None  # later calls may have been taken for a part of it
             step.is_doubtful = True
@@ -355,13 +367,15 @@ class Calls:
             self._unseen.look(step)
             self._compiled = self._unseen.is_compiled
         if self._unread:
-            names = [self._modules.info(number).name or ROOT for number in sorted(self._unread)]
-            self.faults.tell(layers_named(names) + sentences.UNREAD)
+            self.faults.tell(self._named(self._unread) + sentences.UNREAD)
             self._unread.clear()
         if self._steps.next_is_recorded:
             self.arm()
         elif self._compiled:
             self._disarm()
+
+    def _named(self, numbers: set[int]) -> str:
+        return layers_named([self._modules.info(n).name or ROOT for n in sorted(numbers)])
 
     def detach(self) -> None:
         """Take out every hook."""

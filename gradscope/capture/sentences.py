@@ -12,6 +12,12 @@ UNREAD = (
     " has a solver without adjoint"
 )
 
+TRANSFORMED = (
+    ": called within torch.func (vmap, grad, jacrev ...), gradients on: what they do there is not"
+    " read, and signals and activations of such steps are NaN. torch.autograd.grad in place of"
+    " torch.func.grad has them; where nothing trains by it, call it within torch.no_grad()"
+)
+
 UNSEEN = (
     "no forward of the model was seen in step {step}, though its parameters have gradients: it and"
     " others like it have readings of parameters only. Call model(x), not model.forward(x), to have"

@@ -141,14 +141,15 @@ def watch(
     output they are given; not within checkpoints, nor where a sum is what they are given.
 
     Training is not changed: same weights to the bit, same random numbers. Only a compiled model
-    runs without torch.compile on recorded steps, with the rounding of eager mode: choose `every`
-    with that in mind. On an accelerator that is so for the first recorded step alone, and where
-    something is compiled anew, so that its structure shows. From then on recorded steps run a
-    second compiled graph, which takes the readings as well and is compiled once; the steps between
-    run what they ran without us. Compilers promise no equal rounding of two graphs. Such a graph
-    shows what modules take and return: what no module does, as the gradient at a shortcut that
-    begins at the result of a function, is NaN, and told of. Where the compiled call cannot be
-    reached from the object given here, recorded steps run without torch.compile.
+    runs without torch.compile on recorded steps, with the rounding of eager mode, and the masks of
+    dropout that this draws, which are not the default backend's: choose `every` with that in mind.
+    On an accelerator that is so for the first recorded step alone, and where something is compiled
+    anew, so that its structure shows. From then on recorded steps run a second compiled graph,
+    which takes the readings as well and is compiled once; the steps between run what they ran
+    without us. Compilers promise no equal rounding of two graphs. Such a graph shows what modules
+    take and return: what no module does, as the gradient at a shortcut that begins at the result of
+    a function, is NaN, and told of. Where the compiled call cannot be reached from the object given
+    here, recorded steps run without torch.compile.
 
     Memory: while an optimizer steps on a recorded step, a copy of the weights that it updates (see
     `updates`); besides, a few numbers for each layer. Where there is no memory for what would be

@@ -119,7 +119,12 @@ def test_passes_that_do_not_train_leave_no_trace(tmp_path):
             model.train()
             with pytest.raises(RuntimeError):
                 model(batch[0][:, :2])  # a forward that raises
-            torch.func.vmap(torch.func.grad(lambda x: model(x).sum()))(batch[0])
+            with torch.no_grad():
+                torch.func.vmap(torch.func.grad(lambda x: model(x).sum()))(batch[0])
+            weights = {name: p.detach() for name, p in model.named_parameters()}
+            torch.func.grad(lambda w, x=batch[0]: torch.func.functional_call(model, w, (x,)).sum())(
+                weights
+            )
             loss.backward()
             optimizer.step()
             with torch.no_grad():
@@ -128,6 +133,22 @@ def test_passes_that_do_not_train_leave_no_trace(tmp_path):
     first = train(net(), {}, tmp_path / "a", plain).frame()
     second = train(net(), {}, tmp_path / "b", disturbed).frame()
     pd.testing.assert_frame_equal(first, second)
+
+
+def test_what_trains_within_torch_func_is_told_of(tmp_path):
+    def loop(model, optimizer, scope):
+        for batch in batches(3):
+            optimizer.zero_grad()
+            slopes = torch.func.vmap(torch.func.grad(lambda x: model(x).sum()))(batch[0])
+            (loss_of(model, batch) + slopes.square().mean()).backward()
+            optimizer.step()
+
+    run = train(net(), {}, tmp_path / "run", loop)
+    (note,) = run.notes
+    assert note.startswith("layers '0', '2', '4': called within torch.func")
+    frame = run.frame().query("name in ['0', '2', '4']")
+    assert frame[["signal_norm", "activation_norm", "output_elements"]].isna().all(axis=None)
+    assert frame[["grad_norm", "update_norm"]].notna().all(axis=None)
 
 
 class Interrupted(nn.Module):

@@ -37,6 +37,7 @@ from gradscope.autograd.torch_internals.modes import (
     in_transform,
     is_plain,
     is_tracing,
+    transform_has_graph,
 )
 from gradscope.autograd.torch_internals.modules import (
     WRAPPER_NAMES,
@@ -138,6 +139,7 @@ __all__ = [
     "shape",
     "skip_frames_of",
     "subtract_all",
+    "transform_has_graph",
     "version",
     "will_accumulate",
     "wrapped",

@@ -19,6 +19,24 @@ def in_transform() -> bool:
         return False
 
 
+def transform_has_graph() -> bool:
+    """Whether what torch.func computes just now is in the graph of a training, as far as is known.
+
+    Its `grad` has gradients on within, whatever was the rule outside.
+    """
+    if not torch.is_grad_enabled():
+        return False
+    own: Any = torch._C._functorch
+    try:
+        return all(
+            own.CGradInterpreterPtr(one).prevGradMode()
+            for one in own.get_interpreter_stack() or ()
+            if one.key() == own.TransformType.Grad
+        )
+    except AttributeError:
+        return True
+
+
 def is_plain() -> bool:
     """Whether nothing sees or changes what is computed: no mode, trace or transform is on.
 

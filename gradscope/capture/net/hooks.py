@@ -39,8 +39,8 @@ _LEFT_OUT: dict[str, Any] = {}
 class ModuleListener(Protocol):
     """What the hooks of modules report to."""
 
-    def note_call(self, number: int) -> None:
-        """Take note that module `number` is called within torch.func: nothing trains there."""
+    def note_transformed(self, number: int, module: nn.Module) -> None:
+        """Take note that module `number` is called within torch.func, and is not read."""
 
     def enter(
         self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -113,7 +113,7 @@ class _EnterHook(_Hook):
             elif is_tracing():
                 return
             elif in_transform():
-                listener.note_call(self._number)
+                listener.note_transformed(self._number, module)
             else:
                 apart_from_modes(listener.enter, self._number, module, args, kwargs)
         except Exception as error:
