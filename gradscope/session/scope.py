@@ -353,7 +353,8 @@ class Scope:
         if not recorder.saw_forward:
             why = (
                 "no forward with gradients was seen: was the model called, with gradients on,"
-                " through the object given to watch(), and compiled after it, not before?"
+                " through the object given to watch(), and is it the model that is compiled, if"
+                " anything, not the step around it?"
             )
         elif not recorder.saw_backward:
             why = "no backward reached the model: was loss.backward() called on its output?"

@@ -180,6 +180,27 @@ def test_a_model_that_is_compiled_while_it_trains_is_told_and_then_followed(tmp_
     ]
 
 
+def test_a_backward_in_compiled_code_is_not_taken_for_what_the_optimizer_got_clipped(tmp_path):
+    model, data, norms = Net(), batches(4), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    @torch.compile(backend="eager")
+    def backward(x, y):
+        F.cross_entropy(model(x), y).backward()
+
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for x, y in data:
+            optimizer.zero_grad()
+            backward(x, y)
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1e-3).item())
+            optimizer.step()
+    read = scope.run.steps
+    assert np.isnan(read.grad_norm[0])
+    assert read.grad_norm[1:].tolist() == pytest.approx(norms[1:], rel=1e-6)
+    assert read.clipped_grad_norm.tolist() == pytest.approx([1e-3] * 4, rel=1e-3)
+    assert any("no forward was seen in step 0" in note for note in scope.run.notes)
+
+
 def test_what_compiles_beside_the_model_changes_nothing(tmp_path):
     def run(folder, halve):
         model = Net()

@@ -78,6 +78,8 @@ class Unseen:
     def _put_aside(self, step: Step, missing: set[int]) -> None:
         self.is_compiled = True
         self._tried, self._missing = step, missing
+        if step.parameters is not None:
+            step.parameters.doubt_late()
         if step.gradients:  # else nothing is known of any layer
             unseen = self._modules.executed.keys() - step.forwarded
             leave_unknown(step, unseen, self._modules)

@@ -186,6 +186,10 @@ class ParameterReadings:
         """Take none of the last backward's for what the step is made of."""
         self._gradients = []
 
+    def doubt_late(self) -> None:
+        """Take no gradient for whole that no end of a backward has shown: it may be clipped."""
+        self._within.clear()
+
     def note_step(self, optimizer: Optimizer) -> None:
         """Take note that `optimizer` has made the step, or that its step was skipped."""
         self._stepped.update(self._parameters.of(optimizer))
