@@ -122,6 +122,17 @@ def _parallel(model: nn.Module) -> tuple[int, dict[str, str]]:
     return parallel, split
 
 
+SPLIT_SINCE = (
+    "layers were split over processes after watch(), as by parallelize_module: signals, activations"
+    " and shortcuts are NaN. Call watch() after that to have them"
+)
+
+
+def was_split_since(model: nn.Module, known: Sharing) -> bool:
+    """Whether layers of `model` are spread over other numbers of processes than were `known`."""
+    return several() and _parallel(model)[0] != known.parallel
+
+
 def _own_dims(parameter: Tensor, is_sharded: bool) -> list[int]:
     """Return the dimensions of a parameter's mesh over which its layer's work is split.
 

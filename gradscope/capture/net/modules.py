@@ -64,6 +64,11 @@ class Modules:
             if module is not None:
                 yield number, module
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The model, while it is there."""
+        return self._model()
+
     def info(self, number: int) -> ModuleInfo:
         """Return what is known of module `number`."""
         return self.infos[number]

@@ -16,6 +16,7 @@ from torch.optim.optimizer import Optimizer
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.keys import OfStep
 from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.distributed import SPLIT_SINCE, was_split_since
 from gradscope.capture.net.layers import ROOT
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.reading.readings import Readings
@@ -183,6 +184,7 @@ class Steps:
         self._emit = emit
         self._audit = Audit(modules, parameters, catalogue)
         self._numbered = (0, 0)
+        self._was_split = False  # over processes, since the recording began
         self._trainer = -1  # the thread that trains
 
     @property
@@ -332,6 +334,9 @@ class Steps:
 
     @guarded("a row")
     def _emit_row(self, step: Step) -> None:
+        if not self.rows:
+            self._look_at_sharing()
+        step.is_doubtful |= self._was_split
         for gradients in (*step.gradients, *step.tapped):
             gradients.release()
         if step.parameters is not None:
@@ -350,6 +355,12 @@ class Steps:
             owners = sorted({n for i in news for n in self._parameters.owners[i]})
             names = [self._modules.info(number).name or ROOT for number in owners]
             self.faults.tell(told_of(names, parameters.has_weights(news)))
+
+    def _look_at_sharing(self) -> None:
+        model, known = self._modules.model, self._catalogue.sharing
+        if model is not None and known is not None and was_split_since(model, known):
+            self._was_split = True
+            self.faults.tell(SPLIT_SINCE)
 
     @guarded("which parameters are trained")
     def _look_through_parameters(self) -> None:
