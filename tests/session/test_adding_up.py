@@ -46,6 +46,7 @@ class Process:
 
     def __init__(self, rank, names, shares, queues):
         self.rank, self.names = rank, names
+        self.notes: list[str] = []
         self.catalogue = Catalogue()
         infos = [LayerInfo(i, name, "Linear", 6, True, None) for i, name in enumerate(names)]
         self.catalogue.add_layers(infos, range(len(names)))
@@ -65,7 +66,7 @@ class Process:
 
     def exchange(self, rows, closing=False):
         decoded = list(self.decoder.decoded(rows))
-        return self.ranks.exchange(decoded, closing, 1.0, self.catalogue)
+        return self.ranks.exchange(decoded, closing, 1.0, self.catalogue, self.notes)
 
 
 def group(names_of, shares_of):
@@ -103,6 +104,55 @@ def test_each_metric_is_that_of_all_samples_of_all_processes():
         for metric, values in expected.items():
             np.testing.assert_allclose(tables["layers"][metric], values, rtol=1e-12)
         assert tables["steps"]["loss"].tolist() == [0.0]  # process 0's
+
+
+@pytest.mark.parametrize("rank", [0, 5, SIZE - 1])
+def test_what_one_process_could_not_read_is_not_made_up_of_what_others_have(rank):
+    processes = group(lambda rank: ["a", "b"], lambda rank: Shares(SIZE))
+
+    def rows_of(process):
+        row = process.row(0, read_by(process, 0), SIZE)
+        if process.rank == rank:  # of "a" it says that it should have read it
+            nothing = ((OfLayer("activation_norm", 0, 0),),), np.array([math.nan])
+            kept = [(keys[1:], values[1:]) for keys, values in row.segments]
+            return [row._replace(segments=[*kept, nothing])]
+        return [row]
+
+    (tables,) = flush(processes, rows_of)
+    for metric in ("activation_norm", "output_elements"):
+        assert np.isnan(tables["layers"][metric]).tolist() == [True, False]
+
+
+def test_of_a_step_that_one_process_doubts_no_signal_is_made_up():
+    processes = group(lambda rank: ["a", "b"], lambda rank: Shares(SIZE))
+
+    def rows_of(process, step):
+        row = process.row(step, {**read_by(process, step), "grad_norm": np.ones(2)}, SIZE)
+        if process.rank == 5 and step == 1:
+            kept = [some for some in row.segments if isinstance(some[0][0][0], OfParameter)]
+            row = row._replace(segments=kept, is_doubtful=True)
+        return [row]
+
+    for step in range(3):
+        (tables,) = flush(processes, lambda p, s=step: rows_of(p, s))
+        for metric in METRICS:
+            assert np.isnan(tables["layers"][metric]).all() == (step == 1)
+        np.testing.assert_allclose(tables["layers"]["grad_norm"], 1.0)
+    assert processes[0].ranks.combiner.partial == [1]
+
+
+def test_notes_of_all_processes_come_to_the_first_and_steps_that_it_did_not_make_are_told():
+    processes = group(lambda rank: ["a", "b"], lambda rank: Shares(SIZE))
+    processes[SIZE - 1].notes.append("of the last")
+    processes[3].notes.append("of the third")
+    flush(processes, lambda p: [p.row(0, read_by(p, 0), SIZE)])
+    assert set(processes[0].ranks.joint.notes) == {"of the last", "of the third"}
+    processes[2].notes.append("of the second")
+    flush(processes, lambda p: [p.row(1, read_by(p, 1), SIZE)] if p.rank else [])
+    assert "of the second" in processes[0].ranks.joint.notes
+    assert processes[0].ranks.foreign == []
+    flush(processes, lambda p: [], closing=True)
+    assert processes[0].ranks.foreign == [1]
 
 
 def test_layers_of_stages_join_in_order_and_each_counts_the_processes_that_have_it():
