@@ -51,9 +51,11 @@ class Unseen:
         """Look at a step that was made."""
         if step.parameters is None or not step.parameters.has_gradients or step.is_doubtful:
             return
-        missing = step.parameters.reached() - step.forwarded
         is_new = not self.is_compiled and has_compiled(self._frames)
         tried, self._tried = self._tried, None
+        missing: set[int] = set()
+        if is_new or tried is not None:
+            missing = step.parameters.reached() - step.forwarded
         if step.gradients:
             self._has_read = True
             if tried is not None:

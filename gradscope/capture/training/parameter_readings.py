@@ -89,8 +89,9 @@ class ParameterReadings:
         self._gradients = read_norms(self._left_now())
 
     def reached(self) -> set[int]:
-        """Return the numbers of the modules whose parameters those gradients are of."""
-        return {number for place in self._seen for number in self._parameters.owners[place]}
+        """Return the numbers of the modules whose parameters got these gradients, and moved."""
+        owners, moved = self._parameters.owners, self._stepped
+        return {number for i in self._seen if not moved or i in moved for number in owners[i]}
 
     def _left_now(self) -> dict[int, Tensor]:
         return {i: g for i, ref in self._seen.items() if (g := ref()) is not None}
