@@ -39,8 +39,6 @@ class Opened(NamedTuple):
     """None where another process writes."""
     ranks: Ranks | None
     """The processes whose readings go into this run; None if it is this one alone."""
-    is_new: bool
-    """Whether this process began it, and did not go on with one."""
     next_step: int
     elapsed: float
     layers: list[dict[str, Any]]
@@ -158,10 +156,9 @@ def _open_together(
     joint = Joint(*(held.get(key) or [] for key in ("layers", "shortcuts", "edges")))
     ranks = Ranks(meeting.rank, meeting.size, GlooConnections(meeting), shares, joint)
     told = {key: held.get(key) for key in ("next_step", "elapsed", "notes", "marks")}
-    is_new = writer is not None and writer.is_new
     told = json.loads(meeting.broadcast(json.dumps(told)))
     nothing: dict[str, Any] = {"layers": [], "shortcuts": [], "edges": []}  # `joint` has them
-    return Opened(path, writer, ranks, is_new, **told, **nothing, problem=problem)
+    return Opened(path, writer, ranks, **told, **nothing, problem=problem)
 
 
 def _shares(model: nn.Module, meeting: Meeting, sharing: Sharing) -> tuple[Shares, str]:
@@ -210,15 +207,13 @@ def _alone(meeting: Meeting, path: Path, writer: RunWriter | None) -> Opened:
         " same model to have those of all"
     )
     if writer is None:
-        return Opened(path, None, None, False, 0, 0.0, [], [], [], [], [], note)
+        return Opened(path, None, None, 0, 0.0, [], [], [], [], [], note)
     return _opened(writer, None)._replace(problem=note)
 
 
 def _opened(writer: RunWriter, ranks: Ranks | None) -> Opened:
     lists = (writer.meta[key] for key in ("layers", "shortcuts", "edges", "notes", "marks"))
-    return Opened(
-        writer.path, writer, ranks, writer.is_new, writer.next_step, writer.elapsed, *lists
-    )
+    return Opened(writer.path, writer, ranks, writer.next_step, writer.elapsed, *lists)
 
 
 def _replicas(model: nn.Module, shares: Shares, size: int) -> dict[str, float | None]:
