@@ -23,7 +23,7 @@ from gradscope.autograd.torch_internals import (
 from gradscope.capture import sentences
 from gradscope.capture.compiled.eager import Eager
 from gradscope.capture.compiled.tapped import Taps
-from gradscope.capture.compiled.unseen import Unseen, leave_unknown
+from gradscope.capture.compiled.unseen import Unseen
 from gradscope.capture.faults import Faults, guarded
 from gradscope.capture.forwards.chains import Chains
 from gradscope.capture.forwards.forward import Forward
@@ -347,7 +347,7 @@ class Calls:
             if self._modules.have_changed():
                 self._meet()
             self.arm()
-            leave_unknown(step, self._hooks.given_up, self._modules)
+            step.leave_unknown(self._hooks.given_up, self._modules)
         else:
             self._disarm()
 
@@ -375,7 +375,7 @@ class Calls:
             self._disarm()
 
     def _named(self, numbers: set[int]) -> str:
-        return layers_named([self._modules.info(n).name or ROOT for n in sorted(numbers)])
+        return layers_named(self._modules.names(numbers))
 
     def detach(self) -> None:
         """Take out every hook."""

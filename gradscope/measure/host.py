@@ -21,6 +21,9 @@ PIECE = 2**17
 """Elements that one reduction runs over: 67 M float32 in one go are .5 % off, and a piece of
 512 KiB is still in the cache when it is read a second time."""
 
+_FAR = 2.0**500
+"""Beyond it, and below its inverse, squares of float64 may leave the range."""
+
 _RANGE = {
     dtype: (1e7 * math.sqrt(torch.finfo(accumulator).tiny), factor)
     for dtype, accumulator, factor in (
@@ -112,15 +115,12 @@ def census(
     )
 
 
-_FAR = 2.0**500
-
-
 def deviation(x: Tensor, length: float, mean: float, precision: float) -> float:
     """Return the standard deviation of `x` from its norm and its mean.
 
     Where the variance is less than `precision` of the mean square, it is taken over `x` - mean.
     """
-    if _FAR < length < math.inf or 0 < length < 1 / _FAR:  # a float64, whose square has no range
+    if _FAR < length < math.inf or 0 < length < 1 / _FAR:
         factor = _FAR if length < 1 else 1 / _FAR
         found = deviation(x.detach() * factor, length * factor, mean * factor, precision)
         return found / factor

@@ -77,7 +77,6 @@ class Drain:
         self._rows = rows
         self._seconds = seconds
         self._notes = list(notes)
-        self._told_elsewhere: set[str] = set()  # notes of other processes
         self._marks = list(marks)
         self._written = (0, 0, 0)
         self._subscriptions: list[Subscription] = []
@@ -283,10 +282,7 @@ class Drain:
                 ' maybe: those of others are left out. watch(ranks="all") has the readings of each'
             )
         if self._writer is not None:
-            for note in sorted(
-                self._ranks.joint.notes.keys() - self._told_elsewhere - set(self._notes)
-            ):
-                self._told_elsewhere.add(note)
+            for note in sorted(self._ranks.joint.notes.keys() - set(self._notes)):
                 self._tell(f"on another process: {note}")
         combiner = self._ranks.combiner
         if combiner.apart:

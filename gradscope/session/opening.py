@@ -95,28 +95,6 @@ def refuse(model: object, problem: str) -> None:
 
 
 def open_run(
-    model: nn.Module, path: Path, meta: Meta, sharing: Sharing, resume: bool, every_rank: bool
-) -> Opened:
-    """Open the run in `path`, to be written by rank 0, or with `every_rank` one for each process.
-
-    A relative path is made absolute: the program may change its folder. Where the other processes
-    do not come in time, this one writes a run of its own readings, if it is rank 0.
-
-    Raises
-    ------
-    GradscopeError
-        If it cannot be begun or resumed; one process's problem is an error on all of them.
-    """
-    with ExitStack() as undo:
-        if several():
-            opened = _open_together(model, path, meta, sharing, resume, every_rank, undo)
-        else:
-            opened = _opened(_open(model, path.absolute(), meta, resume, undo), None)
-        undo.pop_all()
-    return opened
-
-
-def _open_together(
     model: nn.Module,
     path: Path,
     meta: Meta,
@@ -125,6 +103,19 @@ def _open_together(
     every_rank: bool,
     undo: ExitStack,
 ) -> Opened:
+    """Open the run in `path`, to be written by rank 0, or with `every_rank` one for each process.
+
+    A new run is taken back by `undo`. A relative path is made absolute: the program may change its
+    folder. Where the other processes do not come in time, this one writes a run of its own
+    readings, if it is rank 0.
+
+    Raises
+    ------
+    GradscopeError
+        If it cannot be begun or resumed; one process's problem is an error on all of them.
+    """
+    if not several():
+        return _opened(_open(model, path.absolute(), meta, resume, undo), None)
     meeting = Meeting(model)
     # all relative paths are rank 0's; one that cannot be opened is found before anybody waits
     writer, problem = None, ""

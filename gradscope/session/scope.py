@@ -82,9 +82,7 @@ class Scope:
             "torch": torch.__version__,
         }
         with ExitStack() as undo:  # what `watch` raises leaves nothing behind
-            opened = open_run(model, path, meta, sharing, resume, every_rank)
-            if opened.writer is not None:
-                undo.callback(opened.writer.take_back)
+            opened = open_run(model, path, meta, sharing, resume, every_rank, undo)
             self.path = opened.path
             self._writes = opened.writer is not None
             catalogue = Catalogue(opened.layers, opened.shortcuts, opened.edges)

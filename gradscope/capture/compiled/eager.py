@@ -152,18 +152,14 @@ def _reporting(
             return original(*args, **kwargs)
         try:
             twin = twin or twins.of(found)
+            output = twin(*args, **kwargs)
         except Exception as error:
+            if twin is not None and not torch_internals.is_of_compiler(error):
+                raise
             listener.compiled_call_failed(error)
         else:
-            try:
-                output = twin(*args, **kwargs)
-            except Exception as error:
-                if not torch_internals.is_of_compiler(error):
-                    raise
-                listener.compiled_call_failed(error)
-            else:
-                listener.compiled_call_ended(output)
-                return output
+            listener.compiled_call_ended(output)
+            return output
         return original(*args, **kwargs)  # out here: what it raises has no context of ours
 
     call.gradscope_original = original  # type: ignore[attr-defined]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from gradscope.capture import sentences
 from gradscope.capture.compiled.eager import Eager, compiled_frames, has_compiled
 from gradscope.capture.faults import Faults
-from gradscope.capture.keys import OfLayer
-from gradscope.capture.net.layers import ROOT
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.training.steps import Step
 from gradscope.wording import layers_named
@@ -44,7 +40,8 @@ class Unseen:
         self._eager = eager
         self._frames = compiled_frames()
         self._has_read = False  # gradients that came to outputs of layers
-        self._tried: Step | None = None  # the one after which compiled code was put aside
+        self._tried = -1  # number of the step after which compiled code was put aside
+        self._was_read = False  # of that step some layers
         self._missing: set[int] = set()  # layers with gradients that were not called in it
 
     def look(self, step: Step) -> None:
@@ -52,17 +49,17 @@ class Unseen:
         if step.parameters is None or not step.parameters.has_gradients or step.is_doubtful:
             return
         is_new = not self.is_compiled and has_compiled(self._frames)
-        tried, self._tried = self._tried, None
+        tried, self._tried = self._tried, -1
         missing: set[int] = set()
-        if is_new or tried is not None:
+        if is_new or tried >= 0:
             missing = step.parameters.reached() - step.forwarded
         if step.gradients:
             self._has_read = True
-            if tried is not None:
+            if tried >= 0:
                 self._judge(tried, missing)
             elif is_new and missing:
                 self._put_aside(step, missing)
-        elif tried is not None:  # compiled code was put aside, and made no difference
+        elif tried >= 0:  # compiled code was put aside, and made no difference
             self._put_back()
             if not self._is_of_no_layer(step):
                 self._give_up(sentences.UNSEEN, step)
@@ -79,21 +76,20 @@ class Unseen:
 
     def _put_aside(self, step: Step, missing: set[int]) -> None:
         self.is_compiled = True
-        self._tried, self._missing = step, missing
+        self._tried, self._was_read, self._missing = step.number, bool(step.gradients), missing
         if step.parameters is not None:
             step.parameters.doubt_late()
-        if step.gradients:  # else nothing is known of any layer
-            unseen = self._modules.executed.keys() - step.forwarded
-            leave_unknown(step, unseen, self._modules)
+        if self._was_read:  # else nothing is known of any layer
+            step.leave_unknown(self._modules.executed.keys() - step.forwarded, self._modules)
 
-    def _judge(self, tried: Step, missing: set[int]) -> None:
+    def _judge(self, tried: int, missing: set[int]) -> None:
         """Find out whether layers that were missing are called now."""
-        called = sorted(self._missing - missing)
-        if not tried.gradients:
-            self.faults.tell(sentences.COMPILED.format(step=tried.number))
+        called = self._missing - missing
+        if not self._was_read:
+            self.faults.tell(sentences.COMPILED.format(step=tried))
         elif called:
-            names = [self._modules.info(number).name or ROOT for number in called]
-            self.faults.tell(layers_named(names) + sentences.PARTS.format(step=tried.number))
+            named = layers_named(self._modules.names(called))
+            self.faults.tell(named + sentences.PARTS.format(step=tried))
         else:
             self._put_back()
 
@@ -105,11 +101,3 @@ class Unseen:
     def _give_up(self, sentence: str, step: Step) -> None:
         self.gave_up = True
         self.faults.tell(sentence.format(step=step.number))
-
-
-def leave_unknown(step: Step, numbers: set[int], modules: Modules) -> None:
-    """Say of layers that nothing of them is known; else they would seem not to be called."""
-    for number in numbers & modules.executed.keys():
-        if modules.infos[number].is_layer:
-            for metric in ("activation_norm", "signal_norm", "input_signal_norm"):
-                step.readings.add(math.nan, (OfLayer(metric, number, 0),))

@@ -185,7 +185,13 @@ _names = itertools.count(-1, -1)  # torch's own are not negative
 
 
 class ModuleHooks:
-    """The hooks on the modules of a model, which may be put in and taken out again and again."""
+    """The hooks on the modules of a model, which may be put in and taken out again and again.
+
+    Attributes
+    ----------
+    given_up : set of int
+        Modules that get none any more.
+    """
 
     def __init__(self, listener: ModuleListener) -> None:
         self._listener = weakref.ref(listener)

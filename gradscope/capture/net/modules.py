@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from torch import nn
@@ -68,6 +68,10 @@ class Modules:
     def model(self) -> nn.Module | None:
         """The model, while it is there."""
         return self._model()
+
+    def names(self, numbers: Iterable[int]) -> list[str]:
+        """Return what to call modules, in order of definition."""
+        return [self.infos[number].name or layers.ROOT for number in sorted(numbers)]
 
     def info(self, number: int) -> ModuleInfo:
         """Return what is known of module `number`."""

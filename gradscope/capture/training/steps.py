@@ -6,7 +6,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Protocol
 
 from torch import Tensor
@@ -14,10 +14,9 @@ from torch.autograd.graph import Node
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.faults import Faults, guarded
-from gradscope.capture.keys import OfStep
+from gradscope.capture.keys import OfLayer, OfStep
 from gradscope.capture.net.catalogue import Catalogue
 from gradscope.capture.net.distributed import SPLIT_SINCE, was_split_since
-from gradscope.capture.net.layers import ROOT
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.reading.readings import Readings
 from gradscope.capture.reading.rows import Row, Segment, Sums
@@ -105,13 +104,26 @@ class Step:
         self.has_dropped |= trained
         self.gradients.clear()
 
+    def leave_unknown(self, numbers: Set[int], modules: Modules) -> None:
+        """Say of layers that nothing of them is known; else they would seem not to be called."""
+        for number in numbers & modules.executed.keys():
+            if modules.infos[number].is_layer:
+                for metric in ("activation_norm", "signal_norm", "input_signal_norm"):
+                    self.readings.add(math.nan, (OfLayer(metric, number, 0),))
+
     def row(self, wide: bool) -> Row:
         """Return everything that was read; `wide` as in Row."""
         scalars = self.scalars
         if self.learning_rate > -math.inf:
             scalars = {"learning_rate": self.learning_rate, **scalars}
-        row = Row(self.number, self.ended, self.skipped, wide, scalars=scalars)
-        row.is_doubtful = self.is_doubtful
+        row = Row(
+            self.number,
+            self.ended,
+            self.skipped,
+            wide,
+            scalars=scalars,
+            is_doubtful=self.is_doubtful,
+        )
         for gradients in self.gradients if not self.is_doubtful else ():
             row.segments += gradients.readings.segments()
             row.sums += gradients.readings.sums()
@@ -352,10 +364,11 @@ class Steps:
     def _finish(self, parameters: ParameterReadings) -> None:
         news = parameters.finish()
         if news:
-            owners = sorted({n for i in news for n in self._parameters.owners[i]})
-            names = [self._modules.info(number).name or ROOT for number in owners]
+            owners = {n for i in news for n in self._parameters.owners[i]}
+            names = self._modules.names(owners)
             self.faults.tell(told_of(names, parameters.has_weights(news)))
 
+    @guarded("how processes share layers", alone=True)
     def _look_at_sharing(self) -> None:
         model, known = self._modules.model, self._catalogue.sharing
         if model is not None and known is not None and was_split_since(model, known):

@@ -8,7 +8,6 @@ from itertools import count
 from torch.optim.optimizer import Optimizer
 
 from gradscope.capture.faults import Faults, guarded
-from gradscope.capture.net.layers import ROOT
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.training.parameters import Parameters
 from gradscope.capture.training.steps import Step
@@ -92,10 +91,8 @@ class Turns:
         return {number for place in self._parameters.of(optimizer) for number in owners[place]}
 
     def _tell(self, optimizer: Optimizer, what: str) -> None:
-        numbers = sorted(self._layers_of(optimizer))
-        if numbers:
-            names = [self._modules.info(number).name or ROOT for number in numbers]
-            self.faults.tell(layers_named(names) + what)
+        if numbers := self._layers_of(optimizer):
+            self.faults.tell(layers_named(self._modules.names(numbers)) + what)
 
     def _other_than(self, turns: _Turns) -> int:
         """Return the next `every` with which each step of a round is recorded once in a while."""
