@@ -390,6 +390,34 @@ def test_what_the_model_returns_may_be_held_by_objects(wrap, loss, batch, tmp_pa
         assert read.signal_norm[name] == pytest.approx(reference.signal(name), rel=1e-12)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("since", [None, 0, 4])
+def test_an_output_is_what_the_users_own_hooks_make_of_it(since, every, batch, tmp_path):
+    model, got, sent = mlp(), [], []
+
+    def arrived(layer, args):
+        got.append(args[0].norm().item())
+        args[0].register_hook(lambda gradient: sent.append(gradient.norm().item()))
+
+    def tripled(layer, args, output):
+        return 3 * output
+
+    model[3].register_forward_pre_hook(arrived)
+    if since is None:
+        model[2].register_forward_hook(tripled)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with gradscope.watch(model, tmp_path / "run", every=every) as scope:
+        for step in range(8):
+            if step == since:
+                model[2].register_forward_hook(tripled)
+            optimizer.zero_grad()
+            F.cross_entropy(model(batch[0]), batch[1]).backward()
+            optimizer.step()
+    read = scope.run.frame().set_index("name").loc["2"]
+    np.testing.assert_allclose(read.activation_norm, got[::every], rtol=1e-6)
+    np.testing.assert_allclose(read.signal_norm, sent[::every], rtol=1e-6)
+
+
 def test_a_mapping_that_computes_what_it_holds_is_not_asked_within_the_model(batch, tmp_path):
     class Lazy(UserDict):
         def values(self):

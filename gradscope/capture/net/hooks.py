@@ -99,6 +99,9 @@ class _Hook(Hook):
 
 
 class _EnterHook(_Hook):
+    leave: RemovableHandle
+    """Of the hook that is told what the module returns."""
+
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] = _LEFT_OUT
     ) -> Any:
@@ -108,6 +111,9 @@ class _EnterHook(_Hook):
         if listener is None:
             return
         try:
+            last = next(reversed(module._forward_hooks), None)
+            if last != self.leave.id:  # one that was put in since may change what is returned
+                _put_last(module, self.leave.id)
             if is_plain():
                 listener.enter(self._number, module, args, kwargs)
             elif is_tracing():
@@ -118,6 +124,11 @@ class _EnterHook(_Hook):
                 apart_from_modes(listener.enter, self._number, module, args, kwargs)
         except Exception as error:
             listener.module_failed(self._number, error)
+
+
+def _put_last(module: nn.Module, number: int) -> None:
+    if number in module._forward_hooks:
+        module._forward_hooks.move_to_end(number)
 
 
 class _LeaveHook(_Hook):
@@ -221,7 +232,8 @@ class ModuleHooks:
                 handles.append(
                     module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
                 )
-                handles.append(module.register_forward_hook(leave, always_call=True))
+                enter.leave = module.register_forward_hook(leave, always_call=True)
+                handles.append(enter.leave)
                 if self._may_tap:
                     for handle in handles:
                         rename_hook(handle, self._name)
