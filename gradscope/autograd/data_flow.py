@@ -111,8 +111,10 @@ class DataFlow:
 
     def _find_parameters(self) -> None:
         """Tell parameters, and what is computed from parameters alone, from data."""
-        made_for = {node for call in self.origins.calls for node, _ in call.inputs}
-        self.handed = {self.graph.index[node] for node in made_for if node in self.graph.index}
+        calls, index = self.origins.calls, self.graph.index
+        made_for = {node for call in calls for node, _ in call.inputs}
+        self.handed = {index[node] for node in made_for if node in index}
+        computed = {index[node] for call in calls for node in call.computed if node in index}
         self.parameter = [False] * len(self.graph.nodes)
         self.data: list[list[tuple[int, Value]]] = [[] for _ in self.graph.nodes]
         for node in self.order:
@@ -120,9 +122,11 @@ class DataFlow:
             self.data[node] = [
                 (position, value)
                 for position, value in enumerate(values)
-                if value[0] >= 0 and not self.parameter[value[0]]
+                if value[0] >= 0 and not self.parameter[value[0]] and node not in computed
             ]
-            self.parameter[node] = not self.data[node] and self._is_parameter(node)
+            self.parameter[node] = node in computed or (
+                not self.data[node] and self._is_parameter(node)
+            )
             if self.parameter[node] and node in self.handed and self._is_token(node):
                 self.parameter[node] = False
 

@@ -40,7 +40,8 @@ class Call(NamedTuple):
     between was made in it; -1 where this torch tells none. `inputs` and `outputs` are
     `(grad_fn, output_nr)` of each tensor that requires grad; for a leaf the node is its gradient
     accumulator. `owns_parameters` counts the module's own, trained or frozen; `owns_frozen` tells
-    whether some of them get no gradient.
+    whether some of them get no gradient; `computed` are the nodes that made some of them, as those
+    that functional_call puts in their place.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Call(NamedTuple):
     inputs: tuple[tuple[Node, int], ...]
     outputs: tuple[tuple[Node, int], ...]
     owns_frozen: bool
+    computed: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -715,3 +715,51 @@ def test_a_part_that_is_called_again_on_a_retained_encoding_counts_once(tmp_path
     read = scope.run.frame().query("name == 'head'")
     np.testing.assert_allclose(read.signal_norm, right, rtol=1e-5)
     assert (read.output_elements == 16).all()
+
+
+@pytest.mark.parametrize("second_order", [True, False])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_blocks_of_a_net_that_learns_how_to_learn_are_those_of_all_its_calls(
+    second_order, steps, tmp_path
+):
+    """MAML: a step within, whose weights the model is called with, is no part of its blocks."""
+    arrived = {}
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            if x.requires_grad:
+                x.register_hook(arrived.setdefault(self, []).append)
+            return x + self.fc2(torch.tanh(self.fc1(x)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), Block(), Block(), nn.Linear(6, 1)).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    expected = []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(4):
+            optimizer.zero_grad()
+            x, total = torch.randn(2, 16, 4, dtype=torch.float64), 0
+            for task in x:
+                weights = dict(model.named_parameters())
+                for _ in range(steps):
+                    loss = torch.func.functional_call(model, weights, (task,)).square().mean()
+                    slopes = torch.autograd.grad(
+                        loss, list(weights.values()), create_graph=second_order
+                    )
+                    weights = {
+                        k: w - 0.1 * g for (k, w), g in zip(weights.items(), slopes, strict=True)
+                    }
+                total = total + torch.func.functional_call(model, weights, (task,)).abs().mean()
+            for gradients in arrived.values():
+                gradients.clear()  # what came in the steps within does not train
+            total.backward()
+            optimizer.step()
+            expected.append([root_sum_square(arrived[block]) for block in (model[1], model[2])])
+    assert scope.run.shortcuts.name.tolist() == ["1", "2"]
+    _, read = scope.run.shortcut_matrix("total_norm")
+    np.testing.assert_allclose(read, expected, rtol=1e-6)
+    assert scope.run.notes == []

@@ -311,8 +311,9 @@ class Forward:
 def _described(info: ModuleInfo, record: _Record) -> Call:
     start, stop, inputs, outputs, module = record
     owns_frozen = info.owns_parameters and layers.owns_frozen(module)
+    computed = tuple(p.grad_fn for p in layers.computed_parameters(module) if p.grad_fn is not None)
     own = info.owns_parameters
-    return Call(info.name, info.kind, own, start, stop, inputs, outputs, owns_frozen)
+    return Call(info.name, info.kind, own, start, stop, inputs, outputs, owns_frozen, computed)
 
 
 def _slots(value: object, objects: int = 0) -> tuple[Sequence[Tensor], Slots]:

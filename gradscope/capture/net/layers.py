@@ -67,6 +67,11 @@ def owns_frozen(module: nn.Module) -> bool:
     return False
 
 
+def computed_parameters(module: nn.Module) -> list[Tensor]:
+    """Return what stands in the place of parameters of `module` and was computed, as of now."""
+    return [p for p in parameters_of(module).values() if p is not None and p.grad_fn is not None]
+
+
 def is_activation(module: nn.Module) -> bool:
     """Whether `module` is an activation function: torch's own, or one named like it."""
     if any(True for _ in module.children()):
