@@ -763,3 +763,42 @@ def test_blocks_of_a_net_that_learns_how_to_learn_are_those_of_all_its_calls(
     _, read = scope.run.shortcut_matrix("total_norm")
     np.testing.assert_allclose(read, expected, rtol=1e-6)
     assert scope.run.notes == []
+
+
+def test_blocks_are_found_whose_weights_another_net_makes_of_the_data(tmp_path):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            x.register_hook(arrived.append)
+            return x + self.fc2(torch.tanh(self.fc1(x)))
+
+    class Hypernetwork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 6), Block(), nn.Linear(6, 1))
+            self.maker = nn.Linear(4, sum(p.numel() for p in self.net.parameters()))
+
+        def forward(self, x):
+            own = dict(self.net.named_parameters())
+            parts = self.maker(x.mean(0)).split([p.numel() for p in own.values()])
+            weights = {
+                k: p + part.view_as(p) for (k, p), part in zip(own.items(), parts, strict=True)
+            }
+            return torch.func.functional_call(self.net, weights, (x,))
+
+    torch.manual_seed(0)
+    model, arrived = Hypernetwork().double(), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.randn(16, 4, dtype=torch.float64)).square().mean().backward()
+            optimizer.step()
+    assert scope.run.shortcuts[["name", "form", "branch"]].values.tolist() == [
+        ["net.1", "identity", "net.1.fc1"]
+    ]
+    _, read = scope.run.shortcut_matrix("total_norm")
+    np.testing.assert_allclose(read[:, 0], [g.norm().item() for g in arrived], rtol=1e-6)

@@ -88,6 +88,7 @@ class Forward:
         self._sum_norms: dict[SignedPlaces, Read] = {}
         self.distributed: dict[int, list[Tensor]] = {}  # call -> outputs that are spread on a mesh
         self.states = States()
+        self._computed: dict[int, tuple[Node, ...]] = {}  # call -> what made weights of its module
 
     def goes_on(self) -> bool:
         """Whether it may still return; else an exception ended it that no hook tells of."""
@@ -96,7 +97,8 @@ class Forward:
     @cached_property
     def calls(self) -> list[Call]:
         """The calls that returned, in the order in which they began; asked for when all have."""
-        return [_described(*returned) for returned in self.returned()]
+        found = self.numbered().items()
+        return [_described(*returned, self._computed.get(i, ())) for i, returned in found]
 
     def outermost(self) -> Call:
         """Return the first of `calls`."""
@@ -146,6 +148,8 @@ class Forward:
         self._records[ordinal] = start, next_sequence_number(), inputs, outputs, module
         if outputs:
             self.with_graph.add(number)
+        if info.owns_parameters and (computed := layers.computed_parameters(module)):
+            self._computed[ordinal] = computed  # functional_call may end before the forward
         if info.is_layer:
             if torch.is_grad_enabled():  # else it will be computed again, or is not trained
                 self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
@@ -308,10 +312,9 @@ class Forward:
                 self._sum_norms[places] = self.readings.norm(torch.as_tensor(total))
 
 
-def _described(info: ModuleInfo, record: _Record) -> Call:
+def _described(info: ModuleInfo, record: _Record, computed: tuple[Node, ...] = ()) -> Call:
     start, stop, inputs, outputs, module = record
     owns_frozen = info.owns_parameters and layers.owns_frozen(module)
-    computed = tuple(p.grad_fn for p in layers.computed_parameters(module) if p.grad_fn is not None)
     own = info.owns_parameters
     return Call(info.name, info.kind, own, start, stop, inputs, outputs, owns_frozen, computed)
 

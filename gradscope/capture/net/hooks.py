@@ -127,8 +127,9 @@ class _EnterHook(_Hook):
 
 
 def _put_last(module: nn.Module, number: int) -> None:
-    if number in module._forward_hooks:
-        module._forward_hooks.move_to_end(number)
+    hooks: Any = module._forward_hooks
+    if number in hooks:
+        hooks.move_to_end(number)
 
 
 class _LeaveHook(_Hook):

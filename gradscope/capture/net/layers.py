@@ -7,6 +7,7 @@ none, nor are reshapes, pools and dropouts.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.parameter import UninitializedParameter
 
 from gradscope.autograd.torch_internals import WRAPPER_NAMES, has_child, parameters_of, wrapped
@@ -67,9 +68,10 @@ def owns_frozen(module: nn.Module) -> bool:
     return False
 
 
-def computed_parameters(module: nn.Module) -> list[Tensor]:
-    """Return what stands in the place of parameters of `module` and was computed, as of now."""
-    return [p for p in parameters_of(module).values() if p is not None and p.grad_fn is not None]
+def computed_parameters(module: nn.Module) -> tuple[Node, ...]:
+    """Return the nodes that made what stands, as of now, in the place of parameters of `module`."""
+    found = parameters_of(module).values()
+    return tuple([p.grad_fn for p in found if p is not None and p.grad_fn is not None])
 
 
 def is_activation(module: nn.Module) -> bool:
