@@ -113,3 +113,31 @@ def test_optimizers_that_step_together_take_no_turns(every, tmp_path):
             for optimizer in optimizers[: 1 + (i >= 13)]:
                 optimizer.step()
     assert not told(scope.run)
+
+
+def test_optimizers_that_are_gone_after_their_last_step_had_their_parameters(tmp_path):
+    """A function that trains makes its own: those of the critic are not left over for a row."""
+    model = nets()
+    generator, critic = model["generator"], model["critic"]
+
+    def task():
+        of_critic = torch.optim.Adam(critic.parameters(), 1e-3)
+        of_generator = torch.optim.Adam(generator.parameters(), 1e-3)
+        for _ in range(3):
+            of_critic.zero_grad()
+            critic(generator(torch.randn(6, 4)).detach()).square().mean().backward()
+            of_critic.step()
+            of_generator.zero_grad()
+            critic(generator(torch.randn(6, 4))).square().mean().backward()
+            of_generator.step()
+
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(2):
+            task()
+    read = scope.run.frame().pivot(index="step", columns="name", values="grad_norm")
+    read = read.filter(regex=r"\.[02]$").notna()
+    for step, were_read in read.iterrows():
+        expected = "critic" if step % 2 == 0 else "generator"
+        assert set(were_read.index[were_read]) == {f"{expected}.0", f"{expected}.2"}, step
+    trained = scope.run.layers.set_index("name").training.filter(regex=r"\.[02]$")
+    assert set(trained) == {"trained"}

@@ -200,7 +200,7 @@ class ParameterReadings:
 
         Their gradients are left from the last step of theirs, or wait for the next.
         """
-        if not self._stepped or len(self._parameters.holders) < 2:
+        if not self._stepped or not self._parameters.are_shared_out:
             return set()
         waiting = set(range(len(self._parameters.tensors))) - self._parameters.unheld()
         return waiting - self._stepped

@@ -71,6 +71,7 @@ class Parameters:
         self._touched_names: set[tuple[int, str]] = set()
         self._others_names: dict[tuple[int, str], bool] = {}
         self.ends_are_told = True  # of backwards: what an optimizer shows first was not clipped
+        self.are_shared_out = False  # among several optimizers, as of the latest step
         self._unheld: tuple[tuple[object, ...], set[int]] = ((), set())
         self._found: list[Tensor | None] = []
         self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
@@ -189,19 +190,29 @@ class Parameters:
         return [] if self.gradient.is_function else list(map(self.gradient, self.tensors))
 
     def meet(self, optimizer: Optimizer) -> None:
-        """Take note of `optimizer`, and of those that hold what none does that was met before."""
+        """Take note of `optimizer`, and of those that hold what none does that was met before.
+
+        Called as `optimizer` makes a step: what holds what is known as of then, since an optimizer
+        may be gone before the row of that step is made.
+        """
         if optimizer not in self.holders:
             self.holders[optimizer] = None
             self._unheld = (), set()
-            if self.unheld():
+            if self._find_unheld():
                 self.holders.update({o: None for o in all_optimizers() if self.of(o)})
+        self._find_unheld()
 
     def unheld(self) -> set[int]:
-        """Return the places of parameters that no optimizer holds, as far as they were met."""
+        """Return the places of parameters that no optimizer held as the latest made a step."""
+        as_of, places = self._unheld
+        return places if as_of and as_of[0] == self.changes else self._find_unheld()
+
+    def _find_unheld(self) -> set[int]:
         of_what = self.changes, *[(id(o), len(o.param_groups)) for o in self.holders]
         if of_what != self._unheld[0]:
             held = {place for optimizer in self.holders for place in self.of(optimizer)}
             self._unheld = of_what, set(range(len(self.tensors))) - held
+        self.are_shared_out = len(of_what) > 2
         return self._unheld[1]
 
     def look_at_gradients(self) -> None:
