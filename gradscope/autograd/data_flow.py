@@ -296,8 +296,8 @@ def _stem(graph: Graph, node: int) -> str:
 
 def _takes_all(graph: Graph, node: int) -> bool:
     """Tell whether a slice is all of its tensor, as one of two of `x[:, 1:]` is in older torch."""
-    (value,) = graph.edges[node]
-    return value[0] >= 0 and graph.shape(value) == graph.shape((node, 0))
+    values = graph.edges[node]  # none where the slice is an input of the model
+    return any(v[0] >= 0 and graph.shape(v) == graph.shape((node, 0)) for v in values)
 
 
 def signed(dim: int) -> int:
