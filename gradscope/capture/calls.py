@@ -110,7 +110,6 @@ class Calls:
         self._outermost = {0}  # modules that were called from outside the model
         self._expected: dict[int, Plan] = {}  # outermost module -> plan of its last forward
         self._forward: Forward | None = None
-        self._thread = -1  # of the latest forward
         self._are_several = False  # threads, which have been seen in forwards at once
         self._node: Node | None = None  # in whose backward a call was computed anew
         self._is_apart = False  # that call, from others in the same
@@ -195,6 +194,7 @@ class Calls:
             return
         if self._backwards.is_outside() and not in_transform():
             self._close_if_over()
+            self._backwards.thread = get_ident()
         self.saw_forward = True
 
     def _close_if_over(self) -> None:
@@ -228,9 +228,9 @@ class Calls:
             return None
         if self._backwards.is_outside():
             self._close_if_over()
-            if self._are_several and self._thread != get_ident():  # maybe the rest of a call
+            if self._are_several and not self._backwards.is_here():  # maybe the rest of a call
                 self._steps.current.is_doubtful = True
-            self._thread = get_ident()
+            self._backwards.thread = get_ident()
         elif not self._computes_anew(number):
             return None
         if not self._steps.current.recorded or self._taps.is_on:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import gradscope
+from gradscope.capture.training.parameters import Parameters
 from loops import batches, loss_of, net
 
 
@@ -95,6 +96,50 @@ def test_calls_of_several_threads_with_gradients_are_not_told_apart(tmp_path):
         np.testing.assert_array_equal(read[5:], expected[5:])  # 4 may hold the rest of a call
     expected = alone.steps[["grad_norm", "clipped_grad_norm"]]
     pd.testing.assert_frame_equal(run.steps[["grad_norm", "clipped_grad_norm"]], expected)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_another_training_in_another_thread_leaves_no_trace(every, tmp_path, monkeypatch):
+    """Nor are gradients looked at there, which torch may just then write: that crashes."""
+    other, x = nn.Linear(5, 3), torch.randn(4, 5)
+    others = torch.optim.SGD(other.parameters(), lr=0.1)
+    looked, look = set(), Parameters.gradients
+
+    def looks(parameters):
+        looked.add(threading.get_ident())
+        return look(parameters)
+
+    def step():
+        others.zero_grad()
+        other(x).square().mean().backward()
+        others.step()
+
+    def step_beside(*_):
+        thread = threading.Thread(target=step)
+        thread.start()
+        thread.join()
+
+    def run(path, beside):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with gradscope.watch(model, path, every=every) as scope:
+            model[2].register_forward_hook(lambda *_: beside())
+            for batch in batches(6):
+                beside()
+                optimizer.zero_grad()
+                loss = loss_of(model, batch)
+                loss.grad_fn.next_functions[0][0].register_hook(beside)
+                beside()
+                loss.backward()
+                beside()
+                optimizer.step()
+        assert scope.run.notes == []
+        return scope.run.frame()
+
+    alone = run(tmp_path / "alone", lambda *_: None)
+    monkeypatch.setattr(Parameters, "gradients", looks)
+    pd.testing.assert_frame_equal(run(tmp_path / "beside", step_beside), alone)
+    assert looked == {threading.get_ident()}
 
 
 def test_a_thread_that_ended_within_a_forward_is_in_no_one_s_way(tmp_path):

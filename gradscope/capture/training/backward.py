@@ -39,7 +39,6 @@ _MANY = 32
 class _Before(NamedTuple):
     """What there was as a backward was called; of each gradient itself, and its version."""
 
-    thread: int
     ended: int
     gradients: list[tuple[weakref.ref[Tensor], int] | None]
 
@@ -68,6 +67,9 @@ class Backwards:
         How many have ended.
     is_open : bool
         False once nothing is recorded any more.
+    thread : int
+        In which the model is trained: that of its latest forward, until then of `watch`. Gradients
+        are looked at in no other, as torch may write them meanwhile, which ends in a crash.
     look_for_step : called before a backward begins
         Its forward may have come before the gradients went that hint at a step.
     look_at_loss : called as one begins
@@ -79,6 +81,7 @@ class Backwards:
         self.faults = faults
         self.ended = 0
         self.is_open = True
+        self.thread = threading.get_ident()
         self._steps = steps
         self._parameters = parameters
         self._kept = kept
@@ -87,6 +90,10 @@ class Backwards:
         self._unfinished: int | None = None  # the backward whose end is awaited
         self._ends_are_told = True
         self._before: _Before | None = None
+
+    def is_here(self) -> bool:
+        """Whether this is the thread in which the model is trained."""
+        return self.thread == threading.get_ident()
 
     def is_outside(self) -> bool:
         """Whether a forward that begins now lies outside of every backward: it is the user's own.
@@ -189,6 +196,8 @@ class Backwards:
     @guarded(_UNTAPPED, alone=True)
     def call_begins(self) -> None:
         """Note what gradients there are as a backward is called, whatever it goes through."""
+        if not self.is_here():
+            return
         self._before = None
         step = self._steps.current
         if not self.is_open or not (step.recorded or step.is_over):
@@ -198,15 +207,15 @@ class Backwards:
         apart_from_modes(self._kept.before_backward)
         found = self._parameters.gradients()
         noted = [None if g is None else (weakref.ref(g), version(g)) for g in found]
-        self._before = _Before(threading.get_ident(), self.ended, noted)
+        self._before = _Before(self.ended, noted)
 
     @guarded(_UNTAPPED, alone=True)
     def call_ended(self) -> None:
         """Read the gradients if it has added to them, and none of its nodes has told of it."""
-        before, self._before = self._before, None
-        if before is None or before.thread != threading.get_ident():
+        if not self.is_here():
             return
-        if before.ended != self.ended or is_capturing():
+        before, self._before = self._before, None
+        if before is None or before.ended != self.ended or is_capturing():
             return
         if before.has_changed(self._parameters.gradients()):
             apart_from_modes(self._read_untapped, not any(before.gradients))
@@ -214,10 +223,10 @@ class Backwards:
     @guarded(_UNTAPPED, alone=True)
     def call_failed(self) -> None:
         """Note that it has raised: what was read of it may be of no step."""
-        before, self._before = self._before, None
-        if before is None or before.thread != threading.get_ident():
+        if not self.is_here():
             return
-        if self._unfinished is not None:
+        before, self._before = self._before, None
+        if before is not None and self._unfinished is not None:
             self._unfinished = None
             self._steps.current.has_failed = True
 

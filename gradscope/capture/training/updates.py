@@ -88,8 +88,9 @@ class Updates:
         if is_capturing():
             return
         if not self._concern(optimizer):
-            self._look_at_other()
-            self._note_other()
+            if self._backwards.is_here():
+                self._look_at_other()
+                self._note_other()
             return
         self._idle.pop(optimizer, None)  # that step may have raised
         if not has_closure and not self._is_due(optimizer) and _is_idle(optimizer):
