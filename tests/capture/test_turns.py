@@ -141,3 +141,39 @@ def test_optimizers_that_are_gone_after_their_last_step_had_their_parameters(tmp
         assert set(were_read.index[were_read]) == {f"{expected}.0", f"{expected}.2"}, step
     trained = scope.run.layers.set_index("name").training.filter(regex=r"\.[02]$")
     assert set(trained) == {"trained"}
+
+
+class Actor(nn.Module):
+    """One part trained through another, and a temperature that goes through no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.policy = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+        self.value = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.temperature = nn.Parameter(torch.zeros(()))
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("order", ["tpvpvpv", "pvpvpvp", "tvptvptv", "ttvptv", "vvptpt"])
+def test_each_step_of_optimizers_that_take_turns_counts_as_one(order, every, tmp_path):
+    torch.manual_seed(0)
+    model, x = Actor(), torch.randn(4, 3)
+    parts = {"p": "policy.0", "v": "value.0", "t": "(root)"}
+    held = {"p": model.policy.parameters(), "v": model.value.parameters(), "t": [model.temperature]}
+    optimizers = {part: torch.optim.SGD(some, 0.01) for part, some in held.items()}
+    with gradscope.watch(model, tmp_path / "run", every=every) as scope:
+        for part in order:
+            optimizers[part].zero_grad()
+            if part == "t":
+                (model.temperature * 2 - model.temperature.exp()).backward()
+            elif part == "v":
+                model.value(x).square().mean().backward()
+            else:
+                model.value.requires_grad_(False)
+                model.value(model.policy(x)).mean().backward()
+            optimizers[part].step()
+            model.value.requires_grad_(True)
+    frame = scope.run.frame()
+    frame = frame[frame.name.isin(parts.values())].dropna(subset=["update_norm"])
+    expected = [(step, parts[part]) for step, part in enumerate(order) if step % every == 0]
+    assert list(zip(frame.step, frame.name, strict=True)) == expected

@@ -229,6 +229,11 @@ class Steps:
             self.current.parameters = ParameterReadings(self._parameters, looks=looks)
         return self.current.parameters
 
+    def look_for_thawed(self) -> None:
+        """Take the parameters as they are now, if some were frozen, or are trained again."""
+        if self._parameters.froze_or_thawed():
+            self._parameters.look_up(self._modules)
+
     def begin_parameter_readings(self) -> ParameterReadings:
         """Return them at the end of a backward, whose readings replace what was read before.
 
