@@ -27,6 +27,11 @@ _CAME_LATE = (
     ' the place, as watch(gradient="main_grad")'
 )
 
+_SHARED = (
+    "several optimizers update the same parameters in one step, one after the other: how far these"
+    " move is NaN in the step that showed it, and of the whole step in those that are recorded next"
+)
+
 _RESHAPED = (
     "weights had another shape after a step of the optimizer than before it: how far it moved them"
     " cannot be told, update_norm is NaN there"
@@ -145,6 +150,7 @@ class ParameterReadings:
         if self._moved and (again := self._moved.intersection(self._parameters.of(optimizer))):
             self._spoiled |= again
             self._parameters.shared |= again
+            self._parameters.tell(_SHARED)
         self.read_clipped(optimizer)
         missing = tuple(i for i in places if i not in self._copies)
         self._weights += self._copy_weights(missing, optimizer)

@@ -266,10 +266,10 @@ class Updates:
             self._hookless = True
             self._steps.every = 1
             self.faults.tell(
-                "the optimizer is no torch.optim.Optimizer and reports no steps: they are told by"
-                " the change of the weights, and every step is recorded. What it made of the"
-                " gradients before it took them is not known: clipped_grad_norm is NaN. To have"
-                f" it, {_REMEDY}"
+                "the optimizer is no torch.optim.Optimizer, or holds copies of the parameters, and"
+                " reports no steps: they are told by the change of the weights, and every step is"
+                " recorded. What it made of the gradients before it took them is not known:"
+                f" clipped_grad_norm is NaN. To have it, {_REMEDY}"
                 if not readings.has_gradients
                 else "the optimizer has no parameter of the model itself: its steps are told by the"
                 " change of the weights, and every step is recorded"
