@@ -227,6 +227,21 @@ def locate(graph: Graph, edge: tuple[Node, int]) -> Value | None:
     return value if value in graph.overwritten else None  # else the view leads to no output
 
 
+def adds_after(time: int, roots: Iterable[Node]) -> bool:
+    """Tell whether something of several inputs was made from `time` on, on the way to `roots`."""
+    seen, stack = set(), list(roots)
+    while stack:
+        node = stack.pop()
+        if node in seen or torch_internals.sequence_number(node) < time:
+            continue
+        seen.add(node)
+        made_from = [producer for producer, _ in node.next_functions if producer is not None]
+        if len(made_from) > 1:
+            return True
+        stack += made_from
+    return False
+
+
 def contains(outer: Call, inner: Call) -> bool:
     """Tell whether `inner` was made in `outer`, or is the same."""
     return outer.start <= inner.start and inner.stop <= outer.stop

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.autograd.graph import Node
 
-from gradscope.autograd.graph import Graph
+from gradscope.autograd.graph import Graph, adds_after
 from gradscope.autograd.torch_internals import (
     Unavailable,
     in_transform,
     is_capturing,
     recomputing_node,
+    roots_of_innermost_backward,
     transform_has_graph,
 )
 from gradscope.capture import sentences
@@ -256,12 +257,17 @@ class Calls:
         self._node = node
         return True
 
-    def _arrives_anew(self, is_apart: bool, layers: set[int], gradients: Gradients) -> bool:
-        """Say whether gradients count that reach what was computed within a backward."""
+    def _arrives_anew(
+        self, is_apart: bool, end: int, layers: set[int], gradients: Gradients
+    ) -> bool:
+        """Say whether gradients count that reach what was computed within a backward.
+
+        `end` is the sequence number after that, `is_apart` whether more was, apart from it.
+        """
         counts = self._backwards.arrives(gradients)
         if not counts:
             self._unread |= layers
-        elif is_apart:
+        elif is_apart or adds_after(end, roots_of_innermost_backward()):
             self.faults.tell(sentences.APART)
         return counts
 
@@ -293,7 +299,8 @@ class Calls:
         arrives = self._backwards.arrives
         if not self._backwards.is_outside():
             layers = {number for number in forward.layers if number is not None}
-            arrives = partial(self._arrives_anew, self._is_apart, layers)
+            end = forward.outermost().stop
+            arrives = partial(self._arrives_anew, self._is_apart, end, layers)
             link = None
         else:
             link = self._chains.follow(forward.modules[0].number, forward.outermost(), plan.way)

@@ -191,3 +191,31 @@ def test_tiny_llama_with_gradient_checkpointing_is_read_as_without(tmp_path):
         np.testing.assert_allclose(
             run.frame()[column], whole.frame()[column], rtol=1e-9, err_msg=column
         )
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_shortcut_around_the_one_module_of_a_reentrant_checkpoint_is_told_of(adds, tmp_path):
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+        def inner(self, x):
+            out = self.body(x).tanh()
+            return x + out if adds else out
+
+        def forward(self, x):
+            return checkpoint(self.inner, x, use_reentrant=True)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Branch(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(5, 4)).square().sum().backward()
+            optimizer.step()
+    assert len(scope.run.shortcuts) == 0
+    assert [note.startswith("re-entrant checkpointing") for note in scope.run.notes] == [
+        True
+    ] * adds

@@ -13,6 +13,7 @@ from gradscope.autograd.torch_internals.backwards import (
     ends_recomputation,
     recomputing_node,
     roots_of_backward,
+    roots_of_innermost_backward,
     will_accumulate,
 )
 from gradscope.autograd.torch_internals.compiling import (
@@ -128,6 +129,7 @@ __all__ = [
     "recomputing_node",
     "rename_hook",
     "roots_of_backward",
+    "roots_of_innermost_backward",
     "saved",
     "saved_tensor",
     "saves_nothing",

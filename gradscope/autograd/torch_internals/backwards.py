@@ -58,14 +58,30 @@ def roots_of_backward() -> list[Node]:
     On an accelerator hooks run in threads of its own, while the one that called it waits. Where
     several threads go backward at once, it is not known which is meant.
     """
+    code = _code_of_backward()
+    found = [f for f in map(partial(_outermost, code), sys._current_frames().values()) if f]
+    return _roots(found[0]) if len(found) == 1 else []
+
+
+def roots_of_innermost_backward() -> list[Node]:
+    """Return the nodes that the innermost backward of this thread was called on."""
+    code, frame = _code_of_backward(), sys._getframe()
+    while frame.f_code is not code:
+        if frame.f_back is None:
+            return []
+        frame = frame.f_back
+    return _roots(frame)
+
+
+def _code_of_backward() -> CodeType:
     try:
-        code = torch.autograd.graph._engine_run_backward.__code__
+        return torch.autograd.graph._engine_run_backward.__code__
     except AttributeError:
         raise Unavailable("torch.autograd.graph._engine_run_backward") from None
-    found = [f for f in map(partial(_outermost, code), sys._current_frames().values()) if f]
-    if len(found) != 1:
-        return []
-    outputs = found[0].f_locals.get("t_outputs", ())
+
+
+def _roots(frame: FrameType) -> list[Node]:
+    outputs = frame.f_locals.get("t_outputs", ())
     nodes = [
         getattr(output, "grad_fn", None) or getattr(output, "node", None) for output in outputs
     ]
