@@ -119,16 +119,28 @@ class DataFlow:
         self.data: list[list[tuple[int, Value]]] = [[] for _ in self.graph.nodes]
         for node in self.order:
             values = self.graph.edges[node]
+            if node in computed:
+                self.parameter[node] = True
+                continue
             self.data[node] = [
                 (position, value)
                 for position, value in enumerate(values)
-                if value[0] >= 0 and not self.parameter[value[0]] and node not in computed
+                if value[0] >= 0 and not self.parameter[value[0]]
             ]
-            self.parameter[node] = node in computed or (
-                not self.data[node] and self._is_parameter(node)
-            )
+            self.parameter[node] = not self.data[node] and self._is_parameter(node)
             if self.parameter[node] and node in self.handed and self._is_token(node):
                 self.parameter[node] = False
+
+    def reached(self) -> set[int]:
+        """Return the nodes from which data flows to the outputs, other than into weights."""
+        found: set[int] = set()
+        stack = list(range(self.graph.structure.roots))
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack += [producer for _, (producer, _) in self.data[node]]
+        return found
 
     def _is_parameter(self, node: int) -> bool:
         """Tell whether a node without data is parameters, or has data that needs no gradient."""

@@ -72,8 +72,6 @@ def find_joins(graph: Graph, calls: Sequence[Call] = ()) -> list[Join]:
     found: list[Join] = []
     halves: dict[int, Residual] = {}
     for total in sums(flow):
-        if calls and flow.origins.time(total.node) < flow.origins.first:
-            continue  # of what was computed before, such as the weights that a step within gives
         way = read(flow, total)
         if way is None:
             continue

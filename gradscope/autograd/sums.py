@@ -49,8 +49,9 @@ def sums(flow: DataFlow) -> list[Sum]:
     """Return the sums and concatenations with at least two data terms, producers first."""
     found = []
     part_of_another: set[int] = set()
+    reached = flow.reached()  # not what made weights, as a step within does
     for node in reversed(flow.order):
-        if node in part_of_another or flow.parameter[node]:
+        if node in part_of_another or flow.parameter[node] or node not in reached:
             continue
         terms = _terms(flow, node)
         if len(terms) < 2:

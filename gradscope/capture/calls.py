@@ -267,7 +267,7 @@ class Calls:
         counts = self._backwards.arrives(gradients)
         if not counts:
             self._unread |= layers
-        elif is_apart or adds_after(end, roots_of_innermost_backward()):
+        elif is_apart or _is_added_to(end):
             self.faults.tell(sentences.APART)
         return counts
 
@@ -412,3 +412,11 @@ class Calls:
         self._hooks.take_out(keep=self._outermost)
         self._taps.switch(False)
         self._eager.switch_off()
+
+
+def _is_added_to(end: int) -> bool:
+    """Whether what was made from `end` on, for the innermost backward, has several inputs."""
+    try:
+        return adds_after(end, roots_of_innermost_backward())
+    except Unavailable:
+        return False
