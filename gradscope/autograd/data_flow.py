@@ -131,17 +131,6 @@ class DataFlow:
             if self.parameter[node] and node in self.handed and self._is_token(node):
                 self.parameter[node] = False
 
-    def reached(self) -> set[int]:
-        """Return the nodes from which data flows to the outputs, other than into weights."""
-        found: set[int] = set()
-        stack = list(range(self.graph.structure.roots))
-        while stack:
-            node = stack.pop()
-            if node not in found:
-                found.add(node)
-                stack += [producer for _, (producer, _) in self.data[node]]
-        return found
-
     def _is_parameter(self, node: int) -> bool:
         """Tell whether a node without data is parameters, or has data that needs no gradient."""
         stem, values = self.stems[node], self.graph.edges[node]

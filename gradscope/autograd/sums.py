@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from gradscope.autograd import torch_internals
-from gradscope.autograd.data_flow import DataFlow, signed
+from gradscope.autograd.data_flow import DataFlow, signed, union
 from gradscope.autograd.graph import Edge, Value
 
 MERGED = ("Add", "Sub")
@@ -49,9 +49,10 @@ def sums(flow: DataFlow) -> list[Sum]:
     """Return the sums and concatenations with at least two data terms, producers first."""
     found = []
     part_of_another: set[int] = set()
-    reached = flow.reached()  # not what made weights, as a step within does
+    roots = [n for n in range(flow.graph.structure.roots) if not flow.parameter[n]]
+    reached = union(flow.reach[root, 0] for root in roots)  # not what made weights
     for node in reversed(flow.order):
-        if node in part_of_another or flow.parameter[node] or node not in reached:
+        if node in part_of_another or not flow.outputs[node] & reached:
             continue
         terms = _terms(flow, node)
         if len(terms) < 2:

@@ -1,8 +1,8 @@
 """What is told of calls that are not read, or not as they should be (calls.py)."""
 
 APART = (
-    "re-entrant checkpointing of a function that calls several modules, or adds to what one"
-    " returns: shortcuts in it, outside of these, are not seen. Use"
+    "re-entrant checkpointing of a function that calls several modules, or goes on from what"
+    " one returns: shortcuts in it, outside of these, are not seen. Use"
     " checkpoint(..., use_reentrant=False) to have them"
 )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as loss_of
 
 import gradscope
+from reference import root_sum_square
 
 
 def nets():
@@ -151,6 +153,45 @@ class Actor(nn.Module):
         self.policy = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
         self.value = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
         self.temperature = nn.Parameter(torch.zeros(()))
+
+
+@pytest.mark.parametrize("other", ["step", "new"])
+@pytest.mark.parametrize("thawed", ["before the step", "after it"])
+def test_readings_stay_with_the_layers_that_they_are_of(thawed, other, tmp_path):
+    """Whatever is frozen or trained again meanwhile, and whatever optimizer steps beside."""
+    torch.manual_seed(0)
+    model, x = Actor(), torch.randn(4, 3)
+    model = nn.ModuleDict({"value": model.value, "policy": model.policy})  # the frozen one first
+    aside = nn.Linear(3, 3)
+    of_policy = torch.optim.SGD(model["policy"].parameters(), 0.01)
+    of_aside = torch.optim.SGD(aside.parameters(), 0.01)
+    expected = []
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(4):
+            weights = [p.detach().clone() for p in model["policy"].parameters()]
+            model["value"].requires_grad_(False)
+            of_policy.zero_grad()
+            model["value"](model["policy"](x)).mean().backward()
+            if thawed == "before the step":
+                model["value"].requires_grad_(True)
+            if other == "new":
+                of_aside = torch.optim.SGD(aside.parameters(), 0.01)
+            aside(x).square().mean().backward()
+            of_aside.step()
+            of_policy.step()
+            model["value"].requires_grad_(True)
+            of_aside.step()
+            now = zip(model["policy"].parameters(), weights, strict=True)
+            expected.append(
+                [
+                    root_sum_square([p - was for p, was in now]),
+                    root_sum_square([p.grad for p in model["policy"].parameters()]),
+                ]
+            )
+    frame = scope.run.frame().set_index("name")
+    read = frame.loc["policy.0", ["update_norm", "grad_norm"]]
+    np.testing.assert_allclose(read, expected, rtol=1e-5)
+    assert frame.loc[["value.0", "value.2"], ["update_norm", "grad_norm"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

@@ -99,8 +99,11 @@ class _Hook(Hook):
 
 
 class _EnterHook(_Hook):
-    leave: RemovableHandle
-    """Of the hook that is told what the module returns."""
+    def __init__(
+        self, listener: weakref.ref[ModuleListener], number: int, leave: _LeaveHook
+    ) -> None:
+        super().__init__(listener, number)
+        self._leave = leave  # the other hook of the same module
 
     def __call__(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] = _LEFT_OUT
@@ -111,9 +114,9 @@ class _EnterHook(_Hook):
         if listener is None:
             return
         try:
-            last = next(reversed(module._forward_hooks), None)
-            if last != self.leave.id:  # one that was put in since may change what is returned
-                _put_last(module, self.leave.id)
+            last: Any = next(reversed(module._forward_hooks.values()), None)
+            if last is not self._leave:  # one that was put in since may change what is returned
+                _put_last(module, self._leave)
             if is_plain():
                 listener.enter(self._number, module, args, kwargs)
             elif is_tracing():
@@ -126,10 +129,11 @@ class _EnterHook(_Hook):
             listener.module_failed(self._number, error)
 
 
-def _put_last(module: nn.Module, number: int) -> None:
+def _put_last(module: nn.Module, hook: _LeaveHook) -> None:
     hooks: Any = module._forward_hooks
-    if number in hooks:
-        hooks.move_to_end(number)
+    for number, other in list(hooks.items()):
+        if other is hook:
+            hooks.move_to_end(number)
 
 
 class _LeaveHook(_Hook):
@@ -233,17 +237,17 @@ class ModuleHooks:
                 handles.append(
                     module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
                 )
-                enter.leave = module.register_forward_hook(leave, always_call=True)
-                handles.append(enter.leave)
+                handles.append(module.register_forward_hook(leave, always_call=True))
                 if self._may_tap:
                     for handle in handles:
                         rename_hook(handle, self._name)
 
     def _make(self, number: int) -> tuple[_EnterHook, _LeaveHook]:
         if not self._may_tap:
-            return _EnterHook(self._listener, number), _LeaveHook(self._listener, number)
-        enter = _TappingEnterHook(self._listener, number)
+            plain = _LeaveHook(self._listener, number)
+            return _EnterHook(self._listener, number, plain), plain
         leave = _TappingLeaveHook(self._listener, number)
+        enter = _TappingEnterHook(self._listener, number, leave)
         enter.spots, leave.spots = self._spots.get(number, ((), ()))
         self._tapping[number] = enter, leave
         return enter, leave

@@ -74,7 +74,10 @@ class Audit:
 
     def _training(self, told_by_hooks: bool) -> dict[int, str]:
         parameters = self._parameters
-        held = set(range(len(parameters.tensors))) - parameters.unheld()
+        held = {place for o in parameters.optimizers for place in parameters.of(o)}
+        held |= set(range(len(parameters.tensors))) - parameters.unheld()  # some may be gone by now
+        if told_by_hooks and len(held) < len(parameters.tensors):  # maybe of one yet to step
+            held |= {place for o in all_optimizers() for place in parameters.of(o)}
         held |= {place for place, changes in parameters.others.items() if changes}
         told_by_hooks &= bool(held)
         words: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))

@@ -204,8 +204,8 @@ class Backwards:
             return
         if not step.is_over:
             apart_from_modes(self.look_for_step)
-        else:
-            self._steps.look_for_thawed()
+        elif self._parameters.froze_or_thawed():
+            self._steps.look_up_parameters()
         apart_from_modes(self._kept.before_backward)
         found = self._parameters.gradients()
         noted = [None if g is None else (weakref.ref(g), version(g)) for g in found]

@@ -206,7 +206,7 @@ class ParameterReadings:
 
         Their gradients are left from the last step of theirs, or wait for the next.
         """
-        if not self._stepped or not self._parameters.are_shared_out:
+        if not self._stepped or not self._parameters.are_divided:
             return set()
         waiting = set(range(len(self._parameters.tensors))) - self._parameters.unheld()
         return waiting - self._stepped

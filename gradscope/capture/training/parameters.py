@@ -71,7 +71,6 @@ class Parameters:
         self._touched_names: set[tuple[int, str]] = set()
         self._others_names: dict[tuple[int, str], bool] = {}
         self.ends_are_told = True  # of backwards: what an optimizer shows first was not clipped
-        self.are_shared_out = False  # among several optimizers, as of the latest step
         self._unheld: tuple[tuple[object, ...], set[int]] = ((), set())
         self._found: list[Tensor | None] = []
         self._found_as: tuple[list[int], list[type[Tensor] | bool]] = ([], [])
@@ -212,8 +211,12 @@ class Parameters:
         if of_what != self._unheld[0]:
             held = {place for optimizer in self.holders for place in self.of(optimizer)}
             self._unheld = of_what, set(range(len(self.tensors))) - held
-        self.are_shared_out = len(of_what) > 2
         return self._unheld[1]
+
+    @property
+    def are_divided(self) -> bool:
+        """Whether several optimizers held them as the latest made a step."""
+        return len(self._unheld[0]) > 2
 
     def look_at_gradients(self) -> None:
         """Note which processes hold gradients, where those of parameters are spread over some."""

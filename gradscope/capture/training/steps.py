@@ -224,14 +224,14 @@ class Steps:
     def parameter_readings(self) -> ParameterReadings:
         """Return the current step's readings of parameters."""
         if self.current.parameters is None:
-            self._parameters.look_up(self._modules)
+            self.look_up_parameters()
             looks = is_look(self.current.number // self.every)
             self.current.parameters = ParameterReadings(self._parameters, looks=looks)
         return self.current.parameters
 
-    def look_for_thawed(self) -> None:
-        """Take the parameters as they are now, if some were frozen, or are trained again."""
-        if self._parameters.froze_or_thawed():
+    def look_up_parameters(self) -> None:
+        """Take the parameters as they are now, unless readings stand by the places they had."""
+        if self.current.parameters is None:
             self._parameters.look_up(self._modules)
 
     def begin_parameter_readings(self) -> ParameterReadings:

@@ -188,7 +188,7 @@ class Updates:
         groups, updates = self._known.get(optimizer, (-1, False))
         recorded = self._steps.current.recorded
         if groups != len(optimizer.param_groups) or (recorded and not updates):
-            self._parameters.look_up(self._modules)
+            self._steps.look_up_parameters()
             updates = bool(self._parameters.of(optimizer))
             self._known[optimizer] = len(optimizer.param_groups), updates
         return updates
