@@ -37,15 +37,12 @@ class Held(NamedTuple):
     ----------
     copies : array, shape (k,)
         Of each reading.
-    alike : array of ints
-        Layers of which several hold all parameters alike, and
-    by : array
-        how many do.
+    alike : dict of float to Part
+        Number of processes, more than one -> readings of what so many hold alike, by layers.
     """
 
     copies: NDArray[np.float64]
-    alike: Ints
-    by: NDArray[np.float64]
+    alike: dict[float, Part]
 
 
 class Arrangement:
@@ -110,11 +107,11 @@ def _part(
 
 
 def _held(owners: Sequence[int], copies: NDArray[np.float64]) -> Held:
-    of: dict[int, set[float]] = defaultdict(set)
-    for owner, held in zip(owners, copies.tolist(), strict=True):
-        of[owner].add(held)
-    alike = {owner: min(held) for owner, held in of.items() if len(held) == 1 and min(held) > 1}
-    return Held(copies, np.array(list(alike), np.int64), np.array(list(alike.values()), np.float64))
+    alike = {}
+    for by in np.unique(copies[copies > 1]).tolist():
+        read = np.flatnonzero(copies == by)
+        alike[by] = Part(read, Groups([owners[k] for k in read.tolist()], [1] * read.size))
+    return Held(copies, alike)
 
 
 def _found(

@@ -31,10 +31,10 @@ OF_ALL = ("grad_norm", "clipped_grad_norm")
 
 
 class Copies(NamedTuple):
-    """Norms of what several processes should hold alike: of `numbers`, so many `copies` of each."""
+    """Norms, of layers of these `numbers`, over the parameters that `by` processes hold alike."""
 
+    by: int
     numbers: NDArray[np.int64]
-    copies: NDArray[np.float64]
     norms: Array
 
 
@@ -51,7 +51,7 @@ class Decoded(NamedTuple):
     totals: dict[str, Array]
     values: dict[str, dict[str, Array]]
     weights: dict[str, dict[str, NDArray[np.float64]]]
-    copies: dict[str, Copies]
+    copies: dict[str, list[Copies]]
     doubtful: Sequence[bool] = ()
 
 
@@ -137,8 +137,10 @@ class Decoder:
             picked = _unscaled(column, values, places, scales)
             decoded.weights["layers"][name] = _weights(groups, self._sizes[0])
             if self._shares is not ALONE:
-                combine(column, {name: picked}, groups, layers[name])
-                decoded.copies[name] = Copies(held.alike, held.by, layers[name][:, held.alike])
+                decoded.copies[name] = [
+                    Copies(round(by), some.numbers, _combined(column, picked[:, read], some))
+                    for by, (read, some) in held.alike.items()
+                ]
                 picked = picked / np.sqrt(held.copies)
             decoded.totals[name] = root_sum_square(picked)
             combine(column, {name: picked}, groups, layers[name])
@@ -234,6 +236,13 @@ def columns(decoded: Decoded) -> dict[str, Columns]:
         "shortcuts": _table(steps, "shortcut", shortcuts, dtype),
         "steps": {**decoded.steps, **norms},
     }
+
+
+def _combined(column: schema.Column, values: Array, groups: Groups) -> Array:
+    """Return `values` as one for each thing that there is."""
+    out = np.full((len(values), groups.numbers[-1] + 1), np.nan)
+    combine(column, {column.name: values}, groups, out)
+    return out[:, groups.numbers]
 
 
 def _layouts(row: HostRow) -> list[Layout]:

@@ -107,14 +107,17 @@ class Combiner:
         alike = {name: np.full(x.shape, np.nan) for name, x in layers.items()}
         counts = {name: np.zeros((2, len(rows))) for name in _OF_STEPS}  # compared, unlike
         for kind in self._slots.kinds:
-            if not kind.copies:
+            if not kind.copies or kind.is_squared:
                 continue
             numbers, means, seen = readings_of(kind, self._slots, sums)
+            _, squares, _ = readings_of(kind._replace(is_squared=True), self._slots, sums)
             of = self._slots.kinds[Kind("layers", kind.metric)][numbers]
             places = self._place("layers", numbers)
             held = (seen > 0) & (seen <= kind.copies)  # by more: parts of it, that are not compared
-            differs = held & _differ(sums[:, 0, of], means, seen, kind.copies)
-            alike[kind.metric][:, places] = np.where(held & ~differs, means, np.nan)
+            differs = held & _differ(squares, means, seen)
+            is_all = np.isclose(sums[:, 0, of] * kind.copies, squares * seen)  # that the layer has
+            known = np.where(held & ~differs & is_all, means, np.nan)
+            alike[kind.metric][:, places] = np.fmax(alike[kind.metric][:, places], known)
             differs |= held & (seen < kind.copies) & whole[:, None]
             unlike[kind.metric][:, places] |= differs
             if kind.metric in counts:
@@ -143,15 +146,13 @@ class Combiner:
                     self.unlike.setdefault(name, places)
 
 
-def _differ(
-    squares: Array, means: Array, seen: NDArray[np.float64], copies: int
-) -> NDArray[np.bool_]:
+def _differ(squares: Array, means: Array, seen: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether norms that `seen` processes have read of one thing differ.
 
-    Told by the sum of their squared distances from their mean; `squares` are sums over `copies`.
+    Told by the sum of their squared distances from their mean; `squares` are means of theirs.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = squares * copies - np.square(means) * seen
+    with np.errstate(invalid="ignore"):
+        spread = (squares - np.square(means)) * seen
         result: NDArray[np.bool_] = spread > TOLERANCE**2 * np.square(means)
     return result
 

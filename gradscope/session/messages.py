@@ -58,8 +58,5 @@ class Message(NamedTuple):
             PartialRow(**row, sums=some.reshape(2, -1))
             for row, some in zip(head["rows"], sums, strict=True)
         ]
-        slots = [
-            (Kind(table, metric, copies), np.array(of, np.int64))
-            for table, metric, copies, of in head["slots"]
-        ]
+        slots = [(Kind(*kind), np.array(of, np.int64)) for *kind, of in head["slots"]]
         return cls(head["complete"], rows, slots, head["told"])

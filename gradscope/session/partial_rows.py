@@ -29,11 +29,15 @@ _UNWEIGHTED = ("root sum square", "sum", "largest")
 
 
 class Kind(NamedTuple):
-    """What a sum is of: readings of a metric, or norms that so many `copies` should have alike."""
+    """What a sum is of: readings of a metric, or norms that so many `copies` should have alike.
+
+    Of these there are sums of their squares, too.
+    """
 
     table: str
     metric: str
     copies: int = 0
+    is_squared: bool = False
 
 
 class Slots:
@@ -155,12 +159,11 @@ def _parts(
                 weight = np.ones_like(weight)
             moment = _moment(column, given, values[column.mean][:, read] if column.mean else given)
             yield slots.take(Kind(table, name), numbers[table][read]), moment * weight, weight
-    for name, copies in decoded.copies.items():
-        for held in np.unique(copies.copies):
-            some = np.flatnonzero(copies.copies == held)
-            kind = Kind("layers", name, round(held))
-            places = slots.take(kind, numbers["layers"][copies.numbers[some]])
-            yield places, copies.norms[:, some], np.ones(some.size)
+    for name, alike in decoded.copies.items():
+        for by, held, norms in alike:
+            of, once = numbers["layers"][held], np.ones(held.size)
+            yield slots.take(Kind("layers", name, by), of), norms, once
+            yield slots.take(Kind("layers", name, by, True), of), np.square(norms), once
 
 
 def _moment(column: schema.Column, values: Array, means: Array) -> Array:

@@ -190,6 +190,26 @@ def test_what_one_of_many_holds_otherwise_is_not_believed():
     assert processes[0].ranks.combiner.unlike["clipped_grad_norm"].tolist() == [2]
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_part_of_a_layer_that_all_hold_is_compared_and_counts_once(alike):
+    """As a bias beside a weight of which each process has a shard."""
+    processes = group(lambda rank: ["a", "b"], lambda rank: Shares(SIZE))
+
+    def row(process: Process) -> HostRow:
+        shard, whole = float(process.rank), 3.0 + (0 if alike else 1e-3 * (process.rank == 17))
+        read = [(0, 1, shard), (0, SIZE, whole), (1, 1, shard)]
+        keys = tuple((OfParameter("grad_norm", (i,), copies),) for i, copies, _ in read)
+        segments = [(keys, np.array([norm for *_, norm in read]))]
+        return HostRow(0, 0.0, False, True, segments, {})
+
+    (tables,) = flush(processes, lambda p: [row(p)])
+    shards = sum(rank**2 for rank in range(SIZE))
+    expected = [math.sqrt(shards + 9) if alike else math.nan, math.sqrt(shards)]
+    np.testing.assert_allclose(tables["layers"]["grad_norm"], expected, rtol=1e-12)
+    assert np.isnan(tables["steps"]["grad_norm"][0]) == (not alike)
+    assert list(processes[0].ranks.combiner.unlike) == ([] if alike else ["grad_norm"])
+
+
 def test_of_a_process_that_falls_silent_and_those_that_it_sends_for_nothing_is_made_up():
     processes = group(lambda rank: ["a"], lambda rank: Shares(SIZE))
 

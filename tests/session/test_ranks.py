@@ -16,6 +16,7 @@ import torch
 
 import gradscope
 from ranks_training import STEPS, Dropping, batch_of, net
+from releases import shards_on_the_cpu
 
 SCRIPT = Path(__file__).parents[1] / "support" / "ranks_training.py"
 
@@ -128,8 +129,12 @@ def test_a_step_that_one_process_does_not_record_is_not_that_of_all(tmp_path):
     assert "from step 1 on not every process" in note
 
 
-def test_gradients_that_are_reduced_after_the_backward_are_not_put_together_before(tmp_path):
-    run = trained("reduced by hand", tmp_path / "run")
+@pytest.mark.parametrize(
+    "which",
+    ["reduced by hand", pytest.param("biases reduced by hand", marks=shards_on_the_cpu)],
+)
+def test_gradients_that_are_reduced_after_the_backward_are_not_put_together_before(tmp_path, which):
+    run = trained(which, tmp_path / "run")
     model = net()
     expected = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

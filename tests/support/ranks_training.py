@@ -30,8 +30,9 @@ def train(model: nn.Module, steps: int = STEPS, reduce: bool = False) -> None:
         model(torch.randn(4, 5)).square().sum().backward()
         if reduce:
             for p in model.parameters():
-                dist.all_reduce(p.grad)
-                p.grad /= 2
+                if not hasattr(p, "device_mesh"):  # else fully_shard has
+                    dist.all_reduce(p.grad)
+                    p.grad /= 2
         optimizer.step()
 
 
@@ -73,6 +74,15 @@ def train_dropping(path: str, rank: int) -> None:
             optimizer.zero_grad()
             model(*batch_of(rank, step)).square().sum().backward()
             optimizer.step()
+
+
+def shard_weights(model: nn.Module) -> None:
+    """Shard the weights, and leave it to the program what becomes of the biases."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    biases = {p for p in model.parameters() if p.dim() == 1}
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)), ignored_params=biases)
 
 
 def main(kind: str, path: str) -> None:
@@ -117,6 +127,10 @@ def main(kind: str, path: str) -> None:
         with gradscope.watch(model, path, every=rank + 1):
             train(model)
     elif kind == "reduced by hand":
+        with gradscope.watch(inner, path):
+            train(inner, reduce=True)
+    elif kind == "biases reduced by hand":
+        shard_weights(inner)
         with gradscope.watch(inner, path):
             train(inner, reduce=True)
     elif kind == "layers left out":
