@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.optim import SGD
 
 import gradscope
@@ -151,3 +152,70 @@ def test_runs_of_gradscope_0_1_say_nothing(tmp_path):
 def test_the_frame_and_the_csv_stay_without_it(tmp_path):
     training_of(net(), tmp_path / "run")
     assert "training" not in gradscope.load(tmp_path / "run").frame()
+
+
+def recorded(model, path, size=(2, 4)):
+    """Return the run of a short training on random inputs."""
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, path) as scope:
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(size)).square().mean().backward()
+            optimizer.step()
+    return scope.run
+
+
+class Uncalled(nn.Module):
+    """Of its layers one is called, and one is used otherwise."""
+
+    def __init__(self, use):
+        super().__init__()
+        torch.manual_seed(0)
+        self.used, self.called = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.use = use
+
+    def forward(self, x):
+        return self.called(torch.relu(self.use(self, x)))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, x: net.used.forward(x),
+        lambda net, x: F.linear(x, net.used.weight, net.used.bias),
+    ],
+    ids=["forward", "function"],
+)
+def test_layers_whose_weights_are_used_without_a_call_are_told_of_once(use, tmp_path):
+    net = Uncalled(use)
+    with pytest.warns(gradscope.GradscopeWarning, match="layer 'used': weights are used without"):
+        run = recorded(net, tmp_path / "run")
+    assert len(run.notes) == 1
+    read = run.frame().set_index("name")
+    assert read.signal_norm["used"].isna().all() and read.signal_norm["called"].notna().all()
+    assert read.grad_norm.notna().all()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, x: net.used(x) + F.linear(x, net.used.weight),
+        lambda net, x: F.linear(x, net.called.weight) + net.used(x),  # of one called later
+        lambda net, x: net.used(x) @ net.called.weight,
+    ],
+)
+def test_layers_that_are_called_as_well_are_not_told_of(use, tmp_path):
+    assert recorded(Uncalled(use), tmp_path / "run").notes == []
+
+
+def test_what_torch_and_containers_hold_is_not_told_of_as_uncalled(tmp_path):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+            self.scales = nn.ParameterList([nn.Parameter(torch.ones(4))])
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0] * self.scales[0]
+
+    assert recorded(Attending(), tmp_path / "run", (2, 3, 4)).notes == []

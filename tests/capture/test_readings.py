@@ -351,6 +351,42 @@ def test_outputs_in_dicts_and_tuples_are_read(batch, tmp_path):
     assert readings(scope.run).signal_norm["pair"] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("learnt", [True, False])
+def test_an_output_is_all_that_a_layer_returns_with_a_gradient_or_without(learnt, tmp_path):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.z = nn.Parameter(torch.full((4, 6), 1.0), requires_grad=learnt)
+            self.register_buffer("t", torch.arange(24.0).reshape(4, 6))
+
+        def forward(self):
+            return self.z + 0, {"at": torch.arange(6), "t": self.t + 0}
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.positions, self.fc = Positions(), nn.Linear(6, 6)
+
+        def forward(self, x):
+            z, rest = self.positions()
+            return self.fc(x + z) * rest["t"]
+
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for _ in range(6):
+            optimizer.zero_grad()
+            model(torch.ones(4, 6)).square().mean().backward()
+            optimizer.step()
+    frame = scope.run.frame()
+    read = frame[frame.name == "positions"]
+    true = torch.cat([model.positions.z.flatten(), model.positions.t.flatten()])
+    assert len(read) == 6 and set(read.output_elements) == {48}
+    np.testing.assert_allclose(read.activation_norm, true.norm().item(), rtol=1e-6)
+    np.testing.assert_allclose(read.activation_mean, true.mean().item(), rtol=1e-6)
+    np.testing.assert_allclose(read.activation_std, true.std(correction=0).item(), rtol=1e-6)
+
+
 class Holder:
     def __init__(self, value):
         self.value = value

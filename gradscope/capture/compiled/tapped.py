@@ -259,6 +259,8 @@ class Taps:
         self._is_stale = False
         if aliases is None or len(forward.calls) < len(forward.modules):
             return
+        if forward.has_constants:  # taps see what has a gradient
+            return
         if known is not None and known[0] is plan:
             return
         taps = plan_taps(

@@ -63,6 +63,8 @@ class Forward:
     ----------
     with_graph : set of int
         Numbers of the modules whose calls had a graph.
+    has_constants : bool
+        Whether a layer has returned tensors that require grad and others, of real numbers.
     thread : int
         Where it runs, as far as that is asked.
     """
@@ -74,6 +76,7 @@ class Forward:
         self.thread = -1 if call is None else call.thread
         self.modules: list[ModuleInfo] = []
         self.with_graph: set[int] = set()
+        self.has_constants = False
         self.readings = Readings(None if expected is None else expected.trust)
         self._records: list[_Record | None] = []
         self._units = units if units is not None and units.is_on else None
@@ -152,13 +155,23 @@ class Forward:
             self._computed[ordinal] = computed  # functional_call may end before the forward
         if info.is_layer:
             if torch.is_grad_enabled():  # else it will be computed again, or is not trained
-                self._measure_output(info, ordinal, module, args, tensors or tensors_in(output))
+                read = tensors
+                if not tensors or type(output) is not Tensor:
+                    read = self._with_constants(tensors, output)
+                self._measure_output(info, ordinal, module, args, read)
                 self._note_replay(info, ordinal, module, args)
                 if self._expected is None and isinstance(module, nn.RNNCellBase):
                     self.states.note(info.name, tensors_in(args[1:]), tensors)
         elif tensors and (self._expected is None or ordinal in self._expected.calls):
             self._measure_for_joins(ordinal, "out", tensors)
         return not self._open
+
+    def _with_constants(self, tensors: Sequence[Tensor], output: object) -> list[Tensor]:
+        """Return all that a layer has returned, behind the `tensors` that require grad."""
+        constants = [t for t in tensors_in(output) if not t.requires_grad]
+        if tensors and any(t.is_floating_point() or t.is_complex() for t in constants):
+            self.has_constants = True
+        return [*tensors, *constants]
 
     def returned(self) -> list[tuple[ModuleInfo, _Record]]:
         """Return the modules whose calls returned, with these, in the order in which they began."""

@@ -74,6 +74,11 @@ def computed_parameters(module: nn.Module) -> tuple[Node, ...]:
     return tuple([p.grad_fn for p in found if p is not None and p.grad_fn is not None])
 
 
+def has_forward(module: nn.Module) -> bool:
+    """Whether `module` is more than a container."""
+    return type(module).forward is not nn.Module.forward
+
+
 def is_activation(module: nn.Module) -> bool:
     """Whether `module` is an activation function: torch's own, or one named like it."""
     if any(True for _ in module.children()):

@@ -124,6 +124,20 @@ class Modules:
                 return True
         return False
 
+    def to_be_called(self) -> set[int]:
+        """Return the numbers of those that are made to be called.
+
+        Not containers, nor the `out_proj` that torch's MultiheadAttention only takes weights from.
+        """
+        ours = [(number, module) for number, module in self if not is_scripted(module)]
+        torchs = {
+            id(child)
+            for _, module in ours
+            if isinstance(module, nn.MultiheadAttention)
+            for child in module.children()
+        }
+        return {n for n, m in ours if layers.has_forward(m) and id(m) not in torchs}
+
     def scripted(self) -> list[str]:
         """Return the names of the outermost modules that torch.jit has compiled."""
         names = [self.infos[n].name or layers.ROOT for n, m in self if is_scripted(m)]

@@ -1,4 +1,6 @@
-"""Parameters that a model computes with and does not list, as those of layers in a Python list."""
+"""Parameters that a model computes with and does not list, as those of layers in a Python list,
+or those of layers that it does not call.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from torch.autograd.graph import Node
 
 
 class Outside:
-    """Leaves of the model's graphs, held weakly, until it is known that the model lists them."""
+    """Leaves of the model's graphs, held weakly, until it is known whether the model lists them."""
 
     def __init__(self) -> None:
         self._met: dict[int, weakref.ref[Tensor]] = {}
@@ -29,11 +31,11 @@ class Outside:
             if type(variable) is nn.Parameter:
                 self._met.setdefault(id(variable), weakref.ref(variable))
 
-    def without(self, listed: Collection[int]) -> list[Tensor]:
-        """Return those that are alive and not `listed`, and forget the others."""
+    def split(self, listed: Collection[int]) -> tuple[list[int], list[Tensor]]:
+        """Return which are `listed`, to forget them, and those that are not, and are alive."""
         alive = {key: p for key, held in self._met.items() if (p := held()) is not None}
         self._met = {key: self._met[key] for key in alive if key not in listed}
-        return [alive[key] for key in self._met]
+        return [key for key in alive if key in listed], [alive[key] for key in self._met]
 
 
 def kept_in(modules: Iterable[tuple[str, nn.Module]], lost: set[int]) -> list[str]:
