@@ -159,6 +159,8 @@ def _has_constant(flow: DataFlow, node: int) -> bool:
 
 def _shifts_a_constant(flow: DataFlow, node: int) -> bool:
     """Tell whether a sum shifts what has no gradient, scaled by another part of the condition."""
+    if flow.stems[node] == "Cat":
+        return False
     if _has_constant(flow, node):
         return True
     roots = [_root(flow, value) for _, value in flow.data[node]]

@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradscope.autograd import torch_internals
-from gradscope.autograd.data_flow import PARTITION, DataFlow
+from gradscope.autograd.data_flow import PARTITION, DataFlow, node_kinds
 from gradscope.autograd.graph import Call, Edge, Graph, Origins, Value, contains
 from gradscope.autograd.residual import Residual, course, leads, reach, read
 from gradscope.autograd.sums import Sum, Term, sums
+
+_PICKED = node_kinds("Index IndexSelect")
+"""Parts that are told by indices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def _takes_parts(flow: DataFlow, way: Residual) -> bool:
     """Tell whether both ways begin by taking a part of the split value."""
     readers = flow.consumers[flow.values[way.split]]
     return all(
-        flow.stems[edge[0]] in PARTITION
+        flow.stems[edge[0]] in PARTITION | _PICKED
         for edge in readers
         if leads(flow, edge, (way.shortcut, *way.branch))
     )

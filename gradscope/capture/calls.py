@@ -92,7 +92,7 @@ class Calls:
         self._cut_every = cut_every
         self._compiled = bool(compiled)
         self._eager = Eager()
-        self._unseen = Unseen(modules, self._eager, self._compiled, faults)
+        self._unseen = Unseen(modules, catalogue.outside, self._eager, self._compiled, faults)
         self._hooks = ModuleHooks(self)
         self._taps = Taps(
             compiled,

@@ -1,9 +1,9 @@
 """What is told of calls that are not read, or not as they should be (calls.py)."""
 
 APART = (
-    "re-entrant checkpointing of a function that calls several modules, or goes on from what"
-    " one returns: shortcuts in it, outside of these, are not seen. Use"
-    " checkpoint(..., use_reentrant=False) to have them"
+    "what a backward computes anew, by re-entrant checkpointing or by a Function of one's own as of"
+    " reversible blocks, calls several modules, or goes on from what one returns: shortcuts in it,"
+    " outside of these, are not seen. checkpoint(..., use_reentrant=False) has them"
 )
 
 UNREAD = (
@@ -35,6 +35,11 @@ PARTS = (
     " ran compiled in step {step}, and maybe before, where nothing of them is seen: signals and"
     " activations are NaN. From then on recorded steps run without torch.compile; call"
     " torch.compile before watch(), and hand that what it returned, to have them all"
+)
+
+UNCALLED = (
+    ": weights are used without a call of the module: there are no signals and activations. Call"
+    " layer(x), not layer.forward(x) nor a function with layer.weight, to have them"
 )
 
 UNREACHED = (

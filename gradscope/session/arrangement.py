@@ -91,7 +91,8 @@ class Arrangement:
                 assert all(layout[p - 1][0][0] == mean for p, _ in of_layers), layout
         self.shortcuts: dict[str, Part] = {}
         for metric, past in _found(layout, OfShortcut).items():
-            self.shortcuts[metric] = _part(past, [key.shortcut for _, key in past], [1] * len(past))
+            of = [catalogue.joins.row_of[key.shortcut] for _, key in past]
+            self.shortcuts[metric] = _part(past, of, [1] * len(past))
         self.scalars = {
             key.name: place
             for place, keys in enumerate(layout)

@@ -207,9 +207,10 @@ class Decoder:
                 if module in catalogue.layer_of:
                     parallel[:, catalogue.layer_of[module]] = spread
             if kind is OfShortcut:
-                known = catalogue.shortcut_spread
-                numbers = range(len(catalogue.shortcuts))
-                parallel = np.array([[known.get(number, np.nan) for number in numbers]] * 3)
+                parallel = np.full((3, len(catalogue.shortcuts)), np.nan)
+                for number, held in list(catalogue.shortcut_spread.items()):
+                    if number in catalogue.joins.row_of:
+                        parallel[:, catalogue.joins.row_of[number]] = held
         for name, weight in weights.items():
             column = metrics[name]
             if column.processes == "copies":  # of parameters: done

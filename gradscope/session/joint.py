@@ -32,7 +32,7 @@ def described(catalogue: Catalogue, experts: Collection[str] = ()) -> Json:
     A shortcut past one of several `experts`, which other processes have, is past what holds them.
     """
     edges = [[edge["source"], edge["target"]] for edge in catalogue.edge_rows()]
-    infos = [dict(vars(info)) for info in catalogue.shortcut_infos()]
+    infos = [dict(vars(info)) for info in catalogue.joins.infos()]
     rows = [dict(row) for row in catalogue.layers]  # after what speaks of them: they may grow
     for info in infos:
         for end in ("split", "join", "branch"):

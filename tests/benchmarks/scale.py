@@ -20,7 +20,8 @@ import numpy as np
 
 from gradscope import schema
 from gradscope.capture.keys import Keys, Layout, OfLayer, OfParameter, OfShortcut
-from gradscope.capture.net.catalogue import Catalogue, LayerInfo, ShortcutInfo
+from gradscope.capture.net.catalogue import Catalogue, LayerInfo
+from gradscope.capture.net.shortcut_list import ShortcutInfo
 from gradscope.session.columns import Decoder, columns
 from gradscope.session.connections import below
 from gradscope.session.holders import find_holders
@@ -122,7 +123,8 @@ class Process:
             for i in blocks
             for branch in (f"layers.{i}.attention_norm", f"layers.{i}.ffn_norm")
         ]
-        self.catalogue.add_shortcuts(joins)
+        self.catalogue.joins.meet(joins)
+        self.catalogue.add_shortcuts(range(len(infos)))
         self.catalogue.edges.add((i, i + 1) for i in range(len(layers) - 1))
         self.connections = Memory(rank)
         self.ranks = Ranks(rank, size, self.connections, shares, Joint())

@@ -79,3 +79,41 @@ def test_what_is_made_between_two_parts_hinders_no_reading(between, tmp_path):
     assert read["last"].to_list() == pytest.approx(expected)
     assert scope.run.shortcuts[["name", "form"]].values.tolist() == [["block", "identity"]]
     assert scope.run.shortcut_matrix("shortcut_norm")[1][:, 0] == pytest.approx(through)
+
+
+class Chain(nn.Module):
+    """Blocks whose order of definition is not that of their calls; the model has a weight, too."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.out, self.blocks = nn.Linear(4, 1), nn.ModuleList(Residual() for _ in range(3))
+        self.scale, self.stem = nn.Parameter(torch.ones(4)), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.stem(x) * self.scale
+        for block in reversed(self.blocks):
+            x = block(x)
+        return self.out(x)
+
+
+def test_shortcuts_of_parts_stand_in_the_order_and_at_the_places_that_they_have_in_the_model(
+    tmp_path,
+):
+    def shortcuts(forward, path):
+        model = Chain()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with gradscope.watch(model, path) as scope:
+            for _ in range(3):
+                optimizer.zero_grad()
+                forward(model)(torch.ones(5, 4)).square().mean().backward()
+                optimizer.step()
+        return scope.run.shortcuts.set_index("name").position
+
+    whole = shortcuts(lambda model: model, tmp_path / "whole")
+    parts = shortcuts(lambda model: model.forward, tmp_path / "parts")
+    assert list(parts.index) == list(whole.index) == ["blocks.2", "blocks.1", "blocks.0"]
+    assert parts.is_monotonic_increasing
+    # the model's own weight makes it a layer, which the parts do not call
+    assert (parts * 5).round(6).tolist() == [2, 3, 4]
+    assert (whole * 6).round(6).tolist() == [2, 3, 4]

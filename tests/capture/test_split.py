@@ -461,7 +461,8 @@ def test_nothing_waits_for_the_device(function, tmp_path):
         steps=3,
         loss=lambda output: output[0].sum() + output[1].sum(),
     )
-    assert len(run.steps) == 3 and run.notes == []
+    notes = [note for note in run.notes if "weights are used without a call" not in note]
+    assert len(run.steps) == 3 and notes == []
     assert len(run.shortcuts) > 0
 
 

@@ -281,7 +281,7 @@ class Taps:
         """Say once what taps cannot show."""
         for what, names in taps.unread.items():
             if what.endswith("shortcuts"):
-                names = [self._catalogue.shortcuts[int(n)]["name"] for n in names]
+                names = self._catalogue.joins.names(map(int, names))
             self.faults.tell(
                 f"compiled steps are read within their graph, which does not show {what}"
                 f" ({layers_named(list(dict.fromkeys(names)))}): NaN from the second recorded step"

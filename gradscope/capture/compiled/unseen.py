@@ -6,6 +6,7 @@ from gradscope.capture import sentences
 from gradscope.capture.compiled.eager import Eager, compiled_frames, has_compiled
 from gradscope.capture.faults import Faults
 from gradscope.capture.net.modules import Modules
+from gradscope.capture.net.outside import Outside
 from gradscope.capture.training.steps import Step
 from gradscope.wording import layers_named
 
@@ -19,6 +20,8 @@ class Unseen:
     Parameters
     ----------
     modules : Modules
+    outside : Outside
+        What graphs have computed with.
     eager : Eager
     is_compiled : bool
         Whether modules were handed to torch.compile.
@@ -32,11 +35,17 @@ class Unseen:
         On forwards: what was not seen is no sign of compiled code.
     """
 
-    def __init__(self, modules: Modules, eager: Eager, is_compiled: bool, faults: Faults) -> None:
+    def __init__(
+        self, modules: Modules, outside: Outside, eager: Eager, is_compiled: bool, faults: Faults
+    ) -> None:
         self.is_compiled = is_compiled
         self.gave_up = False
         self.faults = faults
         self._modules = modules
+        self._outside = outside
+        self._looked = 0  # at what was met there
+        self._uncalled: set[int] = set()  # as far as the step before has shown
+        self._told: set[int] = set()
         self._eager = eager
         self._frames = compiled_frames()
         self._has_read = False  # gradients that came to outputs of layers
@@ -59,6 +68,8 @@ class Unseen:
                 self._judge(tried, missing)
             elif is_new and missing:
                 self._put_aside(step, missing)
+            elif not is_new:
+                self._look_for_uncalled()
         elif tried >= 0:  # compiled code was put aside, and made no difference
             self._put_back()
             if not self._is_of_no_layer(step):
@@ -69,6 +80,20 @@ class Unseen:
                 self.faults.tell(sentences.COMPILED.format(step=step.number))
         elif not self.is_compiled and not self._is_of_no_layer(step):
             self._give_up(sentences.UNREACHED if step.forwarded else sentences.UNSEEN, step)
+
+    def _look_for_uncalled(self) -> None:
+        """Say which layers are not called though graphs compute with their weights.
+
+        Nor in the recorded step after that: one that was made in a forward had no hooks in it.
+        """
+        found = self._uncalled - self._modules.executed.keys()
+        self._uncalled = set()
+        if found:
+            self.faults.tell(layers_named(self._modules.names(found)) + sentences.UNCALLED)
+        if self._looked != self._outside.news:
+            self._looked = self._outside.news
+            self._uncalled = self._modules.uncalled(self._outside) - self._told
+        self._told |= found
 
     def _is_of_no_layer(self, step: Step) -> bool:
         """Whether no layer may have made the loss, such as one of a single parameter."""

@@ -18,7 +18,8 @@ from gradscope.capture.forwards.edges import EdgeFinder
 from gradscope.capture.forwards.forward import Forward
 from gradscope.capture.forwards.plan import Plan, make_plan, position
 from gradscope.capture.forwards.spread import find_spread
-from gradscope.capture.net.catalogue import Catalogue, ShortcutInfo, occurrences
+from gradscope.capture.net.catalogue import Catalogue
+from gradscope.capture.net.shortcut_list import ShortcutInfo, occurrences
 from gradscope.capture.reading.dropouts import find_dropouts
 from gradscope.capture.reading.functions import find_functions
 
@@ -83,11 +84,13 @@ class Structures:
         calls, layers = forward.calls, forward.layers
         joins = self._joins(graph, forward)
         names = [(j.name, j.form, j.split, j.join, j.branch) for j in joins]
-        numbers = self._catalogue.add_shortcuts(
+        is_part = forward.modules[0].number != 0
+        numbers = self._catalogue.joins.meet(
             [
                 ShortcutInfo(*name, occurrence, position(graph, calls, layers, join))
                 for name, occurrence, join in zip(names, occurrences(names), joins, strict=True)
-            ]
+            ],
+            {layer for layer in layers if layer is not None} if is_part else (),
         )
         plan = make_plan(graph, calls, layers, joins, numbers, forward.times)
         self._catalogue.outside.meet(graph.nodes[leaf] for leaf in plan.leaves)

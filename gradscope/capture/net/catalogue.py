@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gradscope.autograd.heads import Head
 from gradscope.capture.net.edge_list import EdgeList
 from gradscope.capture.net.outside import Outside
+from gradscope.capture.net.shortcut_list import ShortcutList
 from gradscope.schema import TRAINING
 
 if TYPE_CHECKING:
     from gradscope.capture.net.distributed import Sharing
 
 Json = dict[str, Any]
-
-_SHORTCUT_NAMES = ("name", "form", "split", "join", "branch")
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,6 @@ class Spread(NamedTuple):
     into: float
 
 
-@dataclass(frozen=True)
-class ShortcutInfo:
-    """A residual join as the recorder knows it; `occurrence` tells repeats in one graph apart."""
-
-    name: str
-    form: str
-    split: str
-    join: str
-    branch: str
-    occurrence: int
-    position: float
-
-
 class Catalogue:
     """Numbers layers and shortcuts; a number, once given, stays.
 
@@ -72,7 +57,7 @@ class Catalogue:
         edges: Sequence[Json] = (),
     ) -> None:
         self.layers = [{TRAINING: "", **row} for row in layers]
-        self.shortcuts = list(shortcuts)
+        self.joins = ShortcutList(shortcuts)
         self.edges = EdgeList(edges)
         self.heads: dict[Head, None] = {}  # in the order of sight
         self.facts: Json = {}  # `schema.FACTS`
@@ -84,11 +69,6 @@ class Catalogue:
         self.spread: dict[int, Spread] = {}  # of modules, over processes
         self.shortcut_spread: dict[int, float] = {}
         self._resumed = {row["name"]: row["layer"] for row in layers}
-        names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in shortcuts]
-        self._shortcut_of: dict[tuple[Any, ...], int] = {
-            (*name, occurrence): row["shortcut"]
-            for name, occurrence, row in zip(names, occurrences(names), shortcuts, strict=True)
-        }
 
     def difference(self, layers: Iterable[LayerInfo]) -> str:
         """Say where the `layers` of a model are not those of the run that is resumed, "" if not."""
@@ -211,48 +191,14 @@ class Catalogue:
         """Return the edges between the layers that have a number by now."""
         return self.edges.rows(dict(self.layer_of))
 
-    def shortcut_infos(self) -> list[ShortcutInfo]:
-        """Return the shortcuts, in order; for any thread."""
-        rows = list(self.shortcuts)
-        names = [tuple(row[key] for key in _SHORTCUT_NAMES) for row in rows]
-        return [
-            ShortcutInfo(
-                occurrence=occurrence,
-                position=row["position"],
-                **dict(zip(_SHORTCUT_NAMES, name, strict=True)),
-            )
-            for row, name, occurrence in zip(rows, names, occurrences(names), strict=True)
-        ]
+    @property
+    def shortcuts(self) -> list[Json]:
+        """The rows of the shortcuts that have one."""
+        return self.joins.rows
 
-    def add_shortcuts(self, shortcuts: Sequence[ShortcutInfo]) -> list[int]:
-        """Return the number of each shortcut, given now where it is met for the first time."""
-        numbers = []
-        for info in shortcuts:
-            names = tuple(getattr(info, key) for key in _SHORTCUT_NAMES)
-            key = (*names, info.occurrence)
-            if key not in self._shortcut_of:
-                self.changes += 1
-                self._shortcut_of[key] = len(self.shortcuts)
-                self.shortcuts.append(
-                    {
-                        "shortcut": len(self.shortcuts),
-                        "name": info.name,
-                        "form": info.form,
-                        "split": info.split,
-                        "join": info.join,
-                        "branch": info.branch,
-                        "position": info.position,
-                    }
-                )
-            numbers.append(self._shortcut_of[key])
-        return numbers
-
-
-def occurrences(names: Iterable[tuple[str, ...]]) -> list[int]:
-    """Return how often each of `names` came before: what tells equal names apart."""
-    seen: Counter[tuple[str, ...]] = Counter()
-    result = []
-    for name in names:
-        result.append(seen[name])
-        seen[name] += 1
-    return result
+    def add_shortcuts(self, executed: Iterable[int]) -> None:
+        """Give a row to each join that has none yet; `executed` as for `add_layers`."""
+        if self.joins.are_new:
+            of = self.layer_of
+            self.joins.settle({m: str(self.layers[of[m]]["name"]) for m in executed if m in of})
+            self.changes += 1

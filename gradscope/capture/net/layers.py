@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.parameter import UninitializedParameter
 
-from gradscope.autograd.torch_internals import WRAPPER_NAMES, has_child, parameters_of, wrapped
+from gradscope.autograd.torch_internals import (
+    WRAPPER_NAMES,
+    has_child,
+    is_scripted,
+    parameters_of,
+    wrapped,
+)
 from gradscope.kinds import group
 
 ROOT = "(root)"
@@ -74,8 +80,10 @@ def computed_parameters(module: nn.Module) -> tuple[Node, ...]:
     return tuple([p.grad_fn for p in found if p is not None and p.grad_fn is not None])
 
 
-def has_forward(module: nn.Module) -> bool:
-    """Whether `module` is more than a container."""
+def acts(module: nn.Module) -> bool:
+    """Whether `module` is there to be called, and no container of what others compute with."""
+    if isinstance(module, nn.Embedding) or is_scripted(module):
+        return False
     return type(module).forward is not nn.Module.forward
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from torch import nn
@@ -124,19 +124,24 @@ class Modules:
                 return True
         return False
 
-    def to_be_called(self) -> set[int]:
-        """Return the numbers of those that are made to be called.
+    def uncalled(self, used: Container[object]) -> set[int]:
+        """Return the modules that own some of `used`, of whose owners none was called.
 
-        Not containers, nor the `out_proj` that torch's MultiheadAttention only takes weights from.
+        Not containers, nor those whose weights are used by themselves as a rule: embeddings, as
+        learnt queries, and the `out_proj` of a MultiheadAttention.
         """
-        ours = [(number, module) for number, module in self if not is_scripted(module)]
-        torchs = {
-            id(child)
-            for _, module in ours
-            if isinstance(module, nn.MultiheadAttention)
-            for child in module.children()
-        }
-        return {n for n, m in ours if layers.has_forward(m) and id(m) not in torchs}
+        called: set[int] = set()  # identities of parameters
+        found: dict[int, set[int]] = {}
+        torchs: set[int] = set()  # identities of modules
+        for number, module in self:
+            if isinstance(module, nn.MultiheadAttention):
+                torchs |= set(map(id, children_of(module)))
+            own = {id(p) for _, p in layers.own_parameters(module) if p in used}
+            if number in self.executed:
+                called |= own
+            elif layers.acts(module) and id(module) not in torchs:
+                found[number] = own
+        return {number for number, own in found.items() if own - called}
 
     def scripted(self) -> list[str]:
         """Return the names of the outermost modules that torch.jit has compiled."""

@@ -1,6 +1,4 @@
-"""Parameters that a model computes with and does not list, as those of layers in a Python list,
-or those of layers that it does not call.
-"""
+"""Parameters that a model computes with and does not list, as those of layers in a Python list."""
 
 from __future__ import annotations
 
@@ -12,10 +10,11 @@ from torch.autograd.graph import Node
 
 
 class Outside:
-    """Leaves of the model's graphs, held weakly, until it is known whether the model lists them."""
+    """Leaves of the model's graphs, held weakly, until it is known that the model lists them."""
 
     def __init__(self) -> None:
         self._met: dict[int, weakref.ref[Tensor]] = {}
+        self.news = 0  # how often some were met
 
     def __len__(self) -> int:
         return len(self._met)
@@ -26,16 +25,21 @@ class Outside:
         Of parameters alone: other leaves, and those of wrappers that flatten what they hold, are
         no layer's.
         """
+        self.news += 1
         for leaf in leaves:
             variable = getattr(leaf, "variable", None)
             if type(variable) is nn.Parameter:
                 self._met.setdefault(id(variable), weakref.ref(variable))
 
-    def split(self, listed: Collection[int]) -> tuple[list[int], list[Tensor]]:
-        """Return which are `listed`, to forget them, and those that are not, and are alive."""
+    def __contains__(self, parameter: object) -> bool:
+        met = self._met.get(id(parameter))
+        return met is not None and met() is parameter
+
+    def without(self, listed: Collection[int]) -> list[Tensor]:
+        """Return those that are alive and not `listed`, and forget the others."""
         alive = {key: p for key, held in self._met.items() if (p := held()) is not None}
         self._met = {key: self._met[key] for key in alive if key not in listed}
-        return [key for key in alive if key in listed], [alive[key] for key in self._met]
+        return [alive[key] for key in self._met]
 
 
 def kept_in(modules: Iterable[tuple[str, nn.Module]], lost: set[int]) -> list[str]:

@@ -5,20 +5,11 @@ decay of the optimizers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-
-from torch import Tensor
 
 from gradscope.capture.net.catalogue import Catalogue
 from gradscope.capture.net.modules import Modules
 from gradscope.capture.net.outside import kept_in
 from gradscope.capture.training.parameters import Parameters, all_optimizers
-from gradscope.wording import layers_named
-
-_UNCALLED = (
-    ": weights are used without a call of the module: there are no signals and activations. Call"
-    " layer(x), not layer.forward(x) nor a function with layer.weight, to have them"
-)
 
 
 class Audit:
@@ -32,7 +23,6 @@ class Audit:
         self._changes = 0
         self._listed: list[tuple[int, str, int | None]] = []
         self._outside = 0
-        self._uncalled: set[int] = set()
 
     def update(self, told_by_hooks: bool) -> None:
         """Say of each layer what is known by now; costs nothing where nothing has changed.
@@ -58,7 +48,7 @@ class Audit:
             if decay := self._largest("weight_decay"):
                 self._catalogue.set_fact("weight_decay", max(decay.values()))
         if told_by_hooks and len(self._catalogue.outside) != self._outside:
-            self._look_at_leaves()
+            self._look_outside()
 
     def _largest(self, option: str) -> dict[str, float]:
         """Return the largest `option` of each class of optimizer, where it is a number."""
@@ -70,25 +60,10 @@ class Audit:
                     largest[name] = max(float(value), largest.get(name, 0.0))
         return largest
 
-    def _look_at_leaves(self) -> None:
-        """Look at what the latest graphs have computed with, and what holds it."""
-        owners = dict(zip(map(id, self._parameters.tensors), self._parameters.owners, strict=True))
-        used, lost = self._catalogue.outside.split(owners)
-        self._outside = len(lost)
-        self._tell_of_uncalled([owners[key] for key in used])
-        self._look_outside(lost)
-
-    def _tell_of_uncalled(self, used: Iterable[tuple[int, ...]]) -> None:
-        """Say which layers were never called, of those whose parameters these owners hold."""
-        executed = self._modules.executed
-        found = {n for owners in used if executed.keys().isdisjoint(owners) for n in owners}
-        found &= self._modules.to_be_called()
-        if found := found - self._uncalled:
-            self._uncalled |= found
-            self._parameters.tell(layers_named(self._modules.names(found)) + _UNCALLED)
-
-    def _look_outside(self, lost: Sequence[Tensor]) -> None:
+    def _look_outside(self) -> None:
         """Say of which shapes are the parameters that neither model nor optimizers hold."""
+        lost = self._catalogue.outside.without({id(p) for p in self._parameters.tensors})
+        self._outside = len(lost)
         if lost and not self._parameters.may_be_gathered:
             groups = [group for optimizer in all_optimizers() for group in optimizer.param_groups]
             held = {id(p) for group in groups for p in group["params"]}

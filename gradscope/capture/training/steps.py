@@ -385,7 +385,7 @@ class Steps:
         self._audit.update(self.told_by_hooks)
 
     def _number_layers(self) -> None:
-        """Give numbers to the layers that were met, while the model is sure to be there."""
+        """Give numbers to layers and joins that were met, while the model is sure to be there."""
         met = self._modules.met
         if met != self._numbered:
             replaced = self._catalogue.add_layers(self._modules.layers(), self._modules.executed)
@@ -396,3 +396,4 @@ class Steps:
                     f"{layers_named(replaced)}: replaced before step {self.current.number}; the"
                     " readings of what came in place go on under this name"
                 )
+        self._catalogue.add_shortcuts(self._modules.executed)

@@ -229,3 +229,18 @@ def class_attention(m, x):
         u = torch.cat([cls, x], 1)
         cls = cls + (m.q(cls) @ m.kv(u).transpose(1, 2)).softmax(-1) @ u
     return cls
+
+
+SENDERS, RECEIVERS = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([1, 2, 3, 0, 2, 3])
+
+
+@net(
+    "concat (root) stem (root) edge", "identity (root) stem (root) edge",
+    stem=lin(), edge=lin(17, 8), node=lin(16, 8), head=lin(),
+)  # fmt: skip
+def messages_with_raw_distances(m, x):
+    """Satorras et al. 2021: what has no gradient stands beside both ends of an edge."""
+    h = m.stem(x)
+    ends = [h[SENDERS], h[RECEIVERS], h.new_ones(6, 1)]
+    sent = torch.zeros_like(h).index_add(0, RECEIVERS, m.edge(torch.cat(ends, 1)))
+    return m.head(h + m.node(torch.cat([h, sent], 1)))

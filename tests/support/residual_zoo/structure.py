@@ -179,6 +179,15 @@ def affine_coupling(m, x):
     return torch.cat([a, b], 1)
 
 
+@net("partial (root) stem (root) t.0", stem=lin(8, 8), s=mlp(4), t=mlp(4))
+def affine_coupling_by_index(m, x):
+    """As in nflows: no value goes both ways."""
+    x = m.stem(x)
+    a, b = x[:, torch.arange(4), ...], x.index_select(1, torch.arange(4, 8))
+    b = b * torch.exp(m.s(a)) + m.t(a)
+    return torch.cat([a, b], 1)
+
+
 @net("identity (root) stem (root) f", stem=lin(), f=nn.utils.parametrizations.weight_norm(lin()))
 def weight_norm_branch(m, x):
     x = m.stem(x)
