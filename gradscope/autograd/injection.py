@@ -159,7 +159,7 @@ def _has_constant(flow: DataFlow, node: int) -> bool:
 
 def _shifts_a_constant(flow: DataFlow, node: int) -> bool:
     """Tell whether a sum shifts what has no gradient, scaled by another part of the condition."""
-    if flow.stems[node] == "Cat":
+    if flow.stems[node] == "Cat":  # it puts things beside each other
         return False
     if _has_constant(flow, node):
         return True

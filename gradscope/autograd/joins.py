@@ -19,8 +19,8 @@ from gradscope.autograd.graph import Call, Edge, Graph, Origins, Value, contains
 from gradscope.autograd.residual import Residual, course, leads, reach, read
 from gradscope.autograd.sums import Sum, Term, sums
 
-_PICKED = node_kinds("Index IndexSelect")
-"""Parts that are told by indices."""
+_PARTS = PARTITION | node_kinds("Index IndexSelect")
+"""Operations that take a part of a tensor, also by its indices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def _takes_parts(flow: DataFlow, way: Residual) -> bool:
     """Tell whether both ways begin by taking a part of the split value."""
     readers = flow.consumers[flow.values[way.split]]
     return all(
-        flow.stems[edge[0]] in PARTITION | _PICKED
+        flow.stems[edge[0]] in _PARTS
         for edge in readers
         if leads(flow, edge, (way.shortcut, *way.branch))
     )

@@ -207,10 +207,11 @@ class Decoder:
                 if module in catalogue.layer_of:
                     parallel[:, catalogue.layer_of[module]] = spread
             if kind is OfShortcut:
-                parallel = np.full((3, len(catalogue.shortcuts)), np.nan)
+                size = self._sizes[1]
+                parallel = np.full((3, size), np.nan)
                 for number, held in list(catalogue.shortcut_spread.items()):
-                    if number in catalogue.joins.row_of:
-                        parallel[:, catalogue.joins.row_of[number]] = held
+                    if (row := catalogue.joins.row_of.get(number, size)) < size:
+                        parallel[:, row] = held
         for name, weight in weights.items():
             column = metrics[name]
             if column.processes == "copies":  # of parameters: done

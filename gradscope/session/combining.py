@@ -115,7 +115,8 @@ class Combiner:
             places = self._place("layers", numbers)
             held = (seen > 0) & (seen <= kind.copies)  # by more: parts of it, that are not compared
             differs = held & _differ(squares, means, seen)
-            is_all = np.isclose(sums[:, 0, of] * kind.copies, squares * seen)  # that the layer has
+            # whether nothing else counts in the layer
+            is_all = np.isclose(sums[:, 0, of] * kind.copies, squares * seen, atol=0)
             known = np.where(held & ~differs & is_all, means, np.nan)
             alike[kind.metric][:, places] = np.fmax(alike[kind.metric][:, places], known)
             differs |= held & (seen < kind.copies) & whole[:, None]

@@ -88,12 +88,12 @@ class Unseen:
         """
         found = self._uncalled - self._modules.executed.keys()
         self._uncalled = set()
+        self._told |= found
         if found:
             self.faults.tell(layers_named(self._modules.names(found)) + sentences.UNCALLED)
         if self._looked != self._outside.news:
             self._looked = self._outside.news
             self._uncalled = self._modules.uncalled(self._outside) - self._told
-        self._told |= found
 
     def _is_of_no_layer(self, step: Step) -> bool:
         """Whether no layer may have made the loss, such as one of a single parameter."""

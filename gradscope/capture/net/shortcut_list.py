@@ -92,12 +92,13 @@ class ShortcutList:
             number: replace(info, position=_position(info, part, called))
             for number, (info, part) in self._new.items()
         }
-        self._new = {}
-        for number in sorted(new, key=lambda number: new[number].position):  # stable
-            info = new[number]
-            self.row_of[number] = len(self.rows)
-            told = {name: getattr(info, name) for name in _NAMES}
-            self.rows.append({"shortcut": len(self.rows), **told, "position": info.position})
+        # in an order that an interrupt may cut short: what has a row, or is about to, goes first
+        for number in sorted(new, key=lambda n: (n not in self.row_of, new[n].position)):
+            row = self.row_of.setdefault(number, len(self.rows))
+            if row == len(self.rows):
+                told = {name: getattr(new[number], name) for name in (*_NAMES, "position")}
+                self.rows.append({"shortcut": row, **told})
+            del self._new[number]
 
     def infos(self) -> list[ShortcutInfo]:
         """Return those that have a row, in order; for any thread."""
