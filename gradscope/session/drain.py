@@ -314,22 +314,33 @@ class Drain:
         )
 
     def _decoded(self, rows: list[HostRow]) -> list[Decoded]:
-        """Put readings of rows together."""
+        """Put readings of rows together, all at once, or else of each row that can be."""
         try:
-            decoded = list(self._decoder.decoded(rows))
-            if self._decoder.summands:
-                self._tell(
-                    f"{layers_named(list(self._decoder.summands))}: each process has a summand of"
-                    " their gradient, which the optimizer adds up itself: grad_norm and"
-                    " clipped_grad_norm are NaN there and over all parameters. fully_shard over"
-                    " one more dimension of the mesh adds them up before"
-                )
+            return self._decoded_together(rows)
+        except Exception:
+            decoded: list[Decoded] = []
+            lost: dict[int, Exception] = {}
+            for row in rows:
+                try:
+                    decoded += self._decoded_together([row])
+                except Exception as error:
+                    lost[row.step] = error
+            if lost:
+                first = lost[min(lost)]
+                steps = f"{min(lost)}-{max(lost)}"
+                self._tell(f"lost steps {steps}: {type(first).__name__}: {first}")
             return decoded
-        except Exception as error:
-            numbers = [row.step for row in rows]
-            steps = f"{min(numbers)}-{max(numbers)}"
-            self._tell(f"lost steps {steps}: {type(error).__name__}: {error}")
-            return []
+
+    def _decoded_together(self, rows: list[HostRow]) -> list[Decoded]:
+        decoded = list(self._decoder.decoded(rows))
+        if self._decoder.summands:
+            self._tell(
+                f"{layers_named(list(self._decoder.summands))}: each process has a summand of"
+                " their gradient, which the optimizer adds up itself: grad_norm and"
+                " clipped_grad_norm are NaN there and over all parameters. fully_shard over"
+                " one more dimension of the mesh adds them up before"
+            )
+        return decoded
 
     def _send(self, written: list[dict[str, Columns]]) -> None:
         """Send rows on; a sink that fails is told of, and dropped."""

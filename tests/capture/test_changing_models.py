@@ -148,3 +148,59 @@ def test_layers_may_be_added_and_removed(tmp_path):
         *[[True] * 6] * 2,
         *[[False, False, True, True, True, True]] * 2,  # a ReLU on the input gets no gradient
     ]
+
+
+class Gained(nn.Module):
+    """What is no layer, until it is given a parameter."""
+
+    def __init__(self, at_step, within):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.at_step, self.within, self.step = nn.Linear(6, 6), at_step, within, 0
+        self.double()
+
+    def gain(self):
+        if self.step == self.at_step:
+            self.scale = nn.Parameter(torch.full((6,), 2.0, dtype=torch.float64))
+
+    def forward(self, x):
+        if self.within:
+            self.gain()
+        x = torch.relu(self.fc(x))
+        return x * self.scale if hasattr(self, "scale") else x
+
+
+@pytest.mark.parametrize("at_step", [0, 3])
+@pytest.mark.parametrize("within", [False, True], ids=["between steps", "in a forward"])
+@pytest.mark.parametrize("is_root", [False, True])
+def test_a_module_that_is_given_its_first_parameter_is_a_layer_from_then_on(
+    at_step, within, is_root, tmp_path
+):
+    part = Gained(at_step, within)
+    model = part if is_root else nn.Sequential(nn.Linear(6, 6).double(), part)
+    name = "(root)" if is_root else "1"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gradients, signals = {}, {}
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        for part.step in range(8):
+            if not within:
+                part.gain()
+            out = model(x_of())
+            out.retain_grad()
+            if part.step == at_step:
+                optimizer.add_param_group({"params": [part.scale]})
+            optimizer.zero_grad()
+            out.square().mean().backward()
+            if part.step >= at_step:
+                gradients[part.step] = part.scale.grad.norm().item()
+                signals[part.step] = out.grad.norm().item()
+            optimizer.step()
+    assert scope.run.notes == [] and scope.run.steps.step.tolist() == list(range(8))
+    frame = scope.run.frame()
+    read = frame[frame.name == name].set_index("step")
+    own = read.grad_norm.dropna()
+    assert own.to_dict() == pytest.approx(gradients, rel=1e-9)
+    seen = read.signal_norm.dropna().to_dict()
+    assert seen == pytest.approx({step: signals[step] for step in seen}, rel=1e-9)
+    # not of the forward that it was made in, nor of one that was followed before it was
+    assert seen.keys() >= set(range(at_step + (within or at_step == 0), 8))

@@ -14,6 +14,7 @@ from torch import nn
 import gradscope
 import trainings
 from disk import full_disk
+from gradscope.session.columns import Decoder
 from trainings import check_steps
 
 
@@ -96,3 +97,22 @@ def test_a_training_whose_folder_is_removed_goes_on(tmp_path: Path) -> None:
         scope.close()
     check_training(model, 30)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_row_that_cannot_be_put_together_costs_that_row_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = Decoder.decoded
+
+    def failing(self, rows):
+        if any(row.step == 4 for row in rows):
+            raise KeyError("made")
+        return decoded(self, rows)
+
+    monkeypatch.setattr(Decoder, "decoded", failing)
+    model = trainings.net()
+    scope = gradscope.watch(model, tmp_path / "run")
+    trainings.train(model, trainings.learner(model), range(10))
+    with told("lost steps 4-4: KeyError: 'made'"):
+        scope.close()
+    assert scope.run.steps.step.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]

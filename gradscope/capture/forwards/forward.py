@@ -193,10 +193,11 @@ class Forward:
     def fingerprint(self, graph: Graph) -> int:
         """Return what is equal for two steps of the same structure.
 
-        Modules are told by their numbers: one that took another's place has its name.
+        Modules are told by their numbers, and whether they are layers, which they may become; one
+        that took another's place has its name.
         """
         made = [
-            (module.number, start, stop, outputs)
+            (2 * module.number + module.is_layer, start, stop, outputs)
             for module, (start, stop, _, outputs, _) in self.returned()
         ]
         return fingerprint(graph, made)

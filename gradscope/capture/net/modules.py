@@ -54,7 +54,7 @@ class Modules:
         self._parents: list[int | None] = []
         self._looks = 0
         self._present: list[int] = []  # those that were part of the model at the last look
-        self._families: list[tuple[weakref.ref[nn.Module], tuple[int, ...]]] = []
+        self._families: list[tuple[int, weakref.ref[nn.Module], tuple[int, ...]]] = []
         self._number: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
         self.look_for_new()
 
@@ -109,18 +109,34 @@ class Modules:
                 self._references.append(weakref.ref(module))
                 self.infos.append(_describe(number, layers.unwrapped_name(name), module))
                 self._parents.append(by_name.get(name.rpartition(".")[0]) if name else None)
-            elif self.infos[number].name != (called := layers.unwrapped_name(name)):
-                self.infos[number] = self.infos[number]._replace(name=called)
+            else:
+                called = layers.unwrapped_name(name)
+                if self.infos[number].name != called:
+                    self.infos[number] = self.infos[number]._replace(name=called)
             by_name[name] = number
             self._present.append(number)
             children = tuple(map(id, children_of(module)))
-            self._families.append((self._references[number], children))
+            self._families.append((number, self._references[number], children))
+        self.look_at_parameters()
+
+    def look_at_parameters(self) -> None:
+        """Take those for layers that have been given their first parameter."""
+        for number, module in self:
+            if self._is_given_one(number, module):
+                self.infos[number] = _describe(number, self.infos[number].name, module)
+                self._looks += 1
+
+    def _is_given_one(self, number: int, module: nn.Module) -> bool:
+        return not self.infos[number].owns_parameters and bool(layers.own_parameters(module))
 
     def have_changed(self) -> bool:
-        """Whether a module was added, removed or replaced since the last look."""
-        for reference, children in self._families:
+        """Whether a module was added, removed, replaced or given its first parameter since."""
+        for number, reference, children in self._families:
             module = reference()
-            if module is not None and tuple(map(id, children_of(module))) != children:
+            if module is not None and (
+                tuple(map(id, children_of(module))) != children
+                or self._is_given_one(number, module)
+            ):
                 return True
         return False
 

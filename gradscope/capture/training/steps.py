@@ -232,7 +232,10 @@ class Steps:
     def look_up_parameters(self) -> None:
         """Take the parameters as they are now, unless readings stand by the places they had."""
         if self.current.parameters is None:
+            known = self._parameters.changes
             self._parameters.look_up(self._modules)
+            if self._parameters.changes != known:
+                self._modules.look_at_parameters()
 
     def begin_parameter_readings(self) -> ParameterReadings:
         """Return them at the end of a backward, whose readings replace what was read before.
