@@ -150,6 +150,22 @@ def test_layers_may_be_added_and_removed(tmp_path):
     ]
 
 
+def test_a_layer_that_took_another_s_place_keeps_its_name_as_others_come(tmp_path):
+    model = plain(2)
+    with gradscope.watch(model, tmp_path / "run") as scope:
+        train(model, 2)
+        for _ in range(2):
+            model[0] = nn.Linear(6, 6).double()
+            with pytest.warns(gradscope.GradscopeWarning, match=r"layer '0': replaced before"):
+                train(model, 2)
+            model.insert(4, nn.Linear(6, 6).double())
+            train(model, 2)
+    run = scope.run
+    assert not run.layers.name.str.contains("removed").any()
+    assert run.layers.name.iloc[0] == "0" and run.layers.name.is_unique
+    assert np.isfinite(run.matrix("grad_norm")[1][:, 0]).all()
+
+
 class Gained(nn.Module):
     """What is no layer, until it is given a parameter."""
 

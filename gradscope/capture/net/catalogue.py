@@ -119,10 +119,11 @@ class Catalogue:
         holders = {info.module for info in layers if info.module != 0}
         depth = self.layers[-1]["depth"] if self.layers else 0
         present = {info.module for info in layers}
+        taken = {self.layer_of[module] for module in present & self.layer_of.keys()}
         left = {
             str(self.layers[number]["name"]): number
             for module, number in self.layer_of.items()
-            if module not in present
+            if module not in present and number not in taken
         }
         replaced = []
         self._rename(layers, left)
