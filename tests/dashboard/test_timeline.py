@@ -40,6 +40,7 @@ def test_neighbours_share_a_mark_that_tells_of_both(
     browse: Browse, dashboard: Serve, marked: Path
 ) -> None:
     page = browse(dashboard(marked))
+    drawn(page, "profile")
     both = "step 50: unfroze; step 51: longer words that need room"
     page.get_by_role("button", name=both).click()
     page.wait_for_url("**step=50**")

@@ -1,4 +1,6 @@
-"""Gradients that no forward led to which was seen: whether that forward has run compiled."""
+"""Gradients that no call led to which was seen: of the model, whose forward may have run compiled,
+or of layers of it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ class Unseen:
     """Says that gradients came which no forward led to, and finds out if compiled code made them.
 
     Compiled code calls no modules, nor does `model.forward()`, and gradients may be set by hand:
-    what compiled code has done shows once it is put aside.
+    what compiled code has done shows once it is put aside. Where there is none, layers whose
+    weights graphs compute with, and that nobody calls, are told of.
 
     Parameters
     ----------
