@@ -97,10 +97,18 @@ def _takes_parts(flow: DataFlow, way: Residual) -> bool:
     """Tell whether both ways begin by taking a part of the split value."""
     readers = flow.consumers[flow.values[way.split]]
     return all(
-        flow.stems[edge[0]] in _PARTS
+        _takes_part(flow, edge[0])
         for edge in readers
         if leads(flow, edge, (way.shortcut, *way.branch))
     )
+
+
+def _takes_part(flow: DataFlow, node: int) -> bool:
+    if flow.stems[node] != "Alias":  # as torch 2.6 puts one before an index
+        return flow.stems[node] in _PARTS
+    outputs = flow.members(flow.outputs[node])
+    readers = [edge for output in outputs for edge in flow.consumers.get(output, [])]
+    return all(_takes_part(flow, reader) for reader, _ in readers)
 
 
 def _is_coupled(flow: DataFlow, way: Residual, node: int, half: Residual) -> bool:
