@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gradscope.capture.net import layers
+
 Json = dict[str, Any]
 
 _NAMES = ("name", "form", "split", "join", "branch")
@@ -139,4 +141,4 @@ def _position(info: ShortcutInfo, part: Collection[int], called: Mapping[int, st
 
 def _is_around(holder: str, name: str) -> bool:
     """Whether a layer holds the one called `name`: it returns after that."""
-    return holder == "(root)" or name.startswith(f"{holder}.")
+    return holder == layers.ROOT or name.startswith(f"{holder}.")
